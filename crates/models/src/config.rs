@@ -1,0 +1,157 @@
+use std::path::Path;
+
+use burn::tensor::Device;
+use serde::{Deserialize, Serialize};
+
+use crate::gpt2::{Gpt2, Gpt2Config};
+use crate::llama::{Llama, LlamaConfig};
+use crate::{Error, LanguageModel};
+
+/// The `config.json` of a Hugging Face checkpoint, told apart by its `model_type`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "model_type", rename_all = "lowercase")]
+pub enum ModelConfig {
+    /// `"model_type": "gpt2"`
+    Gpt2(Gpt2Config),
+    /// `"model_type": "llama"`
+    Llama(LlamaConfig),
+}
+
+impl ModelConfig {
+    /// Reads a `config.json`.
+    ///
+    /// # Errors
+    ///
+    /// When the file is missing, is not such a configuration, or asks for something that is not built.
+    pub fn read(path: &Path) -> Result<Self, Error> {
+        let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+        let config: Self = serde_json::from_str(&text).map_err(Error::json(path))?;
+        config.check(path)?;
+        Ok(config)
+    }
+
+    /// Checks that the configuration is one that is built and consistent; `path` is for the message.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unsupported`] names the key.
+    pub fn check(&self, path: &Path) -> Result<(), Error> {
+        let refuse = |key: &str, value: String, hint: &str| {
+            Err(Error::Unsupported { path: path.into(), key: key.into(), value, hint: hint.into() })
+        };
+        match self {
+            Self::Gpt2(c) => {
+                if c.activation_function != "gelu_new" {
+                    return refuse("activation_function", c.activation_function.clone(), "only gelu_new");
+                }
+                if c.n_head == 0 || !c.n_embd.is_multiple_of(c.n_head) {
+                    return refuse("n_head", c.n_head.to_string(), "it must divide n_embd");
+                }
+                for (key, p) in [
+                    ("embd_pdrop", c.embd_pdrop),
+                    ("attn_pdrop", c.attn_pdrop),
+                    ("resid_pdrop", c.resid_pdrop),
+                ] {
+                    if !(0.0..1.0).contains(&p) {
+                        return refuse(key, p.to_string(), "a probability below 1");
+                    }
+                }
+            }
+            Self::Llama(c) => {
+                if c.rope_scaling.as_ref().is_some_and(|v| !v.is_null()) {
+                    return refuse("rope_scaling", "set".into(), "only null: plain rotary embeddings");
+                }
+                if c.attention_bias || c.mlp_bias {
+                    return refuse("attention_bias/mlp_bias", "true".into(), "only false");
+                }
+                if c.hidden_act != "silu" {
+                    return refuse("hidden_act", c.hidden_act.clone(), "only silu");
+                }
+                let kv = c.num_key_value_heads.unwrap_or(c.num_attention_heads);
+                if kv == 0 || !c.num_attention_heads.is_multiple_of(kv) {
+                    return refuse("num_key_value_heads", kv.to_string(), "it must divide num_attention_heads");
+                }
+                let dh = c.head_dim.unwrap_or(c.hidden_size / c.num_attention_heads);
+                if !dh.is_multiple_of(2) {
+                    return refuse("head_dim", dh.to_string(), "rotary embeddings need an even width");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A model of this shape with all weights zero (norms the identity).
+    pub fn zeros(&self, device: &Device) -> LanguageModel {
+        match self {
+            Self::Gpt2(c) => LanguageModel::Gpt2(Gpt2::zeros(c, device)),
+            Self::Llama(c) => LanguageModel::Llama(Llama::zeros(c, device)),
+        }
+    }
+
+    /// A model with freshly drawn weights: normal with standard deviation `initializer_range`, the
+    /// maps that feed a residual sum scaled by `1 / sqrt(2 layers)` (GPT-2's rule), biases zero,
+    /// norms the identity. The numbers depend on `seed` and the tensor's name alone.
+    pub fn init(&self, seed: u64, device: &Device) -> LanguageModel {
+        let std = match self {
+            Self::Gpt2(c) => c.initializer_range,
+            Self::Llama(c) => c.initializer_range,
+        };
+        crate::params::draw(self.zeros(device), seed, std)
+    }
+
+    /// V: rows of the token embedding.
+    pub fn vocab_size(&self) -> usize {
+        match self {
+            Self::Gpt2(c) => c.vocab_size,
+            Self::Llama(c) => c.vocab_size,
+        }
+    }
+
+    /// Longest sequence that the model takes.
+    pub fn max_positions(&self) -> usize {
+        match self {
+            Self::Gpt2(c) => c.n_positions,
+            Self::Llama(c) => c.max_position_embeddings,
+        }
+    }
+
+    /// Number of layers.
+    pub fn layers(&self) -> usize {
+        match self {
+            Self::Gpt2(c) => c.n_layer,
+            Self::Llama(c) => c.num_hidden_layers,
+        }
+    }
+
+    /// d: width of a hidden state.
+    pub fn width(&self) -> usize {
+        match self {
+            Self::Gpt2(c) => c.n_embd,
+            Self::Llama(c) => c.hidden_size,
+        }
+    }
+
+    /// The end-of-text token, where the configuration names one.
+    pub fn eos(&self) -> Option<u32> {
+        match self {
+            Self::Gpt2(c) => c.eos_token_id,
+            Self::Llama(c) => c.eos_token_id,
+        }
+    }
+
+    /// The class name in `transformers`.
+    pub(crate) fn architecture(&self) -> &'static str {
+        match self {
+            Self::Gpt2(_) => "GPT2LMHeadModel",
+            Self::Llama(_) => "LlamaForCausalLM",
+        }
+    }
+
+    /// Whether head and token embedding are one tensor.
+    pub(crate) fn tied(&self) -> bool {
+        match self {
+            Self::Gpt2(_) => true,
+            Self::Llama(c) => c.tie_word_embeddings,
+        }
+    }
+}

@@ -1,0 +1,112 @@
+use std::path::PathBuf;
+
+/// What can go wrong with a model, its files or its generation.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file could not be read or written.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// A JSON file does not hold what it should.
+    #[error("{path}: {source}")]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// The cause, with line and column.
+        source: serde_json::Error,
+    },
+    /// A file is truncated or corrupt.
+    #[error("{path}: not a valid safetensors file ({reason}); fetch or write it again")]
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// What the reader said.
+        reason: String,
+    },
+    /// A configuration asks for something that is not built.
+    #[error("{path}: `{key}` is {value}, which is not supported ({hint})")]
+    Unsupported {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: String,
+        /// Its value.
+        value: String,
+        /// What is supported.
+        hint: String,
+    },
+    /// Tensors that the model needs are not in the checkpoint.
+    #[error("{path}: {} tensor(s) of the model are missing, first `{}`", names.len(), names[0])]
+    MissingTensors {
+        /// The checkpoint.
+        path: PathBuf,
+        /// Every missing name.
+        names: Vec<String>,
+    },
+    /// Tensors of the checkpoint have no place in the model.
+    #[error("{path}: {} tensor(s) have no place in the model, first `{}`; does config.json belong to these weights?", names.len(), names[0])]
+    UnusedTensors {
+        /// The checkpoint.
+        path: PathBuf,
+        /// Every unused name.
+        names: Vec<String>,
+    },
+    /// A tensor has another shape than the configuration says.
+    #[error("{path}: tensor `{name}` has shape {found:?}, config.json says {expected:?}")]
+    Shape {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// Shape from the configuration, as stored in the file.
+        expected: Vec<usize>,
+        /// Shape found.
+        found: Vec<usize>,
+    },
+    /// A setting is out of range.
+    #[error("`{key}` = {value}: {reason}")]
+    Setting {
+        /// The setting.
+        key: String,
+        /// Its value.
+        value: String,
+        /// Why not.
+        reason: String,
+    },
+    /// A prompt and its answer do not fit the model's positions.
+    #[error("example {example}: {prompt} prompt tokens and {new} new ones exceed the model's {positions} positions; lower max_new_tokens or max_prompt_length")]
+    TooLong {
+        /// The example's index.
+        example: u64,
+        /// Prompt tokens.
+        prompt: usize,
+        /// New tokens asked for.
+        new: usize,
+        /// The model's limit.
+        positions: usize,
+    },
+    /// The model's logits are not numbers any more.
+    #[error("example {example}: the model's logits have no finite value at position {position}; the weights hold NaN or infinity")]
+    NotFinite {
+        /// The example's index.
+        example: u64,
+        /// Position of the token that was to be drawn.
+        position: usize,
+    },
+}
+
+impl Error {
+    pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { path, source }
+    }
+
+    pub(crate) fn json(path: impl Into<PathBuf>) -> impl FnOnce(serde_json::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Json { path, source }
+    }
+}

@@ -1,0 +1,317 @@
+//! Decoding with a KV cache: greedy or sampled, in batches, each row stopping at its own end.
+//!
+//! The random number that draws a token depends on (seed, example, position) alone, so an answer does
+//! not depend on the batch it was drawn in, on the order of the prompts or on the number of threads.
+//! What remains is rounding: logits that differ in their last bits between batch shapes could turn a
+//! draw that falls between two tokens within that distance.
+
+use burn::tensor::{Int, Tensor, TensorData};
+use rayon::prelude::*;
+
+use crate::params::{mix, to_vec, unit};
+use crate::{Error, KvCache, LanguageModel};
+
+/// How answers are drawn.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Decoding {
+    /// Most tokens of an answer, its end included.
+    pub max_new_tokens: usize,
+    /// Divides the logits; 0 takes the likeliest token.
+    pub temperature: f64,
+    /// Draw among this many likeliest tokens; 0 is off.
+    pub top_k: usize,
+    /// Draw among the likeliest tokens that together reach this mass; 1 is off.
+    pub top_p: f64,
+    /// No token n-gram of this size occurs twice in prompt and answer; 0 is off.
+    pub no_repeat_ngram_size: usize,
+    /// Rows decoded together.
+    pub batch_size: usize,
+}
+
+impl Decoding {
+    /// The likeliest token at each step.
+    pub fn greedy() -> Self {
+        Self { temperature: 0.0, ..Self::sampling() }
+    }
+
+    /// Sampling at temperature 1 from the whole vocabulary.
+    pub fn sampling() -> Self {
+        Self {
+            max_new_tokens: 256,
+            temperature: 1.0,
+            top_k: 0,
+            top_p: 1.0,
+            no_repeat_ngram_size: 0,
+            batch_size: 32,
+        }
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        let refuse = |key: &str, value: String, reason: &str| {
+            Err(Error::Setting { key: key.into(), value, reason: reason.into() })
+        };
+        if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
+            return refuse("temperature", self.temperature.to_string(), "it must be 0 or more");
+        }
+        if !(self.top_p > 0.0 && self.top_p <= 1.0) {
+            return refuse("top_p", self.top_p.to_string(), "it must lie in (0, 1]");
+        }
+        if self.batch_size == 0 || self.max_new_tokens == 0 {
+            return refuse("batch_size/max_new_tokens", "0".into(), "it must be 1 or more");
+        }
+        Ok(())
+    }
+}
+
+/// Answers `prompts`; each answer ends with `eos` unless it was cut at `max_new_tokens`.
+///
+/// `examples` names the prompts for the random numbers and for errors. `progress` is called with the
+/// number of answers finished since the last call.
+///
+/// # Errors
+///
+/// A setting out of range, an empty prompt or one too long for the model, weights that give no
+/// finite logit.
+pub fn generate(
+    model: &LanguageModel,
+    prompts: &[Vec<u32>],
+    examples: &[u64],
+    seed: u64,
+    eos: u32,
+    decoding: &Decoding,
+    progress: &mut dyn FnMut(usize),
+) -> Result<Vec<Vec<u32>>, Error> {
+    decoding.check()?;
+    let positions = model.config().max_positions();
+    for (prompt, &example) in prompts.iter().zip(examples) {
+        if prompt.is_empty() || prompt.len() + decoding.max_new_tokens > positions {
+            return Err(Error::TooLong {
+                example,
+                prompt: prompt.len(),
+                new: decoding.max_new_tokens,
+                positions,
+            });
+        }
+    }
+    // Prompts of like length share a batch, so that there is little padding.
+    let mut order: Vec<usize> = (0..prompts.len()).collect();
+    order.sort_by_key(|&i| (prompts[i].len(), i));
+    let mut answers = vec![Vec::new(); prompts.len()];
+    for batch in order.chunks(decoding.batch_size) {
+        let mut rows: Vec<Row> = batch
+            .iter()
+            .map(|&index| Row {
+                index,
+                key: mix(mix(seed) ^ examples[index]),
+                example: examples[index],
+                prompt: &prompts[index],
+                answer: Vec::new(),
+            })
+            .collect();
+        decode_batch(model, &mut rows, eos, decoding, &mut |row| {
+            answers[row.index] = row.answer;
+            progress(1);
+        })?;
+    }
+    Ok(answers)
+}
+
+struct Row<'a> {
+    index: usize,
+    key: u64,
+    example: u64,
+    prompt: &'a [u32],
+    answer: Vec<u32>,
+}
+
+fn decode_batch(
+    model: &LanguageModel,
+    rows: &mut Vec<Row>,
+    eos: u32,
+    decoding: &Decoding,
+    done: &mut dyn FnMut(Row),
+) -> Result<(), Error> {
+    let device = model.device();
+    let width = rows.iter().map(|r| r.prompt.len()).max().unwrap_or(0);
+    let mut cache = KvCache::new(model.config().layers(), width + decoding.max_new_tokens);
+    let mut pads: Vec<usize> = rows.iter().map(|r| width - r.prompt.len()).collect();
+    let mut ids: Vec<i32> = Vec::with_capacity(rows.len() * width);
+    for row in rows.iter() {
+        ids.extend(std::iter::repeat_n(eos as i32, width - row.prompt.len()));
+        ids.extend(row.prompt.iter().map(|&t| t as i32));
+    }
+    let mut columns = width;
+    // Rows that have ended stay in the tensors until an eighth of the batch has, since leaving
+    // copies the cache; `alive` holds, for each row of the tensors, its place in `rows`.
+    let mut alive: Vec<Option<usize>> = (0..rows.len()).map(Some).collect();
+    let mut open: Vec<Option<Row>> = rows.drain(..).map(Some).collect();
+    for step in 0..decoding.max_new_tokens {
+        let batch = alive.len();
+        let input = Tensor::<2, Int>::from_data(TensorData::new(ids, [batch, columns]), &device);
+        let hidden = model.hidden(input, &pads, Some(&mut cache));
+        let d = hidden.dims()[2];
+        let last = hidden.slice([0..batch, columns - 1..columns, 0..d]).reshape([batch, d]);
+        let logits = to_vec(model.logits(last));
+        let vocab = logits.len() / batch;
+        let drawn: Vec<Result<u32, Error>> = logits
+            .par_chunks_exact(vocab)
+            .zip(alive.par_iter())
+            .map(|(row_logits, place)| match place.and_then(|p| open[p].as_ref()) {
+                Some(row) => next_token(row_logits, row, step, decoding),
+                None => Ok(eos),
+            })
+            .collect();
+        let mut tokens = Vec::with_capacity(batch);
+        for (place, token) in alive.iter_mut().zip(drawn) {
+            let token = token?;
+            tokens.push(token as i32);
+            let Some(p) = *place else { continue };
+            let ended = open[p].as_mut().is_none_or(|row| {
+                row.answer.push(token);
+                token == eos || row.answer.len() == decoding.max_new_tokens
+            });
+            if ended {
+                *place = None;
+                if let Some(row) = open[p].take() {
+                    done(row);
+                }
+            }
+        }
+        let kept: Vec<usize> = (0..batch).filter(|&i| alive[i].is_some()).collect();
+        if kept.is_empty() {
+            break;
+        }
+        if kept.len() * 8 <= batch * 7 {
+            cache.keep_rows(&kept);
+            pads = kept.iter().map(|&i| pads[i]).collect();
+            alive = kept.iter().map(|&i| alive[i]).collect();
+            tokens = kept.iter().map(|&i| tokens[i]).collect();
+        }
+        ids = tokens;
+        columns = 1;
+    }
+    Ok(())
+}
+
+fn next_token(logits: &[f32], row: &Row, step: usize, decoding: &Decoding) -> Result<u32, Error> {
+    let banned = banned_tokens(row.prompt, &row.answer, decoding.no_repeat_ngram_size);
+    let mut masked;
+    let logits = if banned.is_empty() {
+        logits
+    } else {
+        masked = logits.to_vec();
+        for token in banned {
+            masked[token as usize] = f32::NEG_INFINITY;
+        }
+        &masked
+    };
+    let u = unit(mix(row.key ^ mix(step as u64)));
+    draw(logits, u, decoding).ok_or(Error::NotFinite {
+        example: row.example,
+        position: row.prompt.len() + step,
+    })
+}
+
+/// Tokens that would complete an n-gram seen before (the rule of `transformers`).
+fn banned_tokens(prompt: &[u32], answer: &[u32], n: usize) -> Vec<u32> {
+    let length = prompt.len() + answer.len();
+    if n == 0 || length + 1 < n {
+        return Vec::new();
+    }
+    let at = |i: usize| if i < prompt.len() { prompt[i] } else { answer[i - prompt.len()] };
+    let tail = length + 1 - n; // start of the last n - 1 tokens
+    (0..length + 1 - n)
+        .filter(|&start| (0..n - 1).all(|k| at(start + k) == at(tail + k)))
+        .map(|start| at(start + n - 1))
+        .collect()
+}
+
+/// The token whose share of the cumulative probability contains `u`; `None` without a finite logit.
+fn draw(logits: &[f32], u: f64, decoding: &Decoding) -> Option<u32> {
+    let (best, max) = logits
+        .iter()
+        .enumerate()
+        .filter(|(_, x)| !x.is_nan())
+        .fold((0, f32::NEG_INFINITY), |a, (i, &x)| if x > a.1 { (i, x) } else { a });
+    if !max.is_finite() {
+        return None;
+    }
+    if decoding.temperature == 0.0 {
+        return Some(best as u32);
+    }
+    let scale = 1.0 / decoding.temperature as f32;
+    let weight = |x: f32| if x.is_nan() { 0.0 } else { ((x - max) * scale).exp() };
+    if decoding.top_k == 0 && decoding.top_p >= 1.0 {
+        let weights: Vec<f32> = logits.iter().map(|&x| weight(x)).collect();
+        return Some(pick(weights.iter().copied().enumerate(), u, best));
+    }
+    let mut ranked: Vec<(usize, f32)> = logits.iter().map(|&x| weight(x)).enumerate().collect();
+    ranked.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+    if decoding.top_k > 0 {
+        ranked.truncate(decoding.top_k);
+    }
+    if decoding.top_p < 1.0 {
+        let total: f64 = ranked.iter().map(|(_, w)| f64::from(*w)).sum();
+        let mut mass = 0.0;
+        let keep = ranked.iter().take_while(|(_, w)| {
+            let open = mass < decoding.top_p * total;
+            mass += f64::from(*w);
+            open
+        });
+        let keep = keep.count().max(1);
+        ranked.truncate(keep);
+    }
+    Some(pick(ranked.into_iter(), u, best))
+}
+
+fn pick(weights: impl Iterator<Item = (usize, f32)> + Clone, u: f64, fallback: usize) -> u32 {
+    let total: f64 = weights.clone().map(|(_, w)| f64::from(w)).sum();
+    let mut left = u * total;
+    for (token, w) in weights {
+        left -= f64::from(w);
+        if left < 0.0 {
+            return token as u32;
+        }
+    }
+    fallback as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_draw_follows_the_cumulative_probability() {
+        let logits = [1.0f32.ln(), 2.0f32.ln(), 1.0f32.ln(), f32::NEG_INFINITY];
+        let sample = |u| draw(&logits, u, &Decoding::sampling()).unwrap();
+        assert_eq!([0.0, 0.24, 0.26, 0.74, 0.76, 0.999].map(sample), [0, 0, 1, 1, 2, 2]);
+        assert_eq!(draw(&logits, 0.9, &Decoding::greedy()), Some(1));
+        assert_eq!(draw(&[f32::NAN, f32::NEG_INFINITY], 0.5, &Decoding::sampling()), None);
+    }
+
+    #[test]
+    fn top_k_and_top_p_leave_the_likeliest() {
+        let logits = [0.1f32.ln(), 0.5f32.ln(), 0.4f32.ln()];
+        let with = |top_k, top_p, u| draw(&logits, u, &Decoding { top_k, top_p, ..Decoding::sampling() });
+        assert_eq!(with(1, 1.0, 0.99), Some(1));
+        assert_eq!(with(2, 1.0, 0.99), Some(2));
+        assert_eq!(with(0, 0.5, 0.99), Some(1));
+        assert_eq!(with(0, 0.6, 0.99), Some(2));
+    }
+
+    #[test]
+    fn temperature_sharpens() {
+        let logits = [0.0f32, 1.0];
+        let at = |temperature| draw(&logits, 0.2, &Decoding { temperature, ..Decoding::sampling() });
+        assert_eq!((at(1.0), at(0.1)), (Some(0), Some(1)));
+    }
+
+    #[test]
+    fn an_ngram_does_not_occur_twice() {
+        assert_eq!(banned_tokens(&[1, 2, 3], &[1, 2], 3), [3]);
+        assert_eq!(banned_tokens(&[1, 2, 3, 1, 2, 4], &[1, 2], 3), [3, 4]);
+        assert!(banned_tokens(&[1, 2], &[], 6).is_empty());
+        assert!(banned_tokens(&[1, 2, 3], &[], 0).is_empty());
+        assert_eq!(banned_tokens(&[5, 6], &[], 1), [5, 6]);
+    }
+}

@@ -1,0 +1,252 @@
+//! GPT-2: Radford et al., "Language Models are Unsupervised Multitask Learners" (2019).
+//!
+//! Layout, names and initialisation follow the Hugging Face `GPT2LMHeadModel`; the head is the token
+//! embedding. B = batch, T = tokens, d = `n_embd`, H = heads, dh = d / H.
+
+use burn::module::Module;
+use burn::nn::{Dropout, DropoutConfig};
+use burn::tensor::{Device, Int, Tensor};
+use serde::{Deserialize, Serialize};
+
+use crate::layers::{Conv1D, Embedding, KvCache, LayerNorm, Span, attend};
+
+/// The keys of a GPT-2 `config.json` that matter here, with the defaults of `transformers`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Gpt2Config {
+    /// V: rows of the token embedding.
+    #[serde(default = "defaults::vocab_size")]
+    pub vocab_size: usize,
+    /// Longest sequence.
+    #[serde(default = "defaults::n_positions")]
+    pub n_positions: usize,
+    /// d: width.
+    #[serde(default = "defaults::n_embd")]
+    pub n_embd: usize,
+    /// Number of blocks.
+    #[serde(default = "defaults::n_layer")]
+    pub n_layer: usize,
+    /// H: attention heads.
+    #[serde(default = "defaults::n_head")]
+    pub n_head: usize,
+    /// Width of the MLP; 4d when absent.
+    #[serde(default)]
+    pub n_inner: Option<usize>,
+    /// Epsilon of the layer norms.
+    #[serde(default = "defaults::layer_norm_epsilon")]
+    pub layer_norm_epsilon: f64,
+    /// Must be `gelu_new` (the tanh form).
+    #[serde(default = "defaults::activation_function")]
+    pub activation_function: String,
+    /// Dropout after the embeddings.
+    #[serde(default = "defaults::dropout")]
+    pub embd_pdrop: f64,
+    /// Dropout on attention weights.
+    #[serde(default = "defaults::dropout")]
+    pub attn_pdrop: f64,
+    /// Dropout before each residual sum.
+    #[serde(default = "defaults::dropout")]
+    pub resid_pdrop: f64,
+    /// Standard deviation of freshly drawn weights.
+    #[serde(default = "defaults::initializer_range")]
+    pub initializer_range: f64,
+    /// First token of a text, if any.
+    #[serde(default)]
+    pub bos_token_id: Option<u32>,
+    /// End of a text.
+    #[serde(default)]
+    pub eos_token_id: Option<u32>,
+}
+
+mod defaults {
+    pub fn vocab_size() -> usize {
+        50257
+    }
+    pub fn n_positions() -> usize {
+        1024
+    }
+    pub fn n_embd() -> usize {
+        768
+    }
+    pub fn n_layer() -> usize {
+        12
+    }
+    pub fn n_head() -> usize {
+        12
+    }
+    pub fn layer_norm_epsilon() -> f64 {
+        1e-5
+    }
+    pub fn activation_function() -> String {
+        "gelu_new".into()
+    }
+    pub fn dropout() -> f64 {
+        0.1
+    }
+    pub fn initializer_range() -> f64 {
+        0.02
+    }
+}
+
+/// Multi-head causal self-attention.
+#[derive(Module, Debug)]
+pub struct Attention {
+    /// Queries, keys and values in one map: `[d, 3d]`.
+    pub c_attn: Conv1D,
+    /// Output map `[d, d]`.
+    pub c_proj: Conv1D,
+    attn_dropout: Dropout,
+    resid_dropout: Dropout,
+    #[module(skip)]
+    heads: usize,
+}
+
+impl Attention {
+    fn forward(&self, x: Tensor<3>, span: &Span, cache: Option<(&mut KvCache, usize)>) -> Tensor<3> {
+        let [b, t, d] = x.dims();
+        let dh = d / self.heads;
+        let qkv = self.c_attn.forward(x).reshape([b, t, 3, self.heads, dh]);
+        // one of q, k, v: [B, T, 3, H, dh] -> [B, H, T, dh]
+        let part = |i: usize| {
+            qkv.clone()
+                .slice([0..b, 0..t, i..i + 1, 0..self.heads, 0..dh])
+                .reshape([b, t, self.heads, dh])
+                .swap_dims(1, 2)
+        };
+        let (q, mut k, mut v) = (part(0), part(1), part(2));
+        if let Some((cache, layer)) = cache {
+            (k, v) = cache.append(layer, k, v);
+        }
+        let y = attend(q, k, v, span.bias.clone(), |w| self.attn_dropout.forward(w));
+        let y = y.swap_dims(1, 2).reshape([b, t, d]);
+        self.resid_dropout.forward(self.c_proj.forward(y))
+    }
+}
+
+/// Position-wise feed-forward network.
+#[derive(Module, Debug)]
+pub struct Mlp {
+    /// `[d, 4d]`
+    pub c_fc: Conv1D,
+    /// `[4d, d]`
+    pub c_proj: Conv1D,
+    dropout: Dropout,
+}
+
+impl Mlp {
+    fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        self.dropout.forward(self.c_proj.forward(gelu_new(self.c_fc.forward(x))))
+    }
+}
+
+/// The tanh form of GELU (Hendrycks and Gimpel 2016), as GPT-2 uses it.
+fn gelu_new(x: Tensor<3>) -> Tensor<3> {
+    let root = (2.0 / std::f64::consts::PI).sqrt();
+    let cube = x.clone().square() * x.clone();
+    let inner = (cube * (0.044715 * root) + x.clone() * root).tanh();
+    x * (inner + 1.0) * 0.5
+}
+
+/// One pre-norm transformer block.
+#[derive(Module, Debug)]
+pub struct Block {
+    /// Norm before attention.
+    pub ln_1: LayerNorm,
+    /// Attention.
+    pub attn: Attention,
+    /// Norm before the MLP.
+    pub ln_2: LayerNorm,
+    /// Feed-forward network.
+    pub mlp: Mlp,
+}
+
+impl Block {
+    fn new(config: &Gpt2Config, device: &Device) -> Self {
+        let d = config.n_embd;
+        let inner = config.n_inner.unwrap_or(4 * d);
+        let dropout = |p: f64| DropoutConfig::new(p).init();
+        Self {
+            ln_1: LayerNorm::new(d, device),
+            attn: Attention {
+                c_attn: Conv1D::new(d, 3 * d, device),
+                c_proj: Conv1D::new(d, d, device),
+                attn_dropout: dropout(config.attn_pdrop),
+                resid_dropout: dropout(config.resid_pdrop),
+                heads: config.n_head,
+            },
+            ln_2: LayerNorm::new(d, device),
+            mlp: Mlp {
+                c_fc: Conv1D::new(d, inner, device),
+                c_proj: Conv1D::new(inner, d, device),
+                dropout: dropout(config.resid_pdrop),
+            },
+        }
+    }
+}
+
+/// The stack below the head; the field names are the checkpoint's.
+#[derive(Module, Debug)]
+pub struct Transformer {
+    /// Token embedding `[V, d]`, also the head.
+    pub wte: Embedding,
+    /// Position embedding `[n_positions, d]`.
+    pub wpe: Embedding,
+    drop: Dropout,
+    /// Blocks.
+    pub h: Vec<Block>,
+    /// Final norm.
+    pub ln_f: LayerNorm,
+}
+
+/// GPT-2 with its (tied) language-model head.
+#[derive(Module, Debug)]
+pub struct Gpt2 {
+    /// The stack.
+    pub transformer: Transformer,
+    #[module(skip)]
+    pub(crate) config: Box<Gpt2Config>,
+}
+
+impl Gpt2 {
+    /// A model of the given shape on `device`; norms are the identity, all else is zero.
+    pub fn zeros(config: &Gpt2Config, device: &Device) -> Self {
+        let d = config.n_embd;
+        Self {
+            transformer: Transformer {
+                wte: Embedding::new(config.vocab_size, d, device),
+                wpe: Embedding::new(config.n_positions, d, device),
+                drop: DropoutConfig::new(config.embd_pdrop).init(),
+                h: (0..config.n_layer).map(|_| Block::new(config, device)).collect(),
+                ln_f: LayerNorm::new(d, device),
+            },
+            config: Box::new(config.clone()),
+        }
+    }
+
+    /// See [`LanguageModel::hidden`](crate::LanguageModel::hidden).
+    pub(crate) fn hidden(
+        &self,
+        ids: Tensor<2, Int>,
+        left_pad: &[usize],
+        mut cache: Option<&mut KvCache>,
+    ) -> Tensor<3> {
+        let [b, t] = ids.dims();
+        let stack = &self.transformer;
+        let device = stack.wte.weight.val().device();
+        let past = cache.as_ref().map_or(0, |c| c.len());
+        let span = Span::new(t, past, left_pad, &device);
+        let places = stack.wpe.forward(span.ids(&device)); // [B or 1, T, d]
+        let mut x = stack.drop.forward(stack.wte.forward(ids) + places);
+        debug_assert_eq!(x.dims(), [b, t, self.config.n_embd]);
+        let eps = self.config.layer_norm_epsilon;
+        for (layer, block) in stack.h.iter().enumerate() {
+            let normed = block.ln_1.forward(x.clone(), eps);
+            x = x + block.attn.forward(normed, &span, cache.as_deref_mut().map(|c| (c, layer)));
+            let normed = block.ln_2.forward(x.clone(), eps);
+            x = x + block.mlp.forward(normed);
+        }
+        if let Some(cache) = cache {
+            cache.advance(t);
+        }
+        stack.ln_f.forward(x, eps)
+    }
+}

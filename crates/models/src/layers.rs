@@ -1,0 +1,272 @@
+//! What both architectures share: leaf layers with Hugging Face field names, attention, KV cache.
+
+use burn::module::{Module, Param};
+use burn::tensor::activation::softmax;
+use burn::tensor::module::{attention, embedding, layer_norm, linear};
+use burn::tensor::ops::AttentionModuleOptions;
+use burn::tensor::{Device, Int, Tensor, TensorData};
+
+/// Added to the score of a masked position. Finite, so that a row of padding alone gives numbers
+/// (that nobody reads) and not NaN, which would reach real rows through the values.
+const MASKED: f32 = -1e9;
+
+fn zeros<const D: usize>(shape: [usize; D], device: &Device) -> Param<Tensor<D>> {
+    Param::from_tensor(Tensor::zeros(shape, device))
+}
+
+/// Token or position embedding; `weight` is `[V, d]`.
+#[derive(Module, Debug)]
+pub struct Embedding {
+    /// `[V, d]`
+    pub weight: Param<Tensor<2>>,
+}
+
+impl Embedding {
+    pub(crate) fn new(rows: usize, d: usize, device: &Device) -> Self {
+        Self { weight: zeros([rows, d], device) }
+    }
+
+    /// `[B, T] -> [B, T, d]`
+    pub(crate) fn forward(&self, ids: Tensor<2, Int>) -> Tensor<3> {
+        embedding(self.weight.val(), ids)
+    }
+}
+
+/// GPT-2's "Conv1D": an affine map whose weight is stored `[in, out]`.
+#[derive(Module, Debug)]
+pub struct Conv1D {
+    /// `[in, out]`
+    pub weight: Param<Tensor<2>>,
+    /// `[out]`
+    pub bias: Param<Tensor<1>>,
+}
+
+impl Conv1D {
+    pub(crate) fn new(input: usize, output: usize, device: &Device) -> Self {
+        Self { weight: zeros([input, output], device), bias: zeros([output], device) }
+    }
+
+    /// `[B, T, in] -> [B, T, out]`
+    pub(crate) fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        linear(x, self.weight.val(), Some(self.bias.val()))
+    }
+}
+
+/// A linear map without bias. Held `[in, out]`; a checkpoint stores it `[out, in]`.
+#[derive(Module, Debug)]
+pub struct Linear {
+    /// `[in, out]`
+    pub weight: Param<Tensor<2>>,
+}
+
+impl Linear {
+    pub(crate) fn new(input: usize, output: usize, device: &Device) -> Self {
+        Self { weight: zeros([input, output], device) }
+    }
+
+    /// `[B, T, in] -> [B, T, out]`
+    pub(crate) fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        linear(x, self.weight.val(), None)
+    }
+}
+
+/// Layer normalisation over the last dimension.
+#[derive(Module, Debug)]
+pub struct LayerNorm {
+    /// `[d]`
+    pub weight: Param<Tensor<1>>,
+    /// `[d]`
+    pub bias: Param<Tensor<1>>,
+}
+
+impl LayerNorm {
+    pub(crate) fn new(d: usize, device: &Device) -> Self {
+        Self {
+            weight: Param::from_tensor(Tensor::ones([d], device)),
+            bias: zeros([d], device),
+        }
+    }
+
+    pub(crate) fn forward(&self, x: Tensor<3>, epsilon: f64) -> Tensor<3> {
+        layer_norm(x, self.weight.val(), Some(self.bias.val()), epsilon)
+    }
+}
+
+/// Root-mean-square normalisation over the last dimension (Zhang and Sennrich 2019).
+#[derive(Module, Debug)]
+pub struct RmsNorm {
+    /// `[d]`
+    pub weight: Param<Tensor<1>>,
+}
+
+impl RmsNorm {
+    pub(crate) fn new(d: usize, device: &Device) -> Self {
+        Self { weight: Param::from_tensor(Tensor::ones([d], device)) }
+    }
+
+    pub(crate) fn forward(&self, x: Tensor<3>, epsilon: f64) -> Tensor<3> {
+        let mean_square = x.clone().square().mean_dim(2); // [B, T, 1]
+        x * (mean_square + epsilon).sqrt().recip() * self.weight.val().unsqueeze()
+    }
+}
+
+/// Positions of a forward pass and which keys each query may see.
+pub(crate) struct Span {
+    /// Position ids `[B, T]`, or `[1, T]` where all rows agree.
+    pub positions: Vec<usize>,
+    /// Rows of `positions`.
+    pub rows: usize,
+    /// Added to the attention scores: `[B or 1, 1, T, past + T]`; `None` when nothing is masked.
+    pub bias: Option<Tensor<4>>,
+}
+
+impl Span {
+    pub(crate) fn new(width: usize, past: usize, left_pad: &[usize], device: &Device) -> Self {
+        let none = [0];
+        let padded = left_pad.iter().any(|&p| p > 0);
+        let pads: &[usize] = if padded { left_pad } else { &none };
+        let positions = pads
+            .iter()
+            .flat_map(|&pad| (past..past + width).map(move |t| t.saturating_sub(pad)))
+            .collect();
+        let keys = past + width;
+        let bias = (width > 1 || padded).then(|| {
+            let mut values = vec![0.0f32; pads.len() * width * keys];
+            for (row, &pad) in pads.iter().enumerate() {
+                for query in 0..width {
+                    let start = (row * width + query) * keys;
+                    values[start..start + pad.min(keys)].fill(MASKED);
+                    values[start + past + query + 1..start + keys].fill(MASKED);
+                }
+            }
+            Tensor::from_data(TensorData::new(values, [pads.len(), 1, width, keys]), device)
+        });
+        Self { positions, rows: pads.len(), bias }
+    }
+
+    /// Position ids as a tensor `[rows, T]`.
+    pub(crate) fn ids(&self, device: &Device) -> Tensor<2, Int> {
+        let width = self.positions.len() / self.rows;
+        let ids: Vec<i32> = self.positions.iter().map(|&p| p as i32).collect();
+        Tensor::from_data(TensorData::new(ids, [self.rows, width]), device)
+    }
+}
+
+/// Scaled dot-product attention; `dropout` acts on the attention weights and only in training.
+///
+/// # Shapes
+///
+/// - `q`: `[B, H, T, dh]`; `k`, `v`: `[B, H, S, dh]`; output `[B, H, T, dh]`
+pub(crate) fn attend(
+    q: Tensor<4>,
+    k: Tensor<4>,
+    v: Tensor<4>,
+    bias: Option<Tensor<4>>,
+    dropout: impl FnOnce(Tensor<4>) -> Tensor<4>,
+) -> Tensor<4> {
+    let [batch, heads, width, dh] = q.dims();
+    if !q.device().is_autodiff() {
+        let keys = k.dims()[2];
+        let bias = bias.map(|b| b.expand([batch, heads, width, keys]));
+        return attention(q, k, v, None, bias, AttentionModuleOptions::default());
+    }
+    let scores = q.mul_scalar(1.0 / (dh as f64).sqrt()).matmul(k.swap_dims(2, 3));
+    let scores = match bias {
+        Some(bias) => scores + bias,
+        None => scores,
+    };
+    dropout(softmax(scores, 3)).matmul(v)
+}
+
+/// Keys and values of the tokens seen so far, one pair a layer, allocated once.
+pub struct KvCache {
+    layers: Vec<Option<(Tensor<4>, Tensor<4>)>>,
+    capacity: usize,
+    length: usize,
+}
+
+impl KvCache {
+    /// A cache for `layers` layers and sequences of up to `capacity` tokens.
+    pub fn new(layers: usize, capacity: usize) -> Self {
+        Self { layers: vec![None; layers], capacity, length: 0 }
+    }
+
+    /// How many tokens it holds.
+    pub fn len(&self) -> usize {
+        self.length
+    }
+
+    /// Whether it holds nothing yet.
+    pub fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+
+    /// Appends a layer's new keys and values `[B, H, T, dh]`, returns all of them `[B, H, S, dh]`.
+    pub(crate) fn append(&mut self, layer: usize, k: Tensor<4>, v: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
+        let [batch, heads, width, dh] = k.dims();
+        let end = self.length + width;
+        let (keys, values) = self.layers[layer].take().unwrap_or_else(|| {
+            let empty = Tensor::zeros([batch, heads, self.capacity, dh], &k.device());
+            (empty.clone(), empty)
+        });
+        let place = [0..batch, 0..heads, self.length..end, 0..dh];
+        let keys = keys.slice_assign(place.clone(), k);
+        let values = values.slice_assign(place, v);
+        let seen = [0..batch, 0..heads, 0..end, 0..dh];
+        let all = (keys.clone().slice(seen.clone()), values.clone().slice(seen));
+        self.layers[layer] = Some((keys, values));
+        all
+    }
+
+    /// Called once by the model after all layers have appended `width` tokens.
+    pub(crate) fn advance(&mut self, width: usize) {
+        self.length += width;
+    }
+
+    /// Keeps only the given rows of the batch, in that order.
+    pub fn keep_rows(&mut self, rows: &[usize]) {
+        for (keys, values) in self.layers.iter_mut().flatten() {
+            let ids: Vec<i32> = rows.iter().map(|&r| r as i32).collect();
+            let ids = Tensor::<1, Int>::from_data(TensorData::new(ids, [rows.len()]), &keys.device());
+            *keys = keys.clone().select(0, ids.clone());
+            *values = values.clone().select(0, ids);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn span_counts_positions_after_the_padding_and_masks_it() {
+        let span = Span::new(2, 1, &[0, 2], &Device::flex());
+        assert_eq!(span.positions, [1, 2, 0, 0]);
+        let bias: Vec<f32> = span.bias.unwrap().into_data().as_slice().unwrap().to_vec();
+        let m = MASKED;
+        // row 0 is causal; row 1 cannot see its two padding positions
+        assert_eq!(bias, [0.0, 0.0, m, 0.0, 0.0, 0.0, m, m, m, m, m, 0.0]);
+    }
+
+    #[test]
+    fn a_single_step_without_padding_needs_no_mask() {
+        assert!(Span::new(1, 5, &[0, 0], &Device::flex()).bias.is_none());
+    }
+
+    #[test]
+    fn cache_returns_what_was_appended_and_keeps_chosen_rows() {
+        let device = Device::flex();
+        let mut cache = KvCache::new(1, 4);
+        let at = |x: f32, t: usize| {
+            Tensor::<1>::from_floats([x, x + 10.0].as_slice(), &device)
+                .reshape([2, 1, 1, 1])
+                .expand([2, 1, t, 1])
+        };
+        cache.append(0, at(1.0, 2), at(1.0, 2));
+        cache.advance(2);
+        cache.keep_rows(&[1]);
+        let one = at(2.0, 1).slice([1..2, 0..1, 0..1, 0..1]);
+        let (k, _) = cache.append(0, one.clone(), one);
+        assert_eq!(k.into_data().as_slice::<f32>().unwrap(), [11.0, 11.0, 12.0]);
+    }
+}

@@ -1,0 +1,122 @@
+//! GPT-2 and LLaMA on Burn: Hugging Face checkpoints in and out, a KV cache, and sampling.
+//!
+//! A model maps token ids `[B, T]` to *hidden states* `[B, T, d]`. The language-model head is
+//! applied apart ([`LanguageModel::logits`]), so that a training step can apply it only to the rows
+//! that predict a response token.
+#![allow(clippy::module_name_repetitions)]
+
+pub mod checkpoint;
+mod config;
+mod error;
+pub mod generate;
+pub mod gpt2;
+mod layers;
+pub mod llama;
+pub mod params;
+pub mod verify;
+
+use burn::module::Module;
+use burn::tensor::{Device, Int, Tensor};
+
+pub use config::ModelConfig;
+pub use error::Error;
+pub use layers::KvCache;
+
+/// A causal language model of one of the supported architectures.
+#[derive(Module, Debug)]
+#[allow(clippy::large_enum_variant)]
+pub enum LanguageModel {
+    /// GPT-2 (Radford et al. 2019).
+    Gpt2(gpt2::Gpt2),
+    /// LLaMA (Touvron et al. 2023).
+    Llama(llama::Llama),
+}
+
+impl LanguageModel {
+    /// Final hidden states, after the last norm.
+    ///
+    /// # Shapes
+    ///
+    /// - `ids`: `[B, T]`; the columns follow what `cache` already holds.
+    /// - `left_pad`: how many of a row's first positions (over the whole sequence, cache included)
+    ///   are padding; empty when no row is left-padded. Right padding needs no mention: attention is
+    ///   causal.
+    /// - output: `[B, T, d]`
+    pub fn hidden(
+        &self,
+        ids: Tensor<2, Int>,
+        left_pad: &[usize],
+        cache: Option<&mut KvCache>,
+    ) -> Tensor<3> {
+        match self {
+            Self::Gpt2(m) => m.hidden(ids, left_pad, cache),
+            Self::Llama(m) => m.hidden(ids, left_pad, cache),
+        }
+    }
+
+    /// The head's weight `[V, d]`: the token embedding itself where the two are tied.
+    pub fn head(&self) -> Tensor<2> {
+        match self {
+            Self::Gpt2(m) => m.transformer.wte.weight.val(),
+            Self::Llama(m) => m.head(),
+        }
+    }
+
+    /// Logits of hidden states: `[N, d] -> [N, V]`.
+    pub fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
+        hidden.matmul(self.head().transpose())
+    }
+
+    /// The configuration that the model was built from.
+    pub fn config(&self) -> ModelConfig {
+        match self {
+            Self::Gpt2(m) => ModelConfig::Gpt2((*m.config).clone()),
+            Self::Llama(m) => ModelConfig::Llama((*m.config).clone()),
+        }
+    }
+
+    /// The device of the parameters.
+    pub fn device(&self) -> Device {
+        match self {
+            Self::Gpt2(m) => m.transformer.wte.weight.val().device(),
+            Self::Llama(m) => m.model.embed_tokens.weight.val().device(),
+        }
+    }
+
+    /// A shallower model made of some of this one's layers, evenly spaced, first and last included.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Setting`] when `count` is 0 or more than the model has.
+    pub fn with_layers(&self, count: usize) -> Result<Self, Error> {
+        let have = self.config().layers();
+        if count == 0 || count > have {
+            return Err(Error::Setting {
+                key: "layers".into(),
+                value: count.to_string(),
+                reason: format!("the model has {have} layers"),
+            });
+        }
+        let keep: Vec<usize> = (0..count)
+            .map(|i| {
+                if count == 1 {
+                    0
+                } else {
+                    (i * (have - 1) + (count - 1) / 2) / (count - 1)
+                }
+            })
+            .collect();
+        Ok(match self.clone() {
+            Self::Gpt2(mut m) => {
+                m.transformer.h = keep.iter().map(|&i| m.transformer.h[i].clone()).collect();
+                m.config.n_layer = count;
+                Self::Gpt2(m)
+            }
+            Self::Llama(mut m) => {
+                m.model.layers = keep.iter().map(|&i| m.model.layers[i].clone()).collect();
+                m.config.num_hidden_layers = count;
+                Self::Llama(m)
+            }
+        })
+    }
+}

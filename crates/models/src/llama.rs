@@ -1,0 +1,306 @@
+//! LLaMA: Touvron et al., "LLaMA: Open and Efficient Foundation Language Models" (2023), with the
+//! grouped-query attention of LLaMA 2 (Ainslie et al. 2023).
+//!
+//! Layout and names follow the Hugging Face `LlamaForCausalLM`. B = batch, T = tokens,
+//! d = `hidden_size`, H = query heads, K = key/value heads, dh = head width.
+
+use burn::module::Module;
+use burn::tensor::activation::silu;
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use serde::{Deserialize, Serialize};
+
+use crate::layers::{Embedding, KvCache, Linear, RmsNorm, Span, attend};
+
+/// The keys of a LLaMA `config.json` that matter here, with the defaults of `transformers`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LlamaConfig {
+    /// V: rows of the token embedding.
+    pub vocab_size: usize,
+    /// d: width.
+    pub hidden_size: usize,
+    /// Width of the MLP.
+    pub intermediate_size: usize,
+    /// Number of layers.
+    pub num_hidden_layers: usize,
+    /// H: query heads.
+    pub num_attention_heads: usize,
+    /// K: key/value heads; H when absent.
+    #[serde(default)]
+    pub num_key_value_heads: Option<usize>,
+    /// dh: d / H when absent.
+    #[serde(default)]
+    pub head_dim: Option<usize>,
+    /// Longest sequence.
+    #[serde(default = "defaults::max_position_embeddings")]
+    pub max_position_embeddings: usize,
+    /// Epsilon of the norms.
+    #[serde(default = "defaults::rms_norm_eps")]
+    pub rms_norm_eps: f64,
+    /// Base of the rotary frequencies.
+    #[serde(default = "defaults::rope_theta")]
+    pub rope_theta: f64,
+    /// Must be absent or null: only plain rotary embeddings are built.
+    #[serde(default)]
+    pub rope_scaling: Option<serde_json::Value>,
+    /// Whether the head is the token embedding.
+    #[serde(default)]
+    pub tie_word_embeddings: bool,
+    /// Must be false.
+    #[serde(default)]
+    pub attention_bias: bool,
+    /// Must be false.
+    #[serde(default)]
+    pub mlp_bias: bool,
+    /// Must be `silu`.
+    #[serde(default = "defaults::hidden_act")]
+    pub hidden_act: String,
+    /// Standard deviation of freshly drawn weights.
+    #[serde(default = "defaults::initializer_range")]
+    pub initializer_range: f64,
+    /// First token of a text, if any.
+    #[serde(default)]
+    pub bos_token_id: Option<u32>,
+    /// End of a text.
+    #[serde(default)]
+    pub eos_token_id: Option<u32>,
+}
+
+mod defaults {
+    pub fn max_position_embeddings() -> usize {
+        2048
+    }
+    pub fn rms_norm_eps() -> f64 {
+        1e-6
+    }
+    pub fn rope_theta() -> f64 {
+        10000.0
+    }
+    pub fn hidden_act() -> String {
+        "silu".into()
+    }
+    pub fn initializer_range() -> f64 {
+        0.02
+    }
+}
+
+impl LlamaConfig {
+    fn kv_heads(&self) -> usize {
+        self.num_key_value_heads.unwrap_or(self.num_attention_heads)
+    }
+
+    fn head_width(&self) -> usize {
+        self.head_dim.unwrap_or(self.hidden_size / self.num_attention_heads)
+    }
+}
+
+/// Grouped-query causal self-attention.
+#[derive(Module, Debug)]
+pub struct Attention {
+    /// `[d, H dh]`
+    pub q_proj: Linear,
+    /// `[d, K dh]`
+    pub k_proj: Linear,
+    /// `[d, K dh]`
+    pub v_proj: Linear,
+    /// `[H dh, d]`
+    pub o_proj: Linear,
+    #[module(skip)]
+    heads: usize,
+    #[module(skip)]
+    kv_heads: usize,
+    #[module(skip)]
+    dh: usize,
+}
+
+impl Attention {
+    fn forward(
+        &self,
+        x: Tensor<3>,
+        span: &Span,
+        rotary: &Rotary,
+        cache: Option<(&mut KvCache, usize)>,
+    ) -> Tensor<3> {
+        let [b, t, _] = x.dims();
+        let dh = self.dh;
+        // [B, T, heads dh] -> [B, heads, T, dh]
+        let split = |y: Tensor<3>, heads: usize| y.reshape([b, t, heads, dh]).swap_dims(1, 2);
+        let q = rotary.apply(split(self.q_proj.forward(x.clone()), self.heads));
+        let mut k = rotary.apply(split(self.k_proj.forward(x.clone()), self.kv_heads));
+        let mut v = split(self.v_proj.forward(x), self.kv_heads);
+        if let Some((cache, layer)) = cache {
+            (k, v) = cache.append(layer, k, v);
+        }
+        let groups = self.heads / self.kv_heads;
+        let y = attend(q, repeat_kv(k, groups), repeat_kv(v, groups), span.bias.clone(), |w| w);
+        self.o_proj.forward(y.swap_dims(1, 2).reshape([b, t, self.heads * dh]))
+    }
+}
+
+/// `[B, K, S, dh] -> [B, K groups, S, dh]`, each head repeated `groups` times in a row.
+fn repeat_kv(x: Tensor<4>, groups: usize) -> Tensor<4> {
+    if groups == 1 {
+        return x;
+    }
+    let [b, k, s, dh] = x.dims();
+    x.reshape([b, k, 1, s, dh]).expand([b, k, groups, s, dh]).reshape([b, k * groups, s, dh])
+}
+
+/// Cosines and sines of the rotary embedding (Su et al. 2021) for the positions of one pass.
+struct Rotary {
+    cos: Tensor<4>, // [B or 1, 1, T, dh]
+    sin: Tensor<4>,
+}
+
+impl Rotary {
+    fn new(span: &Span, theta: f64, dh: usize, device: &Device) -> Self {
+        let half = dh / 2;
+        let width = span.positions.len() / span.rows;
+        let table = |f: fn(f64) -> f64| {
+            let mut values = Vec::with_capacity(span.positions.len() * dh);
+            for &position in &span.positions {
+                for i in (0..half).chain(0..half) {
+                    let frequency = theta.powf(-(2.0 * i as f64) / dh as f64);
+                    values.push(f(position as f64 * frequency) as f32);
+                }
+            }
+            Tensor::from_data(TensorData::new(values, [span.rows, 1, width, dh]), device)
+        };
+        Self { cos: table(f64::cos), sin: table(f64::sin) }
+    }
+
+    /// Rotates the pair (i, i + dh/2) of every head: `x cos + (-x2, x1) sin`.
+    fn apply(&self, x: Tensor<4>) -> Tensor<4> {
+        let [b, h, t, dh] = x.dims();
+        let half = dh / 2;
+        let first = x.clone().slice([0..b, 0..h, 0..t, 0..half]);
+        let second = x.clone().slice([0..b, 0..h, 0..t, half..dh]);
+        let turned = Tensor::cat(vec![second.neg(), first], 3);
+        x * self.cos.clone() + turned * self.sin.clone()
+    }
+}
+
+/// SwiGLU feed-forward network (Shazeer 2020).
+#[derive(Module, Debug)]
+pub struct Mlp {
+    /// `[d, intermediate]`
+    pub gate_proj: Linear,
+    /// `[d, intermediate]`
+    pub up_proj: Linear,
+    /// `[intermediate, d]`
+    pub down_proj: Linear,
+}
+
+impl Mlp {
+    fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        let gate = silu(self.gate_proj.forward(x.clone()));
+        self.down_proj.forward(gate * self.up_proj.forward(x))
+    }
+}
+
+/// One pre-norm decoder layer.
+#[derive(Module, Debug)]
+pub struct Layer {
+    /// Norm before attention.
+    pub input_layernorm: RmsNorm,
+    /// Attention.
+    pub self_attn: Attention,
+    /// Norm before the MLP.
+    pub post_attention_layernorm: RmsNorm,
+    /// Feed-forward network.
+    pub mlp: Mlp,
+}
+
+impl Layer {
+    fn new(config: &LlamaConfig, device: &Device) -> Self {
+        let (d, inner) = (config.hidden_size, config.intermediate_size);
+        let (heads, kv_heads, dh) =
+            (config.num_attention_heads, config.kv_heads(), config.head_width());
+        Self {
+            input_layernorm: RmsNorm::new(d, device),
+            self_attn: Attention {
+                q_proj: Linear::new(d, heads * dh, device),
+                k_proj: Linear::new(d, kv_heads * dh, device),
+                v_proj: Linear::new(d, kv_heads * dh, device),
+                o_proj: Linear::new(heads * dh, d, device),
+                heads,
+                kv_heads,
+                dh,
+            },
+            post_attention_layernorm: RmsNorm::new(d, device),
+            mlp: Mlp {
+                gate_proj: Linear::new(d, inner, device),
+                up_proj: Linear::new(d, inner, device),
+                down_proj: Linear::new(inner, d, device),
+            },
+        }
+    }
+}
+
+/// The stack below the head; the field names are the checkpoint's.
+#[derive(Module, Debug)]
+pub struct Stack {
+    /// Token embedding `[V, d]`.
+    pub embed_tokens: Embedding,
+    /// Layers.
+    pub layers: Vec<Layer>,
+    /// Final norm.
+    pub norm: RmsNorm,
+}
+
+/// LLaMA with its language-model head, tied or separate.
+#[derive(Module, Debug)]
+pub struct Llama {
+    /// The stack.
+    pub model: Stack,
+    /// Head `[V, d]`; `None` where it is the token embedding.
+    pub lm_head: Option<Embedding>,
+    #[module(skip)]
+    pub(crate) config: Box<LlamaConfig>,
+}
+
+impl Llama {
+    /// A model of the given shape on `device`; norms are the identity, all else is zero.
+    pub fn zeros(config: &LlamaConfig, device: &Device) -> Self {
+        let (v, d) = (config.vocab_size, config.hidden_size);
+        Self {
+            model: Stack {
+                embed_tokens: Embedding::new(v, d, device),
+                layers: (0..config.num_hidden_layers).map(|_| Layer::new(config, device)).collect(),
+                norm: RmsNorm::new(d, device),
+            },
+            lm_head: (!config.tie_word_embeddings).then(|| Embedding::new(v, d, device)),
+            config: Box::new(config.clone()),
+        }
+    }
+
+    pub(crate) fn head(&self) -> Tensor<2> {
+        self.lm_head.as_ref().unwrap_or(&self.model.embed_tokens).weight.val()
+    }
+
+    /// See [`LanguageModel::hidden`](crate::LanguageModel::hidden).
+    pub(crate) fn hidden(
+        &self,
+        ids: Tensor<2, Int>,
+        left_pad: &[usize],
+        mut cache: Option<&mut KvCache>,
+    ) -> Tensor<3> {
+        let t = ids.dims()[1];
+        let device = self.model.embed_tokens.weight.val().device();
+        let past = cache.as_ref().map_or(0, |c| c.len());
+        let span = Span::new(t, past, left_pad, &device);
+        let rotary = Rotary::new(&span, self.config.rope_theta, self.config.head_width(), &device);
+        let eps = self.config.rms_norm_eps;
+        let mut x = self.model.embed_tokens.forward(ids);
+        for (i, layer) in self.model.layers.iter().enumerate() {
+            let normed = layer.input_layernorm.forward(x.clone(), eps);
+            let cache = cache.as_deref_mut().map(|c| (c, i));
+            x = x + layer.self_attn.forward(normed, &span, &rotary, cache);
+            let normed = layer.post_attention_layernorm.forward(x.clone(), eps);
+            x = x + layer.mlp.forward(normed);
+        }
+        if let Some(cache) = cache {
+            cache.advance(t);
+        }
+        self.model.norm.forward(x, eps)
+    }
+}

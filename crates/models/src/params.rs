@@ -1,0 +1,264 @@
+//! A model's parameters by their Hugging Face names.
+
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
+use burn::tensor::{Tensor, TensorData};
+
+use crate::LanguageModel;
+
+/// A parameter as a checkpoint stores it.
+pub struct NamedParam {
+    /// Hugging Face name, e.g. `transformer.h.0.attn.c_attn.weight`.
+    pub name: String,
+    /// Shape as a checkpoint stores it.
+    pub shape: Vec<usize>,
+    /// Burn's id of it.
+    pub id: ParamId,
+}
+
+/// Name, shape and id of every parameter, in the model's order.
+pub fn list(model: &LanguageModel) -> Vec<NamedParam> {
+    let mut found = Vec::new();
+    walk(model, &mut |param, transposed| {
+        let mut shape: Vec<usize> = param.shape;
+        if transposed {
+            shape.reverse();
+        }
+        found.push(NamedParam { name: param.name, shape, id: param.id });
+    });
+    found
+}
+
+/// Number of parameters.
+pub fn count(model: &LanguageModel) -> usize {
+    model.num_params()
+}
+
+/// Every parameter's values in the layout of a checkpoint.
+pub fn values(model: &LanguageModel) -> Vec<(String, Vec<usize>, Vec<f32>)> {
+    struct Reader<'a> {
+        path: Path,
+        out: &'a mut Vec<(String, Vec<usize>, Vec<f32>)>,
+    }
+    impl ModuleVisitor for Reader<'_> {
+        fn enter_module(&mut self, name: &str, container: &str) {
+            self.path.enter(name, container);
+        }
+        fn exit_module(&mut self, _: &str, _: &str) {
+            self.path.exit();
+        }
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            let tensor = param.val();
+            let mut shape = tensor.dims().to_vec();
+            let mut data = to_vec(tensor);
+            if self.path.transposed() {
+                data = transpose(&data, shape[0], shape[1]);
+                shape.reverse();
+            }
+            self.out.push((self.path.name(), shape, data));
+        }
+    }
+    let mut out = Vec::new();
+    let mut reader = Reader { path: Path::default(), out: &mut out };
+    visit_inner(model, &mut reader);
+    out
+}
+
+/// Replaces every parameter by what `f(name, shape)` gives, in the layout of a checkpoint.
+///
+/// # Errors
+///
+/// The first error of `f`; the model is then lost.
+pub(crate) fn replace<E>(
+    model: LanguageModel,
+    f: impl FnMut(&str, &[usize]) -> Result<Option<Vec<f32>>, E>,
+) -> Result<LanguageModel, E> {
+    struct Writer<F, E> {
+        path: Path,
+        f: F,
+        error: Option<E>,
+    }
+    impl<E, F: FnMut(&str, &[usize]) -> Result<Option<Vec<f32>>, E>> ModuleMapper for Writer<F, E> {
+        fn enter_module(&mut self, name: &str, container: &str) {
+            self.path.enter(name, container);
+        }
+        fn exit_module(&mut self, _: &str, _: &str) {
+            self.path.exit();
+        }
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            if self.error.is_some() {
+                return param;
+            }
+            let dims = param.lazy_shape().to_vec();
+            let transposed = self.path.transposed();
+            let mut stored = dims.clone();
+            if transposed {
+                stored.reverse();
+            }
+            match (self.f)(&self.path.name(), &stored) {
+                Ok(None) => param,
+                Ok(Some(mut data)) => {
+                    if transposed {
+                        data = transpose(&data, stored[0], stored[1]);
+                    }
+                    let device = param.lazy_device();
+                    param.map(|_| Tensor::from_data(TensorData::new(data, dims), &device))
+                }
+                Err(error) => {
+                    self.error = Some(error);
+                    param
+                }
+            }
+        }
+    }
+    let mut writer = Writer { path: Path::default(), f, error: None };
+    // The enum is left out of the walk, so that names begin as in a checkpoint.
+    let model = match model {
+        LanguageModel::Gpt2(m) => LanguageModel::Gpt2(m.map(&mut writer)),
+        LanguageModel::Llama(m) => LanguageModel::Llama(m.map(&mut writer)),
+    };
+    match writer.error {
+        Some(error) => Err(error),
+        None => Ok(model),
+    }
+}
+
+/// Draws the weights; see [`ModelConfig::init`](crate::ModelConfig::init).
+pub(crate) fn draw(model: LanguageModel, seed: u64, std: f64) -> LanguageModel {
+    let residual = 1.0 / (2.0 * model.config().layers() as f64).sqrt();
+    let drawn = replace::<std::convert::Infallible>(model, |name, shape| {
+        if shape.len() < 2 {
+            return Ok(None);
+        }
+        let feeds_residual = ["c_proj.weight", "o_proj.weight", "down_proj.weight"]
+            .iter()
+            .any(|end| name.ends_with(end));
+        let std = if feeds_residual { std * residual } else { std };
+        let key = name.bytes().fold(seed, |h, b| mix(h ^ u64::from(b)));
+        let n: usize = shape.iter().product();
+        Ok(Some((0..n as u64).map(|i| (std * normal(key, i)) as f32).collect()))
+    });
+    match drawn {
+        Ok(model) => model,
+        Err(never) => match never {},
+    }
+}
+
+/// Finaliser of SplitMix64 (Steele, Lea and Flood 2014): a bijection that scatters all bits.
+pub(crate) fn mix(x: u64) -> u64 {
+    let mut z = x.wrapping_add(0x9E37_79B9_7F4A_7C15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
+}
+
+/// A number in [0, 1) from 53 bits.
+pub(crate) fn unit(bits: u64) -> f64 {
+    (bits >> 11) as f64 / (1u64 << 53) as f64
+}
+
+/// The `i`-th standard normal number of stream `key` (Box and Muller 1958).
+fn normal(key: u64, i: u64) -> f64 {
+    let u = 1.0 - unit(mix(key ^ mix(2 * i)));
+    let v = unit(mix(key ^ mix(2 * i + 1)));
+    (-2.0 * u.ln()).sqrt() * (std::f64::consts::TAU * v).cos()
+}
+
+/// The values of a tensor on the host.
+pub(crate) fn to_vec<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+    let data = tensor.into_data_as::<f32>();
+    data.as_slice::<f32>().expect("converted to f32 above").to_vec()
+}
+
+fn transpose(data: &[f32], rows: usize, cols: usize) -> Vec<f32> {
+    let mut out = vec![0.0; data.len()];
+    for (r, row) in data.chunks_exact(cols).enumerate() {
+        for (c, &x) in row.iter().enumerate() {
+            out[c * rows + r] = x;
+        }
+    }
+    out
+}
+
+/// Where a walk through the modules stands.
+#[derive(Default)]
+struct Path {
+    names: Vec<String>,
+    containers: Vec<String>,
+}
+
+impl Path {
+    fn enter(&mut self, name: &str, container: &str) {
+        self.names.push(name.to_owned());
+        self.containers.push(container.to_owned());
+    }
+
+    fn exit(&mut self) {
+        self.names.pop();
+        self.containers.pop();
+    }
+
+    fn name(&self) -> String {
+        self.names.join(".")
+    }
+
+    /// A `Linear` is held `[in, out]` and stored `[out, in]`; all else is stored as it is held.
+    fn transposed(&self) -> bool {
+        self.containers.last().is_some_and(|c| c == "Struct:Linear")
+    }
+}
+
+struct Seen {
+    name: String,
+    shape: Vec<usize>,
+    id: ParamId,
+}
+
+fn walk(model: &LanguageModel, f: &mut dyn FnMut(Seen, bool)) {
+    struct Walker<'a> {
+        path: Path,
+        f: &'a mut dyn FnMut(Seen, bool),
+    }
+    impl ModuleVisitor for Walker<'_> {
+        fn enter_module(&mut self, name: &str, container: &str) {
+            self.path.enter(name, container);
+        }
+        fn exit_module(&mut self, _: &str, _: &str) {
+            self.path.exit();
+        }
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            let seen = Seen {
+                name: self.path.name(),
+                shape: param.lazy_shape().to_vec(),
+                id: param.id,
+            };
+            (self.f)(seen, self.path.transposed());
+        }
+    }
+    visit_inner(model, &mut Walker { path: Path::default(), f });
+}
+
+fn visit_inner<V: ModuleVisitor>(model: &LanguageModel, visitor: &mut V) {
+    match model {
+        LanguageModel::Gpt2(m) => m.visit(visitor),
+        LanguageModel::Llama(m) => m.visit(visitor),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn normal_numbers_have_mean_0_and_variance_1() {
+        let n = 20_000;
+        let draws: Vec<f64> = (0..n).map(|i| normal(7, i)).collect();
+        let mean = draws.iter().sum::<f64>() / n as f64;
+        let variance = draws.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / n as f64;
+        assert!(mean.abs() < 0.03 && (variance - 1.0).abs() < 0.05, "{mean} {variance}");
+    }
+
+    #[test]
+    fn transposes() {
+        assert_eq!(transpose(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 2, 3), [1.0, 4.0, 2.0, 5.0, 3.0, 6.0]);
+    }
+}
