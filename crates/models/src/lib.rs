@@ -15,7 +15,7 @@ pub mod llama;
 pub mod params;
 pub mod verify;
 
-use burn::module::Module;
+use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor};
 
 pub use config::ModelConfig;
@@ -55,16 +55,16 @@ impl LanguageModel {
     }
 
     /// The head's weight `[V, d]`: the token embedding itself where the two are tied.
-    pub fn head(&self) -> Tensor<2> {
+    pub fn head(&self) -> &Param<Tensor<2>> {
         match self {
-            Self::Gpt2(m) => m.transformer.wte.weight.val(),
+            Self::Gpt2(m) => &m.transformer.wte.weight,
             Self::Llama(m) => m.head(),
         }
     }
 
     /// Logits of hidden states: `[N, d] -> [N, V]`.
     pub fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
-        hidden.matmul(self.head().transpose())
+        hidden.matmul(self.head().val().transpose())
     }
 
     /// The configuration that the model was built from.

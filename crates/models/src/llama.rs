@@ -4,7 +4,7 @@
 //! Layout and names follow the Hugging Face `LlamaForCausalLM`. B = batch, T = tokens,
 //! d = `hidden_size`, H = query heads, K = key/value heads, dh = head width.
 
-use burn::module::Module;
+use burn::module::{Module, Param};
 use burn::tensor::activation::silu;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
@@ -273,8 +273,8 @@ impl Llama {
         }
     }
 
-    pub(crate) fn head(&self) -> Tensor<2> {
-        self.lm_head.as_ref().unwrap_or(&self.model.embed_tokens).weight.val()
+    pub(crate) fn head(&self) -> &Param<Tensor<2>> {
+        &self.lm_head.as_ref().unwrap_or(&self.model.embed_tokens).weight
     }
 
     /// See [`LanguageModel::hidden`](crate::LanguageModel::hidden).

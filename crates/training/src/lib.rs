@@ -1,1 +1,20 @@
-//! .
+//! One training loop for fine-tuning and distillation.
+//!
+//! A step goes from token ids to hidden states, from there to the rows that predict a response
+//! token, and applies head and loss to those rows alone, a chunk at a time ([`head`]). Everything that
+//! a run consists of, optimizer state and position in the data included, is in its checkpoint
+//! ([`state`]); all randomness is a function of (seed, step), so a run that was killed and started
+//! again ends with the same bits as one that was not.
+
+mod error;
+pub mod evaluate;
+pub mod head;
+pub mod optim;
+pub mod state;
+pub mod step;
+pub mod trainer;
+pub mod verify;
+
+pub use error::Error;
+pub use head::Objective;
+pub use trainer::{EpochRecord, Event, Outcome, Settings, TrainRun, Validation, train};

@@ -1,0 +1,113 @@
+//! Elementary functions without branches, so that a loop over them becomes vector code.
+
+/// Largest exponent of a power; beyond it powers saturate.
+pub(crate) const SATURATE: f32 = 60.0;
+
+/// e^x within 2e-7 relative for x in [-87, 88]; clamped to that range outside (so e^-inf is 1e-38).
+#[inline(always)]
+pub(crate) fn exp(x: f32) -> f32 {
+    const ROUND: f32 = 12_582_912.0; // 1.5 x 2^23: adding it rounds to an integer
+    let x = x.clamp(-87.0, 88.0);
+    let shifted = x * std::f32::consts::LOG2_E + ROUND;
+    let n = shifted - ROUND;
+    // ln 2 in two parts (Cody and Waite)
+    let r = (x - n * 0.693_359_4) - n * -2.121_944_4e-4;
+    let p = 1.987_569_1e-4;
+    let p = p * r + 1.398_199_9e-3;
+    let p = p * r + 8.333_452e-3;
+    let p = p * r + 4.166_579_6e-2;
+    let p = p * r + 1.666_666_5e-1;
+    let p = p * r + 5.000_000_1e-1;
+    let p = p * r * r + r + 1.0;
+    let scale = f32::from_bits((shifted.to_bits() << 23).wrapping_add(0x3f80_0000));
+    p * scale
+}
+
+/// (e^x - 1) / x for |x| at most 0.5, within 2e-7.
+#[inline(always)]
+pub(crate) fn expm1_over_x(x: f32) -> f32 {
+    let p = 1.0 / 40_320.0;
+    let p = p * x + 1.0 / 5_040.0;
+    let p = p * x + 1.0 / 720.0;
+    let p = p * x + 1.0 / 120.0;
+    let p = p * x + 1.0 / 24.0;
+    let p = p * x + 1.0 / 6.0;
+    let p = p * x + 0.5;
+    p * x + 1.0
+}
+
+/// ln x within 2e-7 absolute for normal positive x (Cephes `logf`).
+#[inline(always)]
+pub(crate) fn ln(x: f32) -> f32 {
+    let bits = x.to_bits();
+    // x = 2^e m with m in [sqrt(1/2), sqrt(2))
+    let shifted = bits.wrapping_sub(0x3f35_04f3);
+    let e = ((shifted as i32) >> 23) as f32;
+    let m = f32::from_bits((shifted & 0x007f_ffff).wrapping_add(0x3f35_04f3)) - 1.0;
+    ln_of_1_plus(m) + e * std::f32::consts::LN_2
+}
+
+/// ln(1 + m) for m in [sqrt(1/2) - 1, sqrt(2) - 1).
+#[inline(always)]
+fn ln_of_1_plus(m: f32) -> f32 {
+    let z = m * m;
+    let p = 7.037_683_6e-2;
+    let p = p * m - 1.151_461_04e-1;
+    let p = p * m + 1.167_699_9e-1;
+    let p = p * m - 1.242_014_1e-1;
+    let p = p * m + 1.424_932_3e-1;
+    let p = p * m - 1.666_805_8e-1;
+    let p = p * m + 2.000_071_5e-1;
+    let p = p * m - 2.499_999_4e-1;
+    let p = p * m + 3.333_333_1e-1;
+    m + (m * z * p - 0.5 * z)
+}
+
+/// ln(1 + e) within 2e-7 relative for e in [0, 1].
+#[inline(always)]
+fn ln_1p(e: f32) -> f32 {
+    let big = e > std::f32::consts::SQRT_2 - 1.0;
+    let m = if big { (e - 1.0) * 0.5 } else { e };
+    ln_of_1_plus(m) + if big { std::f32::consts::LN_2 } else { 0.0 }
+}
+
+/// ln(1 + e^x), ln(1 + e^-x) and 1 / (1 + e^-x).
+#[inline(always)]
+pub(crate) fn softplus(x: f32) -> (f32, f32, f32) {
+    let e = exp(-x.abs());
+    let tail = ln_1p(e);
+    let up = 1.0 / (1.0 + e);
+    (x.max(0.0) + tail, (-x).max(0.0) + tail, if x >= 0.0 { up } else { e * up })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn elementary_functions_are_accurate() {
+        for i in -86_900..87_900 {
+            let x = i as f32 * 1e-3;
+            let exact = f64::from(x).exp();
+            assert!((f64::from(exp(x)) / exact - 1.0).abs() < 2e-7, "exp {x}");
+        }
+        for i in 1..40_000 {
+            let x = (i as f32 * 1e-3 - 20.0).exp2();
+            let exact = f64::from(x).ln();
+            assert!((f64::from(ln(x)) - exact).abs() < 2e-7 * exact.abs().max(1.0), "ln {x}");
+        }
+        for i in -30_000..30_000 {
+            let x = i as f32 * 1e-3;
+            let (up, down, share) = softplus(x);
+            let e = f64::from(x).exp();
+            for (ours, exact) in [(up, e.ln_1p()), (down, (1.0 / e).ln_1p()), (share, e / (1.0 + e))] {
+                assert!((f64::from(ours) / exact - 1.0).abs() < 4e-7, "softplus {x}");
+            }
+        }
+        for i in -500..=500 {
+            let x = i as f32 * 1e-3;
+            let exact = if i == 0 { 1.0 } else { f64::from(x).exp_m1() / f64::from(x) };
+            assert!((f64::from(expm1_over_x(x)) / exact - 1.0).abs() < 2e-7, "expm1 {x}");
+        }
+    }
+}

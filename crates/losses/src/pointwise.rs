@@ -1,0 +1,220 @@
+//! The two scalar formulas of each divergence: f(p, q) and h = q df/dq.
+
+use crate::math::{SATURATE, exp, expm1_over_x, ln, softplus};
+
+/// One entry of a row: probabilities and their logarithms.
+#[derive(Clone, Copy)]
+pub(crate) struct Entry {
+    /// Teacher.
+    pub p: f32,
+    /// Student.
+    pub q: f32,
+    /// log p
+    pub lp: f32,
+    /// log q
+    pub lq: f32,
+}
+
+/// f and h of an entry.
+pub(crate) trait Pointwise: Copy + Sync {
+    fn eval(&self, e: Entry) -> (f32, f32);
+}
+
+/// `forward x KL(p, q) + reverse x KL(q, p)`; with `entropy` = 0 the forward half is the
+/// cross-entropy `-sum p log q`.
+#[derive(Clone, Copy)]
+pub(crate) struct TwoKl {
+    pub forward: f32,
+    pub reverse: f32,
+    pub entropy: f32,
+}
+
+impl Pointwise for TwoKl {
+    #[inline(always)]
+    fn eval(&self, Entry { p, q, lp, lq }: Entry) -> (f32, f32) {
+        let reverse = q * (lq - lp);
+        (
+            self.forward * (p * (self.entropy * lp - lq)) + self.reverse * reverse,
+            self.reverse * reverse - self.forward * p,
+        )
+    }
+}
+
+/// A mixture `m = a p + b q`, through `x = log(a p / (b q))`: log(q/m) = -log b - softplus(x),
+/// log(p/m) = -log a - softplus(-x), and b q / m = 1 / (1 + e^x). No difference of nearly equal numbers
+/// is left where one side dominates. A multiple of q may be dropped from h, since it does not change the
+/// gradient: so -log b does not appear there.
+#[derive(Clone, Copy)]
+pub(crate) struct Mixture {
+    ln_a: f32,
+    ln_b: f32,
+}
+
+impl Mixture {
+    /// `a` is the teacher's share.
+    pub(crate) fn new(a: f64) -> Self {
+        // finite logarithms at the ends of [0, 1]
+        let ln = |x: f64| x.max(1e-30).ln() as f32;
+        Self { ln_a: ln(a), ln_b: ln(1.0 - a) }
+    }
+
+    #[inline(always)]
+    fn softplus(self, e: Entry) -> (f32, f32, f32) {
+        softplus((e.lp - e.lq) + (self.ln_a - self.ln_b))
+    }
+}
+
+/// `b KL(q, m) + a KL(p, m)`
+#[derive(Clone, Copy)]
+pub(crate) struct Jensen {
+    pub mixture: Mixture,
+    pub student: f32,
+}
+
+impl Pointwise for Jensen {
+    #[inline(always)]
+    fn eval(&self, e: Entry) -> (f32, f32) {
+        let (up, down, _) = self.mixture.softplus(e);
+        let h = -self.student * e.q * up;
+        let student = h - self.student * e.q * self.mixture.ln_b;
+        (student - (1.0 - self.student) * e.p * (down + self.mixture.ln_a), h)
+    }
+}
+
+/// `KL(p, m)`, or the cross-entropy `-sum p log m` with `entropy` = 0.
+#[derive(Clone, Copy)]
+pub(crate) struct SkewForward {
+    pub mixture: Mixture,
+    pub entropy: f32,
+}
+
+impl Pointwise for SkewForward {
+    #[inline(always)]
+    fn eval(&self, e: Entry) -> (f32, f32) {
+        let (_, down, teacher) = self.mixture.softplus(e);
+        let log_ratio = -down - self.mixture.ln_a;
+        (e.p * (log_ratio - (1.0 - self.entropy) * e.lp), -e.p * (1.0 - teacher))
+    }
+}
+
+/// `KL(q, m)`
+#[derive(Clone, Copy)]
+pub(crate) struct SkewReverse {
+    pub mixture: Mixture,
+}
+
+impl Pointwise for SkewReverse {
+    #[inline(always)]
+    fn eval(&self, e: Entry) -> (f32, f32) {
+        let (up, _, teacher) = self.mixture.softplus(e);
+        (-e.q * (up + self.mixture.ln_b), e.q * (teacher - up))
+    }
+}
+
+#[derive(Clone, Copy)]
+pub(crate) struct TotalVariation;
+
+impl Pointwise for TotalVariation {
+    #[inline(always)]
+    fn eval(&self, Entry { p, q, .. }: Entry) -> (f32, f32) {
+        let sign = if q > p { 1.0 } else if q < p { -1.0 } else { 0.0 };
+        (0.5 * (p - q).abs(), 0.5 * q * sign)
+    }
+}
+
+/// The alpha-beta divergence. With d = log(p/q), s = alpha + beta and phi_x = (e^(x d) - 1) / x
+/// (d where x = 0): `f = q^s (phi_s - phi_alpha) / beta` and `h = -q^s phi_alpha`, which holds in
+/// every limit but beta = 0, where f is the derivative of q^s phi_x in x.
+#[derive(Clone, Copy)]
+pub(crate) struct AlphaBeta {
+    pub alpha: f32,
+    pub beta: f32,
+    /// 1 but for the released code's limits.
+    pub factor: f32,
+}
+
+/// `q^s phi_x(d)`, from logarithms.
+#[inline(always)]
+fn scaled_phi(x: f32, s: f32, lq: f32, d: f32) -> f32 {
+    let power = exp((s * lq).min(SATURATE));
+    let near = power * d * expm1_over_x(x * d);
+    let far = (exp((s * lq + x * d).min(SATURATE)) - power) / x;
+    // Also picks `near` where x is 0, whose `far` is not a number. By bits: a branch would keep the
+    // compiler from vector code.
+    let mask = u32::from((x * d).abs() <= 0.5).wrapping_neg();
+    f32::from_bits((near.to_bits() & mask) | (far.to_bits() & !mask))
+}
+
+impl Pointwise for AlphaBeta {
+    #[inline(always)]
+    fn eval(&self, Entry { lp, lq, .. }: Entry) -> (f32, f32) {
+        let (d, s) = (lp - lq, self.alpha + self.beta);
+        let phi = scaled_phi(self.alpha, s, lq, d);
+        let f = (scaled_phi(s, s, lq, d) - phi) / self.beta;
+        (self.factor * f, -self.factor * phi)
+    }
+}
+
+/// beta = 0, alpha not 0: `f = (d p^alpha - q^alpha phi_alpha) / alpha`.
+#[derive(Clone, Copy)]
+pub(crate) struct BetaZero {
+    pub alpha: f32,
+    pub factor: f32,
+}
+
+impl Pointwise for BetaZero {
+    #[inline(always)]
+    fn eval(&self, Entry { lp, lq, .. }: Entry) -> (f32, f32) {
+        let d = lp - lq;
+        let phi = scaled_phi(self.alpha, self.alpha, lq, d);
+        let f = (d * exp((self.alpha * lp).min(SATURATE)) - phi) / self.alpha;
+        (self.factor * f, -self.factor * phi)
+    }
+}
+
+/// alpha = beta = 0: half the squared log ratio.
+#[derive(Clone, Copy)]
+pub(crate) struct BothZero;
+
+impl Pointwise for BothZero {
+    #[inline(always)]
+    fn eval(&self, Entry { lp, lq, .. }: Entry) -> (f32, f32) {
+        let d = lp - lq;
+        (0.5 * d * d, -d)
+    }
+}
+
+/// The alpha-beta divergence where beta is small but not 0, in f64: the difference of two nearly equal
+/// terms would lose its digits in f32. Not vectorised.
+#[derive(Clone, Copy)]
+pub(crate) struct SmallBeta {
+    pub alpha: f64,
+    pub beta: f64,
+}
+
+impl Pointwise for SmallBeta {
+    #[inline(always)]
+    fn eval(&self, Entry { lp, lq, .. }: Entry) -> (f32, f32) {
+        let (lp, lq) = (f64::from(lp), f64::from(lq));
+        let (d, s) = (lp - lq, self.alpha + self.beta);
+        let cap = f64::from(SATURATE);
+        let scaled = |x: f64| {
+            let power = (s * lq).min(cap).exp();
+            if x == 0.0 {
+                power * d
+            } else if (x * d).abs() < 1.0 {
+                power * (x * d).exp_m1() / x
+            } else {
+                ((s * lq + x * d).min(cap).exp() - power) / x
+            }
+        };
+        let phi = scaled(self.alpha);
+        (((scaled(s) - phi) / self.beta) as f32, -phi as f32)
+    }
+}
+
+/// -x log(x + 1e-9), the published code's entropy term.
+#[inline(always)]
+pub(crate) fn entropy_term(x: f32) -> f32 {
+    -x * ln(x + 1e-9)
+}

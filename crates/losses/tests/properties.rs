@@ -1,0 +1,249 @@
+//! What every divergence must satisfy, checked against plain f64 formulas.
+
+use std::collections::BTreeMap;
+
+use abkd_losses::{Divergence, Fidelity, divergence, reference, row, value_and_grad};
+use burn::tensor::{Device, Tensor, TensorData};
+use proptest::prelude::*;
+
+fn all() -> Vec<Divergence> {
+    let mut all: Vec<Divergence> =
+        Divergence::IDS.into_iter().map(|id| Divergence::from_parts(id, &BTreeMap::new()).unwrap()).collect();
+    let members = [(0.0, 0.5), (0.5, 0.0), (0.0, 0.0), (0.5, -0.5), (1.0, 0.01), (0.01, 1.0), (1.2, -0.3)];
+    all.extend(members.map(|(alpha, beta)| Divergence::AlphaBeta { alpha, beta }));
+    all
+}
+
+fn log_softmax(z: &[f32]) -> Vec<f64> {
+    let max = z.iter().fold(f64::NEG_INFINITY, |a, &x| a.max(x.into()));
+    let lse = max + z.iter().map(|&x| (f64::from(x) - max).exp()).sum::<f64>().ln();
+    z.iter().map(|&x| f64::from(x) - lse).collect()
+}
+
+/// The published formulas, a row at a time, in f64 and without any care for speed.
+fn exact(d: &Divergence, z: &[f32], t: &[f32]) -> f64 {
+    let (lq, lp) = (log_softmax(z), log_softmax(t));
+    let sum = |f: &dyn Fn(f64, f64) -> f64| -> f64 {
+        lp.iter().zip(&lq).map(|(&lp, &lq)| f(lp, lq)).sum()
+    };
+    let forward = || sum(&|lp, lq| lp.exp() * (lp - lq));
+    let reverse = || sum(&|lp, lq| lq.exp() * (lq - lp));
+    let ab = |a: f64, b: f64| -> f64 {
+        let s = a + b;
+        if a == 0.0 && b == 0.0 {
+            sum(&|lp, lq| 0.5 * (lp - lq).powi(2))
+        } else if a == 0.0 {
+            sum(&|lp, lq| (b * lq).exp() * b * (lq - lp) - (b * lq).exp() + (b * lp).exp()) / (b * b)
+        } else if b == 0.0 {
+            sum(&|lp, lq| (a * lp).exp() * a * (lp - lq) - (a * lp).exp() + (a * lq).exp()) / (a * a)
+        } else if s == 0.0 {
+            sum(&|lp, lq| a * (lq - lp) + (a * (lp - lq)).exp() - 1.0) / (a * a)
+        } else {
+            -sum(&|lp, lq| (a * lp + b * lq).exp() - a / s * (s * lp).exp() - b / s * (s * lq).exp()) / (a * b)
+        }
+    };
+    match *d {
+        Divergence::ForwardKl => forward(),
+        Divergence::ReverseKl => reverse(),
+        Divergence::Wsd { weight } => (1.0 - weight) * forward() + weight * reverse(),
+        Divergence::Bdkd => {
+            let entropy = |l: &[f64]| l.iter().map(|l| -l.exp() * (l.exp() + 1e-9).ln()).sum::<f64>();
+            if entropy(&lq) > entropy(&lp) { forward() + 2.0 * reverse() } else { 2.0 * forward() + reverse() }
+        }
+        Divergence::Jensen { lambda } => sum(&|lp, lq| {
+            let lm = ((1.0 - lambda) * lp.exp() + lambda * lq.exp()).ln();
+            lambda * lq.exp() * (lq - lm) + (1.0 - lambda) * lp.exp() * (lp - lm)
+        }),
+        Divergence::Akl { mu } => {
+            let mut order: Vec<usize> = (0..lp.len()).collect();
+            order.sort_by(|&a, &b| lp[b].total_cmp(&lp[a]));
+            let (mut mass, mut head, mut tail) = (0.0, 0.0, 0.0);
+            for i in order {
+                let gap = (lp[i].exp() - lq[i].exp()).abs();
+                if mass < mu { head += gap } else { tail += gap }
+                mass += lp[i].exp();
+            }
+            if head + tail == 0.0 { return 0.0 }
+            (head * forward() + tail * reverse()) / (head + tail)
+        }
+        Divergence::AlphaNet { a, b } => ab(a, 1.0 - a).max(ab(b, 1.0 - b)),
+        Divergence::AlphaBeta { alpha, beta } => ab(alpha, beta),
+        Divergence::SkewForwardKl { lambda } => {
+            sum(&|lp, lq| lp.exp() * (lp - (lambda * lp.exp() + (1.0 - lambda) * lq.exp()).ln()))
+        }
+        Divergence::SkewReverseKl { lambda } => {
+            sum(&|lp, lq| lq.exp() * (lq - ((1.0 - lambda) * lp.exp() + lambda * lq.exp()).ln()))
+        }
+        Divergence::TotalVariation => sum(&|lp, lq| 0.5 * (lp.exp() - lq.exp()).abs()),
+    }
+}
+
+fn kernel(d: &Divergence, f: Fidelity, z: &[f32], t: &[f32], vocab: usize) -> (Vec<f32>, Vec<f32>) {
+    let mut grad = z.to_vec();
+    let mut value = vec![0.0; z.len() / vocab];
+    row::divergence(d, f, &mut grad, t, vocab, &mut value).unwrap();
+    (value, grad)
+}
+
+fn tensor(x: &[f32], vocab: usize) -> Tensor<2> {
+    Tensor::from_data(TensorData::new(x.to_vec(), [x.len() / vocab, vocab]), &Device::flex())
+}
+
+fn close(a: f64, b: f64, scale: f64) -> bool {
+    (a - b).abs() <= 2e-5 * scale.max(1e-2)
+}
+
+/// A pair of rows of logits.
+fn pair() -> impl Strategy<Value = (Vec<f32>, Vec<f32>)> {
+    prop_oneof![Just(1usize), Just(2), Just(7), Just(40), Just(1000)].prop_flat_map(|v| {
+        (proptest::collection::vec(-6.0f32..6.0, v), proptest::collection::vec(-6.0f32..6.0, v))
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+
+    #[test]
+    fn both_implementations_give_the_published_values((z, t) in pair()) {
+        for d in all() {
+            let expected = exact(&d, &z, &t);
+            let (value, grad) = kernel(&d, Fidelity::Paper, &z, &t, z.len());
+            prop_assert!(close(value[0].into(), expected, expected.abs()), "{d:?}: {} {expected}", value[0]);
+            let rows = reference::value_and_grad(&d, Fidelity::Paper, tensor(&z, z.len()), tensor(&t, z.len())).unwrap();
+            // a small beta loses digits in the f32 tensor operations
+            let small_beta = matches!(d, Divergence::AlphaBeta { beta, .. } if beta == 0.01);
+            let slack = if small_beta { 100.0 } else { 1.0 };
+            let theirs = f64::from(rows.value.into_scalar::<f32>());
+            prop_assert!(close(theirs, expected, slack * expected.abs().max(0.01)), "{d:?}: {theirs} {expected}");
+            let other = rows.grad.into_data_as::<f32>();
+            let largest = grad.iter().fold(0.0f64, |a, g| a.max(f64::from(g.abs())));
+            for (a, b) in grad.iter().zip(other.as_slice::<f32>().unwrap()) {
+                prop_assert!(close((*a).into(), (*b).into(), largest), "{d:?}: gradient {a} {b}");
+            }
+        }
+    }
+
+    #[test]
+    fn gradients_are_the_slopes_of_the_values((z, t) in pair()) {
+        for d in all() {
+            // AKL and BDKD hold their weights constant, so that their gradient is not the slope; tvd has a kink
+            if matches!(d, Divergence::Akl { .. } | Divergence::Bdkd | Divergence::TotalVariation | Divergence::AlphaNet { .. }) {
+                continue;
+            }
+            let (_, grad) = kernel(&d, Fidelity::Paper, &z, &t, z.len());
+            let largest = grad.iter().fold(0.0f64, |a, g| a.max(f64::from(g.abs())));
+            for j in [0, z.len() / 2, z.len() - 1] {
+                let step = |by: f32| { let mut z = z.clone(); z[j] += by; (exact(&d, &z, &t), f64::from(z[j])) };
+                let ((up, a), (down, b)) = (step(1e-2), step(-1e-2));
+                let slope = (up - down) / (a - b);
+                prop_assert!((slope - f64::from(grad[j])).abs() <= 1e-3 * largest.max(1e-2), "{d:?}: {slope} {}", grad[j]);
+            }
+        }
+    }
+
+    #[test]
+    fn zero_at_equality_positive_elsewhere_and_blind_to_a_shift((z, t) in pair(), shift in -50.0f32..50.0) {
+        for d in all() {
+            let (same, _) = kernel(&d, Fidelity::Paper, &t, &t, t.len());
+            prop_assert!(same[0].abs() < 1e-4, "{d:?}: {}", same[0]);
+            let (value, grad) = kernel(&d, Fidelity::Paper, &z, &t, z.len());
+            prop_assert!(value[0] > -1e-5, "{d:?}: {}", value[0]);
+            let total: f64 = grad.iter().map(|&g| f64::from(g)).sum();
+            let size: f64 = grad.iter().map(|&g| f64::from(g.abs())).sum();
+            prop_assert!(total.abs() <= 1e-5 * size.max(0.1), "{d:?}: {total} of {size}");
+            let moved: Vec<f32> = z.iter().map(|x| x + shift).collect();
+            let (again, _) = kernel(&d, Fidelity::Paper, &moved, &t, z.len());
+            prop_assert!((again[0] - value[0]).abs() <= 1e-3 * value[0].abs().max(0.1), "{d:?}");
+        }
+    }
+}
+
+#[test]
+fn large_and_infinite_logits_stay_finite() {
+    let inf = f32::NEG_INFINITY;
+    let rows: [(&[f32], &[f32]); 4] = [
+        (&[1e4, -1e4, 0.0, 5.0], &[-1e4, 1e4, 3.0, 0.0]),
+        (&[inf, 0.0, 1.0, 2.0], &[0.0, inf, 1.0, 2.0]),
+        (&[inf, inf, inf, 2.0], &[0.0, inf, inf, inf]),
+        (&[1e4, 1e4, 1e4, inf], &[-1e4, -1e4, 1e4, inf]),
+    ];
+    for d in all() {
+        for fidelity in [Fidelity::Paper, Fidelity::Official] {
+            for (z, t) in rows {
+                let (value, grad) = kernel(&d, fidelity, z, t, 4);
+                assert!(value[0].is_finite() && grad.iter().all(|g| g.is_finite()), "{d:?} {z:?}: {value:?} {grad:?}");
+                let other = reference::value_and_grad(&d, fidelity, tensor(z, 4), tensor(t, 4)).unwrap();
+                let data = other.grad.into_data_as::<f32>();
+                assert!(other.value.into_scalar::<f32>().is_finite(), "{d:?} {z:?}");
+                assert!(data.as_slice::<f32>().unwrap().iter().all(|g| g.is_finite()), "{d:?} {z:?}: {data:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_alpha_beta_family_contains_the_kl_divergences_and_is_continuous() {
+    let z = [0.3f32, -1.0, 2.0, 0.1, -0.4];
+    let t = [1.3f32, 0.5, -0.7, 0.0, 0.9];
+    let value = |d: Divergence| f64::from(kernel(&d, Fidelity::Paper, &z, &t, 5).0[0]);
+    let ab = |alpha, beta| value(Divergence::AlphaBeta { alpha, beta });
+    assert!((ab(1.0, 0.0) - value(Divergence::ForwardKl)).abs() < 1e-6);
+    assert!((ab(0.0, 1.0) - value(Divergence::ReverseKl)).abs() < 1e-6);
+    // alpha = beta = 1/2: four times the squared Hellinger distance sum (sqrt p - sqrt q)^2 / 2
+    let (lq, lp) = (log_softmax(&z), log_softmax(&t));
+    let hellinger: f64 = lq.iter().zip(&lp).map(|(a, b)| ((a / 2.0).exp() - (b / 2.0).exp()).powi(2) / 2.0).sum();
+    assert!((ab(0.5, 0.5) - 4.0 * hellinger).abs() < 1e-6);
+    for (limit, near) in [
+        (ab(0.0, 0.5), ab(1e-4, 0.5)),
+        (ab(0.5, 0.0), ab(0.5, 1e-4)),
+        (ab(0.5, -0.5), ab(0.5, -0.4999)),
+        (ab(0.0, 0.0), ab(1e-4, 1e-4)),
+        (ab(0.0, 0.0), ab(1e-4, 0.0)),
+        (ab(0.7, 0.0499), ab(0.7, 0.0501)),
+    ] {
+        assert!((limit - near).abs() < 2e-3 * limit, "{limit} {near}");
+    }
+}
+
+#[test]
+fn the_differentiable_form_has_the_kernels_gradient() {
+    let device = Device::flex().autodiff();
+    let (z, t) = ([0.5f32, f32::NEG_INFINITY, 1.0, 0.2, 0.3, -2.0], [0.1f32, 0.3, -0.5, 1.0, 0.0, 0.4]);
+    for d in all() {
+        let student = Tensor::<2>::from_data(TensorData::new(z.to_vec(), [2, 3]), &device).require_grad();
+        let value = divergence(&d, Fidelity::Paper, student.clone(), tensor(&t, 3)).unwrap();
+        let weights = Tensor::<1>::from_floats([1.0, 3.0], &device);
+        let grads = (value.clone() * weights).sum().backward();
+        let ours = student.grad(&grads).unwrap().into_data_as::<f32>();
+        let direct = value_and_grad(&d, Fidelity::Paper, tensor(&z, 3), tensor(&t, 3)).unwrap();
+        let expected = direct.grad.into_data_as::<f32>();
+        let expected = expected.as_slice::<f32>().unwrap();
+        for (i, g) in ours.as_slice::<f32>().unwrap().iter().enumerate() {
+            assert!((g - expected[i] * if i < 3 { 1.0 } else { 3.0 }).abs() < 1e-6, "{d:?}");
+        }
+        assert_eq!(value.inner().into_data(), direct.value.into_data());
+    }
+}
+
+#[test]
+fn rows_that_are_no_distribution_are_named() {
+    let d = Divergence::ForwardKl;
+    let good = [0.0f32, 1.0, 2.0, 3.0];
+    for (bad, what) in [
+        ([0.0, 1.0, f32::NAN, 1.0], "NaN"),
+        ([0.0, 1.0, f32::NEG_INFINITY, f32::NEG_INFINITY], "no finite"),
+        ([0.0, 1.0, f32::INFINITY, 0.0], "+inf"),
+    ] {
+        for (z, t, model) in [(bad, good, "student"), (good, bad, "teacher")] {
+            for error in [
+                value_and_grad(&d, Fidelity::Paper, tensor(&z, 2), tensor(&t, 2)).err().unwrap(),
+                reference::value_and_grad(&d, Fidelity::Paper, tensor(&z, 2), tensor(&t, 2)).err().unwrap(),
+            ] {
+                let error = error.to_string();
+                assert!(error.contains("row 1") && error.contains(model) && error.contains(what), "{error}");
+            }
+        }
+    }
+    let error = value_and_grad(&d, Fidelity::Paper, tensor(&good, 2), tensor(&good, 4)).err().unwrap();
+    assert!(error.to_string().contains("[2, 2]"), "{error}");
+}

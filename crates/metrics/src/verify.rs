@@ -1,0 +1,92 @@
+//! Compares this crate with a golden file: `{"cases": [{"prediction", "references", "rougeL_f",
+//! "rougeL_p", "rougeL_r", "exact_match"}]}`, the three lists with one value for each reference.
+
+use std::path::Path;
+
+use serde::Deserialize;
+
+use crate::Error;
+use crate::exact_match::exact_match_max;
+use crate::rouge::rouge_l;
+
+#[derive(Deserialize)]
+struct Golden {
+    cases: Vec<Case>,
+}
+
+#[derive(Deserialize)]
+struct Case {
+    prediction: String,
+    references: Vec<String>,
+    #[serde(rename = "rougeL_f")]
+    f1: Vec<f64>,
+    #[serde(rename = "rougeL_p")]
+    precision: Vec<f64>,
+    #[serde(rename = "rougeL_r")]
+    recall: Vec<f64>,
+    exact_match: f64,
+}
+
+/// For every case of a golden file, in its order: the name (`case 1`, ...) and the largest absolute
+/// error over precision, recall and F1 against each reference, and exact match.
+///
+/// # Errors
+///
+/// When the file cannot be read, has another format or no case, or when a case has not one score for
+/// each reference.
+pub fn verify_rouge(path: &Path) -> Result<Vec<(String, f64)>, Error> {
+    let text = std::fs::read(path).map_err(|source| Error::Io {
+        path: path.into(),
+        source,
+    })?;
+    let golden: Golden = serde_json::from_slice(&text).map_err(|source| Error::Json {
+        path: path.into(),
+        source,
+    })?;
+    if golden.cases.is_empty() {
+        return Err(Error::NoCases { path: path.into() });
+    }
+    let named = golden.cases.iter().enumerate();
+    named
+        .map(|(i, case)| {
+            let name = format!("case {}", i + 1);
+            case.check_lengths(path, &name)?;
+            Ok((name, case.error()))
+        })
+        .collect()
+}
+
+impl Case {
+    fn check_lengths(&self, path: &Path, name: &str) -> Result<(), Error> {
+        let expected = self.references.len();
+        let lists = [
+            ("rougeL_f", &self.f1),
+            ("rougeL_p", &self.precision),
+            ("rougeL_r", &self.recall),
+        ];
+        match lists.into_iter().find(|(_, list)| list.len() != expected) {
+            None => Ok(()),
+            Some((key, list)) => Err(Error::Length {
+                path: path.into(),
+                case: name.to_owned(),
+                key,
+                found: list.len(),
+                expected,
+            }),
+        }
+    }
+
+    fn error(&self) -> f64 {
+        let exact_match = exact_match_max(&self.prediction, &self.references);
+        let mut largest = (exact_match - self.exact_match).abs();
+        let golden = self.f1.iter().zip(&self.precision).zip(&self.recall);
+        for (reference, ((f1, precision), recall)) in self.references.iter().zip(golden) {
+            let score = rouge_l(&self.prediction, reference);
+            largest = largest
+                .max((score.f1 - f1).abs())
+                .max((score.precision - precision).abs())
+                .max((score.recall - recall).abs());
+        }
+        largest
+    }
+}

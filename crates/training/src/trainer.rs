@@ -1,0 +1,470 @@
+//! The training loop.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use abkd_data::{Batch, Example, Sequence, Tokenizer, batch, batches_of_epoch};
+use abkd_models::checkpoint::{self, StoredAs};
+use abkd_models::generate::Decoding;
+use abkd_models::{LanguageModel, params};
+use burn::module::Module;
+use burn::optim::ModuleOptimizer;
+use serde::{Deserialize, Serialize};
+
+use crate::state::{self, State};
+use crate::{Error, Objective, evaluate, optim, step};
+
+/// Which epoch's weights are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KeepBest {
+    /// Lowest validation cross-entropy.
+    Loss,
+    /// Highest validation ROUGE-L.
+    RougeL,
+}
+
+/// Settings of a training run. Defaults are the protocol's.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// Passes over the data.
+    pub epochs: usize,
+    /// Sequences an update.
+    pub batch_size: usize,
+    /// Learning rate of the first update.
+    pub learning_rate: f64,
+    /// Learning rate that the cosine ends at.
+    #[serde(default = "defaults::min_learning_rate")]
+    pub min_learning_rate: f64,
+    /// AdamW's decay of matrices.
+    #[serde(default = "defaults::weight_decay")]
+    pub weight_decay: f64,
+    /// Limit of the global gradient norm.
+    #[serde(default = "defaults::max_grad_norm")]
+    pub max_grad_norm: f64,
+    /// Whether batches group sequences of like length; the data of an epoch stay the same.
+    #[serde(default = "defaults::length_buckets")]
+    pub length_buckets: bool,
+    /// Stop after this many updates an epoch; absent: all of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub steps_per_epoch: Option<usize>,
+    /// Which epoch's weights are kept.
+    #[serde(default = "defaults::keep_best")]
+    pub keep_best: KeepBest,
+    /// Seed of data order and dropout.
+    #[serde(default = "defaults::seed")]
+    pub seed: u64,
+}
+
+mod defaults {
+    use super::KeepBest;
+    pub fn min_learning_rate() -> f64 {
+        1e-7
+    }
+    pub fn weight_decay() -> f64 {
+        0.01
+    }
+    pub fn max_grad_norm() -> f64 {
+        1.0
+    }
+    pub fn length_buckets() -> bool {
+        true
+    }
+    pub fn keep_best() -> KeepBest {
+        KeepBest::RougeL
+    }
+    pub fn seed() -> u64 {
+        10
+    }
+}
+
+impl Settings {
+    /// Checks the ranges.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Setting`] names the key.
+    pub fn validate(&self) -> Result<(), Error> {
+        let refuse = |key, value: String, reason| Err(Error::Setting { key, value, reason });
+        for (key, value) in [("epochs", self.epochs), ("batch_size", self.batch_size)] {
+            if value == 0 {
+                return refuse(key, "0".into(), "it must be 1 or more");
+            }
+        }
+        if self.steps_per_epoch == Some(0) {
+            return refuse("steps_per_epoch", "0".into(), "it must be 1 or more");
+        }
+        for (key, value) in [("learning_rate", self.learning_rate), ("max_grad_norm", self.max_grad_norm)] {
+            if !(value.is_finite() && value > 0.0) {
+                return refuse(key, value.to_string(), "it must be a positive number");
+            }
+        }
+        for (key, value) in
+            [("min_learning_rate", self.min_learning_rate), ("weight_decay", self.weight_decay)]
+        {
+            if !(value.is_finite() && value >= 0.0) {
+                return refuse(key, value.to_string(), "it must be 0 or more");
+            }
+        }
+        Ok(())
+    }
+
+    /// Updates an epoch over `sequences` sequences: whole batches only, but at least one.
+    pub fn steps_an_epoch(&self, sequences: usize) -> usize {
+        let whole = (sequences / self.batch_size).max(1);
+        self.steps_per_epoch.map_or(whole, |limit| limit.min(whole))
+    }
+}
+
+/// What is measured after each epoch.
+pub struct Validation<'a> {
+    /// Examples to answer.
+    pub examples: &'a [Example],
+    /// Their prompts as tokens.
+    pub prompts: &'a [Vec<u32>],
+    /// The same or other examples as sequences, for the cross-entropy.
+    pub sequences: &'a [Sequence],
+    /// How answers are drawn.
+    pub decoding: &'a Decoding,
+    /// Seed of the draws.
+    pub seed: u64,
+}
+
+/// One point of a validation curve.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EpochRecord {
+    /// Counted from 1.
+    pub epoch: usize,
+    /// Mean training loss of the epoch.
+    pub train_loss: f64,
+    /// Mean cross-entropy a response token, nats.
+    pub validation_loss: f64,
+    /// Validation ROUGE-L, 0 to 100; absent where no answers are drawn.
+    pub validation_rouge_l: Option<f64>,
+}
+
+/// A training run: what it works on.
+pub struct TrainRun<'a> {
+    /// Folder of its checkpoints and of its result.
+    pub dir: &'a Path,
+    /// Hash of all that the result depends on.
+    pub fingerprint: &'a str,
+    /// Settings.
+    pub settings: &'a Settings,
+    /// What is minimised.
+    pub objective: &'a Objective,
+    /// The student before training, on a plain device.
+    pub student: LanguageModel,
+    /// The teacher, on a plain device.
+    pub teacher: Option<&'a LanguageModel>,
+    /// Training data.
+    pub sequences: &'a [Sequence],
+    /// Tokenizer of both.
+    pub tokenizer: &'a Tokenizer,
+    /// What is measured after each epoch.
+    pub validation: Validation<'a>,
+    /// Time between checkpoints within an epoch.
+    pub checkpoint_every: Duration,
+    /// Set from outside to stop after the current step.
+    pub stop: &'a AtomicBool,
+}
+
+/// What a run tells while it goes on.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// A run goes on from a checkpoint.
+    Resumed {
+        /// Updates already done.
+        step: usize,
+    },
+    /// An update is done.
+    Step {
+        /// Updates done.
+        step: usize,
+        /// Updates in all.
+        steps: usize,
+        /// What the update reported.
+        report: step::StepReport,
+        /// Its learning rate.
+        learning_rate: f64,
+    },
+    /// This many more validation answers are drawn.
+    Validating(usize),
+    /// An epoch is done.
+    Epoch(EpochRecord),
+}
+
+/// How a run ended.
+#[derive(Debug, PartialEq)]
+pub enum Outcome {
+    /// The best epoch's student is in `dir/student`.
+    Finished {
+        /// One record an epoch.
+        curve: Vec<EpochRecord>,
+    },
+    /// Stopped from outside; a checkpoint is written.
+    Interrupted,
+}
+
+/// Trains until done or stopped, from the newest checkpoint in `run.dir` if there is one.
+///
+/// # Errors
+///
+/// Unusable settings, data or checkpoints; losses that are not finite; folders that cannot be written.
+pub fn train(run: TrainRun, observe: &mut dyn FnMut(Event)) -> Result<Outcome, Error> {
+    let settings = run.settings;
+    settings.validate()?;
+    check_vocabulary(&run)?;
+    if run.sequences.is_empty() {
+        return Err(Error::NoSequences { examples: 0 });
+    }
+    std::fs::create_dir_all(run.dir).map_err(Error::io(run.dir))?;
+    let per_epoch = settings.steps_an_epoch(run.sequences.len());
+    let steps = per_epoch * settings.epochs;
+    let device = run.student.device();
+    let make_optimizer = |student: &LanguageModel| optim::adamw(student, settings.weight_decay);
+    let (mut state, mut student, mut optimizer) = match state::find(run.dir, run.fingerprint)? {
+        Some((state, dir)) => {
+            let (student, optimizer) = state::load(&dir, run.student.clone().train(), make_optimizer)?;
+            observe(Event::Resumed { step: state.step });
+            (state, student, optimizer)
+        }
+        None => {
+            let state = State { fingerprint: run.fingerprint.into(), ..State::default() };
+            let student = run.student.clone().train();
+            let optimizer = make_optimizer(&student);
+            (state, student, optimizer)
+        }
+    };
+    let pad = run.tokenizer.pad();
+    let mut order = EpochBatches::default();
+    let mut saved = Instant::now();
+    while state.step < steps {
+        let epoch = state.step / per_epoch;
+        let batch = order.get(&run, epoch, state.step % per_epoch, pad);
+        let rate = optim::cosine(
+            state.step,
+            steps,
+            settings.learning_rate,
+            settings.min_learning_rate,
+        );
+        device.seed(settings.seed ^ (state.step as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
+        let report;
+        (student, report) = step::update(
+            student,
+            &mut optimizer,
+            run.teacher,
+            run.objective,
+            &batch,
+            rate,
+            settings.max_grad_norm,
+            state.step,
+        )?;
+        state.step += 1;
+        state.loss_sum += report.loss;
+        observe(Event::Step { step: state.step, steps, report, learning_rate: rate });
+        if state.step.is_multiple_of(per_epoch) {
+            finish_epoch(&run, &mut state, &student, per_epoch, observe)?;
+            save(&run, &state, &student, &optimizer, &mut saved)?;
+        }
+        let stop = run.stop.load(Ordering::Relaxed);
+        if stop || saved.elapsed() > run.checkpoint_every {
+            save(&run, &state, &student, &optimizer, &mut saved)?;
+        }
+        if stop && state.step < steps {
+            return Ok(Outcome::Interrupted);
+        }
+    }
+    keep_best(&run, &state)?;
+    Ok(Outcome::Finished { curve: state.curve })
+}
+
+fn check_vocabulary(run: &TrainRun) -> Result<(), Error> {
+    let student = run.student.config().vocab_size();
+    if let Some(teacher) = run.teacher {
+        let teacher = teacher.config().vocab_size();
+        if teacher != student {
+            return Err(Error::Vocabulary { teacher, student });
+        }
+    }
+    if run.tokenizer.vocab_size() > student {
+        return Err(Error::Tokenizer { tokenizer: run.tokenizer.vocab_size(), model: student });
+    }
+    Ok(())
+}
+
+fn save(
+    run: &TrainRun,
+    state: &State,
+    student: &LanguageModel,
+    optimizer: &ModuleOptimizer,
+    saved: &mut Instant,
+) -> Result<(), Error> {
+    state::save(run.dir, state, student, optimizer)?;
+    *saved = Instant::now();
+    Ok(())
+}
+
+/// The batches of the epoch at hand.
+#[derive(Default)]
+struct EpochBatches {
+    epoch: Option<usize>,
+    batches: Vec<Vec<usize>>,
+}
+
+impl EpochBatches {
+    fn get(&mut self, run: &TrainRun, epoch: usize, index: usize, pad: u32) -> Batch {
+        if self.epoch != Some(epoch) {
+            let size = run.settings.batch_size;
+            let mut batches = batches_of_epoch(
+                run.sequences,
+                size,
+                run.settings.seed,
+                epoch as u64,
+                run.settings.length_buckets,
+            );
+            if batches.len() > 1 {
+                batches.retain(|b| b.len() == size);
+            }
+            self.batches = batches;
+            self.epoch = Some(epoch);
+        }
+        let chosen: Vec<&Sequence> = self.batches[index].iter().map(|&i| &run.sequences[i]).collect();
+        batch(&chosen, pad)
+    }
+}
+
+/// Measures the student, records the epoch, keeps the weights if they are the best so far.
+fn finish_epoch(
+    run: &TrainRun,
+    state: &mut State,
+    student: &LanguageModel,
+    per_epoch: usize,
+    observe: &mut dyn FnMut(Event),
+) -> Result<(), Error> {
+    let plain = student.valid();
+    let validation = &run.validation;
+    let pad = run.tokenizer.pad();
+    let batches: Vec<Batch> = by_length(validation.sequences)
+        .chunks(run.settings.batch_size)
+        .map(|chunk| batch(chunk, pad))
+        .collect();
+    let validation_loss = step::cross_entropy(&plain, &batches)?;
+    let validation_rouge_l = if validation.examples.is_empty() {
+        None
+    } else {
+        let answers = evaluate::evaluate(
+            &plain,
+            run.tokenizer,
+            validation.examples,
+            validation.prompts,
+            validation.seed,
+            validation.decoding,
+            &mut |n| observe(Event::Validating(n)),
+        )?;
+        Some(evaluate::score(&answers).rouge_l)
+    };
+    let record = EpochRecord {
+        epoch: state.step / per_epoch,
+        train_loss: state.loss_sum / per_epoch as f64,
+        validation_loss,
+        validation_rouge_l,
+    };
+    state.loss_sum = 0.0;
+    state.curve.push(record.clone());
+    if best_epoch(&state.curve, run.settings.keep_best) == record.epoch {
+        checkpoint::save(&plain, &epoch_dir(run.dir, record.epoch), StoredAs::F32)?;
+    }
+    observe(Event::Epoch(record));
+    Ok(())
+}
+
+fn by_length(sequences: &[Sequence]) -> Vec<&Sequence> {
+    let mut sorted: Vec<&Sequence> = sequences.iter().collect();
+    sorted.sort_by_key(|s| s.tokens.len());
+    sorted
+}
+
+/// The first epoch with the best figure.
+pub fn best_epoch(curve: &[EpochRecord], keep: KeepBest) -> usize {
+    let figure = |r: &EpochRecord| match (keep, r.validation_rouge_l) {
+        (KeepBest::RougeL, Some(rouge)) => rouge,
+        _ => -r.validation_loss,
+    };
+    curve
+        .iter()
+        .fold(None::<&EpochRecord>, |best, r| match best {
+            Some(b) if figure(b) >= figure(r) => best,
+            _ => Some(r),
+        })
+        .map_or(0, |r| r.epoch)
+}
+
+fn epoch_dir(run: &Path, epoch: usize) -> PathBuf {
+    run.join(format!("epoch-{epoch}"))
+}
+
+/// Gives the best epoch's folder its final name and removes what is no longer needed.
+fn keep_best(run: &TrainRun, state: &State) -> Result<(), Error> {
+    let best = best_epoch(&state.curve, run.settings.keep_best);
+    let target = student_dir(run.dir);
+    let from = epoch_dir(run.dir, best);
+    if from.exists() {
+        if target.exists() {
+            std::fs::remove_dir_all(&target).map_err(Error::io(&target))?;
+        }
+        std::fs::rename(&from, &target).map_err(Error::io(&target))?;
+    }
+    for epoch in 1..=run.settings.epochs {
+        let dir = epoch_dir(run.dir, epoch);
+        if dir.exists() {
+            std::fs::remove_dir_all(&dir).map_err(Error::io(&dir))?;
+        }
+    }
+    Ok(())
+}
+
+/// The folder in which a finished run leaves its student.
+pub fn student_dir(run: &Path) -> PathBuf {
+    run.join("student")
+}
+
+/// Number of parameters of a model, for reports.
+pub fn parameters(model: &LanguageModel) -> usize {
+    params::count(model)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(epoch: usize, loss: f64, rouge: Option<f64>) -> EpochRecord {
+        EpochRecord { epoch, train_loss: 0.0, validation_loss: loss, validation_rouge_l: rouge }
+    }
+
+    #[test]
+    fn the_first_best_epoch_is_kept() {
+        let curve = [record(1, 3.0, Some(10.0)), record(2, 2.0, Some(12.0)), record(3, 1.0, Some(12.0))];
+        assert_eq!(best_epoch(&curve, KeepBest::RougeL), 2);
+        assert_eq!(best_epoch(&curve, KeepBest::Loss), 3);
+        assert_eq!(best_epoch(&[record(1, 3.0, None), record(2, 2.0, None)], KeepBest::RougeL), 2);
+    }
+
+    #[test]
+    fn only_whole_batches_count() {
+        let settings: Settings =
+            serde_json::from_str(r#"{"epochs":1,"batch_size":16,"learning_rate":1e-3}"#).unwrap();
+        assert_eq!(settings.steps_an_epoch(11_435), 714);
+        assert_eq!(settings.steps_an_epoch(5), 1);
+    }
+
+    #[test]
+    fn settings_out_of_range_are_named() {
+        let mut settings: Settings =
+            serde_json::from_str(r#"{"epochs":1,"batch_size":16,"learning_rate":1e-3}"#).unwrap();
+        settings.learning_rate = f64::NAN;
+        assert!(settings.validate().unwrap_err().to_string().contains("learning_rate"));
+    }
+}

@@ -1,0 +1,219 @@
+//! What cells work on: data, tokenizer, base models; and the hashes that tell one input from another.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use abkd_data::{DataSets, Encoding, Example, Limits, TestSet, Tokenizer};
+use abkd_models::{LanguageModel, ModelConfig, checkpoint};
+use anyhow::{Context, Result, bail, ensure};
+use burn::tensor::Device;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use crate::spec::{DataSpec, ModelSpec, Profile, Source, Spec};
+
+/// Data of a spec, as tokens, each with its hash.
+pub struct Inputs {
+    /// Tokenizer of both models.
+    pub tokenizer: Tokenizer,
+    /// Training sequences.
+    pub train: Encoding,
+    /// Training examples read.
+    pub train_examples: usize,
+    /// Validation examples.
+    pub valid: Vec<Example>,
+    /// Their prompts.
+    pub valid_prompts: Vec<Vec<u32>>,
+    /// Their sequences.
+    pub valid_sequences: Encoding,
+    /// Test sets with prompts.
+    pub tests: BTreeMap<&'static str, (Vec<Example>, Vec<Vec<u32>>)>,
+    /// Hashes of `train`, `valid`, each test set, and the tokenizer.
+    pub hashes: BTreeMap<String, String>,
+}
+
+impl Inputs {
+    /// Reads and encodes what `spec` needs.
+    ///
+    /// # Errors
+    ///
+    /// Data or tokenizer that cannot be read.
+    pub fn load(root: &Path, spec: &Spec) -> Result<Self> {
+        let profile = &spec.profile;
+        let data = &profile.data;
+        let tokenizer = load_tokenizer(root, profile)?;
+        let sets = load_sets(root, data)?;
+        let limits =
+            Limits { max_prompt_length: data.max_prompt_length, max_length: data.max_length };
+        let first = |examples: &[Example], limit: Option<usize>| -> Vec<Example> {
+            examples.iter().take(limit.unwrap_or(usize::MAX)).cloned().collect()
+        };
+        let train = first(&sets.train, data.train);
+        let valid = first(&sets.valid, Some(profile.validation.examples));
+        let mut hashes = BTreeMap::from([
+            ("train".to_owned(), hash_examples(&train)),
+            ("valid".to_owned(), hash_examples(&valid)),
+            ("tokenizer".to_owned(), short(&tokenizer.hash())),
+        ]);
+        let mut tests = BTreeMap::new();
+        for set in spec.datasets()? {
+            let examples = first(sets.test(set), data.test);
+            ensure!(!examples.is_empty(), "test set {}: no examples", set.id());
+            hashes.insert(set.id().to_owned(), hash_examples(&examples));
+            let prompts = abkd_data::encode_prompts(&examples, &tokenizer, &limits)?;
+            tests.insert(set.id(), (examples, prompts));
+        }
+        let encoded = abkd_data::encode_training(&train, &tokenizer, &limits)?;
+        ensure!(
+            !encoded.sequences.is_empty(),
+            "training data: none of {} examples has a response token left; raise [data] max_length",
+            train.len()
+        );
+        Ok(Self {
+            train: encoded,
+            train_examples: train.len(),
+            valid_prompts: abkd_data::encode_prompts(&valid, &tokenizer, &limits)?,
+            valid_sequences: abkd_data::encode_training(&valid, &tokenizer, &limits)?,
+            valid,
+            tests,
+            hashes,
+            tokenizer,
+        })
+    }
+
+    /// Examples and prompts of a test set of the spec.
+    ///
+    /// # Panics
+    ///
+    /// When the spec does not have the set.
+    pub fn test(&self, set: TestSet) -> (&[Example], &[Vec<u32>]) {
+        let (examples, prompts) = &self.tests[set.id()];
+        (examples, prompts)
+    }
+}
+
+fn load_tokenizer(root: &Path, profile: &Profile) -> Result<Tokenizer> {
+    if profile.data.source == Source::Embedded && profile.data.tokenizer.is_none() {
+        return Ok(Tokenizer::embedded());
+    }
+    let beside = profile.teacher.checkpoint.as_ref().map(|dir| dir.join("tokenizer.json"));
+    let Some(path) = profile.data.tokenizer.clone().or(beside) else {
+        bail!("[data] tokenizer: name a tokenizer.json; the teacher has no checkpoint folder to take it from");
+    };
+    let path = root.join(path);
+    let eos = match &profile.teacher.checkpoint {
+        Some(dir) => ModelConfig::read(&root.join(dir).join("config.json"))
+            .with_context(weights_hint)?
+            .eos(),
+        None => None,
+    };
+    Ok(Tokenizer::from_file(&path, eos)?)
+}
+
+fn load_sets(root: &Path, data: &DataSpec) -> Result<DataSets> {
+    match data.source {
+        Source::Embedded => Ok(abkd_data::embedded(data.seed, &sizes(data))),
+        Source::Folder => {
+            let folder = match &data.path {
+                Some(path) => root.join(path),
+                None => PathBuf::from(std::env::var_os("ABKD_DATA").context(
+                    "this profile reads the instruction sets from a folder: set ABKD_DATA to it (README, \"Real data\")",
+                )?),
+            };
+            Ok(abkd_data::from_folder(&folder)?)
+        }
+    }
+}
+
+fn sizes(data: &DataSpec) -> abkd_data::Sizes {
+    let defaults = abkd_data::Sizes::default();
+    abkd_data::Sizes {
+        train: data.train.unwrap_or(defaults.train),
+        valid: data.valid.unwrap_or(defaults.valid),
+        test: data.test.unwrap_or(defaults.test),
+    }
+}
+
+fn weights_hint() -> String {
+    "the checkpoint is not there: `make weights` fetches it, or set [teacher] checkpoint".into()
+}
+
+/// What a base model is, for the ids of the cells that start from it.
+///
+/// # Errors
+///
+/// A configuration that is not valid.
+pub fn identity(root: &Path, model: &ModelSpec, teacher: &ModelSpec) -> Result<Value> {
+    if let Some(config) = model.fresh(root)? {
+        return Ok(json!({ "config": config, "seed": model.seed }));
+    }
+    if let Some(layers) = model.layers {
+        return Ok(json!({ "layers": layers, "of": identity(root, teacher, teacher)? }));
+    }
+    let dir = model.checkpoint.as_ref().context("a model without a source")?;
+    Ok(json!({ "checkpoint": hash_checkpoint(&root.join(dir))? }))
+}
+
+/// Loads a base model, before any training.
+///
+/// # Errors
+///
+/// A checkpoint that cannot be read.
+pub fn base_model(
+    root: &Path,
+    model: &ModelSpec,
+    teacher: &ModelSpec,
+    device: &Device,
+) -> Result<LanguageModel> {
+    if let Some(config) = model.fresh(root)? {
+        return Ok(config.init(model.seed, device));
+    }
+    if let Some(layers) = model.layers {
+        return Ok(base_model(root, teacher, teacher, device)?.with_layers(layers)?);
+    }
+    let dir = model.checkpoint.as_ref().context("a model without a source")?;
+    checkpoint::load(&root.join(dir), device).with_context(weights_hint)
+}
+
+/// Hash of a checkpoint folder's configuration and weights; `absent` when there is none yet.
+fn hash_checkpoint(dir: &Path) -> Result<String> {
+    if !dir.join("config.json").exists() {
+        return Ok("absent".into());
+    }
+    let mut files: Vec<PathBuf> = std::fs::read_dir(dir)
+        .with_context(|| dir.display().to_string())?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|p| p.ends_with("config.json") || p.extension().is_some_and(|e| e == "safetensors"))
+        .collect();
+    files.sort();
+    let mut hasher = Sha256::new();
+    for path in files {
+        let mut file = std::fs::File::open(&path).with_context(|| path.display().to_string())?;
+        std::io::copy(&mut file, &mut hasher).with_context(|| path.display().to_string())?;
+    }
+    Ok(short(&hex(&hasher.finalize())))
+}
+
+fn hash_examples(examples: &[Example]) -> String {
+    let mut hasher = Sha256::new();
+    for e in examples {
+        for text in [&e.instruction, &e.input].into_iter().chain(&e.outputs) {
+            hasher.update((text.len() as u64).to_le_bytes());
+            hasher.update(text.as_bytes());
+        }
+    }
+    short(&hex(&hasher.finalize()))
+}
+
+/// Hash of a JSON value, short enough for a folder's name.
+pub fn hash_json(value: &Value) -> String {
+    short(&hex(&Sha256::digest(value.to_string().as_bytes())))[..10].to_owned()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+fn short(hex: &str) -> String {
+    hex.chars().take(16).collect()
+}

@@ -1,0 +1,227 @@
+//! From a spec to cells: units of work with declared inputs. A cell's id is its name and the hash of
+//! its resolved spec and of the ids it depends on, so a finished cell is never run again, whatever
+//! experiment asks for it, and a changed setting makes another cell.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use abkd_data::TestSet;
+use anyhow::Result;
+use serde_json::{Value, json};
+
+use crate::inputs::{hash_json, identity};
+use crate::spec::{Kind, Spec};
+
+/// Raised when the meaning of a spec changes, so that older cells are not mistaken for new ones.
+const FORMAT: u32 = 1;
+
+/// What a cell does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// Fine-tunes the teacher.
+    TeacherSft,
+    /// Fine-tunes the student's initialisation.
+    StudentSft,
+    /// Distils the student of a row.
+    Distill {
+        /// Index of the row.
+        row: usize,
+    },
+    /// Answers a test set and scores the answers.
+    Evaluate {
+        /// Whose answers.
+        who: Who,
+        /// Test set.
+        dataset: TestSet,
+        /// Sampling seed.
+        seed: u64,
+    },
+}
+
+/// A model of an experiment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Who {
+    /// The teacher.
+    Teacher,
+    /// The student before distillation.
+    Student,
+    /// The distilled student of a row.
+    Row(usize),
+}
+
+/// A unit of work.
+#[derive(Clone, Debug)]
+pub struct Cell {
+    /// Name and hash; also its folder.
+    pub id: String,
+    /// What it does.
+    pub work: Work,
+    /// Cells that must be finished first, as indices into the plan.
+    pub needs: Vec<usize>,
+    /// All that its result depends on.
+    pub spec: Value,
+}
+
+/// All cells of a spec, each after those it needs.
+pub struct Plan {
+    /// The cells.
+    pub cells: Vec<Cell>,
+    models: BTreeMap<Who, usize>,
+}
+
+impl Plan {
+    /// Plans `spec`; `hashes` are those of the inputs ([`Inputs::hashes`](crate::inputs::Inputs)).
+    ///
+    /// # Errors
+    ///
+    /// A spec that is not valid.
+    pub fn new(root: &Path, spec: &Spec, hashes: &BTreeMap<String, String>) -> Result<Self> {
+        let mut plan = Self { cells: Vec::new(), models: BTreeMap::new() };
+        let p = &spec.profile;
+        let hash = |name: &str| hashes.get(name).map_or("unknown", String::as_str);
+        let teacher_base = identity(root, &p.teacher, &p.teacher)?;
+        let student_base = identity(root, &p.student, &p.teacher)?;
+        let training = |objective: String, settings: Value, start: Value, teacher: Value| {
+            json!({
+                "format": FORMAT,
+                "objective": objective,
+                "settings": settings,
+                "start": start,
+                "teacher": teacher,
+                "data": { "train": hash("train"), "valid": hash("valid"), "tokenizer": hash("tokenizer") },
+                "limits": [p.data.max_prompt_length, p.data.max_length],
+                "validation": p.validation,
+                "backend": p.backend,
+            })
+        };
+
+        if let Some(sft) = &p.teacher_sft {
+            let spec = training("cross_entropy".into(), json!(sft), teacher_base.clone(), Value::Null);
+            plan.add_model(Who::Teacher, "teacher-sft", Work::TeacherSft, vec![], spec);
+        }
+        if let Some(sft) = &p.student_sft {
+            let spec = training("cross_entropy".into(), json!(sft), student_base.clone(), Value::Null);
+            plan.add_model(Who::Student, "student-sft", Work::StudentSft, vec![], spec);
+        }
+        let teacher = plan.reference(Who::Teacher, &teacher_base);
+        let student = plan.reference(Who::Student, &student_base);
+        for (index, row) in spec.experiment.rows.iter().enumerate() {
+            let objective = format!("{:?}", row.objective(p.kd_ratio)?);
+            let cell = training(objective, json!(p.distill), student.clone(), teacher.clone());
+            let needs = plan.needs([Who::Teacher, Who::Student]);
+            let name = format!("distill-{}", row.divergence);
+            plan.add_model(Who::Row(index), &name, Work::Distill { row: index }, needs, cell);
+        }
+        if spec.experiment.kind == Kind::Table {
+            let references =
+                [Who::Teacher, Who::Student].into_iter().filter(|_| spec.experiment.references);
+            let rows = (0..spec.experiment.rows.len()).map(Who::Row);
+            for who in references.chain(rows) {
+                for dataset in spec.datasets()? {
+                    for &seed in &spec.experiment.seeds {
+                        let base = if who == Who::Teacher { &teacher_base } else { &student_base };
+                        let cell = json!({
+                            "format": FORMAT,
+                            "model": plan.reference(who, base),
+                            "dataset": [dataset.id(), hash(dataset.id())],
+                            "tokenizer": hash("tokenizer"),
+                            "limits": [p.data.max_prompt_length, p.data.max_length],
+                            "decoding": p.evaluation,
+                            "seed": seed,
+                            "backend": p.backend,
+                        });
+                        let name = format!("evaluate-{}-{}-s{seed}", label_of(spec, who), dataset.id());
+                        let needs = plan.needs([who]);
+                        plan.add(&name, Work::Evaluate { who, dataset, seed }, needs, cell);
+                    }
+                }
+            }
+        }
+        Ok(plan)
+    }
+
+    /// The cell that makes a model; `None` for one that is used as it comes.
+    pub fn model(&self, who: Who) -> Option<&Cell> {
+        self.models.get(&who).map(|&i| &self.cells[i])
+    }
+
+    fn add(&mut self, name: &str, work: Work, needs: Vec<usize>, spec: Value) -> usize {
+        let id = format!("{name}-{}", hash_json(&spec));
+        self.cells.push(Cell { id, work, needs, spec });
+        self.cells.len() - 1
+    }
+
+    fn add_model(&mut self, who: Who, name: &str, work: Work, needs: Vec<usize>, spec: Value) {
+        let index = self.add(name, work, needs, spec);
+        self.models.insert(who, index);
+    }
+
+    fn needs<const N: usize>(&self, whose: [Who; N]) -> Vec<usize> {
+        whose.iter().filter_map(|who| self.models.get(who).copied()).collect()
+    }
+
+    /// How a cell's spec refers to a model: the id of the cell that makes it, or what it is.
+    fn reference(&self, who: Who, base: &Value) -> Value {
+        self.model(who).map_or_else(|| base.clone(), |cell| json!(cell.id))
+    }
+}
+
+/// Short name of a model for ids: `teacher`, `student`, or the row's divergence.
+fn label_of(spec: &Spec, who: Who) -> String {
+    match who {
+        Who::Teacher => "teacher".into(),
+        Who::Student => "student".into(),
+        Who::Row(i) => spec.experiment.rows[i].divergence.clone(),
+    }
+}
+
+/// Label of a model in tables.
+pub fn row_label(spec: &Spec, who: Who) -> String {
+    match who {
+        Who::Teacher => "Teacher".into(),
+        Who::Student => "Student (SFT)".into(),
+        Who::Row(i) => spec.experiment.rows[i].label.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(change: impl FnOnce(&mut Spec)) -> Plan {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let mut spec = Spec::load(&root, "table1", "tiny").unwrap();
+        change(&mut spec);
+        Plan::new(&root, &spec, &BTreeMap::new()).unwrap()
+    }
+
+    #[test]
+    fn a_changed_setting_changes_the_cells_that_depend_on_it_and_no_others() {
+        let (a, b) = (plan(|_| {}), plan(|s| s.profile.distill.learning_rate *= 2.0));
+        assert_eq!(a.cells.len(), 2 + 8 + 10 * 25);
+        for (x, y) in a.cells.iter().zip(&b.cells) {
+            let depends = matches!(x.work, Work::Distill { .. } | Work::Evaluate { who: Who::Row(_), .. });
+            assert_eq!(x.id != y.id, depends, "{}", x.id);
+        }
+    }
+
+    #[test]
+    fn cells_come_after_what_they_need_and_have_ids_of_their_own() {
+        let plan = plan(|_| {});
+        for (i, cell) in plan.cells.iter().enumerate() {
+            assert!(cell.needs.iter().all(|&n| n < i));
+        }
+        let ids: std::collections::BTreeSet<_> = plan.cells.iter().map(|c| &c.id).collect();
+        assert_eq!(ids.len(), plan.cells.len());
+    }
+
+    #[test]
+    fn the_figure_shares_the_tables_training_cells() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let figure = Spec::load(&root, "figure1", "tiny").unwrap();
+        let figure = Plan::new(&root, &figure, &BTreeMap::new()).unwrap();
+        let table = plan(|_| {});
+        assert_eq!(figure.cells.len(), 10);
+        assert!(figure.cells.iter().all(|c| table.cells.iter().any(|t| t.id == c.id)));
+    }
+}

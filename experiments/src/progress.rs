@@ -1,0 +1,127 @@
+//! What a run shows on stderr: bars on a terminal, plain lines elsewhere.
+
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use indicatif::{HumanDuration, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+/// Time between plain lines of one cell.
+const PLAIN_EVERY: Duration = Duration::from_secs(20);
+
+/// The display of a run.
+pub struct Display {
+    bars: MultiProgress,
+    total: ProgressBar,
+    plain: bool,
+    /// Finished cells of this run: kind and duration, for the estimate.
+    durations: Mutex<Vec<(String, f64)>>,
+    jobs: usize,
+}
+
+impl Display {
+    /// For `cells` cells of which `done` are finished already, worked on by `jobs` workers.
+    pub fn new(cells: usize, done: usize, jobs: usize) -> Self {
+        let bars = MultiProgress::with_draw_target(ProgressDrawTarget::stderr());
+        let plain = bars.is_hidden();
+        let total = bars.add(ProgressBar::new(cells as u64));
+        total.set_style(style("{bar:30} {pos}/{len} cells  {elapsed} {msg}"));
+        total.set_position(done as u64);
+        Self { bars, total, plain, durations: Mutex::new(Vec::new()), jobs }
+    }
+
+    /// A line that stays.
+    pub fn line(&self, text: &str) {
+        if self.plain {
+            eprintln!("{text}");
+        } else {
+            // A display that cannot be written to is no reason to stop a run.
+            let _ = self.bars.println(text);
+        }
+    }
+
+    /// Begins a cell.
+    pub fn cell(&self, id: &str) -> CellDisplay<'_> {
+        let bar = self.bars.add(ProgressBar::new(0));
+        bar.set_style(style("  {prefix}  {bar:20} {pos}/{len}  eta {eta}  {msg}"));
+        bar.set_prefix(id.to_owned());
+        if self.plain {
+            eprintln!("{id}: started");
+        }
+        CellDisplay { display: self, bar, id: id.to_owned(), begun: Instant::now(), last: Instant::now() }
+    }
+
+    /// Ends a cell; `left` are the kinds of the cells still to run.
+    fn finished(&self, kind: String, seconds: f64, left: &[String]) {
+        let mut durations = self.durations.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        durations.push((kind, seconds));
+        let mean = |kind: &String| {
+            let same: Vec<f64> = durations.iter().filter(|(k, _)| k == kind).map(|(_, s)| *s).collect();
+            (!same.is_empty()).then(|| same.iter().sum::<f64>() / same.len() as f64)
+        };
+        let estimate: Option<f64> = left.iter().map(mean).sum();
+        self.total.inc(1);
+        let message = match estimate {
+            Some(s) => {
+                let left = Duration::from_secs_f64(s / self.jobs as f64);
+                format!("eta {}", HumanDuration(left))
+            }
+            None => "eta unknown yet".to_owned(),
+        };
+        self.total.set_message(message);
+    }
+
+    /// `12/262 cells, eta 3 minutes`
+    fn summary(&self) -> String {
+        let (done, all) = (self.total.position(), self.total.length().unwrap_or(0));
+        format!("{done}/{all} cells, {}", self.total.message())
+    }
+}
+
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).expect("templates are constants")
+}
+
+/// The display of one cell.
+pub struct CellDisplay<'a> {
+    display: &'a Display,
+    bar: ProgressBar,
+    id: String,
+    begun: Instant,
+    last: Instant,
+}
+
+impl CellDisplay<'_> {
+    /// How far the cell is.
+    pub fn at(&mut self, position: usize, length: usize, message: impl FnOnce() -> String) {
+        self.bar.set_length(length as u64);
+        self.bar.set_position(position as u64);
+        if !self.display.plain {
+            self.bar.set_message(message());
+        } else if self.last.elapsed() > PLAIN_EVERY {
+            self.last = Instant::now();
+            let eta = HumanDuration(self.bar.eta());
+            eprintln!("{}: {position}/{length}, eta {eta}, {}", self.id, message());
+        }
+    }
+
+    /// `n` more of what the bar counts.
+    pub fn more(&mut self, n: usize, length: usize, message: impl FnOnce() -> String) {
+        let position = self.bar.position() as usize + n;
+        self.at(position, length, message);
+    }
+
+    /// A line that stays.
+    pub fn line(&self, text: &str) {
+        self.display.line(&format!("{}: {text}", self.id));
+    }
+
+    /// The cell is done; `kind` groups cells of like duration.
+    pub fn finish(self, kind: String, left: &[String], result: &str) {
+        self.bar.finish_and_clear();
+        let seconds = self.begun.elapsed().as_secs_f64();
+        self.display.finished(kind, seconds, left);
+        if self.display.plain {
+            eprintln!("{}: {result} in {seconds:.1} s ({})", self.id, self.display.summary());
+        }
+    }
+}
