@@ -1,6 +1,7 @@
 //! What cells work on: data, tokenizer, base models; and the hashes that tell one input from another.
 
 use std::collections::BTreeMap;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use abkd_data::{DataSets, Encoding, Example, Limits, TestSet, Tokenizer};
@@ -188,10 +189,21 @@ fn hash_checkpoint(dir: &Path) -> Result<String> {
     files.sort();
     let mut hasher = Sha256::new();
     for path in files {
-        let mut file = std::fs::File::open(&path).with_context(|| path.display().to_string())?;
-        std::io::copy(&mut file, &mut hasher).with_context(|| path.display().to_string())?;
+        hash_file(&path, &mut hasher).with_context(|| path.display().to_string())?;
     }
     Ok(short(&hex(&hasher.finalize())))
+}
+
+fn hash_file(path: &Path, hasher: &mut Sha256) -> std::io::Result<()> {
+    let mut file = std::fs::File::open(path)?;
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        let n = file.read(&mut buffer)?;
+        if n == 0 {
+            return Ok(());
+        }
+        hasher.update(&buffer[..n]);
+    }
 }
 
 fn hash_examples(examples: &[Example]) -> String {

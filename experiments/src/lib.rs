@@ -1,1 +1,15 @@
-//! .
+//! The runner behind the `abkd` command: specs, plans, cells, results, comparisons, pictures.
+
+pub mod audit;
+pub mod backend;
+pub mod compare;
+pub mod inputs;
+pub mod plan;
+pub mod plot;
+pub mod progress;
+pub mod results;
+pub mod report;
+pub mod runner;
+pub mod spec;
+pub mod suggest;
+pub mod verify;

@@ -1,1 +1,31 @@
-//! .
+//! Instruction data: JSONL sets and an embedded corpus, the prompt template, tokenizers, batches.
+
+mod batch;
+pub mod corpus;
+mod encode;
+mod error;
+mod jsonl;
+mod prompt;
+pub mod rng;
+mod sets;
+mod tokenizer;
+
+pub use batch::{Batch, batch, batches_of_epoch};
+pub use corpus::{Sizes, embedded};
+pub use encode::{Encoding, Limits, Sequence, encode_prompts, encode_training};
+pub use error::Error;
+pub use jsonl::read_jsonl;
+pub use prompt::prompt;
+pub use sets::{DataSets, TestSet, from_folder};
+pub use tokenizer::Tokenizer;
+
+/// An instruction with one or more reference answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Example {
+    /// What is asked.
+    pub instruction: String,
+    /// What it is asked about; may be empty.
+    pub input: String,
+    /// Reference answers, at least one; training uses the first.
+    pub outputs: Vec<String>,
+}

@@ -1,13 +1,117 @@
-//! Every case of `rouge_score`'s golden file.
+//! This crate against values made by Google's `rouge_score` 0.1.2.
 
-use std::path::Path;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use abkd_metrics::Error;
+use abkd_metrics::exact_match::exact_match_max;
+use abkd_metrics::rouge::{corpus_rouge_l, tokenize};
+use abkd_metrics::verify::verify_rouge;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+#[derive(Deserialize)]
+struct Golden {
+    n: usize,
+    corpus: Corpus,
+    cases: Vec<Case>,
+}
+
+/// Totals x 100, rounded to four decimals.
+#[derive(Deserialize)]
+struct Corpus {
+    #[serde(rename = "rougeL")]
+    rouge_l: f64,
+    exact_match: f64,
+}
+
+#[derive(Deserialize)]
+struct Case {
+    prediction: String,
+    references: Vec<String>,
+}
+
+#[derive(Deserialize)]
+struct Tokens {
+    text: String,
+    tokens: Vec<String>,
+}
+
+fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/goldens")
+        .join(name)
+}
+
+fn read<T: DeserializeOwned>(name: &str) -> T {
+    serde_json::from_slice(&std::fs::read(golden(name)).unwrap()).unwrap()
+}
 
 #[test]
 fn scores_are_those_of_rouge_score() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/rouge.json");
-    let cases = abkd_metrics::verify::verify_rouge(&path).unwrap();
+    let cases = verify_rouge(&golden("rouge.json")).unwrap();
     assert_eq!(cases.len(), 150);
     for (name, error) in cases {
         assert!(error < 1e-9, "{name}: {error}");
     }
+}
+
+#[test]
+fn corpus_totals_are_those_of_rouge_score() {
+    let golden: Golden = read("rouge.json");
+    let pairs: Vec<_> = golden
+        .cases
+        .into_iter()
+        .map(|case| (case.prediction, case.references))
+        .collect();
+    assert_eq!(pairs.len(), golden.n);
+    let matches: f64 = pairs.iter().map(|(p, r)| exact_match_max(p, r)).sum();
+    let exact_match = 100.0 * matches / golden.n as f64;
+    assert!((corpus_rouge_l(&pairs) - golden.corpus.rouge_l).abs() < 5.1e-5);
+    assert!((exact_match - golden.corpus.exact_match).abs() < 5.1e-5);
+}
+
+#[test]
+fn tokens_are_those_of_rouge_score() {
+    let cases: Vec<Tokens> = read("tokens.json");
+    assert_eq!(cases.len(), 40);
+    for case in cases {
+        assert_eq!(tokenize(&case.text), case.tokens, "{:?}", case.text);
+    }
+}
+
+/// What `verify_rouge` says of a file with this content.
+fn verify(content: &str) -> Result<Vec<(String, f64)>, Error> {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(content.as_bytes()).unwrap();
+    verify_rouge(file.path())
+}
+
+fn case(f1: &str, exact_match: &str) -> String {
+    format!(
+        r#"{{"cases": [{{"prediction": "red hat", "references": ["red hat", "red"], "rougeL_f": {f1},
+        "rougeL_p": [1.0, 0.5], "rougeL_r": [1.0, 1.0], "exact_match": {exact_match}}}]}}"#
+    )
+}
+
+#[test]
+fn verification_finds_a_wrong_value() {
+    let error = |content: String| verify(&content).unwrap()[0].1;
+    assert!(error(case("[1.0, 0.6666666666666666]", "1.0")) < 1e-12);
+    assert!((error(case("[1.0, 0.6666666666666666]", "0.0")) - 1.0).abs() < 1e-12);
+    assert!((error(case("[0.75, 0.6666666666666666]", "1.0")) - 0.25).abs() < 1e-12);
+}
+
+#[test]
+fn broken_files_are_errors_that_name_the_place() {
+    let message = |content: &str| verify(content).unwrap_err().to_string();
+    let short = message(&case("[1.0]", "1.0"));
+    assert!(
+        short.ends_with("case 1: `rougeL_f` has 1 values, `references` has 2"),
+        "{short}"
+    );
+    assert!(message(r#"{"cases": []}"#).ends_with("`cases` is empty"));
+    assert!(message(r#"{"cases": [{}]}"#).contains("missing field `prediction` at line 1"));
+    let missing = verify_rouge(Path::new("no/such.json")).unwrap_err();
+    assert!(missing.to_string().starts_with("no/such.json: "));
 }

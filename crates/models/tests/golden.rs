@@ -112,7 +112,7 @@ fn sharded_and_half_precision_files_are_read() {
     let mut map = serde_json::Map::new();
     for (part, chunk) in values.chunks(values.len().div_ceil(2)).enumerate() {
         let name = format!("model-{part}.safetensors");
-        // the first part as f16 and without the prefix's absence mattering, the second as f32
+        // the first part as f16, the second as f32
         let stored: Vec<_> = chunk
             .iter()
             .map(|(n, shape, data)| {

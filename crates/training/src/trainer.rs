@@ -240,7 +240,7 @@ pub fn train(run: TrainRun, observe: &mut dyn FnMut(Event)) -> Result<Outcome, E
     };
     let pad = run.tokenizer.pad();
     let mut order = EpochBatches::default();
-    let mut saved = Instant::now();
+    let mut saved = (state.step, Instant::now());
     while state.step < steps {
         let epoch = state.step / per_epoch;
         let batch = order.get(&run, epoch, state.step % per_epoch, pad);
@@ -270,7 +270,7 @@ pub fn train(run: TrainRun, observe: &mut dyn FnMut(Event)) -> Result<Outcome, E
             save(&run, &state, &student, &optimizer, &mut saved)?;
         }
         let stop = run.stop.load(Ordering::Relaxed);
-        if stop || saved.elapsed() > run.checkpoint_every {
+        if stop || saved.1.elapsed() > run.checkpoint_every {
             save(&run, &state, &student, &optimizer, &mut saved)?;
         }
         if stop && state.step < steps {
@@ -300,10 +300,12 @@ fn save(
     state: &State,
     student: &LanguageModel,
     optimizer: &ModuleOptimizer,
-    saved: &mut Instant,
+    saved: &mut (usize, Instant),
 ) -> Result<(), Error> {
-    state::save(run.dir, state, student, optimizer)?;
-    *saved = Instant::now();
+    if saved.0 != state.step {
+        state::save(run.dir, state, student, optimizer)?;
+        *saved = (state.step, Instant::now());
+    }
     Ok(())
 }
 

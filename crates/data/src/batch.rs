@@ -1,0 +1,108 @@
+use crate::Sequence;
+use crate::rng::Rng;
+
+/// Batches in a window that is sorted by length.
+const WINDOW: usize = 16;
+
+/// Sequences side by side, right-padded to the longest of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Batch {
+    /// Examples of the rows.
+    pub examples: Vec<usize>,
+    /// B: number of sequences.
+    pub rows: usize,
+    /// T: longest input.
+    pub width: usize,
+    /// Inputs `[B, T]`, row by row: each sequence but its last token.
+    pub input_ids: Vec<u32>,
+    /// Inputs of each row without padding.
+    pub lengths: Vec<usize>,
+    /// Positions that predict a response token (flat index into `[B, T]`) and that token.
+    pub targets: Vec<(usize, u32)>,
+}
+
+/// Lays sequences side by side.
+pub fn batch(sequences: &[&Sequence], pad: u32) -> Batch {
+    let lengths: Vec<usize> = sequences.iter().map(|s| s.tokens.len() - 1).collect();
+    let width = lengths.iter().copied().max().unwrap_or(0);
+    let mut input_ids = vec![pad; sequences.len() * width];
+    let mut targets = Vec::new();
+    for (row, s) in sequences.iter().enumerate() {
+        let start = row * width;
+        input_ids[start..start + lengths[row]].copy_from_slice(&s.tokens[..lengths[row]]);
+        targets.extend((s.prompt_len..s.tokens.len()).map(|t| (start + t - 1, s.tokens[t])));
+    }
+    Batch {
+        examples: sequences.iter().map(|s| s.example).collect(),
+        rows: sequences.len(),
+        width,
+        input_ids,
+        lengths,
+        targets,
+    }
+}
+
+/// The whole batches of an epoch as indices into `sequences`: a shuffle that depends on (seed, epoch)
+/// alone. What does not fill a batch is left out, unless there is nothing else. With `buckets`, every 16
+/// batches are sorted by length among themselves, which saves padding; the sequences of the epoch
+/// are the same.
+pub fn batches_of_epoch(
+    sequences: &[Sequence],
+    batch_size: usize,
+    seed: u64,
+    epoch: u64,
+    buckets: bool,
+) -> Vec<Vec<usize>> {
+    let mut rng = Rng::new(&[seed, epoch]);
+    let mut order: Vec<usize> = (0..sequences.len()).collect();
+    rng.shuffle(&mut order);
+    if order.len() >= batch_size {
+        order.truncate(order.len() / batch_size * batch_size);
+    }
+    if buckets {
+        for window in order.chunks_mut(batch_size * WINDOW) {
+            window.sort_by_key(|&i| sequences[i].tokens.len());
+        }
+    }
+    let mut batches: Vec<Vec<usize>> = order.chunks(batch_size).map(<[usize]>::to_vec).collect();
+    if buckets {
+        rng.shuffle(&mut batches);
+    }
+    batches
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn sequence(tokens: &[u32], prompt_len: usize) -> Sequence {
+        Sequence { example: 0, tokens: tokens.to_vec(), prompt_len }
+    }
+
+    #[test]
+    fn inputs_and_targets_are_shifted_by_one() {
+        let (a, b) = (sequence(&[1, 2, 3, 4], 2), sequence(&[5, 6], 1));
+        let batch = batch(&[&a, &b], 0);
+        assert_eq!((batch.rows, batch.width), (2, 3));
+        assert_eq!(batch.input_ids, [1, 2, 3, 5, 0, 0]);
+        assert_eq!(batch.lengths, [3, 1]);
+        assert_eq!(batch.targets, [(1, 3), (2, 4), (3, 6)]);
+    }
+
+    proptest! {
+        #[test]
+        fn an_epoch_is_a_choice_without_repetition(n in 1usize..200, size in 1usize..20, seed: u64, epoch in 0u64..9) {
+            let sequences: Vec<Sequence> = (0..n).map(|i| sequence(&vec![0; 2 + i * 7 % 31], 1)).collect();
+            let of = |buckets| {
+                let mut all = batches_of_epoch(&sequences, size, seed, epoch, buckets).concat();
+                all.sort_unstable();
+                all
+            };
+            let plain = of(false);
+            prop_assert_eq!(plain.len(), if n < size { n } else { n / size * size });
+            prop_assert!(plain.windows(2).all(|w| w[0] < w[1]));
+            prop_assert_eq!(plain, of(true));
+        }
+    }
+}

@@ -1,0 +1,113 @@
+use rayon::prelude::*;
+
+use crate::{Error, Example, Tokenizer, prompt};
+
+/// Where texts are cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// A longer prompt is cut to its first so many tokens.
+    pub max_prompt_length: usize,
+    /// A longer sequence (prompt, response, end) is cut.
+    pub max_length: usize,
+}
+
+/// Prompt, response and end of text as tokens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sequence {
+    /// Index of its example.
+    pub example: usize,
+    /// All tokens.
+    pub tokens: Vec<u32>,
+    /// How many of them are the prompt's.
+    pub prompt_len: usize,
+}
+
+/// Encoded training examples.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Encoding {
+    /// One for each example with a response token.
+    pub sequences: Vec<Sequence>,
+    /// Indices of the examples without one.
+    pub skipped: Vec<usize>,
+}
+
+/// Encodes examples for training: `tokens(prompt + response) + end`, split where `tokens(prompt)`
+/// ends. The first reference is the response.
+///
+/// # Errors
+///
+/// When the tokenizer fails.
+pub fn encode_training(
+    examples: &[Example],
+    tokenizer: &Tokenizer,
+    limits: &Limits,
+) -> Result<Encoding, Error> {
+    let encoded: Vec<Option<Sequence>> = examples
+        .par_iter()
+        .enumerate()
+        .map(|(example, e)| {
+            let text = prompt(e);
+            let head = tokenizer.encode(&text)?;
+            let full = tokenizer.encode(&(text + &e.outputs[0]))?;
+            Ok(cut(example, &head, &full, tokenizer.eos(), limits))
+        })
+        .collect::<Result<_, Error>>()?;
+    let mut result = Encoding::default();
+    for (example, sequence) in encoded.into_iter().enumerate() {
+        match sequence {
+            Some(sequence) => result.sequences.push(sequence),
+            None => result.skipped.push(example),
+        }
+    }
+    Ok(result)
+}
+
+fn cut(example: usize, head: &[u32], full: &[u32], eos: u32, limits: &Limits) -> Option<Sequence> {
+    let response = full.get(head.len()..).unwrap_or_default();
+    let kept = &head[..head.len().min(limits.max_prompt_length)];
+    let mut tokens: Vec<u32> = kept.iter().chain(response).copied().chain([eos]).collect();
+    tokens.truncate(limits.max_length);
+    let prompt_len = kept.len();
+    // An empty response is no response: its end alone would teach silence.
+    let usable = !response.is_empty() && prompt_len > 0 && tokens.len() > prompt_len;
+    usable.then_some(Sequence { example, tokens, prompt_len })
+}
+
+/// Prompts as tokens, cut to their first `max_prompt_length`.
+///
+/// # Errors
+///
+/// When the tokenizer fails.
+pub fn encode_prompts(
+    examples: &[Example],
+    tokenizer: &Tokenizer,
+    limits: &Limits,
+) -> Result<Vec<Vec<u32>>, Error> {
+    examples
+        .par_iter()
+        .map(|e| {
+            let mut tokens = tokenizer.encode(&prompt(e))?;
+            tokens.truncate(limits.max_prompt_length);
+            Ok(tokens)
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prompt_and_sequence_are_cut() {
+        let limits = Limits { max_prompt_length: 3, max_length: 5 };
+        let full = [1, 2, 3, 4, 5, 6, 7];
+        let sequence = cut(0, &full[..4], &full, 9, &limits).unwrap();
+        assert_eq!((sequence.tokens, sequence.prompt_len), (vec![1, 2, 3, 5, 6], 3));
+        let limits = Limits { max_prompt_length: 8, max_length: 8 };
+        let sequence = cut(0, &full[..4], &full, 9, &limits).unwrap();
+        assert_eq!((sequence.tokens, sequence.prompt_len), (vec![1, 2, 3, 4, 5, 6, 7, 9], 4));
+        assert_eq!(cut(0, &full, &full, 9, &limits), None);
+        let limits = Limits { max_prompt_length: 4, max_length: 4 };
+        assert_eq!(cut(0, &full[..4], &full, 9, &limits), None);
+    }
+}

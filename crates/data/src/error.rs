@@ -1,0 +1,54 @@
+use std::path::PathBuf;
+
+/// What can go wrong with data.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file could not be read or written.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// A set's file is not there.
+    #[error("{path}: missing; it holds {what}. Set ABKD_DATA to a folder with dolly/, self-inst/, vicuna/, sinst/ and uinst/ (Hugging Face Hub: MiniLLM/dolly, self-inst, Vicuna, sinst, uinst)")]
+    MissingSet {
+        /// The file.
+        path: PathBuf,
+        /// What it holds.
+        what: &'static str,
+    },
+    /// A line of a JSONL file is not an example.
+    #[error("{path}:{line}: {what}")]
+    Line {
+        /// The file.
+        path: PathBuf,
+        /// Counted from 1.
+        line: usize,
+        /// What is wrong.
+        what: String,
+    },
+    /// A JSONL file holds no example.
+    #[error("{path}: holds no example")]
+    Empty {
+        /// The file.
+        path: PathBuf,
+    },
+    /// No test set has this name.
+    #[error("unknown data set `{name}`{nearest}; known: dolly, self_instruct, vicuna, super_natural, unnatural")]
+    UnknownSet {
+        /// The name.
+        name: String,
+        /// A suggestion, or nothing.
+        nearest: String,
+    },
+    /// A tokenizer could not be read or used.
+    #[error("{path}: {reason}")]
+    Tokenizer {
+        /// The file, or `embedded tokenizer`.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+}

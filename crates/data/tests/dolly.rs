@@ -1,0 +1,31 @@
+//! Token counts of the published Dolly data with GPT-2's tokenizer.
+
+use std::path::Path;
+
+use abkd_data::{Limits, Tokenizer, encode_training, read_jsonl};
+
+#[test]
+fn dolly_has_the_published_token_counts() {
+    let shared = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared");
+    let path = shared.join("tokenizers/gpt2/tokenizer.json");
+    if !path.exists() {
+        println!("skipped: {} is not there", path.display());
+        return;
+    }
+    let tokenizer = Tokenizer::from_file(&path, None).unwrap();
+    let limits = Limits { max_prompt_length: 256, max_length: usize::MAX };
+    let count = |file: &str| {
+        let examples = read_jsonl(&shared.join("data/dolly").join(file)).unwrap();
+        let encoded = encode_training(&examples, &tokenizer, &limits).unwrap();
+        let tokens: usize = encoded.sequences.iter().map(|s| s.tokens.len()).sum();
+        let prompts: usize = encoded.sequences.iter().map(|s| s.prompt_len).sum();
+        (encoded.sequences.len(), tokens, prompts, encoded.skipped.len())
+    };
+    // with one separator an example, as the published token files have it
+    let (n, tokens, prompts, skipped) = count("dev.jsonl");
+    assert_eq!((n, tokens + n, skipped), (1000, 152_868, 0));
+    let (n2, tokens2, prompts2, skipped2) = count("train.jsonl");
+    println!("{n} {tokens} {prompts}; {n2} {tokens2} {prompts2} {skipped2}");
+    assert_eq!((n2, tokens2 + n2, skipped2), (11_435, 1_742_452, 0));
+    assert!((prompts2 as f64 / n2 as f64 - 71.3).abs() < 0.05);
+}

@@ -1,0 +1,428 @@
+//! Ours against the paper: who ranks where, how well the orders agree, and whether ABKD leads.
+//!
+//! The two sides are measured at different scales, so scores are shown side by side but only *ranks* are compared.
+//! On each data set the ranks run over the rows that both sides have; what only one side has is listed apart.
+
+mod write;
+
+use std::path::Path;
+
+use abkd_metrics::stats;
+use anyhow::{Result, ensure};
+
+use crate::results::{Cell, Table, distinct};
+
+/// The row whose lead the paper claims.
+const SUBJECT: &str = "ABKD";
+
+/// A score and its rank.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Standing {
+    /// Mean ROUGE-L in percent.
+    pub mean: f64,
+    /// Sample standard deviation over the seeds, where known.
+    pub std: Option<f64>,
+    /// Number of seeds, where known.
+    pub n_seeds: Option<u64>,
+    /// Rank among the rows that both sides have, 1 for the best, ties averaged; `None` for a row of one side.
+    pub rank: Option<f64>,
+}
+
+/// A row on a data set, on both sides.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Pair {
+    /// Label of the row.
+    pub row: String,
+    /// Our result, if there is one.
+    pub ours: Option<Standing>,
+    /// The paper's, if there is one.
+    pub paper: Option<Standing>,
+}
+
+/// ABKD against the best other row.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Lead {
+    /// Label of the best other row.
+    pub best_other: String,
+    /// Mean of ABKD minus mean of the best other row, in percent points: ABKD leads when it is above 0.
+    pub margin: f64,
+    /// `sqrt((s_1^2 + s_2^2) / 2)` of the two standard deviations; `None` when one is unknown.
+    pub pooled_std: Option<f64>,
+}
+
+/// One data set.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Agreement {
+    /// Name of the data set.
+    pub dataset: String,
+    /// All rows of either side, in the order of [`Comparison::rows`].
+    pub pairs: Vec<Pair>,
+    /// How many rows both sides have.
+    pub common: usize,
+    /// Spearman's rho between the two sides over the common rows; `None` where it is not defined.
+    pub spearman: Option<f64>,
+    /// Kendall's tau-b, likewise.
+    pub kendall: Option<f64>,
+    /// ABKD among the common rows, ours; `None` unless ABKD and another row are common.
+    pub ours: Option<Lead>,
+    /// ABKD among the common rows, in the paper.
+    pub paper: Option<Lead>,
+}
+
+/// A row over all data sets on which it has a rank.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AverageRank {
+    /// Label of the row.
+    pub row: String,
+    /// Over how many data sets.
+    pub datasets: usize,
+    /// Mean rank, ours.
+    pub ours: f64,
+    /// Mean rank, the paper's.
+    pub paper: f64,
+}
+
+/// A table of ours beside the paper's.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Comparison {
+    /// Name of the experiment, e.g. `table1`.
+    pub experiment: String,
+    /// Name of the profile, e.g. `smollm2`.
+    pub profile: String,
+    /// What the profile's scale is, in words.
+    pub scale: String,
+    /// Name of the first column: `loss` or `method`.
+    pub row_key: String,
+    /// Row labels: the paper's order, then rows of ours only.
+    pub rows: Vec<String>,
+    /// One entry per data set: the paper's order, then data sets of ours only.
+    pub datasets: Vec<Agreement>,
+    /// Average ranks of the rows that have one.
+    pub average_ranks: Vec<AverageRank>,
+    /// How many of the paper's cells we have, and how many the paper has.
+    pub coverage: (usize, usize),
+}
+
+impl Lead {
+    /// ABKD is ahead of every other row.
+    pub fn leads(&self) -> bool {
+        self.margin > 0.0
+    }
+
+    /// ABKD is ahead by more than the pooled standard deviation; `None` when that is unknown.
+    pub fn beyond_std(&self) -> Option<bool> {
+        self.pooled_std.map(|std| self.margin > std)
+    }
+}
+
+impl Comparison {
+    /// Compares two tables. Cells that are not there yet are no error: [`Comparison::coverage`] counts them.
+    ///
+    /// # Errors
+    /// The two tables name their rows by different keys.
+    pub fn new(
+        experiment: &str,
+        profile: &str,
+        scale: &str,
+        ours: &Table,
+        paper: &Table,
+    ) -> Result<Self> {
+        ensure!(
+            ours.row_key == paper.row_key,
+            "{experiment}: our table has rows by {}, the paper's by {}",
+            ours.row_key,
+            paper.row_key
+        );
+        let rows = distinct(paper.rows().into_iter().chain(ours.rows()));
+        let names = distinct(paper.datasets().into_iter().chain(ours.datasets()));
+        let datasets: Vec<Agreement> = names
+            .iter()
+            .map(|name| Agreement::new(name, &rows, ours, paper))
+            .collect();
+        let average_ranks = rows
+            .iter()
+            .filter_map(|row| average_rank(row, &datasets))
+            .collect();
+        let done = |cell: &&Cell| ours.cell(&cell.row, &cell.dataset).is_some();
+        Ok(Self {
+            experiment: experiment.to_string(),
+            profile: profile.to_string(),
+            scale: scale.to_string(),
+            row_key: paper.row_key.clone(),
+            rows: rows.iter().map(|row| row.to_string()).collect(),
+            datasets,
+            average_ranks,
+            coverage: (paper.cells.iter().filter(done).count(), paper.cells.len()),
+        })
+    }
+
+    /// Reads both tables and compares them.
+    ///
+    /// # Errors
+    /// As [`Table::read`] and [`Comparison::new`].
+    pub fn read(
+        experiment: &str,
+        profile: &str,
+        scale: &str,
+        ours: &Path,
+        paper: &Path,
+    ) -> Result<Self> {
+        Self::new(
+            experiment,
+            profile,
+            scale,
+            &Table::read(ours)?,
+            &Table::read(paper)?,
+        )
+    }
+
+    /// Spearman's rho between the average ranks of the rows that are ranked on every shared data set: one number for
+    /// the whole table. `None` where it is not defined.
+    pub fn overall_spearman(&self) -> Option<f64> {
+        let most = self.average_ranks.iter().map(|rank| rank.datasets).max()?;
+        let full = self
+            .average_ranks
+            .iter()
+            .filter(|rank| rank.datasets == most);
+        let (ours, paper): (Vec<f64>, Vec<f64>) = full.map(|rank| (rank.ours, rank.paper)).unzip();
+        stats::spearman(&ours, &paper)
+    }
+}
+
+impl Agreement {
+    fn new(dataset: &str, rows: &[&str], ours: &Table, paper: &Table) -> Self {
+        let mut pairs: Vec<Pair> = rows
+            .iter()
+            .map(|row| Pair {
+                row: row.to_string(),
+                ours: ours.cell(row, dataset).map(Standing::unranked),
+                paper: paper.cell(row, dataset).map(Standing::unranked),
+            })
+            .collect();
+        let (ours, paper): (Vec<f64>, Vec<f64>) = pairs
+            .iter()
+            .filter_map(Pair::both)
+            .map(|(a, b)| (a.mean, b.mean))
+            .unzip();
+        let ranks = stats::ranks(&ours).zip(stats::ranks(&paper));
+        if let Some((our_ranks, paper_ranks)) = ranks {
+            let common = pairs.iter_mut().filter_map(Pair::both_mut);
+            for (((a, b), our_rank), paper_rank) in common.zip(our_ranks).zip(paper_ranks) {
+                a.rank = Some(our_rank);
+                b.rank = Some(paper_rank);
+            }
+        }
+        Self {
+            dataset: dataset.to_string(),
+            common: ours.len(),
+            spearman: stats::spearman(&ours, &paper),
+            kendall: stats::kendall(&ours, &paper),
+            ours: lead(&pairs, |pair| pair.ours.as_ref()),
+            paper: lead(&pairs, |pair| pair.paper.as_ref()),
+            pairs,
+        }
+    }
+}
+
+impl Standing {
+    fn unranked(cell: &Cell) -> Self {
+        Self {
+            mean: cell.rouge_l_mean,
+            std: cell.rouge_l_std,
+            n_seeds: cell.n_seeds,
+            rank: None,
+        }
+    }
+}
+
+impl Pair {
+    fn both(&self) -> Option<(&Standing, &Standing)> {
+        self.ours.as_ref().zip(self.paper.as_ref())
+    }
+
+    fn both_mut(&mut self) -> Option<(&mut Standing, &mut Standing)> {
+        self.ours.as_mut().zip(self.paper.as_mut())
+    }
+}
+
+/// ABKD against the best other of the rows that both sides have.
+fn lead<'a>(pairs: &'a [Pair], side: impl Fn(&'a Pair) -> Option<&'a Standing>) -> Option<Lead> {
+    let common: Vec<(&Pair, &Standing)> = pairs
+        .iter()
+        .filter(|pair| pair.both().is_some())
+        .filter_map(|pair| Some((pair, side(pair)?)))
+        .collect();
+    let (_, subject) = common.iter().find(|(pair, _)| pair.row == SUBJECT)?;
+    let (other, best) = common
+        .iter()
+        .filter(|(pair, _)| pair.row != SUBJECT)
+        .max_by(|(_, a), (_, b)| a.mean.total_cmp(&b.mean))?;
+    Some(Lead {
+        best_other: other.row.clone(),
+        margin: subject.mean - best.mean,
+        pooled_std: subject
+            .std
+            .zip(best.std)
+            .map(|(a, b)| ((a * a + b * b) / 2.0).sqrt()),
+    })
+}
+
+fn average_rank(row: &str, datasets: &[Agreement]) -> Option<AverageRank> {
+    let (ours, paper): (Vec<f64>, Vec<f64>) = datasets
+        .iter()
+        .flat_map(|agreement| &agreement.pairs)
+        .filter(|pair| pair.row == row)
+        .filter_map(Pair::both)
+        .filter_map(|(a, b)| a.rank.zip(b.rank))
+        .unzip();
+    Some(AverageRank {
+        row: row.to_string(),
+        datasets: ours.len(),
+        ours: stats::mean(&ours)?,
+        paper: stats::mean(&paper)?,
+    })
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    fn cell(row: &str, dataset: &str, mean: f64, std: Option<f64>) -> Cell {
+        Cell {
+            row: row.into(),
+            dataset: dataset.into(),
+            rouge_l_mean: mean,
+            rouge_l_std: std,
+            n_seeds: Some(5),
+            exact_match_mean: None,
+        }
+    }
+
+    fn table(cells: Vec<Cell>) -> Table {
+        Table {
+            row_key: "loss".into(),
+            cells,
+        }
+    }
+
+    /// On Dolly a tie of ours and a row of each side alone; on Vicuna ABKD is behind and two cells are missing.
+    pub(crate) fn sample() -> Comparison {
+        let paper = table(vec![
+            cell("FKLD", "dolly", 10.0, Some(0.5)),
+            cell("FKLD", "vicuna", 5.0, Some(0.1)),
+            cell("RKLD", "dolly", 20.0, Some(0.3)),
+            cell("RKLD", "vicuna", 6.0, Some(0.1)),
+            cell("AKL", "dolly", 15.0, Some(0.5)),
+            cell("AKL", "vicuna", 7.0, Some(0.5)),
+            cell("ABKD", "dolly", 21.0, Some(0.4)),
+            cell("ABKD", "vicuna", 8.0, Some(0.1)),
+        ]);
+        let ours = table(vec![
+            cell("Teacher", "dolly", 50.0, None),
+            cell("FKLD", "dolly", 1.0, Some(0.5)),
+            cell("RKLD", "dolly", 1.0, Some(0.5)),
+            cell("ABKD", "dolly", 2.0, Some(3.0)),
+            cell("RKLD", "vicuna", 4.0, Some(0.1)),
+            cell("ABKD", "vicuna", 3.0, None),
+        ]);
+        let scale = "GPT-2 at 1/100 of the steps";
+        Comparison::new("table1", "tiny", scale, &ours, &paper).unwrap()
+    }
+
+    #[test]
+    fn ranks_and_correlations_by_hand() {
+        let comparison = sample();
+        assert_eq!(comparison.rows, ["FKLD", "RKLD", "AKL", "ABKD", "Teacher"]);
+        assert_eq!(comparison.coverage, (5, 8));
+        let dolly = &comparison.datasets[0];
+        let ranks: Vec<_> = dolly
+            .pairs
+            .iter()
+            .map(|pair| {
+                let rank = |side: &Option<Standing>| side.as_ref().map(|s| s.rank);
+                (pair.row.as_str(), rank(&pair.ours), rank(&pair.paper))
+            })
+            .collect();
+        assert_eq!(
+            ranks,
+            [
+                ("FKLD", Some(Some(2.5)), Some(Some(3.0))),
+                ("RKLD", Some(Some(2.5)), Some(Some(2.0))),
+                ("AKL", None, Some(None)),
+                ("ABKD", Some(Some(1.0)), Some(Some(1.0))),
+                ("Teacher", Some(None), None),
+            ]
+        );
+        assert_eq!(dolly.common, 3);
+        // Ranks 2.5, 2.5, 1 against 3, 2, 1: rho = 1.5 / sqrt(1.5 * 2), tau-b = 2 / sqrt(2 * 3).
+        assert!((dolly.spearman.unwrap() - 1.5 / 3.0_f64.sqrt()).abs() < 1e-12);
+        assert!((dolly.kendall.unwrap() - 2.0 / 6.0_f64.sqrt()).abs() < 1e-12);
+        assert_eq!(comparison.datasets[1].spearman, Some(-1.0));
+    }
+
+    #[test]
+    fn leads_by_hand() {
+        let comparison = sample();
+        let [dolly, vicuna] = &comparison.datasets[..] else {
+            panic!("two data sets")
+        };
+        let lead = dolly.ours.as_ref().unwrap();
+        assert!(lead.leads() && lead.margin == 1.0);
+        assert!((lead.pooled_std.unwrap() - (9.25_f64 / 2.0).sqrt()).abs() < 1e-12);
+        assert_eq!(lead.beyond_std(), Some(false));
+        let lead = dolly.paper.as_ref().unwrap();
+        assert_eq!((lead.best_other.as_str(), lead.margin), ("RKLD", 1.0));
+        assert_eq!(lead.beyond_std(), Some(true));
+        let lead = vicuna.ours.as_ref().unwrap();
+        assert!(!lead.leads() && lead.beyond_std().is_none());
+        // AKL is the paper's runner-up on Vicuna, but we do not have it there.
+        assert_eq!(vicuna.paper.as_ref().unwrap().best_other, "RKLD");
+    }
+
+    #[test]
+    fn average_ranks_count_their_data_sets() {
+        let comparison = sample();
+        let ranks: Vec<_> = comparison
+            .average_ranks
+            .iter()
+            .map(|r| (r.row.as_str(), r.datasets, r.ours, r.paper))
+            .collect();
+        assert_eq!(
+            ranks,
+            [
+                ("FKLD", 1, 2.5, 3.0),
+                ("RKLD", 2, 1.75, 2.0),
+                ("ABKD", 2, 1.5, 1.0)
+            ]
+        );
+        assert_eq!(comparison.overall_spearman(), Some(1.0));
+    }
+
+    #[test]
+    fn nothing_in_common_is_no_error_but_another_key_is() {
+        let paper = table(vec![cell("ABKD", "dolly", 1.0, None)]);
+        let empty = table(Vec::new());
+        let comparison = Comparison::new("table1", "tiny", "", &empty, &paper).unwrap();
+        assert_eq!(comparison.coverage, (0, 1));
+        assert_eq!(comparison.overall_spearman(), None);
+        assert_eq!(comparison.datasets[0].ours, None);
+        let other = Table {
+            row_key: "method".into(),
+            cells: Vec::new(),
+        };
+        assert!(Comparison::new("table1", "tiny", "", &other, &paper).is_err());
+    }
+
+    #[test]
+    fn a_tie_at_the_top_is_no_lead() {
+        let ours = table(vec![
+            cell("RKLD", "dolly", 2.0, Some(0.0)),
+            cell("ABKD", "dolly", 2.0, Some(0.0)),
+        ]);
+        let comparison = Comparison::new("table1", "tiny", "", &ours, &ours).unwrap();
+        let lead = comparison.datasets[0].ours.as_ref().unwrap();
+        assert!(!lead.leads());
+        assert_eq!(lead.beyond_std(), Some(false));
+        assert_eq!(comparison.datasets[0].spearman, None);
+    }
+}

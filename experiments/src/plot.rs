@@ -1,0 +1,393 @@
+//! Figures as PNG: the curves of Figure 1 and the bars of Tables 1, 2 and 4, ours beside the paper's.
+//!
+//! The font is part of the binary, so a figure looks the same on a machine without fonts.
+
+mod bars;
+mod curves;
+
+use std::fs;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::OnceLock;
+
+use anyhow::{Context, Result, anyhow};
+use plotters::coord::Shift;
+use plotters::coord::ranged1d::{DefaultFormatting, KeyPointHint, Ranged};
+use plotters::coord::types::RangedCoordf64;
+use plotters::prelude::*;
+use plotters::style::register_font;
+use plotters::style::text_anchor::{HPos, Pos, VPos};
+
+pub use bars::bars;
+pub use curves::figure1;
+
+static DEJAVU_SANS: &[u8] = include_bytes!("../assets/DejaVuSans.ttf");
+
+/// Figures are drawn at twice their size and averaged down: the backend does not smooth thick lines and polygons.
+const OVERSAMPLING: u32 = 2;
+
+/// The row that is drawn with emphasis.
+const EMPHASISED: &str = "ABKD";
+
+/// Okabe and Ito's palette, its yellow replaced by grey: safe for colour-blind readers, and every curve has a marker
+/// too. Losses and methods never meet in one figure, except in `ABKD`, so they share the colours.
+const STYLES: [(&str, RGBColor, Marker); 16] = [
+    ("FKLD", RGBColor(0, 114, 178), Marker::Circle),
+    ("RKLD", RGBColor(230, 159, 0), Marker::Square),
+    ("WSD", RGBColor(86, 180, 233), Marker::Up),
+    ("BDKD", RGBColor(0, 158, 115), Marker::Diamond),
+    ("Jensen's KL", RGBColor(204, 121, 167), Marker::Cross),
+    ("AKL", RGBColor(130, 130, 130), Marker::Plus),
+    ("AlphaNet", RGBColor(0, 0, 0), Marker::Down),
+    ("ABKD", RGBColor(213, 94, 0), Marker::Circle),
+    ("SFT", RGBColor(130, 130, 130), Marker::Plus),
+    ("KD", RGBColor(0, 114, 178), Marker::Circle),
+    ("SeqKD", RGBColor(86, 180, 233), Marker::Up),
+    ("GKD", RGBColor(0, 158, 115), Marker::Diamond),
+    ("MiniLLM", RGBColor(230, 159, 0), Marker::Square),
+    ("DistiLLM", RGBColor(0, 0, 0), Marker::Down),
+    ("Teacher", RGBColor(120, 85, 60), Marker::Cross),
+    ("Student (SFT)", RGBColor(205, 190, 170), Marker::Square),
+];
+
+/// For rows that are not in [`STYLES`], by their position.
+const OTHERS: [(RGBColor, Marker); 4] = [
+    (RGBColor(51, 34, 136), Marker::Diamond),
+    (RGBColor(136, 34, 85), Marker::Up),
+    (RGBColor(153, 153, 51), Marker::Down),
+    (RGBColor(68, 170, 153), Marker::Square),
+];
+
+type Area<'a> = DrawingArea<BitMapBackend<'a>, Shift>;
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Marker {
+    Circle,
+    Square,
+    Diamond,
+    Up,
+    Down,
+    Cross,
+    Plus,
+}
+
+/// How a row looks, in every panel and in the legend.
+#[derive(Clone, Debug)]
+struct Look {
+    row: String,
+    color: RGBColor,
+    marker: Marker,
+}
+
+impl Look {
+    fn of(index: usize, row: &str) -> Self {
+        let known = STYLES.iter().find(|(name, ..)| *name == row);
+        let (color, marker) = known
+            .map(|(_, color, marker)| (*color, *marker))
+            .unwrap_or(OTHERS[index % OTHERS.len()]);
+        Self {
+            row: row.to_string(),
+            color,
+            marker,
+        }
+    }
+
+    fn emphasised(&self) -> bool {
+        self.row == EMPHASISED
+    }
+
+    fn line(&self) -> ShapeStyle {
+        self.color.stroke_width(if self.emphasised() {
+            px(4) as u32
+        } else {
+            px(2) as u32
+        })
+    }
+
+    /// Draws the marker about a pixel.
+    fn mark(&self, area: &Area, (x, y): (i32, i32)) -> Result<()> {
+        let r = if self.emphasised() { px(5) } else { px(4) };
+        let fill = self.color.filled();
+        let stroke = self.color.stroke_width(px(2) as u32);
+        let polygon = |corners: &[(i32, i32)]| {
+            let corners: Vec<_> = corners.iter().map(|(dx, dy)| (x + dx, y + dy)).collect();
+            area.draw(&Polygon::new(corners, fill))
+        };
+        match self.marker {
+            Marker::Circle => area.draw(&Circle::new((x, y), r, fill))?,
+            Marker::Square => polygon(&[(-r, -r), (r, -r), (r, r), (-r, r)])?,
+            Marker::Diamond => polygon(&[(0, -r - 2), (r + 2, 0), (0, r + 2), (-r - 2, 0)])?,
+            Marker::Up => polygon(&[(0, -r - 1), (r + 1, r), (-r - 1, r)])?,
+            Marker::Down => polygon(&[(0, r + 1), (r + 1, -r), (-r - 1, -r)])?,
+            Marker::Cross => {
+                area.draw(&PathElement::new([(x - r, y - r), (x + r, y + r)], stroke))?;
+                area.draw(&PathElement::new([(x - r, y + r), (x + r, y - r)], stroke))?;
+            }
+            Marker::Plus => {
+                area.draw(&PathElement::new([(x - r, y), (x + r, y)], stroke))?;
+                area.draw(&PathElement::new([(x, y - r), (x, y + r)], stroke))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// An axis with its marks at given values.
+struct Axis {
+    coordinate: RangedCoordf64,
+    marks: Vec<f64>,
+}
+
+impl Axis {
+    fn new(range: Range<f64>, marks: Vec<f64>) -> Self {
+        Self {
+            coordinate: range.into(),
+            marks,
+        }
+    }
+}
+
+impl Ranged for Axis {
+    type FormatOption = DefaultFormatting;
+    type ValueType = f64;
+
+    fn map(&self, value: &f64, limit: (i32, i32)) -> i32 {
+        self.coordinate.map(value, limit)
+    }
+
+    fn key_points<Hint: KeyPointHint>(&self, _: Hint) -> Vec<f64> {
+        self.marks.clone()
+    }
+
+    fn range(&self) -> Range<f64> {
+        self.coordinate.range()
+    }
+}
+
+/// What the legend shows before a label.
+#[derive(Clone, Copy, PartialEq)]
+enum Key {
+    Line,
+    Box,
+}
+
+/// A length in pixels of the finished figure, in pixels of the canvas.
+fn px(length: i32) -> i32 {
+    length * OVERSAMPLING as i32
+}
+
+fn font(size: i32) -> FontDesc<'static> {
+    ("sans-serif", px(size)).into_font()
+}
+
+fn text_style(size: i32, horizontal: HPos, vertical: VPos) -> TextStyle<'static> {
+    font(size).color(&BLACK).pos(Pos::new(horizontal, vertical))
+}
+
+/// Marks from `low` to `high` at a step of 1, 2 or 5 times a power of ten, about `wanted` of them.
+fn ticks(low: f64, high: f64, wanted: f64) -> (Vec<f64>, f64) {
+    let rough = ((high - low) / wanted).max(1e-6);
+    let power = 10f64.powf(rough.log10().floor());
+    let step = [1.0, 2.0, 5.0, 10.0]
+        .map(|factor| factor * power)
+        .into_iter()
+        .find(|step| *step >= rough * 0.999)
+        .unwrap_or(10.0 * power);
+    let (first, last) = ((low / step).ceil() as i64, (high / step).floor() as i64);
+    ((first..=last).map(|i| i as f64 * step).collect(), step)
+}
+
+/// A tick of a given step without needless decimals.
+fn tick_text(value: f64, step: f64) -> String {
+    let decimals = (-step.log10().floor()).max(0.0) as usize;
+    format!("{value:.decimals$}")
+}
+
+/// A figure of the given size as RGB pixels.
+fn render((width, height): (u32, u32), draw: impl Fn(&Area) -> Result<()>) -> Result<Vec<u8>> {
+    embed_font()?;
+    let canvas = (width * OVERSAMPLING, height * OVERSAMPLING);
+    let mut pixels = vec![0; 3 * canvas.0 as usize * canvas.1 as usize];
+    {
+        let area = BitMapBackend::with_buffer(&mut pixels, canvas).into_drawing_area();
+        area.fill(&WHITE)?;
+        draw(&area)?;
+        area.present()?;
+    }
+    Ok(average_down(&pixels, canvas))
+}
+
+/// Draws a figure and puts it in place in one step.
+fn save(path: &Path, size: (u32, u32), draw: impl Fn(&Area) -> Result<()>) -> Result<()> {
+    let pixels = render(size, draw).with_context(|| format!("draw {}", path.display()))?;
+    let folder = path.parent().unwrap_or(Path::new(""));
+    let name = path
+        .file_name()
+        .with_context(|| format!("{}: not a file name", path.display()))?;
+    let scratch = folder.join(format!(
+        ".{}.{}",
+        std::process::id(),
+        name.to_string_lossy()
+    ));
+    let write = || -> Result<()> {
+        fs::create_dir_all(folder)?;
+        let mut backend = BitMapBackend::new(&scratch, size);
+        backend.blit_bitmap((0, 0), size, &pixels)?;
+        backend.present()?;
+        drop(backend);
+        Ok(fs::rename(&scratch, path)?)
+    };
+    write()
+        .with_context(|| format!("write {}", path.display()))
+        .inspect_err(|_| {
+            // Nothing may be there to remove; the error above is the one to report.
+            let _ = fs::remove_file(&scratch);
+        })
+}
+
+fn embed_font() -> Result<()> {
+    static REGISTERED: OnceLock<bool> = OnceLock::new();
+    let register = || register_font("sans-serif", FontStyle::Normal, DEJAVU_SANS).is_ok();
+    if *REGISTERED.get_or_init(register) {
+        Ok(())
+    } else {
+        Err(anyhow!("the font in the binary is not a font"))
+    }
+}
+
+/// The mean of each block of `OVERSAMPLING` x `OVERSAMPLING` RGB pixels.
+fn average_down(pixels: &[u8], (width, height): (u32, u32)) -> Vec<u8> {
+    let n = OVERSAMPLING as usize;
+    let (width, height) = (width as usize, height as usize);
+    let mut small = Vec::with_capacity(pixels.len() / (n * n));
+    for y in 0..height / n {
+        for x in 0..width / n {
+            for channel in 0..3 {
+                let at = |dx, dy| pixels[3 * ((y * n + dy) * width + x * n + dx) + channel];
+                let sum: usize = (0..n)
+                    .flat_map(|dy| (0..n).map(move |dx| usize::from(at(dx, dy))))
+                    .sum();
+                small.push(((sum + n * n / 2) / (n * n)) as u8);
+            }
+        }
+    }
+    small
+}
+
+/// Draws the title above and the legend below, and returns what is left between them.
+fn frame<'a>(area: &Area<'a>, title: &str, looks: &[Look], key: Key) -> Result<Area<'a>> {
+    let (width, height) = area.dim_in_pixel();
+    let (width, height) = (width as i32, height as i32);
+    let style = text_style(15, HPos::Left, VPos::Center);
+    let (swatch, space) = (px(if key == Key::Line { 36 } else { 18 }), px(8));
+    // Labels flow into as many centred lines as they need.
+    let mut lines: Vec<(i32, Vec<(&Look, i32)>)> = Vec::new();
+    for look in looks {
+        let text = area.estimate_text_size(&look.row, &style)?.0 as i32;
+        let wide = swatch + space + text + px(30);
+        match lines.last_mut() {
+            Some((used, line)) if *used + wide <= width - px(40) => {
+                *used += wide;
+                line.push((look, wide));
+            }
+            _ => lines.push((wide, vec![(look, wide)])),
+        }
+    }
+    let line_height = px(26);
+    let top = height - px(8) - line_height * lines.len() as i32;
+    for (number, (used, line)) in lines.iter().enumerate() {
+        let y = top + line_height * number as i32 + line_height / 2;
+        let mut x = (width - used + px(30)) / 2;
+        for (look, wide) in line {
+            match key {
+                Key::Line => {
+                    area.draw(&PathElement::new([(x, y), (x + swatch, y)], look.line()))?;
+                    look.mark(area, (x + swatch / 2, y))?;
+                }
+                Key::Box => {
+                    let corners = [(x, y - px(7)), (x + swatch, y + px(7))];
+                    area.draw(&Rectangle::new(corners, look.color.filled()))?;
+                    if look.emphasised() {
+                        area.draw(&Rectangle::new(corners, BLACK.stroke_width(px(1) as u32)))?;
+                    }
+                }
+            }
+            area.draw(&Text::new(
+                look.row.clone(),
+                (x + swatch + space, y),
+                style.clone(),
+            ))?;
+            x += wide;
+        }
+    }
+    let head = px(46);
+    let style = text_style(21, HPos::Center, VPos::Center);
+    area.draw(&Text::new(title.to_string(), (width / 2, head / 2), style))?;
+    let (_, rest) = area.split_vertically(head);
+    Ok(rest.split_vertically(top - head).0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How many pixels of a part of a rendered figure fulfil a condition.
+    pub(super) fn count(
+        pixels: &[u8],
+        width: u32,
+        part: (Range<usize>, Range<usize>),
+        is: impl Fn([u8; 3]) -> bool,
+    ) -> usize {
+        let pixel = |x, y| -> [u8; 3] {
+            let at = 3 * (y * width as usize + x);
+            [pixels[at], pixels[at + 1], pixels[at + 2]]
+        };
+        let (xs, ys) = part;
+        ys.map(|y| xs.clone().filter(|x| is(pixel(*x, y))).count())
+            .sum()
+    }
+
+    pub(super) fn dark(pixel: [u8; 3]) -> bool {
+        pixel.iter().all(|channel| *channel < 80)
+    }
+
+    /// Width and height in the header of a PNG file.
+    pub(super) fn png_size(path: &Path) -> (u32, u32) {
+        let bytes = fs::read(path).unwrap();
+        assert_eq!(&bytes[1..4], b"PNG");
+        let number = |at: usize| u32::from_be_bytes(bytes[at..at + 4].try_into().unwrap());
+        (number(16), number(20))
+    }
+
+    #[test]
+    fn ticks_are_round_and_inside() {
+        assert_eq!(
+            ticks(0.0, 21.3, 5.0),
+            (vec![0.0, 5.0, 10.0, 15.0, 20.0], 5.0)
+        );
+        assert_eq!(ticks(18.2, 28.9, 6.0).0, [20.0, 22.0, 24.0, 26.0, 28.0]);
+        let (marks, step) = ticks(1.02, 1.48, 5.0);
+        let texts: Vec<_> = marks.iter().map(|mark| tick_text(*mark, step)).collect();
+        assert_eq!(texts, ["1.1", "1.2", "1.3", "1.4"]);
+        assert_eq!(ticks(3.0, 3.0, 5.0).0, [3.0]);
+    }
+
+    #[test]
+    fn known_rows_have_their_own_look() {
+        for table in [&STYLES[..8], &STYLES[7..14]] {
+            for (i, (a, color, marker)) in table.iter().enumerate() {
+                for (b, other, other_marker) in &table[i + 1..] {
+                    assert_ne!(color, other, "{a} and {b}");
+                    assert!(marker != other_marker || *b == EMPHASISED || *a == EMPHASISED);
+                }
+            }
+        }
+        assert_eq!(Look::of(5, "none").color, OTHERS[1].0);
+    }
+
+    #[test]
+    fn averages_blocks() {
+        let pixels = [[0; 3], [100; 3], [50; 3], [51; 3]].concat();
+        assert_eq!(average_down(&pixels, (2, 2)), [50; 3]);
+    }
+}

@@ -1,0 +1,236 @@
+//! A table of scores as bars: groups by data set, one colour per row, whiskers of one standard deviation.
+
+use std::path::Path;
+
+use anyhow::{Result, ensure};
+use plotters::prelude::*;
+
+use super::{Area, Axis, Key, Look, font, frame, px, save, tick_text, ticks};
+use crate::results::{Table, dataset_title, distinct};
+
+const PANEL_HEIGHT: u32 = 430;
+const WIDTH: u32 = 1600;
+const FRAME_HEIGHT: u32 = 110;
+
+/// The share of a group's width that is left free between two groups.
+const GAP: f64 = 0.16;
+
+/// Draws our table and, where given, the paper's beneath it in the same layout. A cell that a side does not have is
+/// shown as a dash in the place of its bar.
+///
+/// # Errors
+/// Nothing to draw, or the file cannot be written.
+pub fn bars(
+    ours: &Table,
+    paper: Option<&Table>,
+    path: &Path,
+    title: &str,
+    profile: &str,
+) -> Result<()> {
+    ensure!(
+        !ours.cells.is_empty(),
+        "draw {}: no score of ours yet",
+        path.display()
+    );
+    save(path, size(paper), |area| {
+        draw(area, ours, paper, title, profile)
+    })
+}
+
+fn size(paper: Option<&Table>) -> (u32, u32) {
+    let panels = if paper.is_some() { 2 } else { 1 };
+    (WIDTH, FRAME_HEIGHT + panels * PANEL_HEIGHT)
+}
+
+fn draw(
+    area: &Area,
+    ours: &Table,
+    paper: Option<&Table>,
+    title: &str,
+    profile: &str,
+) -> Result<()> {
+    let tables = || paper.into_iter().chain([ours]);
+    let rows = distinct(tables().flat_map(Table::rows));
+    let datasets = distinct(tables().flat_map(Table::datasets));
+    let looks: Vec<Look> = rows
+        .iter()
+        .enumerate()
+        .map(|(i, row)| Look::of(i, row))
+        .collect();
+    let body = frame(area, title, &looks, Key::Box)?;
+    let panels = body.split_evenly((if paper.is_some() { 2 } else { 1 }, 1));
+    panel(
+        &panels[0],
+        &format!("Ours ({profile})"),
+        ours,
+        &looks,
+        &datasets,
+    )?;
+    if let Some(paper) = paper {
+        panel(&panels[1], "Paper", paper, &looks, &datasets)?;
+    }
+    Ok(())
+}
+
+fn panel(area: &Area, title: &str, table: &Table, looks: &[Look], datasets: &[&str]) -> Result<()> {
+    let tips = table
+        .cells
+        .iter()
+        .map(|c| c.rouge_l_mean + c.rouge_l_std.unwrap_or_default());
+    let top = tips.fold(0.0, f64::max).max(0.1) * 1.06;
+    let (y_ticks, y_step) = ticks(0.0, top, 6.0);
+    let centres: Vec<f64> = (0..datasets.len())
+        .map(|group| group as f64 + 0.5)
+        .collect();
+    let holes = looks.iter().any(|look| {
+        datasets
+            .iter()
+            .any(|dataset| table.cell(&look.row, dataset).is_none())
+    });
+    let legend = if holes {
+        " – a dash marks a missing value"
+    } else {
+        ""
+    };
+    let mut chart = ChartBuilder::on(area)
+        .caption(format!("{title}{legend}"), font(17))
+        .margin(px(8))
+        .margin_left(px(16))
+        .margin_right(px(20))
+        .x_label_area_size(px(30))
+        .y_label_area_size(px(62))
+        .build_cartesian_2d(
+            Axis::new(0.0..datasets.len() as f64, centres),
+            Axis::new(0.0..top, y_ticks),
+        )?;
+    chart
+        .configure_mesh()
+        .disable_x_mesh()
+        .bold_line_style(RGBColor(222, 222, 222).stroke_width(px(1) as u32))
+        .light_line_style(TRANSPARENT)
+        .axis_style(BLACK.stroke_width(px(1) as u32))
+        .y_desc("ROUGE-L F1 (%)")
+        .axis_desc_style(font(15))
+        .label_style(font(14))
+        .x_label_formatter(&|centre| {
+            datasets
+                .get(*centre as usize)
+                .map_or(String::new(), |name| dataset_title(name).into())
+        })
+        .y_label_formatter(&|value| tick_text(*value, y_step))
+        .draw()?;
+
+    let width = (1.0 - GAP) / looks.len() as f64;
+    let whisker = BLACK.stroke_width(px(1) as u32);
+    for (group, dataset) in datasets.iter().enumerate() {
+        for (slot, look) in looks.iter().enumerate() {
+            let left = group as f64 + GAP / 2.0 + slot as f64 * width;
+            let (middle, right) = (left + width / 2.0, left + width);
+            let Some(cell) = table.cell(&look.row, dataset) else {
+                let dash = [
+                    (middle - width * 0.2, top * 0.008),
+                    (middle + width * 0.2, top * 0.016),
+                ];
+                chart.draw_series([Rectangle::new(dash, RGBColor(150, 150, 150).filled())])?;
+                continue;
+            };
+            let corners = [
+                (left + width * 0.05, 0.0),
+                (right - width * 0.05, cell.rouge_l_mean),
+            ];
+            chart.draw_series([Rectangle::new(corners, look.color.filled())])?;
+            if look.emphasised() {
+                chart.draw_series([Rectangle::new(corners, whisker)])?;
+            }
+            let Some(std) = cell.rouge_l_std else {
+                continue;
+            };
+            let (low, high) = ((cell.rouge_l_mean - std).max(0.0), cell.rouge_l_mean + std);
+            let cap = width * 0.22;
+            let strokes = [
+                [(middle, low), (middle, high)],
+                [(middle - cap, low), (middle + cap, low)],
+                [(middle - cap, high), (middle + cap, high)],
+            ];
+            // A white rim keeps the whisker visible on black bars.
+            let rim = WHITE.mix(0.8).stroke_width(px(3) as u32);
+            chart.draw_series(strokes.map(|stroke| PathElement::new(stroke, rim)))?;
+            chart.draw_series(strokes.map(|stroke| PathElement::new(stroke, whisker)))?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::render;
+    use super::super::tests::{count, dark, png_size};
+    use super::*;
+    use crate::results::Cell;
+
+    fn table(rows: &[&str], datasets: &[&str]) -> Table {
+        let cell = |row: &str, dataset: &str| Cell {
+            row: row.into(),
+            dataset: dataset.into(),
+            rouge_l_mean: 20.0,
+            rouge_l_std: Some(1.0),
+            n_seeds: None,
+            exact_match_mean: None,
+        };
+        let cells = rows
+            .iter()
+            .flat_map(|row| datasets.iter().map(move |name| cell(row, name)))
+            .collect();
+        Table {
+            row_key: "loss".into(),
+            cells,
+        }
+    }
+
+    #[test]
+    fn bars_have_their_size_and_a_dash_where_a_cell_is_missing() {
+        let paper = table(&["FKLD", "RKLD", "ABKD"], &["dolly", "vicuna"]);
+        let mut ours = paper.clone();
+        ours.cells.retain(|cell| cell.row != "RKLD");
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("table1.png");
+        bars(&ours, Some(&paper), &path, "Table 1", "tiny").unwrap();
+        assert_eq!(png_size(&path), (1600, 970));
+        let first = std::fs::read(&path).unwrap();
+        bars(&ours, Some(&paper), &path, "Table 1", "tiny").unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), first);
+
+        let pixels = render(size(Some(&paper)), |area| {
+            draw(area, &ours, Some(&paper), "Table 1", "tiny")
+        })
+        .unwrap();
+        let count = |ys, is: &dyn Fn([u8; 3]) -> bool| count(&pixels, WIDTH, (0..1600, ys), is);
+        let bar = |row: &str| {
+            let RGBColor(r, g, b) = Look::of(0, row).color;
+            move |p| p == [r, g, b]
+        };
+        assert!(count(60..470, &bar("FKLD")) > 10_000);
+        assert_eq!(count(60..470, &bar("RKLD")), 0, "no bar of ours");
+        assert!(count(500..920, &bar("RKLD")) > 10_000);
+        let dash = |p: [u8; 3]| p == [150; 3];
+        assert!(count(60..470, &dash) > 100, "a dash for each missing bar");
+        assert!(
+            count(500..920, &dash) < 50,
+            "nothing is missing in the paper's table"
+        );
+        assert!(count(0..46, &dark) > 100, "title");
+    }
+
+    #[test]
+    fn one_cell_is_enough_and_none_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("table4.png");
+        bars(&table(&["new"], &["dolly"]), None, &path, "Table 4", "tiny").unwrap();
+        assert_eq!(png_size(&path), (1600, 540));
+        let error = format!(
+            "{:#}",
+            bars(&table(&[], &[]), None, &path, "", "").unwrap_err()
+        );
+        assert!(error.contains("table4.png: no score"), "{error}");
+    }
+}

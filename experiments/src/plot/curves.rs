@@ -1,0 +1,185 @@
+//! Figure 1: validation ROUGE-L over the epochs of distillation.
+
+use std::path::Path;
+
+use anyhow::{Result, ensure};
+use plotters::prelude::*;
+
+use super::{Area, Axis, Key, Look, font, frame, px, save, tick_text, ticks};
+use crate::results::{CurvePoint, distinct};
+
+const SIZE: (u32, u32) = (1600, 760);
+
+/// Draws the curves of ours in one panel and, where given, the paper's (read off its printed figure) in another. Each
+/// panel has its own scale, each loss one colour and marker in both.
+///
+/// # Errors
+/// Nothing to draw, or the file cannot be written.
+pub fn figure1(
+    ours: &[CurvePoint],
+    paper: Option<&[CurvePoint]>,
+    path: &Path,
+    profile: &str,
+) -> Result<()> {
+    ensure!(
+        !ours.is_empty(),
+        "draw {}: no curve of ours yet",
+        path.display()
+    );
+    save(path, SIZE, |area| draw(area, ours, paper, profile))
+}
+
+fn draw(
+    area: &Area,
+    ours: &[CurvePoint],
+    paper: Option<&[CurvePoint]>,
+    profile: &str,
+) -> Result<()> {
+    let paper = paper.filter(|points| !points.is_empty());
+    let all = paper.unwrap_or_default().iter().chain(ours);
+    let rows = distinct(all.map(|point| point.loss.as_str()));
+    let looks: Vec<Look> = rows
+        .iter()
+        .enumerate()
+        .map(|(i, row)| Look::of(i, row))
+        .collect();
+    let title = "Figure 1: validation ROUGE-L during distillation, by loss";
+    let body = frame(area, title, &looks, Key::Line)?;
+    let panels = body.split_evenly((1, if paper.is_some() { 2 } else { 1 }));
+    panel(area, &panels[0], &format!("Ours ({profile})"), ours, &looks)?;
+    if let Some(paper) = paper {
+        panel(
+            area,
+            &panels[1],
+            "Paper (read off the figure)",
+            paper,
+            &looks,
+        )?;
+    }
+    Ok(())
+}
+
+fn panel(
+    whole: &Area,
+    area: &Area,
+    title: &str,
+    points: &[CurvePoint],
+    looks: &[Look],
+) -> Result<()> {
+    let bounds = |values: &mut dyn Iterator<Item = f64>| {
+        values.fold((f64::INFINITY, f64::NEG_INFINITY), |(a, b), v| {
+            (a.min(v), b.max(v))
+        })
+    };
+    let (first, last) = bounds(&mut points.iter().map(|point| f64::from(point.epoch)));
+    let (low, high) = bounds(&mut points.iter().map(|point| point.dolly_validation_rouge_l));
+    let margin = ((high - low) * 0.06).max(0.05);
+    let (low, high) = (low - margin, high + margin);
+    let (y_ticks, y_step) = ticks(low, high, 7.0);
+    // Epochs are whole: a step below one would print the same number twice.
+    let x_ticks = ticks(first, last, 10.0_f64.min((last - first).max(1.0))).0;
+    let pad = ((last - first) * 0.03).max(0.2);
+
+    let mut chart = ChartBuilder::on(area)
+        .caption(title, font(17))
+        .margin(px(10))
+        .margin_left(px(18))
+        .margin_right(px(24))
+        .x_label_area_size(px(48))
+        .y_label_area_size(px(66))
+        .build_cartesian_2d(
+            Axis::new(first - pad..last + pad, x_ticks),
+            Axis::new(low..high, y_ticks),
+        )?;
+    chart
+        .configure_mesh()
+        .disable_x_mesh()
+        .bold_line_style(RGBColor(222, 222, 222).stroke_width(px(1) as u32))
+        .light_line_style(TRANSPARENT)
+        .axis_style(BLACK.stroke_width(px(1) as u32))
+        .x_desc("epoch")
+        .y_desc("ROUGE-L F1 on Dolly validation (%)")
+        .axis_desc_style(font(15))
+        .label_style(font(14))
+        .x_label_formatter(&|epoch| format!("{epoch:.0}"))
+        .y_label_formatter(&|value| tick_text(*value, y_step))
+        .draw()?;
+
+    // The emphasised curve comes last, on top of the others.
+    let (top, others): (Vec<&Look>, Vec<&Look>) = looks.iter().partition(|look| look.emphasised());
+    for look in others.into_iter().chain(top) {
+        let mut curve: Vec<(f64, f64)> = points
+            .iter()
+            .filter(|point| point.loss == look.row)
+            .map(|point| (f64::from(point.epoch), point.dolly_validation_rouge_l))
+            .collect();
+        curve.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let pixels: Vec<(i32, i32)> = curve.iter().map(|at| chart.backend_coord(at)).collect();
+        if pixels.len() > 1 {
+            whole.draw(&PathElement::new(pixels.clone(), look.line()))?;
+        }
+        for pixel in pixels {
+            look.mark(whole, pixel)?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::render;
+    use super::super::tests::{count, dark, png_size};
+    use super::*;
+
+    fn curves(epochs: u32) -> Vec<CurvePoint> {
+        let losses = ["FKLD", "Jensen's KL", "ABKD"];
+        let points = |(i, loss): (usize, &&str)| {
+            let loss = loss.to_string();
+            (1..=epochs).map(move |epoch| CurvePoint {
+                loss: loss.clone(),
+                epoch,
+                dolly_validation_rouge_l: 10.0 + i as f64 + f64::from(epoch).sqrt(),
+                validation_loss: None,
+            })
+        };
+        losses.iter().enumerate().flat_map(points).collect()
+    }
+
+    #[test]
+    fn a_figure_has_its_size_its_colours_and_text() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tiny/figure1.png");
+        figure1(&curves(3), Some(&curves(20)), &path, "tiny").unwrap();
+        assert_eq!(png_size(&path), SIZE);
+        let pixels = render(SIZE, |area| {
+            draw(area, &curves(3), Some(&curves(20)), "tiny")
+        })
+        .unwrap();
+        let count = |xs, ys, is: &dyn Fn([u8; 3]) -> bool| count(&pixels, SIZE.0, (xs, ys), is);
+        for loss in ["FKLD", "Jensen's KL", "ABKD"] {
+            let RGBColor(r, g, b) = Look::of(0, loss).color;
+            assert!(count(0..1600, 50..720, &|p| p == [r, g, b]) > 200, "{loss}");
+        }
+        assert!(count(300..1300, 0..46, &dark) > 500, "title");
+        assert!(count(0..40, 100..650, &dark) > 200, "label of the y axis");
+        assert!(count(400..1200, 720..760, &dark) > 100, "legend");
+        assert_eq!(
+            count(0..1600, 0..4, &|p| p != [255; 3]),
+            0,
+            "nothing at the edge"
+        );
+    }
+
+    #[test]
+    fn equal_curves_are_equal_files_and_few_points_are_enough() {
+        let folder = tempfile::tempdir().unwrap();
+        let [a, b] = ["a.png", "b.png"].map(|name| folder.path().join(name));
+        figure1(&curves(1), None, &a, "tiny").unwrap();
+        figure1(&curves(1), None, &b, "tiny").unwrap();
+        assert_eq!(std::fs::read(&a).unwrap(), std::fs::read(&b).unwrap());
+        let error = format!("{:#}", figure1(&[], None, &a, "tiny").unwrap_err());
+        assert!(error.contains("a.png: no curve"), "{error}");
+        assert!(figure1(&curves(1), None, &folder.path().join("a.none"), "tiny").is_err());
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2);
+    }
+}

@@ -1,0 +1,84 @@
+//! Raw scores: one student, one data set, one sampling seed.
+
+use std::path::Path;
+
+use anyhow::Result;
+
+use super::sheet::{Sheet, write_lines};
+
+const SCORE_COLUMNS: [&str; 8] = [
+    "experiment",
+    "row",
+    "dataset",
+    "seed",
+    "n",
+    "rouge_l",
+    "exact_match",
+    "mean_tokens",
+];
+
+/// One test score: one student, one data set, one sampling seed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Score {
+    /// Name of the experiment, e.g. `table1`.
+    pub experiment: String,
+    /// Label of the row as the paper prints it, e.g. `Jensen's KL`.
+    pub row: String,
+    /// Name of the data set, e.g. `self_instruct`.
+    pub dataset: String,
+    /// Sampling seed.
+    pub seed: u64,
+    /// How many examples were answered.
+    pub n: u64,
+    /// ROUGE-L F1 averaged over the examples, in percent.
+    pub rouge_l: f64,
+    /// Share of exactly matching answers, in percent.
+    pub exact_match: f64,
+    /// Mean length of the answers in tokens.
+    pub mean_tokens: f64,
+}
+
+/// Writes raw scores, replacing the file in one step.
+///
+/// # Errors
+/// Names the file, or the score that is not a finite number.
+pub fn write_scores(path: &Path, scores: &[Score]) -> Result<()> {
+    write_lines(
+        path,
+        SCORE_COLUMNS,
+        scores.iter().map(|score| {
+            [
+                score.experiment.as_str().into(),
+                score.row.as_str().into(),
+                score.dataset.as_str().into(),
+                score.seed.into(),
+                score.n.into(),
+                score.rouge_l.into(),
+                score.exact_match.into(),
+                score.mean_tokens.into(),
+            ]
+        }),
+    )
+}
+
+/// Reads raw scores.
+///
+/// # Errors
+/// Names the file, and the line and column where a value is wrong.
+pub fn read_scores(path: &Path) -> Result<Vec<Score>> {
+    let sheet = Sheet::open(path, &[&SCORE_COLUMNS])?;
+    (0..sheet.len())
+        .map(|line| {
+            Ok(Score {
+                experiment: sheet.text(line, 0)?.to_string(),
+                row: sheet.text(line, 1)?.to_string(),
+                dataset: sheet.text(line, 2)?.to_string(),
+                seed: sheet.whole(line, 3)?,
+                n: sheet.whole(line, 4)?,
+                rouge_l: sheet.number(line, 5)?,
+                exact_match: sheet.number(line, 6)?,
+                mean_tokens: sheet.number(line, 7)?,
+            })
+        })
+        .collect()
+}

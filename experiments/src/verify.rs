@@ -1,0 +1,56 @@
+//! `abkd verify`: this build against golden files of another implementation.
+
+use std::path::Path;
+
+use abkd_models::verify::Check;
+use anyhow::Result;
+use burn::tensor::Device;
+use clap::ValueEnum;
+
+/// What is verified.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Subject {
+    /// Values and gradients of the divergences (losses.json)
+    Losses,
+    /// ROUGE-L and exact match (rouge.json)
+    Rouge,
+    /// Logits and greedy tokens of a checkpoint (a folder with golden.json)
+    Model,
+    /// Twelve training steps (a folder with golden.json, student/ and teacher/)
+    Trajectory,
+}
+
+/// Compares every entry; `tolerance` replaces the built-in tolerances.
+///
+/// # Errors
+///
+/// Files that cannot be read or have another format.
+pub fn verify(subject: Subject, path: &Path, tolerance: Option<f64>, device: &Device) -> Result<Vec<Check>> {
+    let mut checks = match subject {
+        Subject::Losses => {
+            let entries = abkd_losses::verify::verify_losses(path)?;
+            entries
+                .into_iter()
+                .flat_map(|c| {
+                    [("value", c.value_error), ("gradient", c.grad_error)].map(|(what, error)| Check {
+                        name: format!("{}: {what}", c.name),
+                        error,
+                        tolerance: 1e-5,
+                    })
+                })
+                .collect()
+        }
+        Subject::Rouge => abkd_metrics::verify::verify_rouge(path)?
+            .into_iter()
+            .map(|(name, error)| Check { name, error, tolerance: 1e-9 })
+            .collect(),
+        Subject::Model => abkd_models::verify::verify_model(path, device)?,
+        Subject::Trajectory => abkd_training::verify::verify_trajectory(path, device)?,
+    };
+    if let Some(tolerance) = tolerance {
+        for check in &mut checks {
+            check.tolerance = tolerance;
+        }
+    }
+    Ok(checks)
+}

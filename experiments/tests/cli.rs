@@ -1,0 +1,301 @@
+//! Drives the binary as a user does, on a profile of seconds.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+const EXPERIMENT: &str = r#"
+name = "small"
+title = "Two losses"
+kind = "table"
+paper = "table1.csv"
+datasets = ["dolly", "vicuna"]
+seeds = [10, 20]
+references = true
+[[rows]]
+label = "FKLD"
+divergence = "fkld"
+[[rows]]
+label = "ABKD"
+divergence = "ab"
+params = { alpha = 0.2, beta = 0.7 }
+"#;
+
+const PROFILE: &str = r#"
+name = "micro"
+description = "seconds"
+[data]
+source = "embedded"
+train = 96
+test = 6
+max_prompt_length = 96
+max_length = 192
+[teacher.gpt2]
+vocab_size = 1024
+n_positions = 192
+n_embd = 32
+n_layer = 2
+n_head = 2
+[student.gpt2]
+vocab_size = 1024
+n_positions = 192
+n_embd = 16
+n_layer = 1
+n_head = 2
+[teacher_sft]
+epochs = 2
+batch_size = 8
+learning_rate = 2e-3
+[student_sft]
+epochs = 1
+batch_size = 8
+learning_rate = 2e-3
+[distill]
+epochs = 3
+batch_size = 8
+learning_rate = 1e-3
+[validation]
+examples = 6
+max_new_tokens = 12
+[evaluation]
+max_new_tokens = 12
+"#;
+
+struct Project {
+    dir: tempfile::TempDir,
+}
+
+impl Project {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("small.toml"), EXPERIMENT).unwrap();
+        fs::write(dir.path().join("micro.toml"), PROFILE).unwrap();
+        Self { dir }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn command(&self, verb: &str) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_abkd"));
+        command.args([verb, self.path("small.toml").to_str().unwrap(), "--profile"]);
+        command.arg(self.path("micro.toml")).arg("--root").arg(root());
+        for folder in ["runs", "results", "figures"] {
+            command.arg(format!("--{folder}")).arg(self.path(folder));
+        }
+        command
+    }
+
+    fn run(&self) -> Output {
+        self.command("run").output().unwrap()
+    }
+
+    fn start(&self) -> Child {
+        self.command("run").stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    }
+
+    fn edit(&self, file: &str, from: &str, to: &str) {
+        let text = fs::read_to_string(self.path(file)).unwrap();
+        assert!(text.contains(from), "{from}");
+        fs::write(self.path(file), text.replacen(from, to, 1)).unwrap();
+    }
+
+    /// Every result file, and the weights of every student.
+    fn outcome(&self) -> Vec<(String, Vec<u8>)> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir(self.path("results/micro")).unwrap() {
+            let path = entry.unwrap().path();
+            found.push((path.file_name().unwrap().to_string_lossy().into_owned(), fs::read(&path).unwrap()));
+        }
+        for entry in fs::read_dir(self.path("runs/micro")).unwrap() {
+            let entry = entry.unwrap();
+            let weights = entry.path().join("student/model.safetensors");
+            if weights.exists() {
+                found.push((entry.file_name().to_string_lossy().into_owned(), fs::read(weights).unwrap()));
+            }
+        }
+        found.sort();
+        found
+    }
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+fn text(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+#[test]
+fn a_run_gives_table_comparison_and_picture_and_is_not_repeated() {
+    let project = Project::new();
+    let output = project.run();
+    assert!(output.status.success(), "{}", text(&output));
+    let table = fs::read_to_string(project.path("results/micro/small.csv")).unwrap();
+    assert_eq!(table.lines().count(), 1 + 4 * 2, "{table}");
+    assert!(fs::metadata(project.path("figures/micro/small.png")).unwrap().len() > 10_000);
+    assert!(project.path("results/micro/small_comparison.md").exists());
+    let answers: Vec<_> = fs::read_dir(project.path("runs/micro"))
+        .unwrap()
+        .filter(|e| e.as_ref().unwrap().path().join("answers.jsonl").exists())
+        .collect();
+    assert_eq!(answers.len(), 4 * 2 * 2);
+    // colours and bars are for terminals
+    assert!(!text(&output).contains('\u{1b}'));
+
+    let before = project.outcome();
+    let again = project.run();
+    assert!(text(&again).contains("20 of 20 cells are done"), "{}", text(&again));
+    assert_eq!(before, project.outcome());
+
+    // the same spec elsewhere gives the same bytes
+    let other = Project::new();
+    assert!(other.run().status.success());
+    assert_eq!(before, other.outcome());
+}
+
+#[test]
+fn a_killed_run_ends_with_the_same_bits() {
+    let project = Project::new();
+    let mut kills = 0;
+    // Ever later, so that all kinds of moments are hit.
+    for wait in [150, 250, 350, 500, 700, 900, 1100] {
+        let mut child = project.start();
+        std::thread::sleep(Duration::from_millis(wait));
+        if child.try_wait().unwrap().is_none() {
+            kills += 1;
+            child.kill().unwrap();
+        }
+        child.wait().unwrap();
+    }
+    assert!(kills >= 2, "only {kills} runs were killed");
+    let output = project.run();
+    assert!(output.status.success(), "{}", text(&output));
+    let undisturbed = Project::new();
+    assert!(undisturbed.run().status.success());
+    assert_eq!(project.outcome(), undisturbed.outcome());
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_saves_and_exits_with_130_and_a_second_run_is_refused() {
+    let project = Project::new();
+    project.edit("micro.toml", "epochs = 2", "epochs = 200");
+    let mut child = project.start();
+    let begun = Instant::now();
+    let started = || {
+        let Ok(entries) = fs::read_dir(project.path("runs/micro")) else { return false };
+        entries.flatten().any(|e| e.path().join("steps.jsonl").exists())
+    };
+    while !started() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "the run never started");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let refused = project.run();
+    assert!(!refused.status.success() && text(&refused).contains("another run"), "{}", text(&refused));
+    let kill = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(kill.success());
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    let teacher = fs::read_dir(project.path("runs/micro")).unwrap().flatten().find(|e| {
+        e.file_name().to_string_lossy().starts_with("teacher")
+    });
+    let saved = fs::read_dir(teacher.unwrap().path()).unwrap().flatten();
+    assert!(saved.into_iter().any(|e| e.file_name().to_string_lossy().starts_with("state-")));
+}
+
+#[test]
+fn what_cannot_be_done_is_said_and_fails() {
+    let fails = |project: &Project, what: &[&str]| {
+        let output = project.run();
+        assert!(!output.status.success());
+        for what in what {
+            assert!(text(&output).contains(what), "{what}: {}", text(&output));
+        }
+    };
+    let project = Project::new();
+    project.edit("micro.toml", "n_layer = 1", "n_layers = 1");
+    fails(&project, &["micro.toml", "n_layers", "did you mean `n_layer`"]);
+
+    let project = Project::new();
+    project.edit("micro.toml", "max_new_tokens", "max_new_token");
+    fails(&project, &["micro.toml:", "did you mean `max_new_tokens`"]);
+
+    let project = Project::new();
+    project.edit("micro.toml", "vocab_size = 1024", "vocab_size = 1100");
+    fails(&project, &["vocabulary of 1100", "1024"]);
+
+    let project = Project::new();
+    fs::write(project.path("results"), "a file, not a folder").unwrap();
+    fails(&project, &["results"]);
+
+    let project = Project::new();
+    project.edit("micro.toml", "source = \"embedded\"", "source = \"folder\"\npath = \"/nowhere\"\ntokenizer = \"none.json\"");
+    fails(&project, &["none.json"]);
+
+    let project = Project::new();
+    project.edit("micro.toml", "[teacher.gpt2]", "[teacher]\ncheckpoint = \"nowhere\"\n[other]");
+    fails(&project, &["micro.toml:"]);
+}
+
+#[test]
+fn a_checkpoint_of_another_run_is_refused() {
+    let project = Project::new();
+    project.edit("micro.toml", "epochs = 2", "epochs = 200");
+    let mut child = project.start();
+    let teacher = || {
+        fs::read_dir(project.path("runs/micro")).into_iter().flatten().flatten().map(|e| e.path()).find(|p| {
+            fs::read_dir(p).into_iter().flatten().flatten().any(|e| e.file_name().to_string_lossy().starts_with("state-"))
+        })
+    };
+    let begun = Instant::now();
+    while teacher().is_none() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "no checkpoint was written");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let dir = teacher().unwrap();
+    let state = fs::read_dir(&dir).unwrap().flatten().find(|e| e.file_name().to_string_lossy().starts_with("state-"));
+    let path = state.unwrap().path().join("state.json");
+    let json = fs::read_to_string(&path).unwrap();
+    fs::write(&path, json.replace("teacher-sft", "another-run")).unwrap();
+    let output = project.run();
+    assert!(!output.status.success() && text(&output).contains("belongs to another run"), "{}", text(&output));
+}
+
+#[test]
+fn goldens_are_verified_and_a_wrong_one_fails() {
+    let verify = |args: &[&str]| Command::new(env!("CARGO_BIN_EXE_abkd")).arg("verify").args(args).output().unwrap();
+    let file = |path: &str| root().join(path).to_str().unwrap().to_owned();
+    for (subject, path) in [
+        ("losses", "crates/losses/tests/goldens/losses.json"),
+        ("rouge", "crates/metrics/tests/goldens/rouge.json"),
+        ("model", "crates/models/tests/goldens/llama-tiny"),
+        ("trajectory", "crates/training/tests/goldens/trajectory-ab"),
+    ] {
+        let output = verify(&[subject, &file(path)]);
+        assert!(output.status.success(), "{}", text(&output));
+    }
+    let strict = verify(&["losses", &file("crates/losses/tests/goldens/losses.json"), "--tolerance", "1e-12"]);
+    assert_eq!(strict.status.code(), Some(1));
+    let missing = verify(&["model", "/nowhere"]);
+    assert!(text(&missing).contains("/nowhere"), "{}", text(&missing));
+}
+
+#[test]
+fn listings_and_plans_need_no_run() {
+    let abkd = |args: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_abkd")).args(args).arg("--root").arg(root()).output().unwrap();
+        assert!(output.status.success(), "{}", text(&output));
+        text(&output)
+    };
+    let all = abkd(&["list"]);
+    for name in ["table1", "figure1", "tiny", "smollm2", "jensen", "super_natural"] {
+        assert!(all.contains(name), "{name}");
+    }
+    assert!(abkd(&["plan", "table1"]).contains("250 evaluations"));
+    assert!(abkd(&["audit"]).contains("AlphaNet"));
+}
