@@ -44,10 +44,16 @@ impl Inputs {
         let data = &profile.data;
         let tokenizer = load_tokenizer(root, profile)?;
         let sets = load_sets(root, data)?;
-        let limits =
-            Limits { max_prompt_length: data.max_prompt_length, max_length: data.max_length };
+        let limits = Limits {
+            max_prompt_length: data.max_prompt_length,
+            max_length: data.max_length,
+        };
         let first = |examples: &[Example], limit: Option<usize>| -> Vec<Example> {
-            examples.iter().take(limit.unwrap_or(usize::MAX)).cloned().collect()
+            examples
+                .iter()
+                .take(limit.unwrap_or(usize::MAX))
+                .cloned()
+                .collect()
         };
         let train = first(&sets.train, data.train);
         let valid = first(&sets.valid, Some(profile.validation.examples));
@@ -97,9 +103,15 @@ fn load_tokenizer(root: &Path, profile: &Profile) -> Result<Tokenizer> {
     if profile.data.source == Source::Embedded && profile.data.tokenizer.is_none() {
         return Ok(Tokenizer::embedded());
     }
-    let beside = profile.teacher.checkpoint.as_ref().map(|dir| dir.join("tokenizer.json"));
+    let beside = profile
+        .teacher
+        .checkpoint
+        .as_ref()
+        .map(|dir| dir.join("tokenizer.json"));
     let Some(path) = profile.data.tokenizer.clone().or(beside) else {
-        bail!("[data] tokenizer: name a tokenizer.json; the teacher has no checkpoint folder to take it from");
+        bail!(
+            "[data] tokenizer: name a tokenizer.json; the teacher has no checkpoint folder to take it from"
+        );
     };
     let path = root.join(path);
     let eos = match &profile.teacher.checkpoint {
@@ -151,7 +163,10 @@ pub fn identity(root: &Path, model: &ModelSpec, teacher: &ModelSpec) -> Result<V
     if let Some(layers) = model.layers {
         return Ok(json!({ "layers": layers, "of": identity(root, teacher, teacher)? }));
     }
-    let dir = model.checkpoint.as_ref().context("a model without a source")?;
+    let dir = model
+        .checkpoint
+        .as_ref()
+        .context("a model without a source")?;
     Ok(json!({ "checkpoint": hash_checkpoint(&root.join(dir))? }))
 }
 
@@ -172,7 +187,10 @@ pub fn base_model(
     if let Some(layers) = model.layers {
         return Ok(base_model(root, teacher, teacher, device)?.with_layers(layers)?);
     }
-    let dir = model.checkpoint.as_ref().context("a model without a source")?;
+    let dir = model
+        .checkpoint
+        .as_ref()
+        .context("a model without a source")?;
     checkpoint::load(&root.join(dir), device).with_context(weights_hint)
 }
 

@@ -29,12 +29,15 @@ const INTERRUPTED: u8 = 130;
 /// (experiments/profiles/*.toml). A run is cut into cells; a finished cell is never run again, and a
 /// run that was stopped goes on where it was.
 #[derive(Parser)]
-#[command(version, after_help = "Examples:
+#[command(
+    version,
+    after_help = "Examples:
   abkd list                                  what there is
   abkd run table1                            Table 1 on the default profile
   abkd run table1 --profile smollm2-smoke    the same on a real model and real data
   abkd compare table1                        ours beside the paper's
-  abkd verify losses crates/losses/tests/goldens/losses.json")]
+  abkd verify losses crates/losses/tests/goldens/losses.json"
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -127,7 +130,9 @@ struct Folders {
 
 impl Folders {
     fn places(&self) -> Places {
-        let or = |given: &Option<PathBuf>, name: &str| given.clone().unwrap_or_else(|| self.root.join(name));
+        let or = |given: &Option<PathBuf>, name: &str| {
+            given.clone().unwrap_or_else(|| self.root.join(name))
+        };
         Places {
             root: self.root.clone(),
             runs: or(&self.runs, "runs"),
@@ -156,13 +161,19 @@ fn main() -> ExitCode {
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
+    error
+        .downcast_ref::<std::io::Error>()
+        .is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
 }
 
 fn run(command: Command) -> Result<ExitCode> {
     match command {
         Command::Plan(target) => show_plan(&target),
-        Command::Run { target, dry_run: true, .. } => show_plan(&target),
+        Command::Run {
+            target,
+            dry_run: true,
+            ..
+        } => show_plan(&target),
         Command::Run { target, jobs, .. } => run_experiment(&target, jobs),
         Command::Compare(target) => {
             let text = report::compare(&target.folders.places(), &target.load()?)?;
@@ -173,9 +184,12 @@ fn run(command: Command) -> Result<ExitCode> {
             print(&format!("{}\n", path.display()))
         }
         Command::List { what, folders } => print(&listing(what, &folders.root)?),
-        Command::Verify { subject, path, tolerance, backend } => {
-            verify_goldens(subject, &path, tolerance, &backend)
-        }
+        Command::Verify {
+            subject,
+            path,
+            tolerance,
+            backend,
+        } => verify_goldens(subject, &path, tolerance, &backend),
         Command::Audit { folders } => {
             let findings = audit::audit(&folders.places().paper(""))?;
             let lines: Vec<String> = findings.iter().map(|f| format!("- {f}\n")).collect();
@@ -200,7 +214,9 @@ fn run_experiment(target: &Target, jobs: Option<usize>) -> Result<ExitCode> {
         if STOP.swap(true, Ordering::Relaxed) {
             std::process::exit(i32::from(INTERRUPTED));
         }
-        eprintln!("\nstopping after the current step; the state is saved (press again to stop at once)");
+        eprintln!(
+            "\nstopping after the current step; the state is saved (press again to stop at once)"
+        );
     })
     .context("Ctrl-C cannot be caught")?;
     runner::check_inputs(&places, &spec)?;
@@ -241,9 +257,21 @@ fn show_plan(target: &Target) -> Result<ExitCode> {
             evaluations.1 += usize::from(done);
             continue;
         }
-        let needs: Vec<&str> = cell.needs.iter().map(|&n| plan.cells[n].id.as_str()).collect();
-        let needs = if needs.is_empty() { String::new() } else { format!("  after {}", needs.join(", ")) };
-        text += &format!("{:8} {}{needs}\n", if done { "done" } else { "to do" }, cell.id);
+        let needs: Vec<&str> = cell
+            .needs
+            .iter()
+            .map(|&n| plan.cells[n].id.as_str())
+            .collect();
+        let needs = if needs.is_empty() {
+            String::new()
+        } else {
+            format!("  after {}", needs.join(", "))
+        };
+        text += &format!(
+            "{:8} {}{needs}\n",
+            if done { "done" } else { "to do" },
+            cell.id
+        );
     }
     text += &format!(
         "{} evaluations (model x data set x seed), {} of them done\n",
@@ -252,7 +280,12 @@ fn show_plan(target: &Target) -> Result<ExitCode> {
     print(&text)
 }
 
-fn verify_goldens(subject: Subject, path: &Path, tolerance: Option<f64>, backend: &str) -> Result<ExitCode> {
+fn verify_goldens(
+    subject: Subject,
+    path: &Path,
+    tolerance: Option<f64>,
+    backend: &str,
+) -> Result<ExitCode> {
     let checks = verify(subject, path, tolerance, &backend::device(backend)?)?;
     let mut text = String::new();
     let mut failed = 0;
@@ -261,15 +294,31 @@ fn verify_goldens(subject: Subject, path: &Path, tolerance: Option<f64>, backend
         let ok = check.error <= check.tolerance;
         failed += usize::from(!ok);
         let verdict = if ok { "ok" } else { "FAILED" };
-        text += &format!("{verdict:6} {:.3e} (limit {:.0e})  {}\n", check.error, check.tolerance, check.name);
+        text += &format!(
+            "{verdict:6} {:.3e} (limit {:.0e})  {}\n",
+            check.error, check.tolerance, check.name
+        );
     }
-    text += &format!("{} of {} entries within their tolerance\n", checks.len() - failed, checks.len());
+    text += &format!(
+        "{} of {} entries within their tolerance\n",
+        checks.len() - failed,
+        checks.len()
+    );
     print(&text)?;
-    Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 fn listing(what: Option<Listing>, root: &Path) -> Result<String> {
-    let all = [Listing::Experiments, Listing::Profiles, Listing::Losses, Listing::Datasets];
+    let all = [
+        Listing::Experiments,
+        Listing::Profiles,
+        Listing::Losses,
+        Listing::Datasets,
+    ];
     let chosen = what.map_or(all.to_vec(), |w| vec![w]);
     let mut text = String::new();
     for (i, listing) in chosen.iter().enumerate() {
@@ -281,7 +330,8 @@ fn listing(what: Option<Listing>, root: &Path) -> Result<String> {
                 text += "experiments\n";
                 let folder = root.join("experiments");
                 for name in spec::names(&folder)?.iter().filter(|n| *n != "Cargo") {
-                    let e: spec::Experiment = spec::read_toml(&folder.join(format!("{name}.toml")))?;
+                    let e: spec::Experiment =
+                        spec::read_toml(&folder.join(format!("{name}.toml")))?;
                     text += &format!("  {name:16} {}\n", e.title);
                 }
             }
@@ -297,8 +347,17 @@ fn listing(what: Option<Listing>, root: &Path) -> Result<String> {
                 text += "losses (p teacher, q student; parameters with the paper's values)\n";
                 for id in Divergence::IDS {
                     let d = Divergence::from_parts(id, &Default::default())?;
-                    let params: Vec<String> = d.params().iter().map(|(k, v)| format!("{k} = {v}")).collect();
-                    text += &format!("  {id:10} {:12} {}  [{}]\n", d.label(), d.formula(), params.join(", "));
+                    let params: Vec<String> = d
+                        .params()
+                        .iter()
+                        .map(|(k, v)| format!("{k} = {v}"))
+                        .collect();
+                    text += &format!(
+                        "  {id:10} {:12} {}  [{}]\n",
+                        d.label(),
+                        d.formula(),
+                        params.join(", ")
+                    );
                 }
             }
             Listing::Datasets => {

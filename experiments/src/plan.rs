@@ -76,7 +76,10 @@ impl Plan {
     ///
     /// A spec that is not valid.
     pub fn new(root: &Path, spec: &Spec, hashes: &BTreeMap<String, String>) -> Result<Self> {
-        let mut plan = Self { cells: Vec::new(), models: BTreeMap::new() };
+        let mut plan = Self {
+            cells: Vec::new(),
+            models: BTreeMap::new(),
+        };
         let p = &spec.profile;
         let hash = |name: &str| hashes.get(name).map_or("unknown", String::as_str);
         let teacher_base = identity(root, &p.teacher, &p.teacher)?;
@@ -96,30 +99,56 @@ impl Plan {
         };
 
         if let Some(sft) = &p.teacher_sft {
-            let spec = training("cross_entropy".into(), json!(sft), teacher_base.clone(), Value::Null);
+            let spec = training(
+                "cross_entropy".into(),
+                json!(sft),
+                teacher_base.clone(),
+                Value::Null,
+            );
             plan.add_model(Who::Teacher, "teacher-sft", Work::TeacherSft, vec![], spec);
         }
         if let Some(sft) = &p.student_sft {
-            let spec = training("cross_entropy".into(), json!(sft), student_base.clone(), Value::Null);
+            let spec = training(
+                "cross_entropy".into(),
+                json!(sft),
+                student_base.clone(),
+                Value::Null,
+            );
             plan.add_model(Who::Student, "student-sft", Work::StudentSft, vec![], spec);
         }
         let teacher = plan.reference(Who::Teacher, &teacher_base);
         let student = plan.reference(Who::Student, &student_base);
         for (index, row) in spec.experiment.rows.iter().enumerate() {
             let objective = format!("{:?}", row.objective(p.kd_ratio)?);
-            let cell = training(objective, json!(p.distill), student.clone(), teacher.clone());
+            let cell = training(
+                objective,
+                json!(p.distill),
+                student.clone(),
+                teacher.clone(),
+            );
             let needs = plan.needs([Who::Teacher, Who::Student]);
             let name = format!("distill-{}", row.divergence);
-            plan.add_model(Who::Row(index), &name, Work::Distill { row: index }, needs, cell);
+            plan.add_model(
+                Who::Row(index),
+                &name,
+                Work::Distill { row: index },
+                needs,
+                cell,
+            );
         }
         if spec.experiment.kind == Kind::Table {
-            let references =
-                [Who::Teacher, Who::Student].into_iter().filter(|_| spec.experiment.references);
+            let references = [Who::Teacher, Who::Student]
+                .into_iter()
+                .filter(|_| spec.experiment.references);
             let rows = (0..spec.experiment.rows.len()).map(Who::Row);
             for who in references.chain(rows) {
                 for dataset in spec.datasets()? {
                     for &seed in &spec.experiment.seeds {
-                        let base = if who == Who::Teacher { &teacher_base } else { &student_base };
+                        let base = if who == Who::Teacher {
+                            &teacher_base
+                        } else {
+                            &student_base
+                        };
                         let cell = json!({
                             "format": FORMAT,
                             "model": plan.reference(who, base),
@@ -130,7 +159,8 @@ impl Plan {
                             "seed": seed,
                             "backend": p.backend,
                         });
-                        let name = format!("evaluate-{}-{}-s{seed}", label_of(spec, who), dataset.id());
+                        let name =
+                            format!("evaluate-{}-{}-s{seed}", label_of(spec, who), dataset.id());
                         let needs = plan.needs([who]);
                         plan.add(&name, Work::Evaluate { who, dataset, seed }, needs, cell);
                     }
@@ -147,7 +177,12 @@ impl Plan {
 
     fn add(&mut self, name: &str, work: Work, needs: Vec<usize>, spec: Value) -> usize {
         let id = format!("{name}-{}", hash_json(&spec));
-        self.cells.push(Cell { id, work, needs, spec });
+        self.cells.push(Cell {
+            id,
+            work,
+            needs,
+            spec,
+        });
         self.cells.len() - 1
     }
 
@@ -157,12 +192,16 @@ impl Plan {
     }
 
     fn needs<const N: usize>(&self, whose: [Who; N]) -> Vec<usize> {
-        whose.iter().filter_map(|who| self.models.get(who).copied()).collect()
+        whose
+            .iter()
+            .filter_map(|who| self.models.get(who).copied())
+            .collect()
     }
 
     /// How a cell's spec refers to a model: the id of the cell that makes it, or what it is.
     fn reference(&self, who: Who, base: &Value) -> Value {
-        self.model(who).map_or_else(|| base.clone(), |cell| json!(cell.id))
+        self.model(who)
+            .map_or_else(|| base.clone(), |cell| json!(cell.id))
     }
 }
 
@@ -197,10 +236,20 @@ mod tests {
 
     #[test]
     fn a_changed_setting_changes_the_cells_that_depend_on_it_and_no_others() {
-        let (a, b) = (plan(|_| {}), plan(|s| s.profile.distill.learning_rate *= 2.0));
+        let (a, b) = (
+            plan(|_| {}),
+            plan(|s| s.profile.distill.learning_rate *= 2.0),
+        );
         assert_eq!(a.cells.len(), 2 + 8 + 10 * 25);
         for (x, y) in a.cells.iter().zip(&b.cells) {
-            let depends = matches!(x.work, Work::Distill { .. } | Work::Evaluate { who: Who::Row(_), .. });
+            let depends = matches!(
+                x.work,
+                Work::Distill { .. }
+                    | Work::Evaluate {
+                        who: Who::Row(_),
+                        ..
+                    }
+            );
             assert_eq!(x.id != y.id, depends, "{}", x.id);
         }
     }
@@ -222,6 +271,11 @@ mod tests {
         let figure = Plan::new(&root, &figure, &BTreeMap::new()).unwrap();
         let table = plan(|_| {});
         assert_eq!(figure.cells.len(), 10);
-        assert!(figure.cells.iter().all(|c| table.cells.iter().any(|t| t.id == c.id)));
+        assert!(
+            figure
+                .cells
+                .iter()
+                .all(|c| table.cells.iter().any(|t| t.id == c.id))
+        );
     }
 }

@@ -26,7 +26,13 @@ impl Display {
         let total = bars.add(ProgressBar::new(cells as u64));
         total.set_style(style("{bar:30} {pos}/{len} cells  {elapsed} {msg}"));
         total.set_position(done as u64);
-        Self { bars, total, plain, durations: Mutex::new(Vec::new()), jobs }
+        Self {
+            bars,
+            total,
+            plain,
+            durations: Mutex::new(Vec::new()),
+            jobs,
+        }
     }
 
     /// A line that stays.
@@ -47,15 +53,28 @@ impl Display {
         if self.plain {
             eprintln!("{id}: started");
         }
-        CellDisplay { display: self, bar, id: id.to_owned(), begun: Instant::now(), last: Instant::now() }
+        CellDisplay {
+            display: self,
+            bar,
+            id: id.to_owned(),
+            begun: Instant::now(),
+            last: Instant::now(),
+        }
     }
 
     /// Ends a cell; `left` are the kinds of the cells still to run.
     fn finished(&self, kind: String, seconds: f64, left: &[String]) {
-        let mut durations = self.durations.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut durations = self
+            .durations
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         durations.push((kind, seconds));
         let mean = |kind: &String| {
-            let same: Vec<f64> = durations.iter().filter(|(k, _)| k == kind).map(|(_, s)| *s).collect();
+            let same: Vec<f64> = durations
+                .iter()
+                .filter(|(k, _)| k == kind)
+                .map(|(_, s)| *s)
+                .collect();
             (!same.is_empty()).then(|| same.iter().sum::<f64>() / same.len() as f64)
         };
         let estimate: Option<f64> = left.iter().map(mean).sum();
@@ -121,7 +140,11 @@ impl CellDisplay<'_> {
         let seconds = self.begun.elapsed().as_secs_f64();
         self.display.finished(kind, seconds, left);
         if self.display.plain {
-            eprintln!("{}: {result} in {seconds:.1} s ({})", self.id, self.display.summary());
+            eprintln!(
+                "{}: {result} in {seconds:.1} s ({})",
+                self.id,
+                self.display.summary()
+            );
         }
     }
 }

@@ -31,14 +31,18 @@ pub fn compare(places: &Places, spec: &Spec) -> Result<String> {
     )
     .with_context(|| hint(spec))?;
     comparison.write(&places.result(spec, ""))?;
-    let width = std::io::stdout().is_terminal().then(terminal_width).flatten();
+    let width = std::io::stdout()
+        .is_terminal()
+        .then(terminal_width)
+        .flatten();
     Ok(comparison.terminal(width))
 }
 
 /// Last point and best point of each curve, ours and the paper's, with ranks.
 fn compare_curves(places: &Places, spec: &Spec) -> Result<String> {
     let e = &spec.experiment;
-    let ours = read_curve(&places.result(spec, &format!("{}.csv", e.name))).with_context(|| hint(spec))?;
+    let ours =
+        read_curve(&places.result(spec, &format!("{}.csv", e.name))).with_context(|| hint(spec))?;
     let paper = read_curve(&places.paper(&e.paper))?;
     let best = |points: &[crate::results::CurvePoint], loss: &str| {
         points
@@ -63,7 +67,10 @@ fn compare_curves(places: &Places, spec: &Spec) -> Result<String> {
     crate::results::write_atomic(&path, text.as_bytes())?;
     let rho = abkd_metrics::stats::spearman(&pairs.0, &pairs.1);
     let rho = rho.map_or("not defined".into(), |r| format!("{r:.3}"));
-    Ok(format!("{text}Spearman's rho of the best points over {} losses: {rho}\n", pairs.0.len()))
+    Ok(format!(
+        "{text}Spearman's rho of the best points over {} losses: {rho}\n",
+        pairs.0.len()
+    ))
 }
 
 /// Draws the picture of an experiment; gives its path.
@@ -73,7 +80,10 @@ fn compare_curves(places: &Places, spec: &Spec) -> Result<String> {
 /// When there are no results yet, or the picture cannot be written.
 pub fn draw(places: &Places, spec: &Spec) -> Result<PathBuf> {
     let e = &spec.experiment;
-    let path = places.figures.join(&spec.profile.name).join(format!("{}.png", e.name));
+    let path = places
+        .figures
+        .join(&spec.profile.name)
+        .join(format!("{}.png", e.name));
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
     }
@@ -86,14 +96,23 @@ pub fn draw(places: &Places, spec: &Spec) -> Result<PathBuf> {
         }
         Kind::Table => {
             let ours = Table::read(&ours).with_context(|| hint(spec))?;
-            plot::bars(&ours, Some(&Table::read(&paper)?), &path, &e.title, &spec.profile.name)?;
+            plot::bars(
+                &ours,
+                Some(&Table::read(&paper)?),
+                &path,
+                &e.title,
+                &spec.profile.name,
+            )?;
         }
     }
     Ok(path)
 }
 
 fn hint(spec: &Spec) -> String {
-    format!("no results yet? `abkd run {} --profile {}` makes them", spec.experiment.name, spec.profile.name)
+    format!(
+        "no results yet? `abkd run {} --profile {}` makes them",
+        spec.experiment.name, spec.profile.name
+    )
 }
 
 fn terminal_width() -> Option<u16> {

@@ -11,7 +11,9 @@ use std::time::Duration;
 use abkd_models::{LanguageModel, checkpoint};
 use abkd_training::evaluate::{self, Answer};
 use abkd_training::trainer::student_dir;
-use abkd_training::{EpochRecord, Event, Objective, Outcome, Settings, TrainRun, Validation, train};
+use abkd_training::{
+    EpochRecord, Event, Objective, Outcome, Settings, TrainRun, Validation, train,
+};
 use anyhow::{Context, Result, anyhow, ensure};
 use burn::tensor::Device;
 use serde::de::DeserializeOwned;
@@ -81,7 +83,13 @@ pub fn is_done(places: &Places, spec: &Spec, cell: &Cell) -> bool {
 /// # Errors
 ///
 /// The first error of a cell; the others stop at their next checkpoint.
-pub fn run(places: &Places, spec: &Spec, plan: &Plan, inputs: &Inputs, stop: &AtomicBool) -> Result<Ended> {
+pub fn run(
+    places: &Places,
+    spec: &Spec,
+    plan: &Plan,
+    inputs: &Inputs,
+    stop: &AtomicBool,
+) -> Result<Ended> {
     let runs = places.runs_of(spec);
     fs::create_dir_all(&runs).with_context(|| runs.display().to_string())?;
     let _lock = lock(&runs)?;
@@ -90,7 +98,11 @@ pub fn run(places: &Places, spec: &Spec, plan: &Plan, inputs: &Inputs, stop: &At
         .and_then(|()| tempfile_probe(&results))
         .with_context(|| format!("results cannot be written to {}", results.display()))?;
     let device = crate::backend::device(&spec.profile.backend)?;
-    let done: Vec<bool> = plan.cells.iter().map(|c| is_done(places, spec, c)).collect();
+    let done: Vec<bool> = plan
+        .cells
+        .iter()
+        .map(|c| is_done(places, spec, c))
+        .collect();
     let finished = done.iter().filter(|d| **d).count();
     let jobs = spec.profile.jobs;
     let display = Display::new(plan.cells.len(), finished, jobs);
@@ -101,8 +113,15 @@ pub fn run(places: &Places, spec: &Spec, plan: &Plan, inputs: &Inputs, stop: &At
         let workers: Vec<_> = (0..jobs)
             .map(|_| {
                 scope.spawn(|| {
-                    let worker =
-                        Worker { places, spec, plan, inputs, device: device.clone(), display: &display, stop };
+                    let worker = Worker {
+                        places,
+                        spec,
+                        plan,
+                        inputs,
+                        device: device.clone(),
+                        display: &display,
+                        stop,
+                    };
                     let result = worker.work(&board);
                     if result.is_err() {
                         failed.store(true, Ordering::Relaxed);
@@ -114,12 +133,19 @@ pub fn run(places: &Places, spec: &Spec, plan: &Plan, inputs: &Inputs, stop: &At
             .collect();
         workers
             .into_iter()
-            .map(|w| w.join().unwrap_or_else(|_| Err(anyhow!("a worker panicked; this is a bug"))))
+            .map(|w| {
+                w.join()
+                    .unwrap_or_else(|_| Err(anyhow!("a worker panicked; this is a bug")))
+            })
             .collect()
     });
     outcome.into_iter().collect::<Result<()>>()?;
     write_results(places, spec, plan)?;
-    Ok(if board.all_done() { Ended::Finished } else { Ended::Interrupted })
+    Ok(if board.all_done() {
+        Ended::Finished
+    } else {
+        Ended::Interrupted
+    })
 }
 
 fn report_inputs(display: &Display, inputs: &Inputs, finished: usize, plan: &Plan) {
@@ -171,8 +197,15 @@ struct Board<'a> {
 
 impl<'a> Board<'a> {
     fn new(plan: &'a Plan, done: &[bool]) -> Self {
-        let status = done.iter().map(|d| if *d { Status::Done } else { Status::Waiting }).collect();
-        Self { plan, status: Mutex::new((status, false)), changed: Condvar::new() }
+        let status = done
+            .iter()
+            .map(|d| if *d { Status::Done } else { Status::Waiting })
+            .collect();
+        Self {
+            plan,
+            status: Mutex::new((status, false)),
+            changed: Condvar::new(),
+        }
     }
 
     /// The first cell whose needs are done; waits while there may be one later.
@@ -185,7 +218,10 @@ impl<'a> Board<'a> {
             }
             let ready = (0..status.len()).find(|&i| {
                 status[i] == Status::Waiting
-                    && self.plan.cells[i].needs.iter().all(|&n| status[n] == Status::Done)
+                    && self.plan.cells[i]
+                        .needs
+                        .iter()
+                        .all(|&n| status[n] == Status::Done)
             });
             if let Some(i) = ready {
                 status[i] = Status::Running;
@@ -234,7 +270,11 @@ fn kind(work: &Work) -> String {
         Work::StudentSft => "student".into(),
         Work::Distill { .. } => "distill".into(),
         Work::Evaluate { who, dataset, .. } => {
-            format!("evaluate {} {}", dataset.id(), u8::from(*who == Who::Teacher))
+            format!(
+                "evaluate {} {}",
+                dataset.id(),
+                u8::from(*who == Who::Teacher)
+            )
         }
     }
 }
@@ -282,20 +322,60 @@ impl Worker<'_> {
         let profile = &self.spec.profile;
         match cell.work {
             Work::TeacherSft => {
-                let settings = profile.teacher_sft.as_ref().context("planned without teacher_sft")?;
-                let start = base_model(&self.places.root, &profile.teacher, &profile.teacher, &self.device)?;
-                self.train(cell, &dir, settings, &Objective::CrossEntropy, start, None, shown)
+                let settings = profile
+                    .teacher_sft
+                    .as_ref()
+                    .context("planned without teacher_sft")?;
+                let start = base_model(
+                    &self.places.root,
+                    &profile.teacher,
+                    &profile.teacher,
+                    &self.device,
+                )?;
+                self.train(
+                    cell,
+                    &dir,
+                    settings,
+                    &Objective::CrossEntropy,
+                    start,
+                    None,
+                    shown,
+                )
             }
             Work::StudentSft => {
-                let settings = profile.student_sft.as_ref().context("planned without student_sft")?;
-                let start = base_model(&self.places.root, &profile.student, &profile.teacher, &self.device)?;
-                self.train(cell, &dir, settings, &Objective::CrossEntropy, start, None, shown)
+                let settings = profile
+                    .student_sft
+                    .as_ref()
+                    .context("planned without student_sft")?;
+                let start = base_model(
+                    &self.places.root,
+                    &profile.student,
+                    &profile.teacher,
+                    &self.device,
+                )?;
+                self.train(
+                    cell,
+                    &dir,
+                    settings,
+                    &Objective::CrossEntropy,
+                    start,
+                    None,
+                    shown,
+                )
             }
             Work::Distill { row } => {
                 let objective = self.spec.experiment.rows[row].objective(profile.kd_ratio)?;
                 let teacher = self.model(Who::Teacher)?;
                 let start = self.model(Who::Student)?;
-                self.train(cell, &dir, &profile.distill, &objective, start, Some(&teacher), shown)
+                self.train(
+                    cell,
+                    &dir,
+                    &profile.distill,
+                    &objective,
+                    start,
+                    Some(&teacher),
+                    shown,
+                )
             }
             Work::Evaluate { who, dataset, seed } => {
                 if loaded.as_ref().is_none_or(|(w, _)| *w != who) {
@@ -361,7 +441,12 @@ impl Worker<'_> {
             },
             &mut |event| match event {
                 Event::Resumed { step } => shown.line(&format!("goes on after step {step}")),
-                Event::Step { step, steps, report, learning_rate } => {
+                Event::Step {
+                    step,
+                    steps,
+                    report,
+                    learning_rate,
+                } => {
                     let line = serde_json::json!({
                         "step": step, "loss": report.loss, "grad_norm": report.grad_norm,
                         "learning_rate": learning_rate, "tokens": report.tokens,
@@ -392,7 +477,9 @@ impl Worker<'_> {
                 let last = curve.last().and_then(|r| r.validation_rouge_l);
                 write_json(&dir.join(RESULT), &Trained { curve })?;
                 remove_states(dir)?;
-                Ok(Some(last.map_or("trained".into(), |r| format!("validation ROUGE-L {r:.2}"))))
+                Ok(Some(last.map_or("trained".into(), |r| {
+                    format!("validation ROUGE-L {r:.2}")
+                })))
             }
         }
     }
@@ -405,7 +492,11 @@ impl Worker<'_> {
                 Ok(checkpoint::load(&dir, &self.device)?)
             }
             None => {
-                let model = if who == Who::Teacher { &profile.teacher } else { &profile.student };
+                let model = if who == Who::Teacher {
+                    &profile.teacher
+                } else {
+                    &profile.student
+                };
                 base_model(&self.places.root, model, &profile.teacher, &self.device)
             }
         }
@@ -455,7 +546,11 @@ pub fn write_results(places: &Places, spec: &Spec, plan: &Plan) -> Result<()> {
     let name = &spec.experiment.name;
     let mut curves = Vec::new();
     let mut scores = Vec::new();
-    let done = plan.cells.iter().map(|c| (c, runs.join(&c.id).join(RESULT))).filter(|(_, p)| p.exists());
+    let done = plan
+        .cells
+        .iter()
+        .map(|c| (c, runs.join(&c.id).join(RESULT)))
+        .filter(|(_, p)| p.exists());
     for (cell, path) in done {
         match cell.work {
             Work::Distill { row } => {
@@ -501,7 +596,10 @@ pub fn write_results(places: &Places, spec: &Spec, plan: &Plan) -> Result<()> {
 
 /// Result files of all cells by id, for the report of a plan.
 pub fn done_cells(places: &Places, spec: &Spec, plan: &Plan) -> BTreeMap<String, bool> {
-    plan.cells.iter().map(|c| (c.id.clone(), is_done(places, spec, c))).collect()
+    plan.cells
+        .iter()
+        .map(|c| (c.id.clone(), is_done(places, spec, c)))
+        .collect()
 }
 
 /// Refuses a spec whose inputs are only partly there.

@@ -74,7 +74,8 @@ impl Row {
     /// An unknown divergence, parameter or form; a parameter out of range.
     pub fn objective(&self, kd_ratio: f64) -> Result<Objective> {
         let context = || format!("row `{}`", self.label);
-        let divergence = Divergence::from_parts(&self.divergence, &self.params).with_context(context)?;
+        let divergence =
+            Divergence::from_parts(&self.divergence, &self.params).with_context(context)?;
         divergence.validate().with_context(context)?;
         let fidelity = match self.fidelity.as_deref() {
             None => divergence.default_fidelity(),
@@ -86,7 +87,11 @@ impl Row {
                 nearest(other, ["paper", "official"])
             ),
         };
-        Ok(Objective::Distill { divergence, fidelity, kd_ratio })
+        Ok(Objective::Distill {
+            divergence,
+            fidelity,
+            kd_ratio,
+        })
     }
 }
 
@@ -211,7 +216,10 @@ impl ModelSpec {
             .with_context(|| format!("{}: section `{model_type}`", path.display()))?;
         let known = serde_json::to_value(&config)?;
         for key in table.keys() {
-            let keys = known.as_object().into_iter().flat_map(|o| o.keys().map(String::as_str));
+            let keys = known
+                .as_object()
+                .into_iter()
+                .flat_map(|o| o.keys().map(String::as_str));
             ensure!(
                 known.get(key).is_some(),
                 "{}: section `{model_type}`: unknown key `{key}`{}",
@@ -390,7 +398,8 @@ impl Spec {
             ensure!(seen.insert(seed), "{place}: seed {seed} is given twice");
         }
         for row in &e.rows {
-            row.objective(self.profile.kd_ratio).with_context(|| place.to_string())?;
+            row.objective(self.profile.kd_ratio)
+                .with_context(|| place.to_string())?;
             ensure!(
                 e.rows.iter().filter(|r| r.label == row.label).count() == 1,
                 "{place}: two rows are labelled `{}`",
@@ -411,11 +420,15 @@ impl Spec {
             "{}: [student] layers needs a teacher checkpoint to take them from",
             place()
         );
-        for (name, settings) in
-            [("teacher_sft", &p.teacher_sft), ("student_sft", &p.student_sft), ("distill", &Some(p.distill.clone()))]
-        {
+        for (name, settings) in [
+            ("teacher_sft", &p.teacher_sft),
+            ("student_sft", &p.student_sft),
+            ("distill", &Some(p.distill.clone())),
+        ] {
             if let Some(settings) = settings {
-                settings.validate().with_context(|| format!("{}: [{name}]", place()))?;
+                settings
+                    .validate()
+                    .with_context(|| format!("{}: [{name}]", place()))?;
             }
         }
         ensure!(
@@ -440,7 +453,11 @@ impl Spec {
     ///
     /// An unknown name.
     pub fn datasets(&self) -> Result<Vec<TestSet>> {
-        self.experiment.datasets.iter().map(|id| Ok(id.parse::<TestSet>()?)).collect()
+        self.experiment
+            .datasets
+            .iter()
+            .map(|id| Ok(id.parse::<TestSet>()?))
+            .collect()
     }
 }
 
@@ -468,10 +485,19 @@ fn find(folder: &Path, name: &str, what: &str) -> Result<PathBuf> {
 /// When the folder cannot be read.
 pub fn names(folder: &Path) -> Result<Vec<String>> {
     let entries = std::fs::read_dir(folder).with_context(|| {
-        format!("{}: run abkd in the project's folder, or name it with --root", folder.display())
+        format!(
+            "{}: run abkd in the project's folder, or name it with --root",
+            folder.display()
+        )
     })?;
     let mut names: Vec<String> = entries
-        .filter_map(|e| e.ok()?.file_name().to_str()?.strip_suffix(".toml").map(str::to_owned))
+        .filter_map(|e| {
+            e.ok()?
+                .file_name()
+                .to_str()?
+                .strip_suffix(".toml")
+                .map(str::to_owned)
+        })
         .collect();
     names.sort();
     Ok(names)
@@ -485,8 +511,14 @@ pub fn names(folder: &Path) -> Result<Vec<String>> {
 pub fn read_toml<T: DeserializeOwned>(path: &Path) -> Result<T> {
     let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
     toml::from_str(&text).map_err(|error| {
-        let line = error.span().map_or(1, |s| text[..s.start].matches('\n').count() + 1);
-        anyhow::anyhow!("{}:{line}: {}", path.display(), with_nearest_key(error.message()))
+        let line = error
+            .span()
+            .map_or(1, |s| text[..s.start].matches('\n').count() + 1);
+        anyhow::anyhow!(
+            "{}:{line}: {}",
+            path.display(),
+            with_nearest_key(error.message())
+        )
     })
 }
 
@@ -502,7 +534,9 @@ mod tests {
     fn every_shipped_file_is_a_valid_spec() {
         let experiments = names(&root().join("experiments")).unwrap();
         let profiles = names(&root().join("experiments/profiles")).unwrap();
-        assert!(experiments.contains(&"table1".to_owned()) && profiles.contains(&"tiny".to_owned()));
+        assert!(
+            experiments.contains(&"table1".to_owned()) && profiles.contains(&"tiny".to_owned())
+        );
         for experiment in experiments.iter().filter(|n| *n != "Cargo") {
             for profile in &profiles {
                 Spec::load(&root(), experiment, profile).unwrap();
@@ -516,19 +550,28 @@ mod tests {
         assert!(text.contains(from), "{from}");
         let path = dir.path().join("e.toml");
         std::fs::write(&path, text.replacen(from, to, 1)).unwrap();
-        format!("{:#}", Spec::load(&root(), path.to_str().unwrap(), "tiny").unwrap_err())
+        format!(
+            "{:#}",
+            Spec::load(&root(), path.to_str().unwrap(), "tiny").unwrap_err()
+        )
     }
 
     #[test]
     fn what_a_user_mistypes_is_named_with_its_place() {
         let error = broken("seeds =", "seedz =");
-        assert!(error.contains("e.toml:") && error.contains("did you mean `seeds`"), "{error}");
+        assert!(
+            error.contains("e.toml:") && error.contains("did you mean `seeds`"),
+            "{error}"
+        );
         let error = broken("[10, 20, 30, 40, 50]", "[]");
         assert!(error.contains("`seeds` is empty"), "{error}");
         let error = broken("\"fkld\"", "\"fkdl\"");
         assert!(error.contains("fkdl") && error.contains("fkld"), "{error}");
         let error = broken("\"vicuna\"", "\"vicunia\"");
-        assert!(error.contains("vicunia") && error.contains("vicuna"), "{error}");
+        assert!(
+            error.contains("vicunia") && error.contains("vicuna"),
+            "{error}"
+        );
         let error = broken("alpha = 0.2", "alpha = nan");
         assert!(error.contains("alpha"), "{error}");
         let error = broken("alpha = 0.2", "alfa = 0.2");

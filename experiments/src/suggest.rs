@@ -27,7 +27,10 @@ mod tests {
 
     #[test]
     fn suggests_only_what_is_near() {
-        assert_eq!(nearest("seedz", ["seeds", "rows"]), "; did you mean `seeds`?");
+        assert_eq!(
+            nearest("seedz", ["seeds", "rows"]),
+            "; did you mean `seeds`?"
+        );
         assert_eq!(nearest("xyzzy", ["seeds", "rows"]), "");
         let message = "unknown field `row`, expected one of `rows`, `seeds`";
         assert!(with_nearest_key(message).ends_with("did you mean `rows`?"));

@@ -25,24 +25,35 @@ pub enum Subject {
 /// # Errors
 ///
 /// Files that cannot be read or have another format.
-pub fn verify(subject: Subject, path: &Path, tolerance: Option<f64>, device: &Device) -> Result<Vec<Check>> {
+pub fn verify(
+    subject: Subject,
+    path: &Path,
+    tolerance: Option<f64>,
+    device: &Device,
+) -> Result<Vec<Check>> {
     let mut checks = match subject {
         Subject::Losses => {
             let entries = abkd_losses::verify::verify_losses(path)?;
             entries
                 .into_iter()
                 .flat_map(|c| {
-                    [("value", c.value_error), ("gradient", c.grad_error)].map(|(what, error)| Check {
-                        name: format!("{}: {what}", c.name),
-                        error,
-                        tolerance: 1e-5,
+                    [("value", c.value_error), ("gradient", c.grad_error)].map(|(what, error)| {
+                        Check {
+                            name: format!("{}: {what}", c.name),
+                            error,
+                            tolerance: 1e-5,
+                        }
                     })
                 })
                 .collect()
         }
         Subject::Rouge => abkd_metrics::verify::verify_rouge(path)?
             .into_iter()
-            .map(|(name, error)| Check { name, error, tolerance: 1e-9 })
+            .map(|(name, error)| Check {
+                name,
+                error,
+                tolerance: 1e-9,
+            })
             .collect(),
         Subject::Model => abkd_models::verify::verify_model(path, device)?,
         Subject::Trajectory => abkd_training::verify::verify_trajectory(path, device)?,

@@ -81,7 +81,10 @@ impl Project {
     fn command(&self, verb: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_abkd"));
         command.args([verb, self.path("small.toml").to_str().unwrap(), "--profile"]);
-        command.arg(self.path("micro.toml")).arg("--root").arg(root());
+        command
+            .arg(self.path("micro.toml"))
+            .arg("--root")
+            .arg(root());
         for folder in ["runs", "results", "figures"] {
             command.arg(format!("--{folder}")).arg(self.path(folder));
         }
@@ -93,7 +96,11 @@ impl Project {
     }
 
     fn start(&self) -> Child {
-        self.command("run").stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+        self.command("run")
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap()
     }
 
     fn edit(&self, file: &str, from: &str, to: &str) {
@@ -107,13 +114,19 @@ impl Project {
         let mut found = Vec::new();
         for entry in fs::read_dir(self.path("results/micro")).unwrap() {
             let path = entry.unwrap().path();
-            found.push((path.file_name().unwrap().to_string_lossy().into_owned(), fs::read(&path).unwrap()));
+            found.push((
+                path.file_name().unwrap().to_string_lossy().into_owned(),
+                fs::read(&path).unwrap(),
+            ));
         }
         for entry in fs::read_dir(self.path("runs/micro")).unwrap() {
             let entry = entry.unwrap();
             let weights = entry.path().join("student/model.safetensors");
             if weights.exists() {
-                found.push((entry.file_name().to_string_lossy().into_owned(), fs::read(weights).unwrap()));
+                found.push((
+                    entry.file_name().to_string_lossy().into_owned(),
+                    fs::read(weights).unwrap(),
+                ));
             }
         }
         found.sort();
@@ -126,7 +139,11 @@ fn root() -> PathBuf {
 }
 
 fn text(output: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+    format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    )
 }
 
 #[test]
@@ -136,7 +153,12 @@ fn a_run_gives_table_comparison_and_picture_and_is_not_repeated() {
     assert!(output.status.success(), "{}", text(&output));
     let table = fs::read_to_string(project.path("results/micro/small.csv")).unwrap();
     assert_eq!(table.lines().count(), 1 + 4 * 2, "{table}");
-    assert!(fs::metadata(project.path("figures/micro/small.png")).unwrap().len() > 10_000);
+    assert!(
+        fs::metadata(project.path("figures/micro/small.png"))
+            .unwrap()
+            .len()
+            > 10_000
+    );
     assert!(project.path("results/micro/small_comparison.md").exists());
     let answers: Vec<_> = fs::read_dir(project.path("runs/micro"))
         .unwrap()
@@ -148,7 +170,11 @@ fn a_run_gives_table_comparison_and_picture_and_is_not_repeated() {
 
     let before = project.outcome();
     let again = project.run();
-    assert!(text(&again).contains("20 of 20 cells are done"), "{}", text(&again));
+    assert!(
+        text(&again).contains("20 of 20 cells are done"),
+        "{}",
+        text(&again)
+    );
     assert_eq!(before, project.outcome());
 
     // the same spec elsewhere gives the same bytes
@@ -187,23 +213,42 @@ fn ctrl_c_saves_and_exits_with_130_and_a_second_run_is_refused() {
     let mut child = project.start();
     let begun = Instant::now();
     let started = || {
-        let Ok(entries) = fs::read_dir(project.path("runs/micro")) else { return false };
-        entries.flatten().any(|e| e.path().join("steps.jsonl").exists())
+        let Ok(entries) = fs::read_dir(project.path("runs/micro")) else {
+            return false;
+        };
+        entries
+            .flatten()
+            .any(|e| e.path().join("steps.jsonl").exists())
     };
     while !started() {
-        assert!(begun.elapsed() < Duration::from_secs(60), "the run never started");
+        assert!(
+            begun.elapsed() < Duration::from_secs(60),
+            "the run never started"
+        );
         std::thread::sleep(Duration::from_millis(20));
     }
     let refused = project.run();
-    assert!(!refused.status.success() && text(&refused).contains("another run"), "{}", text(&refused));
-    let kill = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(
+        !refused.status.success() && text(&refused).contains("another run"),
+        "{}",
+        text(&refused)
+    );
+    let kill = Command::new("kill")
+        .args(["-INT", &child.id().to_string()])
+        .status()
+        .unwrap();
     assert!(kill.success());
     assert_eq!(child.wait().unwrap().code(), Some(130));
-    let teacher = fs::read_dir(project.path("runs/micro")).unwrap().flatten().find(|e| {
-        e.file_name().to_string_lossy().starts_with("teacher")
-    });
+    let teacher = fs::read_dir(project.path("runs/micro"))
+        .unwrap()
+        .flatten()
+        .find(|e| e.file_name().to_string_lossy().starts_with("teacher"));
     let saved = fs::read_dir(teacher.unwrap().path()).unwrap().flatten();
-    assert!(saved.into_iter().any(|e| e.file_name().to_string_lossy().starts_with("state-")));
+    assert!(
+        saved
+            .into_iter()
+            .any(|e| e.file_name().to_string_lossy().starts_with("state-"))
+    );
 }
 
 #[test]
@@ -217,7 +262,10 @@ fn what_cannot_be_done_is_said_and_fails() {
     };
     let project = Project::new();
     project.edit("micro.toml", "n_layer = 1", "n_layers = 1");
-    fails(&project, &["micro.toml", "n_layers", "did you mean `n_layer`"]);
+    fails(
+        &project,
+        &["micro.toml", "n_layers", "did you mean `n_layer`"],
+    );
 
     let project = Project::new();
     project.edit("micro.toml", "max_new_tokens", "max_new_token");
@@ -232,11 +280,19 @@ fn what_cannot_be_done_is_said_and_fails() {
     fails(&project, &["results"]);
 
     let project = Project::new();
-    project.edit("micro.toml", "source = \"embedded\"", "source = \"folder\"\npath = \"/nowhere\"\ntokenizer = \"none.json\"");
+    project.edit(
+        "micro.toml",
+        "source = \"embedded\"",
+        "source = \"folder\"\npath = \"/nowhere\"\ntokenizer = \"none.json\"",
+    );
     fails(&project, &["none.json"]);
 
     let project = Project::new();
-    project.edit("micro.toml", "[teacher.gpt2]", "[teacher]\ncheckpoint = \"nowhere\"\n[other]");
+    project.edit(
+        "micro.toml",
+        "[teacher.gpt2]",
+        "[teacher]\ncheckpoint = \"nowhere\"\n[other]",
+    );
     fails(&project, &["micro.toml:"]);
 }
 
@@ -246,29 +302,54 @@ fn a_checkpoint_of_another_run_is_refused() {
     project.edit("micro.toml", "epochs = 2", "epochs = 200");
     let mut child = project.start();
     let teacher = || {
-        fs::read_dir(project.path("runs/micro")).into_iter().flatten().flatten().map(|e| e.path()).find(|p| {
-            fs::read_dir(p).into_iter().flatten().flatten().any(|e| e.file_name().to_string_lossy().starts_with("state-"))
-        })
+        fs::read_dir(project.path("runs/micro"))
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|e| e.path())
+            .find(|p| {
+                fs::read_dir(p)
+                    .into_iter()
+                    .flatten()
+                    .flatten()
+                    .any(|e| e.file_name().to_string_lossy().starts_with("state-"))
+            })
     };
     let begun = Instant::now();
     while teacher().is_none() {
-        assert!(begun.elapsed() < Duration::from_secs(60), "no checkpoint was written");
+        assert!(
+            begun.elapsed() < Duration::from_secs(60),
+            "no checkpoint was written"
+        );
         std::thread::sleep(Duration::from_millis(20));
     }
     child.kill().unwrap();
     child.wait().unwrap();
     let dir = teacher().unwrap();
-    let state = fs::read_dir(&dir).unwrap().flatten().find(|e| e.file_name().to_string_lossy().starts_with("state-"));
+    let state = fs::read_dir(&dir)
+        .unwrap()
+        .flatten()
+        .find(|e| e.file_name().to_string_lossy().starts_with("state-"));
     let path = state.unwrap().path().join("state.json");
     let json = fs::read_to_string(&path).unwrap();
     fs::write(&path, json.replace("teacher-sft", "another-run")).unwrap();
     let output = project.run();
-    assert!(!output.status.success() && text(&output).contains("belongs to another run"), "{}", text(&output));
+    assert!(
+        !output.status.success() && text(&output).contains("belongs to another run"),
+        "{}",
+        text(&output)
+    );
 }
 
 #[test]
 fn goldens_are_verified_and_a_wrong_one_fails() {
-    let verify = |args: &[&str]| Command::new(env!("CARGO_BIN_EXE_abkd")).arg("verify").args(args).output().unwrap();
+    let verify = |args: &[&str]| {
+        Command::new(env!("CARGO_BIN_EXE_abkd"))
+            .arg("verify")
+            .args(args)
+            .output()
+            .unwrap()
+    };
     let file = |path: &str| root().join(path).to_str().unwrap().to_owned();
     for (subject, path) in [
         ("losses", "crates/losses/tests/goldens/losses.json"),
@@ -279,7 +360,12 @@ fn goldens_are_verified_and_a_wrong_one_fails() {
         let output = verify(&[subject, &file(path)]);
         assert!(output.status.success(), "{}", text(&output));
     }
-    let strict = verify(&["losses", &file("crates/losses/tests/goldens/losses.json"), "--tolerance", "1e-12"]);
+    let strict = verify(&[
+        "losses",
+        &file("crates/losses/tests/goldens/losses.json"),
+        "--tolerance",
+        "1e-12",
+    ]);
     assert_eq!(strict.status.code(), Some(1));
     let missing = verify(&["model", "/nowhere"]);
     assert!(text(&missing).contains("/nowhere"), "{}", text(&missing));
@@ -288,12 +374,24 @@ fn goldens_are_verified_and_a_wrong_one_fails() {
 #[test]
 fn listings_and_plans_need_no_run() {
     let abkd = |args: &[&str]| {
-        let output = Command::new(env!("CARGO_BIN_EXE_abkd")).args(args).arg("--root").arg(root()).output().unwrap();
+        let output = Command::new(env!("CARGO_BIN_EXE_abkd"))
+            .args(args)
+            .arg("--root")
+            .arg(root())
+            .output()
+            .unwrap();
         assert!(output.status.success(), "{}", text(&output));
         text(&output)
     };
     let all = abkd(&["list"]);
-    for name in ["table1", "figure1", "tiny", "smollm2", "jensen", "super_natural"] {
+    for name in [
+        "table1",
+        "figure1",
+        "tiny",
+        "smollm2",
+        "jensen",
+        "super_natural",
+    ] {
         assert!(all.contains(name), "{name}");
     }
     assert!(abkd(&["plan", "table1"]).contains("250 evaluations"));

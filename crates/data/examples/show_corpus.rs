@@ -8,9 +8,14 @@ fn main() {
     let tokenizer = Tokenizer::embedded();
     println!("{} tokens in the vocabulary", tokenizer.vocab_size());
     let tests = TestSet::ALL.map(|s| (s.id(), sets.test(s)));
-    for (name, examples) in [("train", &sets.train[..]), ("valid", &sets.valid)].into_iter().chain(tests) {
+    for (name, examples) in [("train", &sets.train[..]), ("valid", &sets.valid)]
+        .into_iter()
+        .chain(tests)
+    {
         let length = |text: &str| tokenizer.encode(text).map_or(0, |t| t.len()) as f64;
-        let mean = |f: &dyn Fn(&abkd_data::Example) -> f64| examples.iter().map(f).sum::<f64>() / examples.len() as f64;
+        let mean = |f: &dyn Fn(&abkd_data::Example) -> f64| {
+            examples.iter().map(f).sum::<f64>() / examples.len() as f64
+        };
         println!(
             "\n== {name}: {} examples, {:.1} prompt and {:.1} answer tokens",
             examples.len(),
@@ -18,7 +23,12 @@ fn main() {
             mean(&|e| length(&e.outputs[0]))
         );
         for e in &examples[..examples.len().min(12)] {
-            println!("- {} [{}] => {}", e.instruction, e.input, e.outputs.join(" | "));
+            println!(
+                "- {} [{}] => {}",
+                e.instruction,
+                e.input,
+                e.outputs.join(" | ")
+            );
         }
     }
 }

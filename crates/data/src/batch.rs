@@ -77,7 +77,11 @@ mod tests {
     use proptest::prelude::*;
 
     fn sequence(tokens: &[u32], prompt_len: usize) -> Sequence {
-        Sequence { example: 0, tokens: tokens.to_vec(), prompt_len }
+        Sequence {
+            example: 0,
+            tokens: tokens.to_vec(),
+            prompt_len,
+        }
     }
 
     #[test]

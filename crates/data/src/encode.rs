@@ -70,7 +70,11 @@ fn cut(example: usize, head: &[u32], full: &[u32], eos: u32, limits: &Limits) ->
     let prompt_len = kept.len();
     // An empty response is no response: its end alone would teach silence.
     let usable = !response.is_empty() && prompt_len > 0 && tokens.len() > prompt_len;
-    usable.then_some(Sequence { example, tokens, prompt_len })
+    usable.then_some(Sequence {
+        example,
+        tokens,
+        prompt_len,
+    })
 }
 
 /// Prompts as tokens, cut to their first `max_prompt_length`.
@@ -99,15 +103,30 @@ mod tests {
 
     #[test]
     fn prompt_and_sequence_are_cut() {
-        let limits = Limits { max_prompt_length: 3, max_length: 5 };
+        let limits = Limits {
+            max_prompt_length: 3,
+            max_length: 5,
+        };
         let full = [1, 2, 3, 4, 5, 6, 7];
         let sequence = cut(0, &full[..4], &full, 9, &limits).unwrap();
-        assert_eq!((sequence.tokens, sequence.prompt_len), (vec![1, 2, 3, 5, 6], 3));
-        let limits = Limits { max_prompt_length: 8, max_length: 8 };
+        assert_eq!(
+            (sequence.tokens, sequence.prompt_len),
+            (vec![1, 2, 3, 5, 6], 3)
+        );
+        let limits = Limits {
+            max_prompt_length: 8,
+            max_length: 8,
+        };
         let sequence = cut(0, &full[..4], &full, 9, &limits).unwrap();
-        assert_eq!((sequence.tokens, sequence.prompt_len), (vec![1, 2, 3, 4, 5, 6, 7, 9], 4));
+        assert_eq!(
+            (sequence.tokens, sequence.prompt_len),
+            (vec![1, 2, 3, 4, 5, 6, 7, 9], 4)
+        );
         assert_eq!(cut(0, &full, &full, 9, &limits), None);
-        let limits = Limits { max_prompt_length: 4, max_length: 4 };
+        let limits = Limits {
+            max_prompt_length: 4,
+            max_length: 4,
+        };
         assert_eq!(cut(0, &full[..4], &full, 9, &limits), None);
     }
 }

@@ -12,7 +12,9 @@ pub enum Error {
         source: std::io::Error,
     },
     /// A set's file is not there.
-    #[error("{path}: missing; it holds {what}. Set ABKD_DATA to a folder with dolly/, self-inst/, vicuna/, sinst/ and uinst/ (Hugging Face Hub: MiniLLM/dolly, self-inst, Vicuna, sinst, uinst)")]
+    #[error(
+        "{path}: missing; it holds {what}. Set ABKD_DATA to a folder with dolly/, self-inst/, vicuna/, sinst/ and uinst/ (Hugging Face Hub: MiniLLM/dolly, self-inst, Vicuna, sinst, uinst)"
+    )]
     MissingSet {
         /// The file.
         path: PathBuf,
@@ -36,7 +38,9 @@ pub enum Error {
         path: PathBuf,
     },
     /// No test set has this name.
-    #[error("unknown data set `{name}`{nearest}; known: dolly, self_instruct, vicuna, super_natural, unnatural")]
+    #[error(
+        "unknown data set `{name}`{nearest}; known: dolly, self_instruct, vicuna, super_natural, unnatural"
+    )]
     UnknownSet {
         /// The name.
         name: String,

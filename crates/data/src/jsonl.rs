@@ -11,14 +11,20 @@ use crate::{Error, Example};
 ///
 /// Names file and line: not JSON, a field missing or of the wrong type, no example at all.
 pub fn read_jsonl(path: &Path) -> Result<Vec<Example>, Error> {
-    let bytes = std::fs::read(path).map_err(|source| Error::Io { path: path.into(), source })?;
+    let bytes = std::fs::read(path).map_err(|source| Error::Io {
+        path: path.into(),
+        source,
+    })?;
     let mut examples = Vec::new();
     for (index, line) in bytes.split(|&b| b == b'\n').enumerate() {
         if line.iter().all(u8::is_ascii_whitespace) {
             continue;
         }
-        let example = parse(line)
-            .map_err(|what| Error::Line { path: path.into(), line: index + 1, what })?;
+        let example = parse(line).map_err(|what| Error::Line {
+            path: path.into(),
+            line: index + 1,
+            what,
+        })?;
         examples.push(example);
     }
     if examples.is_empty() {
@@ -37,9 +43,16 @@ fn parse(line: &[u8]) -> Result<Example, String> {
         Value::String(s) => Ok(s.clone()),
         other => Err(format!("`{key}`: expected a string, found {}", kind(other))),
     };
-    let field = |key: &str| fields.get(key).ok_or_else(|| format!("missing field `{key}`"));
+    let field = |key: &str| {
+        fields
+            .get(key)
+            .ok_or_else(|| format!("missing field `{key}`"))
+    };
     let outputs = match field("output")? {
-        Value::Array(items) => items.iter().map(|v| text("output", v)).collect::<Result<_, _>>()?,
+        Value::Array(items) => items
+            .iter()
+            .map(|v| text("output", v))
+            .collect::<Result<_, _>>()?,
         value => vec![text("output", value)?],
     };
     if outputs.is_empty() {
@@ -47,7 +60,9 @@ fn parse(line: &[u8]) -> Result<Example, String> {
     }
     Ok(Example {
         instruction: text("instruction", field("instruction")?)?,
-        input: fields.get("input").map_or(Ok(String::new()), |v| text("input", v))?,
+        input: fields
+            .get("input")
+            .map_or(Ok(String::new()), |v| text("input", v))?,
         outputs,
     })
 }
@@ -80,8 +95,18 @@ mod tests {
 
 {"instruction":"c","input":"d","output":["e","f"]}"#;
         let examples = read(text).unwrap();
-        assert_eq!(examples[0], Example { instruction: "a".into(), input: String::new(), outputs: vec!["b".into()] });
-        assert_eq!((examples[1].input.as_str(), examples[1].outputs.len()), ("d", 2));
+        assert_eq!(
+            examples[0],
+            Example {
+                instruction: "a".into(),
+                input: String::new(),
+                outputs: vec!["b".into()]
+            }
+        );
+        assert_eq!(
+            (examples[1].input.as_str(), examples[1].outputs.len()),
+            ("d", 2)
+        );
     }
 
     #[test]
@@ -91,14 +116,20 @@ mod tests {
             (&b"{oops"[..], "not JSON"),
             (b"{\"output\":\"b\"}", "missing field `instruction`"),
             (b"{\"instruction\":\"a\"}", "missing field `output`"),
-            (b"{\"instruction\":3,\"output\":\"b\"}", "expected a string, found a number"),
+            (
+                b"{\"instruction\":3,\"output\":\"b\"}",
+                "expected a string, found a number",
+            ),
             (b"{\"instruction\":\"a\",\"output\":[]}", "list is empty"),
             (b"{\"instruction\":\"a\",\"output\":[null]}", "found null"),
             (b"[1]", "expected an object, found a list"),
             (b"\xff", "not UTF-8"),
         ] {
             let error = read(&[good, bad].concat()).unwrap_err();
-            assert!(error.contains("x.jsonl:2: ") && error.contains(what), "{error}");
+            assert!(
+                error.contains("x.jsonl:2: ") && error.contains(what),
+                "{error}"
+            );
         }
         assert!(read(b"\n").unwrap_err().contains("no example"));
     }

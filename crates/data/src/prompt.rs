@@ -8,7 +8,9 @@ pub(crate) const RESPONSE: &str = "\n\n### Response:\n";
 
 /// The prompt of an example: the template of the paper's data sets, with or without an input.
 pub fn prompt(example: &Example) -> String {
-    let Example { instruction, input, .. } = example;
+    let Example {
+        instruction, input, ..
+    } = example;
     if input.is_empty() {
         format!("{WITHOUT_INPUT}{INSTRUCTION}{instruction}{RESPONSE}")
     } else {

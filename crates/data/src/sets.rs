@@ -21,17 +21,34 @@ pub enum TestSet {
 
 impl TestSet {
     /// All five, in the order of the paper's tables.
-    pub const ALL: [Self; 5] =
-        [Self::Dolly, Self::SelfInstruct, Self::Vicuna, Self::SuperNatural, Self::Unnatural];
+    pub const ALL: [Self; 5] = [
+        Self::Dolly,
+        Self::SelfInstruct,
+        Self::Vicuna,
+        Self::SuperNatural,
+        Self::Unnatural,
+    ];
 
     /// Name in experiment and result files.
     pub fn id(self) -> &'static str {
-        ["dolly", "self_instruct", "vicuna", "super_natural", "unnatural"][self as usize]
+        [
+            "dolly",
+            "self_instruct",
+            "vicuna",
+            "super_natural",
+            "unnatural",
+        ][self as usize]
     }
 
     /// Name in the paper.
     pub fn label(self) -> &'static str {
-        ["Dolly Eval", "Self-Instruct", "Vicuna Eval", "Super-Natural", "Unnatural"][self as usize]
+        [
+            "Dolly Eval",
+            "Self-Instruct",
+            "Vicuna Eval",
+            "Super-Natural",
+            "Unnatural",
+        ][self as usize]
     }
 
     fn file(self) -> &'static str {
@@ -49,14 +66,21 @@ impl FromStr for TestSet {
     type Err = Error;
 
     fn from_str(name: &str) -> Result<Self, Error> {
-        Self::ALL.into_iter().find(|s| s.id() == name).ok_or_else(|| {
-            let near = Self::ALL.map(|s| (strsim::damerau_levenshtein(name, s.id()), s.id()));
-            let nearest = near.into_iter().min().filter(|(d, id)| *d <= 1 + id.len() / 3);
-            Error::UnknownSet {
-                name: name.into(),
-                nearest: nearest.map_or(String::new(), |(_, id)| format!("; did you mean `{id}`?")),
-            }
-        })
+        Self::ALL
+            .into_iter()
+            .find(|s| s.id() == name)
+            .ok_or_else(|| {
+                let near = Self::ALL.map(|s| (strsim::damerau_levenshtein(name, s.id()), s.id()));
+                let nearest = near
+                    .into_iter()
+                    .min()
+                    .filter(|(d, id)| *d <= 1 + id.len() / 3);
+                Error::UnknownSet {
+                    name: name.into(),
+                    nearest: nearest
+                        .map_or(String::new(), |(_, id)| format!("; did you mean `{id}`?")),
+                }
+            })
     }
 }
 
@@ -90,9 +114,15 @@ impl DataSets {
 pub fn from_folder(root: &Path) -> Result<DataSets, Error> {
     let read = |file: &str, what: &'static str| {
         let path = root.join(file);
-        if path.exists() { read_jsonl(&path) } else { Err(Error::MissingSet { path, what }) }
+        if path.exists() {
+            read_jsonl(&path)
+        } else {
+            Err(Error::MissingSet { path, what })
+        }
     };
-    let tests = TestSet::ALL.into_iter().map(|set| Ok((set, read(set.file(), set.label())?)));
+    let tests = TestSet::ALL
+        .into_iter()
+        .map(|set| Ok((set, read(set.file(), set.label())?)));
     Ok(DataSets {
         train: read("dolly/train.jsonl", "the training examples")?,
         valid: read("dolly/dev.jsonl", "the validation examples")?,

@@ -6,9 +6,9 @@ use tokenizers::models::wordlevel::WordLevel;
 use tokenizers::pre_tokenizers::whitespace::Whitespace;
 use tokenizers::{AddedToken, Tokenizer as Inner};
 
+use crate::Error;
 use crate::corpus::vocabulary;
 use crate::prompt::{INPUT, INSTRUCTION, RESPONSE, WITH_INPUT, WITHOUT_INPUT};
-use crate::Error;
 
 /// End of text where neither caller nor file says otherwise.
 const USUAL_ENDS: [&str; 3] = ["<|endoftext|>", "</s>", "<|im_end|>"];
@@ -28,13 +28,28 @@ impl Tokenizer {
     ///
     /// When the file cannot be read or has no end-of-text token.
     pub fn from_file(path: &Path, eos: Option<u32>) -> Result<Self, Error> {
-        let fail = |reason: String| Error::Tokenizer { path: path.into(), reason };
-        let inner = Inner::from_file(path).map_err(|e| fail(e.to_string()))?;
+        let fail = |reason: String| Error::Tokenizer {
+            path: path.into(),
+            reason,
+        };
+        let mut inner = Inner::from_file(path).map_err(|e| fail(e.to_string()))?;
+        // A file may carry limits of its own; ours are the experiment's.
+        inner.with_padding(None);
+        inner.with_truncation(None).map_err(|e| fail(e.to_string()))?;
         let eos = eos
             .filter(|&id| inner.id_to_token(id).is_some())
             .or_else(|| USUAL_ENDS.iter().find_map(|t| inner.token_to_id(t)))
-            .ok_or_else(|| fail(format!("no end-of-text token; looked for {}", USUAL_ENDS.join(", "))))?;
-        Ok(Self { inner, eos, path: path.into() })
+            .ok_or_else(|| {
+                fail(format!(
+                    "no end-of-text token; looked for {}",
+                    USUAL_ENDS.join(", ")
+                ))
+            })?;
+        Ok(Self {
+            inner,
+            eos,
+            path: path.into(),
+        })
     }
 
     /// The embedded corpus's tokenizer: a word or punctuation mark a token, and one token for each part of
@@ -44,15 +59,33 @@ impl Tokenizer {
     ///
     /// Never: its parts are constants.
     pub fn embedded() -> Self {
-        let special = ["<|endoftext|>", "<unk>", WITH_INPUT, WITHOUT_INPUT, INSTRUCTION, INPUT, RESPONSE];
+        let special = [
+            "<|endoftext|>",
+            "<unk>",
+            WITH_INPUT,
+            WITHOUT_INPUT,
+            INSTRUCTION,
+            INPUT,
+            RESPONSE,
+        ];
         let words = special.iter().map(|s| (*s).to_owned()).chain(vocabulary());
-        let vocab = words.enumerate().map(|(id, word)| (word, id as u32)).collect();
-        let model = WordLevel::builder().vocab(vocab).unk_token("<unk>".into()).build();
+        let vocab = words
+            .enumerate()
+            .map(|(id, word)| (word, id as u32))
+            .collect();
+        let model = WordLevel::builder()
+            .vocab(vocab)
+            .unk_token("<unk>".into())
+            .build();
         let mut inner = Inner::new(model.expect("the unknown token is in the vocabulary"));
         inner.with_pre_tokenizer(Some(Whitespace {}));
         inner.with_decoder(Some(JoinWords::new("##".into(), true)));
         inner.add_special_tokens(&special.map(|s| AddedToken::from(s, true).normalized(false)));
-        Self { inner, eos: 0, path: "embedded tokenizer".into() }
+        Self {
+            inner,
+            eos: 0,
+            path: "embedded tokenizer".into(),
+        }
     }
 
     /// Tokens of a text; no special tokens are added.
@@ -61,7 +94,10 @@ impl Tokenizer {
     ///
     /// When the tokenizer fails.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, Error> {
-        let encoding = self.inner.encode_fast(text, false).map_err(|e| self.fail(&*e))?;
+        let encoding = self
+            .inner
+            .encode_fast(text, false)
+            .map_err(|e| self.fail(&*e))?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -97,9 +133,13 @@ impl Tokenizer {
     /// Never: what was read can be written.
     pub fn hash(&self) -> String {
         let mut json: serde_json::Value =
-            serde_json::from_str(&self.inner.to_string(false).expect("serialisable")).expect("JSON");
+            serde_json::from_str(&self.inner.to_string(false).expect("serialisable"))
+                .expect("JSON");
         json["eos"] = self.eos.into();
-        Sha256::digest(json.to_string()).iter().map(|b| format!("{b:02x}")).collect()
+        Sha256::digest(json.to_string())
+            .iter()
+            .map(|b| format!("{b:02x}"))
+            .collect()
     }
 
     /// Writes a `tokenizer.json`.
@@ -108,13 +148,17 @@ impl Tokenizer {
     ///
     /// When the file cannot be written.
     pub fn save(&self, path: &Path) -> Result<(), Error> {
-        self.inner
-            .save(path, true)
-            .map_err(|e| Error::Tokenizer { path: path.into(), reason: e.to_string() })
+        self.inner.save(path, true).map_err(|e| Error::Tokenizer {
+            path: path.into(),
+            reason: e.to_string(),
+        })
     }
 
     fn fail(&self, error: &dyn std::error::Error) -> Error {
-        Error::Tokenizer { path: self.path.clone(), reason: error.to_string() }
+        Error::Tokenizer {
+            path: self.path.clone(),
+            reason: error.to_string(),
+        }
     }
 }
 
@@ -134,7 +178,12 @@ mod tests {
         assert_eq!(tokens.len(), 4 + 5 + 6);
         assert!(tokens.iter().all(|&t| t != 1), "no unknown word");
         assert!(tokenizer.vocab_size() <= 1024, "{}", tokenizer.vocab_size());
-        assert_eq!(tokenizer.decode(&[tokenizer.encode("anna").unwrap()[0], 0]).unwrap(), "anna");
+        assert_eq!(
+            tokenizer
+                .decode(&[tokenizer.encode("anna").unwrap()[0], 0])
+                .unwrap(),
+            "anna"
+        );
     }
 
     #[test]

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use abkd_data::{DataSets, Example, Limits, Sizes, TestSet, Tokenizer, embedded, encode_training, prompt};
+use abkd_data::{
+    DataSets, Example, Limits, Sizes, TestSet, Tokenizer, embedded, encode_training, prompt,
+};
 
 fn splits(sets: &DataSets) -> Vec<&[Example]> {
     let mut all: Vec<&[Example]> = vec![&sets.train, &sets.valid];
@@ -22,7 +24,13 @@ fn no_prompt_occurs_twice() {
 
 #[test]
 fn test_prompts_do_not_depend_on_the_training_size() {
-    let small = embedded(1, &Sizes { train: 10, ..Sizes::default() });
+    let small = embedded(
+        1,
+        &Sizes {
+            train: 10,
+            ..Sizes::default()
+        },
+    );
     let large = embedded(1, &Sizes::default());
     for set in TestSet::ALL {
         assert_eq!(small.test(set), large.test(set));
@@ -35,7 +43,10 @@ fn every_text_survives_the_tokenizer() {
     let tokenizer = Tokenizer::embedded();
     for seed in [1, 77] {
         for example in splits(&embedded(seed, &Sizes::default())).concat() {
-            for text in [&example.instruction, &example.input].into_iter().chain(&example.outputs) {
+            for text in [&example.instruction, &example.input]
+                .into_iter()
+                .chain(&example.outputs)
+            {
                 let tokens = tokenizer.encode(text).unwrap();
                 assert_eq!(&tokenizer.decode(&tokens).unwrap(), text);
             }
@@ -49,7 +60,11 @@ fn the_sets_differ_as_the_papers_do() {
     let known: BTreeSet<&str> = sets.train.iter().map(|e| e.instruction.as_str()).collect();
     let share = |set| {
         let examples = sets.test(set);
-        examples.iter().filter(|e| known.contains(e.instruction.as_str())).count() as f64 / examples.len() as f64
+        examples
+            .iter()
+            .filter(|e| known.contains(e.instruction.as_str()))
+            .count() as f64
+            / examples.len() as f64
     };
     assert!(share(TestSet::Dolly) > 0.3);
     assert_eq!(share(TestSet::SelfInstruct), 0.0);
@@ -57,13 +72,30 @@ fn the_sets_differ_as_the_papers_do() {
     assert_eq!(share(TestSet::Unnatural), 0.0);
     let words = |set| {
         let examples = sets.test(set);
-        examples.iter().map(|e| e.outputs[0].split(' ').count()).sum::<usize>() as f64 / examples.len() as f64
+        examples
+            .iter()
+            .map(|e| e.outputs[0].split(' ').count())
+            .sum::<usize>() as f64
+            / examples.len() as f64
     };
     assert!(words(TestSet::Vicuna) > 2.0 * words(TestSet::Dolly));
-    assert!(sets.test(TestSet::SuperNatural).iter().all(|e| e.outputs.len() > 1));
+    assert!(
+        sets.test(TestSet::SuperNatural)
+            .iter()
+            .all(|e| e.outputs.len() > 1)
+    );
     let tokenizer = Tokenizer::embedded();
-    let limits = Limits { max_prompt_length: 96, max_length: 192 };
+    let limits = Limits {
+        max_prompt_length: 96,
+        max_length: 192,
+    };
     let encoded = encode_training(&sets.train, &tokenizer, &limits).unwrap();
     assert!(encoded.skipped.is_empty());
-    assert!(encoded.sequences.iter().all(|s| s.tokens.last() == Some(&tokenizer.eos())), "nothing is cut");
+    assert!(
+        encoded
+            .sequences
+            .iter()
+            .all(|s| s.tokens.last() == Some(&tokenizer.eos())),
+        "nothing is cut"
+    );
 }

@@ -13,13 +13,21 @@ fn dolly_has_the_published_token_counts() {
         return;
     }
     let tokenizer = Tokenizer::from_file(&path, None).unwrap();
-    let limits = Limits { max_prompt_length: 256, max_length: usize::MAX };
+    let limits = Limits {
+        max_prompt_length: 256,
+        max_length: usize::MAX,
+    };
     let count = |file: &str| {
         let examples = read_jsonl(&shared.join("data/dolly").join(file)).unwrap();
         let encoded = encode_training(&examples, &tokenizer, &limits).unwrap();
         let tokens: usize = encoded.sequences.iter().map(|s| s.tokens.len()).sum();
         let prompts: usize = encoded.sequences.iter().map(|s| s.prompt_len).sum();
-        (encoded.sequences.len(), tokens, prompts, encoded.skipped.len())
+        (
+            encoded.sequences.len(),
+            tokens,
+            prompts,
+            encoded.skipped.len(),
+        )
     };
     // with one separator an example, as the published token files have it
     let (n, tokens, prompts, skipped) = count("dev.jsonl");

@@ -25,20 +25,23 @@ fn main() {
     let (n, vocab) = (sizes.next().unwrap_or(1024), sizes.next().unwrap_or(50_257));
     let noise = |seed: u64| -> Vec<f32> {
         (0..n * vocab)
-            .map(|i| ((i as u64 ^ seed).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 40) as f32 * 6e-7 - 5.0)
+            .map(|i| {
+                ((i as u64 ^ seed).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 40) as f32 * 6e-7 - 5.0
+            })
             .collect()
     };
     let (student, teacher) = (noise(1), noise(2));
     let mut work = student.clone();
     let mut value = vec![0.0; n];
     let pass = median(|| {
-        work.par_chunks_mut(vocab).zip(student.par_chunks(vocab)).zip(teacher.par_chunks(vocab)).for_each(
-            |((w, z), t)| {
+        work.par_chunks_mut(vocab)
+            .zip(student.par_chunks(vocab))
+            .zip(teacher.par_chunks(vocab))
+            .for_each(|((w, z), t)| {
                 for ((w, z), t) in w.iter_mut().zip(z).zip(t) {
                     *w = z + t;
                 }
-            },
-        );
+            });
     });
     println!("{n} x {vocab}: one pass, read two and write one: {pass:.1} ms");
     for id in Divergence::IDS {
@@ -46,7 +49,15 @@ fn main() {
         let copy = median(|| work.copy_from_slice(&student));
         let both = median(|| {
             work.copy_from_slice(&student);
-            row::divergence(&d, d.default_fidelity(), &mut work, &teacher, vocab, &mut value).expect("finite");
+            row::divergence(
+                &d,
+                d.default_fidelity(),
+                &mut work,
+                &teacher,
+                vocab,
+                &mut value,
+            )
+            .expect("finite");
         });
         let ms = both - copy;
         println!("{id:10} {ms:8.1} ms  {:5.1} passes", ms / pass);

@@ -195,11 +195,12 @@ impl Divergence {
     pub fn validate(&self) -> Result<(), Error> {
         for (name, value) in self.params() {
             let (good, range) = match name {
-                "weight" | "lambda" | "mu" => {
-                    ((0.0..=1.0).contains(&value), "a number in [0, 1]")
-                }
+                "weight" | "lambda" | "mu" => ((0.0..=1.0).contains(&value), "a number in [0, 1]"),
                 // Beyond this, powers of probabilities mean nothing in single precision.
-                _ => (value.abs() <= 1e3, "a finite number of at most 1000 in size"),
+                _ => (
+                    value.abs() <= 1e3,
+                    "a finite number of at most 1000 in size",
+                ),
             };
             if !good {
                 return Err(Error::Parameter {
@@ -321,17 +322,32 @@ mod tests {
     #[test]
     fn errors_name_what_is_wrong_and_what_would_be_right() {
         let text = parts("fkl", &[]).unwrap_err().to_string();
-        assert!(text.contains("`fkl`") && text.contains("mean `fkld`") && text.contains("tvd"), "{text}");
+        assert!(
+            text.contains("`fkl`") && text.contains("mean `fkld`") && text.contains("tvd"),
+            "{text}"
+        );
         let text = parts("ab", &[("gamma", 1.0)]).unwrap_err().to_string();
-        assert_eq!(text, "loss `ab` has no parameter `gamma`; it has alpha, beta");
+        assert_eq!(
+            text,
+            "loss `ab` has no parameter `gamma`; it has alpha, beta"
+        );
         let text = parts("tvd", &[("mu", 1.0)]).unwrap_err().to_string();
         assert!(text.ends_with("it has none"), "{text}");
         let text = parts("jensen", &[("lambda", 1.5)]).unwrap_err().to_string();
-        assert_eq!(text, "loss `jensen`: lambda = 1.5 is not a number in [0, 1]");
+        assert_eq!(
+            text,
+            "loss `jensen`: lambda = 1.5 is not a number in [0, 1]"
+        );
         for bad in [f64::NAN, f64::INFINITY, -1e9] {
             assert!(parts("ab", &[("alpha", bad)]).is_err());
             assert!(parts("akl", &[("mu", bad)]).is_err());
         }
-        assert!("Paper".parse::<Fidelity>().unwrap_err().to_string().contains("Paper"));
+        assert!(
+            "Paper"
+                .parse::<Fidelity>()
+                .unwrap_err()
+                .to_string()
+                .contains("Paper")
+        );
     }
 }

@@ -58,7 +58,14 @@ pub fn value_and_grad(
     let mut logits = host(student);
     let teacher = host(teacher);
     let mut values = vec![0.0; n];
-    row::divergence(divergence, fidelity, f32s_mut(&mut logits), f32s(&teacher), vocab, &mut values)?;
+    row::divergence(
+        divergence,
+        fidelity,
+        f32s_mut(&mut logits),
+        f32s(&teacher),
+        vocab,
+        &mut values,
+    )?;
     Ok(Rows {
         value: Tensor::from_data(TensorData::new(values, [n]), &device),
         grad: Tensor::from_data(logits, &device),
@@ -94,10 +101,16 @@ pub fn divergence(
     student: Tensor<2>,
     teacher: Tensor<2>,
 ) -> Result<Tensor<1>, Error> {
-    let Rows { value, grad } =
-        value_and_grad(divergence, fidelity, student.clone().inner(), teacher.inner())?;
+    let Rows { value, grad } = value_and_grad(
+        divergence,
+        fidelity,
+        student.clone().inner(),
+        teacher.inner(),
+    )?;
     let finite = student.clone().mask_fill(student.is_inf(), 0.0);
-    let carrier = (Tensor::from_inner(grad) * (finite.clone() - finite.detach())).sum_dim(1).squeeze_dim(1);
+    let carrier = (Tensor::from_inner(grad) * (finite.clone() - finite.detach()))
+        .sum_dim(1)
+        .squeeze_dim(1);
     Ok(Tensor::from_inner(value) + carrier)
 }
 
@@ -113,9 +126,16 @@ pub fn divergence(
 pub fn cross_entropy_value_and_grad(student: Tensor<2>, labels: &[u32]) -> Result<Rows, Error> {
     let [n, vocab] = student.dims();
     if labels.len() != n {
-        return Err(Error::LabelCount { labels: labels.len(), rows: n });
+        return Err(Error::LabelCount {
+            labels: labels.len(),
+            rows: n,
+        });
     }
-    if let Some((row, &label)) = labels.iter().enumerate().find(|(_, l)| **l as usize >= vocab) {
+    if let Some((row, &label)) = labels
+        .iter()
+        .enumerate()
+        .find(|(_, l)| **l as usize >= vocab)
+    {
         return Err(Error::Label { row, label, vocab });
     }
     let device = student.device();
@@ -135,7 +155,10 @@ pub(crate) fn check_shapes(student: &Tensor<2>, teacher: &Tensor<2>) -> Result<(
     if student.dims() == teacher.dims() {
         Ok(())
     } else {
-        Err(Error::Shapes { student: student.dims(), teacher: teacher.dims() })
+        Err(Error::Shapes {
+            student: student.dims(),
+            teacher: teacher.dims(),
+        })
     }
 }
 

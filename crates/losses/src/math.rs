@@ -17,7 +17,7 @@ pub(crate) fn exp(x: f32) -> f32 {
     let p = p * r + 8.333_452e-3;
     let p = p * r + 4.166_579_6e-2;
     let p = p * r + 1.666_666_5e-1;
-    let p = p * r + 5.000_000_1e-1;
+    let p = p * r + 0.5;
     let p = p * r * r + r + 1.0;
     let scale = f32::from_bits((shifted.to_bits() << 23).wrapping_add(0x3f80_0000));
     p * scale
@@ -52,14 +52,14 @@ pub(crate) fn ln(x: f32) -> f32 {
 fn ln_of_1_plus(m: f32) -> f32 {
     let z = m * m;
     let p = 7.037_683_6e-2;
-    let p = p * m - 1.151_461_04e-1;
+    let p = p * m - 1.151_461e-1;
     let p = p * m + 1.167_699_9e-1;
     let p = p * m - 1.242_014_1e-1;
     let p = p * m + 1.424_932_3e-1;
     let p = p * m - 1.666_805_8e-1;
     let p = p * m + 2.000_071_5e-1;
     let p = p * m - 2.499_999_4e-1;
-    let p = p * m + 3.333_333_1e-1;
+    let p = p * m + 3.333_333e-1;
     m + (m * z * p - 0.5 * z)
 }
 
@@ -77,7 +77,11 @@ pub(crate) fn softplus(x: f32) -> (f32, f32, f32) {
     let e = exp(-x.abs());
     let tail = ln_1p(e);
     let up = 1.0 / (1.0 + e);
-    (x.max(0.0) + tail, (-x).max(0.0) + tail, if x >= 0.0 { up } else { e * up })
+    (
+        x.max(0.0) + tail,
+        (-x).max(0.0) + tail,
+        if x >= 0.0 { up } else { e * up },
+    )
 }
 
 #[cfg(test)]
@@ -94,20 +98,34 @@ mod tests {
         for i in 1..40_000 {
             let x = (i as f32 * 1e-3 - 20.0).exp2();
             let exact = f64::from(x).ln();
-            assert!((f64::from(ln(x)) - exact).abs() < 2e-7 * exact.abs().max(1.0), "ln {x}");
+            assert!(
+                (f64::from(ln(x)) - exact).abs() < 2e-7 * exact.abs().max(1.0),
+                "ln {x}"
+            );
         }
         for i in -30_000..30_000 {
             let x = i as f32 * 1e-3;
             let (up, down, share) = softplus(x);
             let e = f64::from(x).exp();
-            for (ours, exact) in [(up, e.ln_1p()), (down, (1.0 / e).ln_1p()), (share, e / (1.0 + e))] {
+            for (ours, exact) in [
+                (up, e.ln_1p()),
+                (down, (1.0 / e).ln_1p()),
+                (share, e / (1.0 + e)),
+            ] {
                 assert!((f64::from(ours) / exact - 1.0).abs() < 4e-7, "softplus {x}");
             }
         }
         for i in -500..=500 {
             let x = i as f32 * 1e-3;
-            let exact = if i == 0 { 1.0 } else { f64::from(x).exp_m1() / f64::from(x) };
-            assert!((f64::from(expm1_over_x(x)) / exact - 1.0).abs() < 2e-7, "expm1 {x}");
+            let exact = if i == 0 {
+                1.0
+            } else {
+                f64::from(x).exp_m1() / f64::from(x)
+            };
+            assert!(
+                (f64::from(expm1_over_x(x)) / exact - 1.0).abs() < 2e-7,
+                "expm1 {x}"
+            );
         }
     }
 }

@@ -55,7 +55,10 @@ impl Mixture {
     pub(crate) fn new(a: f64) -> Self {
         // finite logarithms at the ends of [0, 1]
         let ln = |x: f64| x.max(1e-30).ln() as f32;
-        Self { ln_a: ln(a), ln_b: ln(1.0 - a) }
+        Self {
+            ln_a: ln(a),
+            ln_b: ln(1.0 - a),
+        }
     }
 
     #[inline(always)]
@@ -77,7 +80,10 @@ impl Pointwise for Jensen {
         let (up, down, _) = self.mixture.softplus(e);
         let h = -self.student * e.q * up;
         let student = h - self.student * e.q * self.mixture.ln_b;
-        (student - (1.0 - self.student) * e.p * (down + self.mixture.ln_a), h)
+        (
+            student - (1.0 - self.student) * e.p * (down + self.mixture.ln_a),
+            h,
+        )
     }
 }
 
@@ -93,7 +99,10 @@ impl Pointwise for SkewForward {
     fn eval(&self, e: Entry) -> (f32, f32) {
         let (_, down, teacher) = self.mixture.softplus(e);
         let log_ratio = -down - self.mixture.ln_a;
-        (e.p * (log_ratio - (1.0 - self.entropy) * e.lp), -e.p * (1.0 - teacher))
+        (
+            e.p * (log_ratio - (1.0 - self.entropy) * e.lp),
+            -e.p * (1.0 - teacher),
+        )
     }
 }
 
@@ -117,7 +126,13 @@ pub(crate) struct TotalVariation;
 impl Pointwise for TotalVariation {
     #[inline(always)]
     fn eval(&self, Entry { p, q, .. }: Entry) -> (f32, f32) {
-        let sign = if q > p { 1.0 } else if q < p { -1.0 } else { 0.0 };
+        let sign = if q > p {
+            1.0
+        } else if q < p {
+            -1.0
+        } else {
+            0.0
+        };
         (0.5 * (p - q).abs(), 0.5 * q * sign)
     }
 }

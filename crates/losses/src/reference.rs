@@ -35,7 +35,13 @@ pub fn value_and_grad(
     let left_out = minus_inf(&student).bool_or(minus_inf(&teacher));
     let (q, lq) = normalized(student, Model::Student)?;
     let (p, lp) = normalized(teacher, Model::Teacher)?;
-    let pair = Pair { p, q, lp, lq, left_out };
+    let pair = Pair {
+        p,
+        q,
+        lp,
+        lq,
+        left_out,
+    };
     if let Divergence::AlphaNet { a, b } = *divergence {
         return Ok(alpha_net(&pair, [a, b], fidelity));
     }
@@ -55,9 +61,14 @@ pub fn cross_entropy(student: Tensor<2>, labels: &[u32]) -> Result<Rows, Error> 
     let ids = Tensor::<2, Int>::from_data(TensorData::new(ids, [n, 1]), &device);
     let (q, log_q) = normalized(student, Model::Student)?;
     let value = log_q.clone().gather(1, ids.clone()).neg().squeeze_dim(1);
-    let tokens = Tensor::<1, Int>::arange(0..vocab as i64, &device).unsqueeze::<2>().expand([n, vocab]);
+    let tokens = Tensor::<1, Int>::arange(0..vocab as i64, &device)
+        .unsqueeze::<2>()
+        .expand([n, vocab]);
     let onehot = tokens.equal(ids.expand([n, vocab])).float();
-    Ok(Rows { value, grad: q - onehot })
+    Ok(Rows {
+        value,
+        grad: q - onehot,
+    })
 }
 
 /// Softmax and log-softmax of rows that have one.
@@ -88,14 +99,26 @@ fn rows(f: Tensor<2>, h: Tensor<2>, pair: &Pair) -> Rows {
     // The gradient sums to 0; what rounding left of the sum is taken off again, since the two terms
     // nearly cancel where q is near 1.
     let grad = grad.clone() - pair.q.clone() * grad.sum_dim(1);
-    Rows { value: f.sum_dim(1).squeeze_dim(1), grad }
+    Rows {
+        value: f.sum_dim(1).squeeze_dim(1),
+        grad,
+    }
 }
 
 /// f and h of every entry.
 fn formulas(divergence: &Divergence, fidelity: Fidelity, pair: &Pair) -> (Tensor<2>, Tensor<2>) {
     let Pair { p, q, lp, lq, .. } = pair;
-    let entropy = if fidelity == Fidelity::Paper { 1.0 } else { 0.0 };
-    let forward = |entropy: f64| (p.clone() * (lp.clone() * entropy - lq.clone()), p.clone().neg());
+    let entropy = if fidelity == Fidelity::Paper {
+        1.0
+    } else {
+        0.0
+    };
+    let forward = |entropy: f64| {
+        (
+            p.clone() * (lp.clone() * entropy - lq.clone()),
+            p.clone().neg(),
+        )
+    };
     let reverse = || {
         let f = q.clone() * (lq.clone() - lp.clone());
         (f.clone(), f)
@@ -103,7 +126,10 @@ fn formulas(divergence: &Divergence, fidelity: Fidelity, pair: &Pair) -> (Tensor
     // weights [N, 1] or scalars
     let both = |entropy: f64, w_forward: Tensor<2>, w_reverse: Tensor<2>| {
         let ((f1, h1), (f2, h2)) = (forward(entropy), reverse());
-        (f1 * w_forward.clone() + f2 * w_reverse.clone(), h1 * w_forward + h2 * w_reverse)
+        (
+            f1 * w_forward.clone() + f2 * w_reverse.clone(),
+            h1 * w_forward + h2 * w_reverse,
+        )
     };
     let constant = |x: f64| Tensor::<2>::full([p.dims()[0], 1], x, &p.device());
     match *divergence {
@@ -111,8 +137,13 @@ fn formulas(divergence: &Divergence, fidelity: Fidelity, pair: &Pair) -> (Tensor
         Divergence::ReverseKl => reverse(),
         Divergence::Wsd { weight } => both(entropy, constant(1.0 - weight), constant(weight)),
         Divergence::Bdkd => {
-            let (heavy, entropy) = if fidelity == Fidelity::Official { (3.0, 0.0) } else { (2.0, 1.0) };
-            let entropy_of = |x: &Tensor<2>| (x.clone() * (x.clone() + 1e-9).log()).sum_dim(1).neg();
+            let (heavy, entropy) = if fidelity == Fidelity::Official {
+                (3.0, 0.0)
+            } else {
+                (2.0, 1.0)
+            };
+            let entropy_of =
+                |x: &Tensor<2>| (x.clone() * (x.clone() + 1e-9).log()).sum_dim(1).neg();
             let flatter = entropy_of(q).greater(entropy_of(p)).float(); // [N, 1]
             let extra = flatter * (heavy - 1.0);
             both(entropy, extra.clone().neg() + heavy, extra + 1.0)
@@ -127,16 +158,24 @@ fn formulas(divergence: &Divergence, fidelity: Fidelity, pair: &Pair) -> (Tensor
             let share = akl_share(pair, mu, fidelity);
             both(1.0, share.clone(), share.neg() + 1.0)
         }
-        Divergence::AlphaNet { .. } => unreachable!("handled by the caller: it is a choice, not a formula"),
+        Divergence::AlphaNet { .. } => {
+            unreachable!("handled by the caller: it is a choice, not a formula")
+        }
         Divergence::AlphaBeta { alpha, beta } => alpha_beta(alpha, beta, fidelity, pair),
         Divergence::SkewForwardKl { lambda } => {
             let m = Mixture::new(lambda, pair);
             let log_ratio = m.down.neg() - m.ln_a;
-            (p.clone() * (log_ratio - lp.clone() * (1.0 - entropy)), p.clone() * (m.share - 1.0))
+            (
+                p.clone() * (log_ratio - lp.clone() * (1.0 - entropy)),
+                p.clone() * (m.share - 1.0),
+            )
         }
         Divergence::SkewReverseKl { lambda } => {
             let m = Mixture::new(1.0 - lambda, pair);
-            (q.clone() * (m.up.clone() + m.ln_b).neg(), q.clone() * (m.share - m.up))
+            (
+                q.clone() * (m.up.clone() + m.ln_b).neg(),
+                q.clone() * (m.share - m.up),
+            )
         }
         Divergence::TotalVariation => {
             let gap = q.clone() - p.clone();
@@ -166,13 +205,22 @@ fn alpha_beta(alpha: f64, beta: f64, fidelity: Fidelity, pair: &Pair) -> (Tensor
         let far = (power(pair.lq.clone() * s + xd.clone()) - scale) / x;
         far.mask_where(xd.abs().lower_equal_elem(0.5), near)
     };
-    let official = |x: f64| if fidelity == Fidelity::Official { x } else { 1.0 };
+    let official = |x: f64| {
+        if fidelity == Fidelity::Official {
+            x
+        } else {
+            1.0
+        }
+    };
     if alpha == 0.0 && beta == 0.0 {
         return (d.clone().square() * 0.5, d.neg());
     }
     let phi = scaled(alpha);
     let (f, factor) = if beta == 0.0 {
-        ((d.clone() * power(pair.lp.clone() * alpha) - phi.clone()) / alpha, official(alpha))
+        (
+            (d.clone() * power(pair.lp.clone() * alpha) - phi.clone()) / alpha,
+            official(alpha),
+        )
     } else {
         let factor = if alpha == 0.0 {
             official(beta)
@@ -192,12 +240,16 @@ fn alpha_net(pair: &Pair, alphas: [f64; 2], fidelity: Fidelity) -> Rows {
         rows(f, h, pair)
     });
     if fidelity == Fidelity::Official {
-        let larger = two.value.clone().sum().into_scalar::<f32>() > one.value.clone().sum().into_scalar::<f32>();
+        let larger = two.value.clone().sum().into_scalar::<f32>()
+            > one.value.clone().sum().into_scalar::<f32>();
         return if larger { two } else { one };
     }
     let larger = two.value.clone().greater(one.value.clone());
     let columns = larger.clone().unsqueeze_dim::<2>(1).expand(one.grad.dims());
-    Rows { value: one.value.mask_where(larger, two.value), grad: one.grad.mask_where(columns, two.grad) }
+    Rows {
+        value: one.value.mask_where(larger, two.value),
+        grad: one.grad.mask_where(columns, two.grad),
+    }
 }
 
 /// Share of the forward half in AKL: the head's gap over both gaps, `[N, 1]`.
@@ -236,6 +288,12 @@ impl Mixture {
         let x = pair.lp.clone() - pair.lq.clone() + (ln_a - ln_b);
         let tail = x.clone().abs().neg().exp().log1p();
         let up = x.clone().clamp_min(0.0) + tail.clone();
-        Self { ln_a, ln_b, up, down: x.clone().neg().clamp_min(0.0) + tail, share: sigmoid(x) }
+        Self {
+            ln_a,
+            ln_b,
+            up,
+            down: x.clone().neg().clamp_min(0.0) + tail,
+            share: sigmoid(x),
+        }
     }
 }

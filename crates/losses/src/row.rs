@@ -7,12 +7,12 @@ use burn::tensor::Device;
 use rayon::prelude::*;
 
 use crate::divergence::{Divergence, Fidelity};
+use crate::error::{Error, Model};
 use crate::math::exp;
 use crate::pointwise::{
-    AlphaBeta, BetaZero, BothZero, Entry, Jensen, Mixture, Pointwise, SkewForward, SkewReverse, SmallBeta,
-    TotalVariation, TwoKl, entropy_term,
+    AlphaBeta, BetaZero, BothZero, Entry, Jensen, Mixture, Pointwise, SkewForward, SkewReverse,
+    SmallBeta, TotalVariation, TwoKl, entropy_term,
 };
-use crate::error::{Error, Model};
 
 const LANES: usize = 16;
 /// Entries summed in f32 before the sum moves to f64.
@@ -50,7 +50,11 @@ pub fn divergence(
     assert_eq!(student.len(), teacher.len());
     assert_eq!(student.len(), value.len() * vocab);
     let run = Run { teacher, vocab };
-    let entropy = if fidelity == Fidelity::Paper { 1.0 } else { 0.0 };
+    let entropy = if fidelity == Fidelity::Paper {
+        1.0
+    } else {
+        0.0
+    };
     let two = |forward: f64, reverse: f64, entropy: f32| TwoKl {
         forward: forward as f32,
         reverse: reverse as f32,
@@ -59,7 +63,9 @@ pub fn divergence(
     match *divergence {
         Divergence::ForwardKl => run.rows(student, value, |_| two(1.0, 0.0, entropy)),
         Divergence::ReverseKl => run.rows(student, value, |_| two(0.0, 1.0, entropy)),
-        Divergence::Wsd { weight } => run.rows(student, value, |_| two(1.0 - weight, weight, entropy)),
+        Divergence::Wsd { weight } => {
+            run.rows(student, value, |_| two(1.0 - weight, weight, entropy))
+        }
         Divergence::Bdkd => run.rows(student, value, |row| bdkd(row, fidelity)),
         Divergence::Jensen { lambda } => run.rows(student, value, |_| Jensen {
             mixture: Mixture::new(1.0 - lambda),
@@ -67,17 +73,24 @@ pub fn divergence(
         }),
         Divergence::Akl { mu } => run.rows(student, value, |row| {
             let (head, tail) = akl_gaps(row, mu, fidelity);
-            let share = if head + tail > 0.0 { head / (head + tail) } else { 0.5 };
+            let share = if head + tail > 0.0 {
+                head / (head + tail)
+            } else {
+                0.5
+            };
             two(share, 1.0 - share, 1.0)
         }),
         Divergence::AlphaNet { a, b } => alpha_net(&run, [a, b], fidelity, student, value),
-        Divergence::AlphaBeta { alpha, beta } => alpha_beta(&run, alpha, beta, fidelity, student, value),
-        Divergence::SkewForwardKl { lambda } => {
-            run.rows(student, value, |_| SkewForward { mixture: Mixture::new(lambda), entropy })
+        Divergence::AlphaBeta { alpha, beta } => {
+            alpha_beta(&run, alpha, beta, fidelity, student, value)
         }
-        Divergence::SkewReverseKl { lambda } => {
-            run.rows(student, value, |_| SkewReverse { mixture: Mixture::new(1.0 - lambda) })
-        }
+        Divergence::SkewForwardKl { lambda } => run.rows(student, value, |_| SkewForward {
+            mixture: Mixture::new(lambda),
+            entropy,
+        }),
+        Divergence::SkewReverseKl { lambda } => run.rows(student, value, |_| SkewReverse {
+            mixture: Mixture::new(1.0 - lambda),
+        }),
         Divergence::TotalVariation => run.rows(student, value, |_| TotalVariation),
     }
 }
@@ -91,20 +104,41 @@ fn alpha_beta(
     value: &mut [f32],
 ) -> Result<(), Error> {
     // The released code has 1/x for 1/x^2 in the limits: a factor of x.
-    let official = |x: f64| if fidelity == Fidelity::Official { x as f32 } else { 1.0 };
+    let official = |x: f64| {
+        if fidelity == Fidelity::Official {
+            x as f32
+        } else {
+            1.0
+        }
+    };
     let (a, b) = (alpha as f32, beta as f32);
     if alpha == 0.0 && beta == 0.0 {
         run.rows(student, value, |_| BothZero)
     } else if beta == 0.0 {
-        run.rows(student, value, |_| BetaZero { alpha: a, factor: official(alpha) })
+        run.rows(student, value, |_| BetaZero {
+            alpha: a,
+            factor: official(alpha),
+        })
     } else if alpha == 0.0 {
-        run.rows(student, value, |_| AlphaBeta { alpha: 0.0, beta: b, factor: official(beta) })
+        run.rows(student, value, |_| AlphaBeta {
+            alpha: 0.0,
+            beta: b,
+            factor: official(beta),
+        })
     } else if alpha + beta == 0.0 {
-        run.rows(student, value, |_| AlphaBeta { alpha: a, beta: b, factor: official(alpha) })
+        run.rows(student, value, |_| AlphaBeta {
+            alpha: a,
+            beta: b,
+            factor: official(alpha),
+        })
     } else if beta.abs() < SMALL_BETA {
         run.rows(student, value, |_| SmallBeta { alpha, beta })
     } else {
-        run.rows(student, value, |_| AlphaBeta { alpha: a, beta: b, factor: 1.0 })
+        run.rows(student, value, |_| AlphaBeta {
+            alpha: a,
+            beta: b,
+            factor: 1.0,
+        })
     }
 }
 
@@ -118,12 +152,30 @@ fn alpha_net(
 ) -> Result<(), Error> {
     let mut other = student.to_vec();
     let mut other_value = value.to_vec();
-    alpha_beta(run, alphas[0], 1.0 - alphas[0], Fidelity::Paper, student, value)?;
-    alpha_beta(run, alphas[1], 1.0 - alphas[1], Fidelity::Paper, &mut other, &mut other_value)?;
+    alpha_beta(
+        run,
+        alphas[0],
+        1.0 - alphas[0],
+        Fidelity::Paper,
+        student,
+        value,
+    )?;
+    alpha_beta(
+        run,
+        alphas[1],
+        1.0 - alphas[1],
+        Fidelity::Paper,
+        &mut other,
+        &mut other_value,
+    )?;
     let sum = |values: &[f32]| values.iter().map(|&v| f64::from(v)).sum::<f64>();
     let batch = sum(&other_value) > sum(value);
     for (i, v) in value.iter_mut().enumerate() {
-        let take = if fidelity == Fidelity::Official { batch } else { other_value[i] > *v };
+        let take = if fidelity == Fidelity::Official {
+            batch
+        } else {
+            other_value[i] > *v
+        };
         if take {
             *v = other_value[i];
             let range = i * run.vocab..(i + 1) * run.vocab;
@@ -160,7 +212,10 @@ pub fn cross_entropy(
             let mut q = vec![0.0; vocab];
             let norm = dispatch_softmax(z, &mut q).ok_or_else(|| bad(row, Model::Student, z))?;
             if before == f32::NEG_INFINITY {
-                return Err(Error::ImpossibleLabel { row, label: label as u32 });
+                return Err(Error::ImpossibleLabel {
+                    row,
+                    label: label as u32,
+                });
             }
             *value = -norm.log(before);
             z.copy_from_slice(&q);
@@ -199,7 +254,11 @@ fn akl_gaps(row: &RowView, mu: f64, fidelity: Fidelity) -> (f64, f64) {
     let gap = |i: usize| f64::from((row.p[i] - row.q[i]).abs());
     let total: f64 = (0..row.p.len()).map(gap).sum();
     let mut order: Vec<u32> = (0..row.p.len() as u32).collect();
-    let by_mass = |a: &u32, b: &u32| row.p[*b as usize].total_cmp(&row.p[*a as usize]).then(a.cmp(b));
+    let by_mass = |a: &u32, b: &u32| {
+        row.p[*b as usize]
+            .total_cmp(&row.p[*a as usize])
+            .then(a.cmp(b))
+    };
     let (mut mass, mut head, mut sorted) = (0.0, 0.0, 0);
     let mut i = 0;
     while i < order.len() {
@@ -249,8 +308,10 @@ impl Run<'_> {
             .try_for_each_init(
                 || (vec![0.0f32; vocab], vec![0.0f32; vocab]),
                 |(q, p), (row, ((z, t), value))| {
-                    let norm_q = dispatch_softmax(z, q).ok_or_else(|| bad(row, Model::Student, z))?;
-                    let norm_p = dispatch_softmax(t, p).ok_or_else(|| bad(row, Model::Teacher, t))?;
+                    let norm_q =
+                        dispatch_softmax(z, q).ok_or_else(|| bad(row, Model::Student, z))?;
+                    let norm_p =
+                        dispatch_softmax(t, p).ok_or_else(|| bad(row, Model::Teacher, t))?;
                     let d = make(&RowView { p, q });
                     *value = dispatch_formulas(d, z, t, p, q, norm_p, norm_q) as f32;
                     Ok(())
@@ -291,10 +352,17 @@ fn softmax(z: &[f32], out: &mut [f32]) -> Option<Norm> {
     let (chunks, rest) = z.as_chunks::<LANES>();
     for chunk in chunks {
         for i in 0..LANES {
-            lanes[i] = if chunk[i] > lanes[i] { chunk[i] } else { lanes[i] };
+            lanes[i] = if chunk[i] > lanes[i] {
+                chunk[i]
+            } else {
+                lanes[i]
+            };
         }
     }
-    let max = lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a });
+    let max = lanes
+        .iter()
+        .chain(rest)
+        .fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a });
     if !max.is_finite() {
         return None;
     }
@@ -322,13 +390,21 @@ fn softmax(z: &[f32], out: &mut [f32]) -> Option<Norm> {
     for x in out.iter_mut() {
         *x *= scale;
     }
-    Some(Norm { max, ln_sum: total.ln() as f32, largest: scale })
+    Some(Norm {
+        max,
+        ln_sum: total.ln() as f32,
+        largest: scale,
+    })
 }
 
 /// e^(x - max); 0 for -inf, NaN for NaN (which the clamp in `exp` would hide).
 #[inline(always)]
 fn shifted_exp(x: f32, max: f32) -> f32 {
-    if x == f32::NEG_INFINITY { 0.0 } else { exp(x - max) + (x - x) }
+    if x == f32::NEG_INFINITY {
+        0.0
+    } else {
+        exp(x - max) + x * 0.0
+    }
 }
 
 /// f summed; the gradient in place of z. `p` and `q` hold the softmaxes.
@@ -344,11 +420,20 @@ fn formulas<D: Pointwise>(
 ) -> f64 {
     let eval = |z: f32, t: f32, p: f32, q: f32| {
         let left_out = z == f32::NEG_INFINITY || t == f32::NEG_INFINITY;
-        let (f, h) = d.eval(Entry { p, q, lp: norm_p.log(t), lq: norm_q.log(z) });
+        let (f, h) = d.eval(Entry {
+            p,
+            q,
+            lp: norm_p.log(t),
+            lq: norm_q.log(z),
+        });
         if left_out { (0.0, 0.0) } else { (f, h) }
     };
     let (mut total_f, mut total_h) = (0.0f64, 0.0f64);
-    let blocks = z.chunks_mut(BLOCK).zip(t.chunks(BLOCK)).zip(p.chunks(BLOCK)).zip(q.chunks(BLOCK));
+    let blocks = z
+        .chunks_mut(BLOCK)
+        .zip(t.chunks(BLOCK))
+        .zip(p.chunks(BLOCK))
+        .zip(q.chunks(BLOCK));
     for (((z, t), p), q) in blocks {
         let (mut sum_f, mut sum_h) = ([0.0f32; LANES], [0.0f32; LANES]);
         let (zs, z_rest) = z.as_chunks_mut::<LANES>();

@@ -42,8 +42,14 @@ struct Golden {
 ///
 /// When the file cannot be read, has another format or names an unknown loss.
 pub fn verify_losses(path: &Path) -> Result<Vec<Check>, Error> {
-    let fail = |what: String| Error::Golden { path: path.into(), what };
-    let text = std::fs::read(path).map_err(|source| Error::Read { path: path.into(), source })?;
+    let fail = |what: String| Error::Golden {
+        path: path.into(),
+        what,
+    };
+    let text = std::fs::read(path).map_err(|source| Error::Read {
+        path: path.into(),
+        source,
+    })?;
     let cases: Vec<Case> = serde_json::from_slice(&text).map_err(|e| fail(e.to_string()))?;
     let mut checks = Vec::new();
     for (i, case) in cases.iter().enumerate() {
@@ -53,20 +59,33 @@ pub fn verify_losses(path: &Path) -> Result<Vec<Check>, Error> {
             for (form, name) in [(true, "row kernel"), (false, "reference")] {
                 let (value_error, grad_error) = compare(case, golden, &divergence, form)?;
                 let name = format!("case {} {} {name}", i + 1, golden.loss);
-                checks.push(Check { name, value_error, grad_error });
+                checks.push(Check {
+                    name,
+                    value_error,
+                    grad_error,
+                });
             }
         }
     }
     Ok(checks)
 }
 
-fn compare(case: &Case, golden: &Golden, d: &Divergence, kernel: bool) -> Result<(f64, f64), Error> {
+fn compare(
+    case: &Case,
+    golden: &Golden,
+    d: &Divergence,
+    kernel: bool,
+) -> Result<(f64, f64), Error> {
     // Only rows with a label reach a divergence.
-    let kept: Vec<usize> = (0..case.labels.len()).filter(|&r| case.labels[r] >= 0).collect();
+    let kept: Vec<usize> = (0..case.labels.len())
+        .filter(|&r| case.labels[r] >= 0)
+        .collect();
     let device = Device::flex();
     let rows = |logits: &[f32]| {
-        let data: Vec<f32> =
-            kept.iter().flat_map(|r| logits[r * case.vocab..][..case.vocab].to_vec()).collect();
+        let data: Vec<f32> = kept
+            .iter()
+            .flat_map(|r| logits[r * case.vocab..][..case.vocab].to_vec())
+            .collect();
         Tensor::<2>::from_data(TensorData::new(data, [kept.len(), case.vocab]), &device)
     };
     let (student, teacher) = (rows(&case.student_logits), rows(&case.teacher_logits));
@@ -93,8 +112,13 @@ fn compare(case: &Case, golden: &Golden, d: &Divergence, kernel: bool) -> Result
 /// `ab(0.2,0.7)` and the like.
 fn parse(name: &str) -> Option<Divergence> {
     let (id, rest) = name.split_once('(').unwrap_or((name, ""));
-    let numbers = rest.trim_end_matches(')').split(',').filter(|s| !s.is_empty());
-    let numbers: Vec<f64> = numbers.map(|s| s.trim().parse().ok()).collect::<Option<_>>()?;
+    let numbers = rest
+        .trim_end_matches(')')
+        .split(',')
+        .filter(|s| !s.is_empty());
+    let numbers: Vec<f64> = numbers
+        .map(|s| s.trim().parse().ok())
+        .collect::<Option<_>>()?;
     let id = match id {
         "fkl" => "fkld",
         "rkl" => "rkld",

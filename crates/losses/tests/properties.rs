@@ -7,16 +7,30 @@ use burn::tensor::{Device, Tensor, TensorData};
 use proptest::prelude::*;
 
 fn all() -> Vec<Divergence> {
-    let mut all: Vec<Divergence> =
-        Divergence::IDS.into_iter().map(|id| Divergence::from_parts(id, &BTreeMap::new()).unwrap()).collect();
-    let members = [(0.0, 0.5), (0.5, 0.0), (0.0, 0.0), (0.5, -0.5), (1.0, 0.01), (0.01, 1.0), (1.2, -0.3)];
+    let mut all: Vec<Divergence> = Divergence::IDS
+        .into_iter()
+        .map(|id| Divergence::from_parts(id, &BTreeMap::new()).unwrap())
+        .collect();
+    let members = [
+        (0.0, 0.5),
+        (0.5, 0.0),
+        (0.0, 0.0),
+        (0.5, -0.5),
+        (1.0, 0.01),
+        (0.01, 1.0),
+        (1.2, -0.3),
+    ];
     all.extend(members.map(|(alpha, beta)| Divergence::AlphaBeta { alpha, beta }));
     all
 }
 
 fn log_softmax(z: &[f32]) -> Vec<f64> {
     let max = z.iter().fold(f64::NEG_INFINITY, |a, &x| a.max(x.into()));
-    let lse = max + z.iter().map(|&x| (f64::from(x) - max).exp()).sum::<f64>().ln();
+    let lse = max
+        + z.iter()
+            .map(|&x| (f64::from(x) - max).exp())
+            .sum::<f64>()
+            .ln();
     z.iter().map(|&x| f64::from(x) - lse).collect()
 }
 
@@ -33,13 +47,17 @@ fn exact(d: &Divergence, z: &[f32], t: &[f32]) -> f64 {
         if a == 0.0 && b == 0.0 {
             sum(&|lp, lq| 0.5 * (lp - lq).powi(2))
         } else if a == 0.0 {
-            sum(&|lp, lq| (b * lq).exp() * b * (lq - lp) - (b * lq).exp() + (b * lp).exp()) / (b * b)
+            sum(&|lp, lq| (b * lq).exp() * b * (lq - lp) - (b * lq).exp() + (b * lp).exp())
+                / (b * b)
         } else if b == 0.0 {
-            sum(&|lp, lq| (a * lp).exp() * a * (lp - lq) - (a * lp).exp() + (a * lq).exp()) / (a * a)
+            sum(&|lp, lq| (a * lp).exp() * a * (lp - lq) - (a * lp).exp() + (a * lq).exp())
+                / (a * a)
         } else if s == 0.0 {
             sum(&|lp, lq| a * (lq - lp) + (a * (lp - lq)).exp() - 1.0) / (a * a)
         } else {
-            -sum(&|lp, lq| (a * lp + b * lq).exp() - a / s * (s * lp).exp() - b / s * (s * lq).exp()) / (a * b)
+            -sum(&|lp, lq| {
+                (a * lp + b * lq).exp() - a / s * (s * lp).exp() - b / s * (s * lq).exp()
+            }) / (a * b)
         }
     };
     match *d {
@@ -47,8 +65,16 @@ fn exact(d: &Divergence, z: &[f32], t: &[f32]) -> f64 {
         Divergence::ReverseKl => reverse(),
         Divergence::Wsd { weight } => (1.0 - weight) * forward() + weight * reverse(),
         Divergence::Bdkd => {
-            let entropy = |l: &[f64]| l.iter().map(|l| -l.exp() * (l.exp() + 1e-9).ln()).sum::<f64>();
-            if entropy(&lq) > entropy(&lp) { forward() + 2.0 * reverse() } else { 2.0 * forward() + reverse() }
+            let entropy = |l: &[f64]| {
+                l.iter()
+                    .map(|l| -l.exp() * (l.exp() + 1e-9).ln())
+                    .sum::<f64>()
+            };
+            if entropy(&lq) > entropy(&lp) {
+                forward() + 2.0 * reverse()
+            } else {
+                2.0 * forward() + reverse()
+            }
         }
         Divergence::Jensen { lambda } => sum(&|lp, lq| {
             let lm = ((1.0 - lambda) * lp.exp() + lambda * lq.exp()).ln();
@@ -60,10 +86,16 @@ fn exact(d: &Divergence, z: &[f32], t: &[f32]) -> f64 {
             let (mut mass, mut head, mut tail) = (0.0, 0.0, 0.0);
             for i in order {
                 let gap = (lp[i].exp() - lq[i].exp()).abs();
-                if mass < mu { head += gap } else { tail += gap }
+                if mass < mu {
+                    head += gap
+                } else {
+                    tail += gap
+                }
                 mass += lp[i].exp();
             }
-            if head + tail == 0.0 { return 0.0 }
+            if head + tail == 0.0 {
+                return 0.0;
+            }
             (head * forward() + tail * reverse()) / (head + tail)
         }
         Divergence::AlphaNet { a, b } => ab(a, 1.0 - a).max(ab(b, 1.0 - b)),
@@ -86,7 +118,10 @@ fn kernel(d: &Divergence, f: Fidelity, z: &[f32], t: &[f32], vocab: usize) -> (V
 }
 
 fn tensor(x: &[f32], vocab: usize) -> Tensor<2> {
-    Tensor::from_data(TensorData::new(x.to_vec(), [x.len() / vocab, vocab]), &Device::flex())
+    Tensor::from_data(
+        TensorData::new(x.to_vec(), [x.len() / vocab, vocab]),
+        &Device::flex(),
+    )
 }
 
 fn close(a: f64, b: f64, scale: f64) -> bool {
@@ -96,7 +131,10 @@ fn close(a: f64, b: f64, scale: f64) -> bool {
 /// A pair of rows of logits.
 fn pair() -> impl Strategy<Value = (Vec<f32>, Vec<f32>)> {
     prop_oneof![Just(1usize), Just(2), Just(7), Just(40), Just(1000)].prop_flat_map(|v| {
-        (proptest::collection::vec(-6.0f32..6.0, v), proptest::collection::vec(-6.0f32..6.0, v))
+        (
+            proptest::collection::vec(-6.0f32..6.0, v),
+            proptest::collection::vec(-6.0f32..6.0, v),
+        )
     })
 }
 
@@ -171,11 +209,21 @@ fn large_and_infinite_logits_stay_finite() {
         for fidelity in [Fidelity::Paper, Fidelity::Official] {
             for (z, t) in rows {
                 let (value, grad) = kernel(&d, fidelity, z, t, 4);
-                assert!(value[0].is_finite() && grad.iter().all(|g| g.is_finite()), "{d:?} {z:?}: {value:?} {grad:?}");
-                let other = reference::value_and_grad(&d, fidelity, tensor(z, 4), tensor(t, 4)).unwrap();
+                assert!(
+                    value[0].is_finite() && grad.iter().all(|g| g.is_finite()),
+                    "{d:?} {z:?}: {value:?} {grad:?}"
+                );
+                let other =
+                    reference::value_and_grad(&d, fidelity, tensor(z, 4), tensor(t, 4)).unwrap();
                 let data = other.grad.into_data_as::<f32>();
                 assert!(other.value.into_scalar::<f32>().is_finite(), "{d:?} {z:?}");
-                assert!(data.as_slice::<f32>().unwrap().iter().all(|g| g.is_finite()), "{d:?} {z:?}: {data:?}");
+                assert!(
+                    data.as_slice::<f32>()
+                        .unwrap()
+                        .iter()
+                        .all(|g| g.is_finite()),
+                    "{d:?} {z:?}: {data:?}"
+                );
             }
         }
     }
@@ -191,7 +239,11 @@ fn the_alpha_beta_family_contains_the_kl_divergences_and_is_continuous() {
     assert!((ab(0.0, 1.0) - value(Divergence::ReverseKl)).abs() < 1e-6);
     // alpha = beta = 1/2: four times the squared Hellinger distance sum (sqrt p - sqrt q)^2 / 2
     let (lq, lp) = (log_softmax(&z), log_softmax(&t));
-    let hellinger: f64 = lq.iter().zip(&lp).map(|(a, b)| ((a / 2.0).exp() - (b / 2.0).exp()).powi(2) / 2.0).sum();
+    let hellinger: f64 = lq
+        .iter()
+        .zip(&lp)
+        .map(|(a, b)| ((a / 2.0).exp() - (b / 2.0).exp()).powi(2) / 2.0)
+        .sum();
     assert!((ab(0.5, 0.5) - 4.0 * hellinger).abs() < 1e-6);
     for (limit, near) in [
         (ab(0.0, 0.5), ab(1e-4, 0.5)),
@@ -208,9 +260,13 @@ fn the_alpha_beta_family_contains_the_kl_divergences_and_is_continuous() {
 #[test]
 fn the_differentiable_form_has_the_kernels_gradient() {
     let device = Device::flex().autodiff();
-    let (z, t) = ([0.5f32, f32::NEG_INFINITY, 1.0, 0.2, 0.3, -2.0], [0.1f32, 0.3, -0.5, 1.0, 0.0, 0.4]);
+    let (z, t) = (
+        [0.5f32, f32::NEG_INFINITY, 1.0, 0.2, 0.3, -2.0],
+        [0.1f32, 0.3, -0.5, 1.0, 0.0, 0.4],
+    );
     for d in all() {
-        let student = Tensor::<2>::from_data(TensorData::new(z.to_vec(), [2, 3]), &device).require_grad();
+        let student =
+            Tensor::<2>::from_data(TensorData::new(z.to_vec(), [2, 3]), &device).require_grad();
         let value = divergence(&d, Fidelity::Paper, student.clone(), tensor(&t, 3)).unwrap();
         let weights = Tensor::<1>::from_floats([1.0, 3.0], &device);
         let grads = (value.clone() * weights).sum().backward();
@@ -219,7 +275,10 @@ fn the_differentiable_form_has_the_kernels_gradient() {
         let expected = direct.grad.into_data_as::<f32>();
         let expected = expected.as_slice::<f32>().unwrap();
         for (i, g) in ours.as_slice::<f32>().unwrap().iter().enumerate() {
-            assert!((g - expected[i] * if i < 3 { 1.0 } else { 3.0 }).abs() < 1e-6, "{d:?}");
+            assert!(
+                (g - expected[i] * if i < 3 { 1.0 } else { 3.0 }).abs() < 1e-6,
+                "{d:?}"
+            );
         }
         assert_eq!(value.inner().into_data(), direct.value.into_data());
     }
@@ -231,19 +290,31 @@ fn rows_that_are_no_distribution_are_named() {
     let good = [0.0f32, 1.0, 2.0, 3.0];
     for (bad, what) in [
         ([0.0, 1.0, f32::NAN, 1.0], "NaN"),
-        ([0.0, 1.0, f32::NEG_INFINITY, f32::NEG_INFINITY], "no finite"),
+        (
+            [0.0, 1.0, f32::NEG_INFINITY, f32::NEG_INFINITY],
+            "no finite",
+        ),
         ([0.0, 1.0, f32::INFINITY, 0.0], "+inf"),
     ] {
         for (z, t, model) in [(bad, good, "student"), (good, bad, "teacher")] {
             for error in [
-                value_and_grad(&d, Fidelity::Paper, tensor(&z, 2), tensor(&t, 2)).err().unwrap(),
-                reference::value_and_grad(&d, Fidelity::Paper, tensor(&z, 2), tensor(&t, 2)).err().unwrap(),
+                value_and_grad(&d, Fidelity::Paper, tensor(&z, 2), tensor(&t, 2))
+                    .err()
+                    .unwrap(),
+                reference::value_and_grad(&d, Fidelity::Paper, tensor(&z, 2), tensor(&t, 2))
+                    .err()
+                    .unwrap(),
             ] {
                 let error = error.to_string();
-                assert!(error.contains("row 1") && error.contains(model) && error.contains(what), "{error}");
+                assert!(
+                    error.contains("row 1") && error.contains(model) && error.contains(what),
+                    "{error}"
+                );
             }
         }
     }
-    let error = value_and_grad(&d, Fidelity::Paper, tensor(&good, 2), tensor(&good, 4)).err().unwrap();
+    let error = value_and_grad(&d, Fidelity::Paper, tensor(&good, 2), tensor(&good, 4))
+        .err()
+        .unwrap();
     assert!(error.to_string().contains("[2, 2]"), "{error}");
 }

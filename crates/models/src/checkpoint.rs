@@ -32,15 +32,32 @@ pub fn load(dir: &Path, device: &Device) -> Result<LanguageModel, Error> {
         .collect::<Result<_, Error>>()?;
     let mut tensors: BTreeMap<String, (&Path, TensorView)> = BTreeMap::new();
     for (path, map) in &maps {
-        let file = SafeTensors::deserialize(map)
-            .map_err(|e| Error::Corrupt { path: path.clone(), reason: e.to_string() })?;
-        tensors.extend(file.tensors().into_iter().map(|(name, view)| (name, (path.as_path(), view))));
+        let file = SafeTensors::deserialize(map).map_err(|e| Error::Corrupt {
+            path: path.clone(),
+            reason: e.to_string(),
+        })?;
+        tensors.extend(
+            file.tensors()
+                .into_iter()
+                .map(|(name, view)| (name, (path.as_path(), view))),
+        );
     }
     // The first GPT-2 checkpoints lack the prefix that `transformers` writes today.
-    if matches!(config, ModelConfig::Gpt2(_)) && !tensors.keys().any(|n| n.starts_with("transformer.")) {
+    if matches!(config, ModelConfig::Gpt2(_))
+        && !tensors.keys().any(|n| n.starts_with("transformer."))
+    {
         tensors = tensors
             .into_iter()
-            .map(|(n, v)| (if n == "lm_head.weight" { n } else { format!("transformer.{n}") }, v))
+            .map(|(n, v)| {
+                (
+                    if n == "lm_head.weight" {
+                        n
+                    } else {
+                        format!("transformer.{n}")
+                    },
+                    v,
+                )
+            })
             .collect();
     }
 
@@ -63,12 +80,20 @@ pub fn load(dir: &Path, device: &Device) -> Result<LanguageModel, Error> {
         to_f32(view, path, name).map(Some)
     })?;
     if !missing.is_empty() {
-        return Err(Error::MissingTensors { path: dir.into(), names: missing });
+        return Err(Error::MissingTensors {
+            path: dir.into(),
+            names: missing,
+        });
     }
-    let unused: Vec<String> =
-        tensors.into_keys().filter(|n| !used.contains(n) && !ignorable(n, &config)).collect();
+    let unused: Vec<String> = tensors
+        .into_keys()
+        .filter(|n| !used.contains(n) && !ignorable(n, &config))
+        .collect();
     if !unused.is_empty() {
-        return Err(Error::UnusedTensors { path: dir.into(), names: unused });
+        return Err(Error::UnusedTensors {
+            path: dir.into(),
+            names: unused,
+        });
     }
     Ok(model)
 }
@@ -96,9 +121,10 @@ pub fn save(model: &LanguageModel, dir: &Path, stored: StoredAs) -> Result<(), E
         .map(|(name, shape, data)| {
             let bytes = match stored {
                 StoredAs::F32 => data.iter().flat_map(|x| x.to_le_bytes()).collect(),
-                StoredAs::Bf16 => {
-                    data.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect()
-                }
+                StoredAs::Bf16 => data
+                    .iter()
+                    .flat_map(|&x| bf16::from_f32(x).to_le_bytes())
+                    .collect(),
             };
             (name, shape, bytes)
         })
@@ -113,8 +139,10 @@ pub fn save(model: &LanguageModel, dir: &Path, stored: StoredAs) -> Result<(), E
     });
     let path = dir.join("model.safetensors");
     let metadata = Some([("format".to_owned(), "pt".to_owned())].into());
-    let serialized = safetensors::serialize(views, metadata)
-        .map_err(|e| Error::Corrupt { path: path.clone(), reason: e.to_string() })?;
+    let serialized = safetensors::serialize(views, metadata).map_err(|e| Error::Corrupt {
+        path: path.clone(),
+        reason: e.to_string(),
+    })?;
     write_atomically(&path, &serialized)?;
 
     let config = model.config();
@@ -165,7 +193,12 @@ fn to_f32(view: &TensorView, path: &Path, name: &str) -> Result<Vec<f32>, Error>
     let bytes = view.data();
     let halves = || bytes.as_chunks::<2>().0.iter();
     match view.dtype() {
-        Dtype::F32 => Ok(bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()),
+        Dtype::F32 => Ok(bytes
+            .as_chunks::<4>()
+            .0
+            .iter()
+            .map(|b| f32::from_le_bytes(*b))
+            .collect()),
         Dtype::F16 => Ok(halves().map(|b| f16::from_le_bytes(*b).to_f32()).collect()),
         Dtype::BF16 => Ok(halves().map(|b| bf16::from_le_bytes(*b).to_f32()).collect()),
         other => Err(Error::Unsupported {

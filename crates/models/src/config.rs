@@ -37,12 +37,21 @@ impl ModelConfig {
     /// [`Error::Unsupported`] names the key.
     pub fn check(&self, path: &Path) -> Result<(), Error> {
         let refuse = |key: &str, value: String, hint: &str| {
-            Err(Error::Unsupported { path: path.into(), key: key.into(), value, hint: hint.into() })
+            Err(Error::Unsupported {
+                path: path.into(),
+                key: key.into(),
+                value,
+                hint: hint.into(),
+            })
         };
         match self {
             Self::Gpt2(c) => {
                 if c.activation_function != "gelu_new" {
-                    return refuse("activation_function", c.activation_function.clone(), "only gelu_new");
+                    return refuse(
+                        "activation_function",
+                        c.activation_function.clone(),
+                        "only gelu_new",
+                    );
                 }
                 if c.n_head == 0 || !c.n_embd.is_multiple_of(c.n_head) {
                     return refuse("n_head", c.n_head.to_string(), "it must divide n_embd");
@@ -59,7 +68,11 @@ impl ModelConfig {
             }
             Self::Llama(c) => {
                 if c.rope_scaling.as_ref().is_some_and(|v| !v.is_null()) {
-                    return refuse("rope_scaling", "set".into(), "only null: plain rotary embeddings");
+                    return refuse(
+                        "rope_scaling",
+                        "set".into(),
+                        "only null: plain rotary embeddings",
+                    );
                 }
                 if c.attention_bias || c.mlp_bias {
                     return refuse("attention_bias/mlp_bias", "true".into(), "only false");
@@ -69,11 +82,19 @@ impl ModelConfig {
                 }
                 let kv = c.num_key_value_heads.unwrap_or(c.num_attention_heads);
                 if kv == 0 || !c.num_attention_heads.is_multiple_of(kv) {
-                    return refuse("num_key_value_heads", kv.to_string(), "it must divide num_attention_heads");
+                    return refuse(
+                        "num_key_value_heads",
+                        kv.to_string(),
+                        "it must divide num_attention_heads",
+                    );
                 }
                 let dh = c.head_dim.unwrap_or(c.hidden_size / c.num_attention_heads);
                 if !dh.is_multiple_of(2) {
-                    return refuse("head_dim", dh.to_string(), "rotary embeddings need an even width");
+                    return refuse(
+                        "head_dim",
+                        dh.to_string(),
+                        "rotary embeddings need an even width",
+                    );
                 }
             }
         }

@@ -78,7 +78,9 @@ pub enum Error {
         reason: String,
     },
     /// A prompt and its answer do not fit the model's positions.
-    #[error("example {example}: {prompt} prompt tokens and {new} new ones exceed the model's {positions} positions; lower max_new_tokens or max_prompt_length")]
+    #[error(
+        "example {example}: {prompt} prompt tokens and {new} new ones exceed the model's {positions} positions; lower max_new_tokens or max_prompt_length"
+    )]
     TooLong {
         /// The example's index.
         example: u64,
@@ -90,7 +92,9 @@ pub enum Error {
         positions: usize,
     },
     /// The model's logits are not numbers any more.
-    #[error("example {example}: the model's logits have no finite value at position {position}; the weights hold NaN or infinity")]
+    #[error(
+        "example {example}: the model's logits have no finite value at position {position}; the weights hold NaN or infinity"
+    )]
     NotFinite {
         /// The example's index.
         example: u64,

@@ -31,7 +31,10 @@ pub struct Decoding {
 impl Decoding {
     /// The likeliest token at each step.
     pub fn greedy() -> Self {
-        Self { temperature: 0.0, ..Self::sampling() }
+        Self {
+            temperature: 0.0,
+            ..Self::sampling()
+        }
     }
 
     /// Sampling at temperature 1 from the whole vocabulary.
@@ -48,16 +51,28 @@ impl Decoding {
 
     fn check(&self) -> Result<(), Error> {
         let refuse = |key: &str, value: String, reason: &str| {
-            Err(Error::Setting { key: key.into(), value, reason: reason.into() })
+            Err(Error::Setting {
+                key: key.into(),
+                value,
+                reason: reason.into(),
+            })
         };
         if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
-            return refuse("temperature", self.temperature.to_string(), "it must be 0 or more");
+            return refuse(
+                "temperature",
+                self.temperature.to_string(),
+                "it must be 0 or more",
+            );
         }
         if !(self.top_p > 0.0 && self.top_p <= 1.0) {
             return refuse("top_p", self.top_p.to_string(), "it must lie in (0, 1]");
         }
         if self.batch_size == 0 || self.max_new_tokens == 0 {
-            return refuse("batch_size/max_new_tokens", "0".into(), "it must be 1 or more");
+            return refuse(
+                "batch_size/max_new_tokens",
+                "0".into(),
+                "it must be 1 or more",
+            );
         }
         Ok(())
     }
@@ -150,16 +165,20 @@ fn decode_batch(
         let input = Tensor::<2, Int>::from_data(TensorData::new(ids, [batch, columns]), &device);
         let hidden = model.hidden(input, &pads, Some(&mut cache));
         let d = hidden.dims()[2];
-        let last = hidden.slice([0..batch, columns - 1..columns, 0..d]).reshape([batch, d]);
+        let last = hidden
+            .slice([0..batch, columns - 1..columns, 0..d])
+            .reshape([batch, d]);
         let logits = to_vec(model.logits(last));
         let vocab = logits.len() / batch;
         let drawn: Vec<Result<u32, Error>> = logits
             .par_chunks_exact(vocab)
             .zip(alive.par_iter())
-            .map(|(row_logits, place)| match place.and_then(|p| open[p].as_ref()) {
-                Some(row) => next_token(row_logits, row, step, decoding),
-                None => Ok(eos),
-            })
+            .map(
+                |(row_logits, place)| match place.and_then(|p| open[p].as_ref()) {
+                    Some(row) => next_token(row_logits, row, step, decoding),
+                    None => Ok(eos),
+                },
+            )
             .collect();
         let mut tokens = Vec::with_capacity(batch);
         for (place, token) in alive.iter_mut().zip(drawn) {
@@ -218,7 +237,13 @@ fn banned_tokens(prompt: &[u32], answer: &[u32], n: usize) -> Vec<u32> {
     if n == 0 || length + 1 < n {
         return Vec::new();
     }
-    let at = |i: usize| if i < prompt.len() { prompt[i] } else { answer[i - prompt.len()] };
+    let at = |i: usize| {
+        if i < prompt.len() {
+            prompt[i]
+        } else {
+            answer[i - prompt.len()]
+        }
+    };
     let tail = length + 1 - n; // start of the last n - 1 tokens
     (0..length + 1 - n)
         .filter(|&start| (0..n - 1).all(|k| at(start + k) == at(tail + k)))
@@ -228,11 +253,10 @@ fn banned_tokens(prompt: &[u32], answer: &[u32], n: usize) -> Vec<u32> {
 
 /// The token whose share of the cumulative probability contains `u`; `None` without a finite logit.
 fn draw(logits: &[f32], u: f64, decoding: &Decoding) -> Option<u32> {
-    let (best, max) = logits
-        .iter()
-        .enumerate()
-        .filter(|(_, x)| !x.is_nan())
-        .fold((0, f32::NEG_INFINITY), |a, (i, &x)| if x > a.1 { (i, x) } else { a });
+    let (best, max) = logits.iter().enumerate().filter(|(_, x)| !x.is_nan()).fold(
+        (0, f32::NEG_INFINITY),
+        |a, (i, &x)| if x > a.1 { (i, x) } else { a },
+    );
     if !max.is_finite() {
         return None;
     }
@@ -240,7 +264,13 @@ fn draw(logits: &[f32], u: f64, decoding: &Decoding) -> Option<u32> {
         return Some(best as u32);
     }
     let scale = 1.0 / decoding.temperature as f32;
-    let weight = |x: f32| if x.is_nan() { 0.0 } else { ((x - max) * scale).exp() };
+    let weight = |x: f32| {
+        if x.is_nan() {
+            0.0
+        } else {
+            ((x - max) * scale).exp()
+        }
+    };
     if decoding.top_k == 0 && decoding.top_p >= 1.0 {
         let weights: Vec<f32> = logits.iter().map(|&x| weight(x)).collect();
         return Some(pick(weights.iter().copied().enumerate(), u, best));
@@ -284,15 +314,31 @@ mod tests {
     fn a_draw_follows_the_cumulative_probability() {
         let logits = [1.0f32.ln(), 2.0f32.ln(), 1.0f32.ln(), f32::NEG_INFINITY];
         let sample = |u| draw(&logits, u, &Decoding::sampling()).unwrap();
-        assert_eq!([0.0, 0.24, 0.26, 0.74, 0.76, 0.999].map(sample), [0, 0, 1, 1, 2, 2]);
+        assert_eq!(
+            [0.0, 0.24, 0.26, 0.74, 0.76, 0.999].map(sample),
+            [0, 0, 1, 1, 2, 2]
+        );
         assert_eq!(draw(&logits, 0.9, &Decoding::greedy()), Some(1));
-        assert_eq!(draw(&[f32::NAN, f32::NEG_INFINITY], 0.5, &Decoding::sampling()), None);
+        assert_eq!(
+            draw(&[f32::NAN, f32::NEG_INFINITY], 0.5, &Decoding::sampling()),
+            None
+        );
     }
 
     #[test]
     fn top_k_and_top_p_leave_the_likeliest() {
         let logits = [0.1f32.ln(), 0.5f32.ln(), 0.4f32.ln()];
-        let with = |top_k, top_p, u| draw(&logits, u, &Decoding { top_k, top_p, ..Decoding::sampling() });
+        let with = |top_k, top_p, u| {
+            draw(
+                &logits,
+                u,
+                &Decoding {
+                    top_k,
+                    top_p,
+                    ..Decoding::sampling()
+                },
+            )
+        };
         assert_eq!(with(1, 1.0, 0.99), Some(1));
         assert_eq!(with(2, 1.0, 0.99), Some(2));
         assert_eq!(with(0, 0.5, 0.99), Some(1));
@@ -302,7 +348,16 @@ mod tests {
     #[test]
     fn temperature_sharpens() {
         let logits = [0.0f32, 1.0];
-        let at = |temperature| draw(&logits, 0.2, &Decoding { temperature, ..Decoding::sampling() });
+        let at = |temperature| {
+            draw(
+                &logits,
+                0.2,
+                &Decoding {
+                    temperature,
+                    ..Decoding::sampling()
+                },
+            )
+        };
         assert_eq!((at(1.0), at(0.1)), (Some(0), Some(1)));
     }
 

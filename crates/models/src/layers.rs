@@ -23,7 +23,9 @@ pub struct Embedding {
 
 impl Embedding {
     pub(crate) fn new(rows: usize, d: usize, device: &Device) -> Self {
-        Self { weight: zeros([rows, d], device) }
+        Self {
+            weight: zeros([rows, d], device),
+        }
     }
 
     /// `[B, T] -> [B, T, d]`
@@ -43,7 +45,10 @@ pub struct Conv1D {
 
 impl Conv1D {
     pub(crate) fn new(input: usize, output: usize, device: &Device) -> Self {
-        Self { weight: zeros([input, output], device), bias: zeros([output], device) }
+        Self {
+            weight: zeros([input, output], device),
+            bias: zeros([output], device),
+        }
     }
 
     /// `[B, T, in] -> [B, T, out]`
@@ -61,7 +66,9 @@ pub struct Linear {
 
 impl Linear {
     pub(crate) fn new(input: usize, output: usize, device: &Device) -> Self {
-        Self { weight: zeros([input, output], device) }
+        Self {
+            weight: zeros([input, output], device),
+        }
     }
 
     /// `[B, T, in] -> [B, T, out]`
@@ -101,7 +108,9 @@ pub struct RmsNorm {
 
 impl RmsNorm {
     pub(crate) fn new(d: usize, device: &Device) -> Self {
-        Self { weight: Param::from_tensor(Tensor::ones([d], device)) }
+        Self {
+            weight: Param::from_tensor(Tensor::ones([d], device)),
+        }
     }
 
     pub(crate) fn forward(&self, x: Tensor<3>, epsilon: f64) -> Tensor<3> {
@@ -139,9 +148,16 @@ impl Span {
                     values[start + past + query + 1..start + keys].fill(MASKED);
                 }
             }
-            Tensor::from_data(TensorData::new(values, [pads.len(), 1, width, keys]), device)
+            Tensor::from_data(
+                TensorData::new(values, [pads.len(), 1, width, keys]),
+                device,
+            )
         });
-        Self { positions, rows: pads.len(), bias }
+        Self {
+            positions,
+            rows: pads.len(),
+            bias,
+        }
     }
 
     /// Position ids as a tensor `[rows, T]`.
@@ -170,7 +186,9 @@ pub(crate) fn attend(
         let bias = bias.map(|b| b.expand([batch, heads, width, keys]));
         return attention(q, k, v, None, bias, AttentionModuleOptions::default());
     }
-    let scores = q.mul_scalar(1.0 / (dh as f64).sqrt()).matmul(k.swap_dims(2, 3));
+    let scores = q
+        .mul_scalar(1.0 / (dh as f64).sqrt())
+        .matmul(k.swap_dims(2, 3));
     let scores = match bias {
         Some(bias) => scores + bias,
         None => scores,
@@ -188,7 +206,11 @@ pub struct KvCache {
 impl KvCache {
     /// A cache for `layers` layers and sequences of up to `capacity` tokens.
     pub fn new(layers: usize, capacity: usize) -> Self {
-        Self { layers: vec![None; layers], capacity, length: 0 }
+        Self {
+            layers: vec![None; layers],
+            capacity,
+            length: 0,
+        }
     }
 
     /// How many tokens it holds.
@@ -202,7 +224,12 @@ impl KvCache {
     }
 
     /// Appends a layer's new keys and values `[B, H, T, dh]`, returns all of them `[B, H, S, dh]`.
-    pub(crate) fn append(&mut self, layer: usize, k: Tensor<4>, v: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
+    pub(crate) fn append(
+        &mut self,
+        layer: usize,
+        k: Tensor<4>,
+        v: Tensor<4>,
+    ) -> (Tensor<4>, Tensor<4>) {
         let [batch, heads, width, dh] = k.dims();
         let end = self.length + width;
         let (keys, values) = self.layers[layer].take().unwrap_or_else(|| {
@@ -227,7 +254,8 @@ impl KvCache {
     pub fn keep_rows(&mut self, rows: &[usize]) {
         for (keys, values) in self.layers.iter_mut().flatten() {
             let ids: Vec<i32> = rows.iter().map(|&r| r as i32).collect();
-            let ids = Tensor::<1, Int>::from_data(TensorData::new(ids, [rows.len()]), &keys.device());
+            let ids =
+                Tensor::<1, Int>::from_data(TensorData::new(ids, [rows.len()]), &keys.device());
             *keys = keys.clone().select(0, ids.clone());
             *values = values.clone().select(0, ids);
         }

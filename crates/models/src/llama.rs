@@ -89,7 +89,8 @@ impl LlamaConfig {
     }
 
     fn head_width(&self) -> usize {
-        self.head_dim.unwrap_or(self.hidden_size / self.num_attention_heads)
+        self.head_dim
+            .unwrap_or(self.hidden_size / self.num_attention_heads)
     }
 }
 
@@ -131,8 +132,15 @@ impl Attention {
             (k, v) = cache.append(layer, k, v);
         }
         let groups = self.heads / self.kv_heads;
-        let y = attend(q, repeat_kv(k, groups), repeat_kv(v, groups), span.bias.clone(), |w| w);
-        self.o_proj.forward(y.swap_dims(1, 2).reshape([b, t, self.heads * dh]))
+        let y = attend(
+            q,
+            repeat_kv(k, groups),
+            repeat_kv(v, groups),
+            span.bias.clone(),
+            |w| w,
+        );
+        self.o_proj
+            .forward(y.swap_dims(1, 2).reshape([b, t, self.heads * dh]))
     }
 }
 
@@ -142,7 +150,9 @@ fn repeat_kv(x: Tensor<4>, groups: usize) -> Tensor<4> {
         return x;
     }
     let [b, k, s, dh] = x.dims();
-    x.reshape([b, k, 1, s, dh]).expand([b, k, groups, s, dh]).reshape([b, k * groups, s, dh])
+    x.reshape([b, k, 1, s, dh])
+        .expand([b, k, groups, s, dh])
+        .reshape([b, k * groups, s, dh])
 }
 
 /// Cosines and sines of the rotary embedding (Su et al. 2021) for the positions of one pass.
@@ -165,7 +175,10 @@ impl Rotary {
             }
             Tensor::from_data(TensorData::new(values, [span.rows, 1, width, dh]), device)
         };
-        Self { cos: table(f64::cos), sin: table(f64::sin) }
+        Self {
+            cos: table(f64::cos),
+            sin: table(f64::sin),
+        }
     }
 
     /// Rotates the pair (i, i + dh/2) of every head: `x cos + (-x2, x1) sin`.
@@ -213,8 +226,11 @@ pub struct Layer {
 impl Layer {
     fn new(config: &LlamaConfig, device: &Device) -> Self {
         let (d, inner) = (config.hidden_size, config.intermediate_size);
-        let (heads, kv_heads, dh) =
-            (config.num_attention_heads, config.kv_heads(), config.head_width());
+        let (heads, kv_heads, dh) = (
+            config.num_attention_heads,
+            config.kv_heads(),
+            config.head_width(),
+        );
         Self {
             input_layernorm: RmsNorm::new(d, device),
             self_attn: Attention {
@@ -265,7 +281,9 @@ impl Llama {
         Self {
             model: Stack {
                 embed_tokens: Embedding::new(v, d, device),
-                layers: (0..config.num_hidden_layers).map(|_| Layer::new(config, device)).collect(),
+                layers: (0..config.num_hidden_layers)
+                    .map(|_| Layer::new(config, device))
+                    .collect(),
                 norm: RmsNorm::new(d, device),
             },
             lm_head: (!config.tie_word_embeddings).then(|| Embedding::new(v, d, device)),
@@ -274,7 +292,11 @@ impl Llama {
     }
 
     pub(crate) fn head(&self) -> &Param<Tensor<2>> {
-        &self.lm_head.as_ref().unwrap_or(&self.model.embed_tokens).weight
+        &self
+            .lm_head
+            .as_ref()
+            .unwrap_or(&self.model.embed_tokens)
+            .weight
     }
 
     /// See [`LanguageModel::hidden`](crate::LanguageModel::hidden).
@@ -288,7 +310,12 @@ impl Llama {
         let device = self.model.embed_tokens.weight.val().device();
         let past = cache.as_ref().map_or(0, |c| c.len());
         let span = Span::new(t, past, left_pad, &device);
-        let rotary = Rotary::new(&span, self.config.rope_theta, self.config.head_width(), &device);
+        let rotary = Rotary::new(
+            &span,
+            self.config.rope_theta,
+            self.config.head_width(),
+            &device,
+        );
         let eps = self.config.rms_norm_eps;
         let mut x = self.model.embed_tokens.forward(ids);
         for (i, layer) in self.model.layers.iter().enumerate() {

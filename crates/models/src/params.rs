@@ -23,7 +23,11 @@ pub fn list(model: &LanguageModel) -> Vec<NamedParam> {
         if transposed {
             shape.reverse();
         }
-        found.push(NamedParam { name: param.name, shape, id: param.id });
+        found.push(NamedParam {
+            name: param.name,
+            shape,
+            id: param.id,
+        });
     });
     found
 }
@@ -58,7 +62,10 @@ pub fn values(model: &LanguageModel) -> Vec<(String, Vec<usize>, Vec<f32>)> {
         }
     }
     let mut out = Vec::new();
-    let mut reader = Reader { path: Path::default(), out: &mut out };
+    let mut reader = Reader {
+        path: Path::default(),
+        out: &mut out,
+    };
     visit_inner(model, &mut reader);
     out
 }
@@ -110,7 +117,11 @@ pub(crate) fn replace<E>(
             }
         }
     }
-    let mut writer = Writer { path: Path::default(), f, error: None };
+    let mut writer = Writer {
+        path: Path::default(),
+        f,
+        error: None,
+    };
     // The enum is left out of the walk, so that names begin as in a checkpoint.
     let model = match model {
         LanguageModel::Gpt2(m) => LanguageModel::Gpt2(m.map(&mut writer)),
@@ -135,7 +146,11 @@ pub(crate) fn draw(model: LanguageModel, seed: u64, std: f64) -> LanguageModel {
         let std = if feeds_residual { std * residual } else { std };
         let key = name.bytes().fold(seed, |h, b| mix(h ^ u64::from(b)));
         let n: usize = shape.iter().product();
-        Ok(Some((0..n as u64).map(|i| (std * normal(key, i)) as f32).collect()))
+        Ok(Some(
+            (0..n as u64)
+                .map(|i| (std * normal(key, i)) as f32)
+                .collect(),
+        ))
     });
     match drawn {
         Ok(model) => model,
@@ -166,7 +181,9 @@ fn normal(key: u64, i: u64) -> f64 {
 /// The values of a tensor on the host.
 pub(crate) fn to_vec<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
     let data = tensor.into_data_as::<f32>();
-    data.as_slice::<f32>().expect("converted to f32 above").to_vec()
+    data.as_slice::<f32>()
+        .expect("converted to f32 above")
+        .to_vec()
 }
 
 fn transpose(data: &[f32], rows: usize, cols: usize) -> Vec<f32> {
@@ -234,7 +251,13 @@ fn walk(model: &LanguageModel, f: &mut dyn FnMut(Seen, bool)) {
             (self.f)(seen, self.path.transposed());
         }
     }
-    visit_inner(model, &mut Walker { path: Path::default(), f });
+    visit_inner(
+        model,
+        &mut Walker {
+            path: Path::default(),
+            f,
+        },
+    );
 }
 
 fn visit_inner<V: ModuleVisitor>(model: &LanguageModel, visitor: &mut V) {
@@ -254,11 +277,17 @@ mod tests {
         let draws: Vec<f64> = (0..n).map(|i| normal(7, i)).collect();
         let mean = draws.iter().sum::<f64>() / n as f64;
         let variance = draws.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / n as f64;
-        assert!(mean.abs() < 0.03 && (variance - 1.0).abs() < 0.05, "{mean} {variance}");
+        assert!(
+            mean.abs() < 0.03 && (variance - 1.0).abs() < 0.05,
+            "{mean} {variance}"
+        );
     }
 
     #[test]
     fn transposes() {
-        assert_eq!(transpose(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 2, 3), [1.0, 4.0, 2.0, 5.0, 3.0, 6.0]);
+        assert_eq!(
+            transpose(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 2, 3),
+            [1.0, 4.0, 2.0, 5.0, 3.0, 6.0]
+        );
     }
 }

@@ -42,14 +42,28 @@ pub fn verify_model(dir: &Path, device: &Device) -> Result<Vec<Check>, Error> {
     let golden: Golden = serde_json::from_str(&text).map_err(Error::json(&path))?;
     let model = checkpoint::load(dir, device)?;
     let mut checks = vec![
-        Check { name: "logits, right padding".into(), error: logits(&model, &golden, 0), tolerance: 1e-4 },
-        Check { name: "logits, left padding".into(), error: logits(&model, &golden, 3), tolerance: 1e-4 },
+        Check {
+            name: "logits, right padding".into(),
+            error: logits(&model, &golden, 0),
+            tolerance: 1e-4,
+        },
+        Check {
+            name: "logits, left padding".into(),
+            error: logits(&model, &golden, 3),
+            tolerance: 1e-4,
+        },
     ];
     let prompts: Vec<Vec<u32>> = golden
         .prompt_ids
         .iter()
         .zip(&golden.prompt_mask)
-        .map(|(ids, mask)| ids.iter().zip(mask).filter(|(_, m)| **m == 1).map(|(id, _)| *id).collect())
+        .map(|(ids, mask)| {
+            ids.iter()
+                .zip(mask)
+                .filter(|(_, m)| **m == 1)
+                .map(|(id, _)| *id)
+                .collect()
+        })
         .collect();
     for batch_size in [1, prompts.len()] {
         let decoding = Decoding {
@@ -58,13 +72,24 @@ pub fn verify_model(dir: &Path, device: &Device) -> Result<Vec<Check>, Error> {
             ..Decoding::greedy()
         };
         let keys: Vec<u64> = (0..prompts.len() as u64).collect();
-        let answers = generate(&model, &prompts, &keys, 0, golden.pad_and_eos, &decoding, &mut |_| {})?;
+        let answers = generate(
+            &model,
+            &prompts,
+            &keys,
+            0,
+            golden.pad_and_eos,
+            &decoding,
+            &mut |_| {},
+        )?;
         let wrong: usize = answers
             .iter()
             .zip(&golden.greedy)
             .map(|(ours, theirs)| {
-                let theirs: Vec<u32> =
-                    theirs.iter().copied().take_while(|&t| t != golden.pad_and_eos).collect();
+                let theirs: Vec<u32> = theirs
+                    .iter()
+                    .copied()
+                    .take_while(|&t| t != golden.pad_and_eos)
+                    .collect();
                 let ours = ours.strip_suffix(&[golden.pad_and_eos]).unwrap_or(ours);
                 ours.len().abs_diff(theirs.len())
                     + ours.iter().zip(&theirs).filter(|(a, b)| a != b).count()
@@ -88,7 +113,9 @@ fn logits(model: &LanguageModel, golden: &Golden, extra: usize) -> f64 {
     let ids: Vec<i32> = golden
         .input_ids
         .iter()
-        .flat_map(|row| std::iter::repeat_n(golden.pad_and_eos as i32, extra).chain(row.iter().copied()))
+        .flat_map(|row| {
+            std::iter::repeat_n(golden.pad_and_eos as i32, extra).chain(row.iter().copied())
+        })
         .collect();
     let ids = Tensor::<2, Int>::from_data(TensorData::new(ids, [rows, width + extra]), &device);
     let hidden = model.hidden(ids, &vec![extra; rows], None);

@@ -30,22 +30,38 @@ fn a_saved_checkpoint_loads_with_the_same_numbers() {
         let model = load(name);
         checkpoint::save(&model, dir.path(), checkpoint::StoredAs::F32).unwrap();
         let again = checkpoint::load(dir.path(), &Device::flex()).unwrap();
-        assert_eq!(abkd_models::params::values(&model), abkd_models::params::values(&again));
+        assert_eq!(
+            abkd_models::params::values(&model),
+            abkd_models::params::values(&again)
+        );
         assert_eq!(model.config(), again.config());
-        std::fs::copy(goldens().join(name).join("golden.json"), dir.path().join("golden.json")).unwrap();
+        std::fs::copy(
+            goldens().join(name).join("golden.json"),
+            dir.path().join("golden.json"),
+        )
+        .unwrap();
         checkpoint::save(&model, dir.path(), checkpoint::StoredAs::Bf16).unwrap();
         let checks = verify::verify_model(dir.path(), &Device::flex()).unwrap();
-        assert!(checks[0].error > 0.0 && checks[0].error < 0.1, "bf16 rounds, and not much: {checks:?}");
+        assert!(
+            checks[0].error > 0.0 && checks[0].error < 0.1,
+            "bf16 rounds, and not much: {checks:?}"
+        );
     }
 }
 
 #[test]
 fn an_answer_does_not_depend_on_its_batch() {
     let model = load("llama-tied-tiny");
-    let prompts: Vec<Vec<u32>> = (0..9u32).map(|i| (0..=i % 5).map(|k| (7 * i + k) % 96).collect()).collect();
+    let prompts: Vec<Vec<u32>> = (0..9u32)
+        .map(|i| (0..=i % 5).map(|k| (7 * i + k) % 96).collect())
+        .collect();
     let keys: Vec<u64> = (0..9).collect();
     let run = |batch_size, order: &[usize]| {
-        let decoding = Decoding { batch_size, max_new_tokens: 20, ..Decoding::sampling() };
+        let decoding = Decoding {
+            batch_size,
+            max_new_tokens: 20,
+            ..Decoding::sampling()
+        };
         let prompts: Vec<_> = order.iter().map(|&i| prompts[i].clone()).collect();
         let keys: Vec<_> = order.iter().map(|&i| keys[i]).collect();
         generate(&model, &prompts, &keys, 10, 96, &decoding, &mut |_| {}).unwrap()
@@ -56,7 +72,10 @@ fn an_answer_does_not_depend_on_its_batch() {
     assert_eq!(one, run(9, &forward));
     assert_eq!(one, run(4, &forward));
     assert_eq!(one, run(4, &backward).into_iter().rev().collect::<Vec<_>>());
-    let decoding = Decoding { max_new_tokens: 20, ..Decoding::sampling() };
+    let decoding = Decoding {
+        max_new_tokens: 20,
+        ..Decoding::sampling()
+    };
     let other = generate(&model, &prompts, &keys, 11, 96, &decoding, &mut |_| {}).unwrap();
     assert_ne!(one, other, "another seed gives other answers");
 }
@@ -64,7 +83,11 @@ fn an_answer_does_not_depend_on_its_batch() {
 fn broken(change: impl FnOnce(&Path)) -> Error {
     let dir = tempfile::tempdir().unwrap();
     for file in ["config.json", "model.safetensors"] {
-        std::fs::copy(goldens().join("gpt2-tiny").join(file), dir.path().join(file)).unwrap();
+        std::fs::copy(
+            goldens().join("gpt2-tiny").join(file),
+            dir.path().join(file),
+        )
+        .unwrap();
     }
     change(dir.path());
     checkpoint::load(dir.path(), &Device::flex()).unwrap_err()
@@ -72,7 +95,8 @@ fn broken(change: impl FnOnce(&Path)) -> Error {
 
 fn edit_config(dir: &Path, key: &str, value: serde_json::Value) {
     let path = dir.join("config.json");
-    let mut json: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    let mut json: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
     json[key] = value;
     std::fs::write(path, json.to_string()).unwrap();
 }
@@ -87,13 +111,22 @@ fn a_broken_checkpoint_is_an_error_that_names_the_place() {
     assert!(matches!(error, Error::Corrupt { .. }), "{error}");
 
     let error = broken(|dir| edit_config(dir, "n_layer", 3.into()));
-    assert!(error.to_string().contains("transformer.h.2.ln_1.weight"), "{error}");
+    assert!(
+        error.to_string().contains("transformer.h.2.ln_1.weight"),
+        "{error}"
+    );
 
     let error = broken(|dir| edit_config(dir, "n_layer", 1.into()));
-    assert!(error.to_string().contains("no place") && error.to_string().contains("h.1."), "{error}");
+    assert!(
+        error.to_string().contains("no place") && error.to_string().contains("h.1."),
+        "{error}"
+    );
 
     let error = broken(|dir| edit_config(dir, "vocab_size", 98.into()));
-    assert!(error.to_string().contains("wte.weight") && error.to_string().contains("[98, 32]"), "{error}");
+    assert!(
+        error.to_string().contains("wte.weight") && error.to_string().contains("[98, 32]"),
+        "{error}"
+    );
 
     let error = broken(|dir| edit_config(dir, "activation_function", "relu".into()));
     assert!(error.to_string().contains("activation_function"), "{error}");
@@ -107,7 +140,11 @@ fn sharded_and_half_precision_files_are_read() {
     use safetensors::{Dtype, tensor::TensorView};
     let dir = tempfile::tempdir().unwrap();
     let model = load("gpt2-tiny");
-    std::fs::copy(goldens().join("gpt2-tiny/config.json"), dir.path().join("config.json")).unwrap();
+    std::fs::copy(
+        goldens().join("gpt2-tiny/config.json"),
+        dir.path().join("config.json"),
+    )
+    .unwrap();
     let values = abkd_models::params::values(&model);
     let mut map = serde_json::Map::new();
     for (part, chunk) in values.chunks(values.len().div_ceil(2)).enumerate() {
@@ -118,24 +155,46 @@ fn sharded_and_half_precision_files_are_read() {
             .map(|(n, shape, data)| {
                 map.insert(n.clone(), name.clone().into());
                 if part == 0 {
-                    let bytes: Vec<u8> =
-                        data.iter().flat_map(|&x| half::f16::from_f32(x).to_le_bytes()).collect();
+                    let bytes: Vec<u8> = data
+                        .iter()
+                        .flat_map(|&x| half::f16::from_f32(x).to_le_bytes())
+                        .collect();
                     (n, shape, Dtype::F16, bytes)
                 } else {
-                    (n, shape, Dtype::F32, data.iter().flat_map(|x| x.to_le_bytes()).collect())
+                    (
+                        n,
+                        shape,
+                        Dtype::F32,
+                        data.iter().flat_map(|x| x.to_le_bytes()).collect(),
+                    )
                 }
             })
             .collect();
         let views = stored.iter().map(|(n, shape, dtype, bytes)| {
-            (n.as_str(), TensorView::new(*dtype, shape.to_vec(), bytes).unwrap())
+            (
+                n.as_str(),
+                TensorView::new(*dtype, shape.to_vec(), bytes).unwrap(),
+            )
         });
-        std::fs::write(dir.path().join(name), safetensors::serialize(views, None).unwrap()).unwrap();
+        std::fs::write(
+            dir.path().join(name),
+            safetensors::serialize(views, None).unwrap(),
+        )
+        .unwrap();
     }
     let index = serde_json::json!({ "weight_map": map });
-    std::fs::write(dir.path().join("model.safetensors.index.json"), index.to_string()).unwrap();
+    std::fs::write(
+        dir.path().join("model.safetensors.index.json"),
+        index.to_string(),
+    )
+    .unwrap();
     let again = checkpoint::load(dir.path(), &Device::flex()).unwrap();
     for ((name, _, a), (_, _, b)) in values.iter().zip(abkd_models::params::values(&again)) {
-        let worst = a.iter().zip(&b).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max);
+        let worst = a
+            .iter()
+            .zip(&b)
+            .map(|(x, y)| (x - y).abs())
+            .fold(0.0, f32::max);
         assert!(worst < 1e-3, "{name}: {worst}");
     }
 }

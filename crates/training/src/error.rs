@@ -29,7 +29,9 @@ pub enum Error {
         reason: String,
     },
     /// Teacher and student do not speak the same tokens.
-    #[error("the teacher has a vocabulary of {teacher} tokens, the student of {student}; a divergence compares the two token by token, so both need the same tokenizer")]
+    #[error(
+        "the teacher has a vocabulary of {teacher} tokens, the student of {student}; a divergence compares the two token by token, so both need the same tokenizer"
+    )]
     Vocabulary {
         /// Rows of the teacher's head.
         teacher: usize,
@@ -37,7 +39,9 @@ pub enum Error {
         student: usize,
     },
     /// A tokenizer has ids that a model does not know.
-    #[error("the tokenizer has {tokenizer} tokens, the model only {model}; do they belong together?")]
+    #[error(
+        "the tokenizer has {tokenizer} tokens, the model only {model}; do they belong together?"
+    )]
     Tokenizer {
         /// Size of the tokenizer.
         tokenizer: usize,
@@ -45,7 +49,9 @@ pub enum Error {
         model: usize,
     },
     /// A loss or a gradient is not a number any more.
-    #[error("step {step}: {what} is {value}; lower the learning rate or look at the data of this step")]
+    #[error(
+        "step {step}: {what} is {value}; lower the learning rate or look at the data of this step"
+    )]
     NotFinite {
         /// The step, counted from 1.
         step: usize,
@@ -55,7 +61,9 @@ pub enum Error {
         value: f64,
     },
     /// There is nothing to train on.
-    #[error("no training example has a response token left (of {examples}); raise max_length or look at the data")]
+    #[error(
+        "no training example has a response token left (of {examples}); raise max_length or look at the data"
+    )]
     NoSequences {
         /// Examples given.
         examples: usize,
@@ -79,6 +87,9 @@ impl Error {
     }
 
     pub(crate) fn checkpoint(path: impl Into<PathBuf>, reason: impl ToString) -> Self {
-        Self::Checkpoint { path: path.into(), reason: reason.to_string() }
+        Self::Checkpoint {
+            path: path.into(),
+            reason: reason.to_string(),
+        }
     }
 }

@@ -53,13 +53,24 @@ pub fn evaluate(
     progress: &mut dyn FnMut(usize),
 ) -> Result<Vec<Answer>, Error> {
     let keys: Vec<u64> = (0..examples.len() as u64).collect();
-    let answers = generate(model, prompts, &keys, seed, tokenizer.eos(), decoding, progress)?;
+    let answers = generate(
+        model,
+        prompts,
+        &keys,
+        seed,
+        tokenizer.eos(),
+        decoding,
+        progress,
+    )?;
     answers
         .into_par_iter()
         .zip(examples)
         .enumerate()
         .map(|(index, (tokens, example))| {
-            let end = tokens.iter().position(|&t| t == tokenizer.eos()).unwrap_or(tokens.len());
+            let end = tokens
+                .iter()
+                .position(|&t| t == tokenizer.eos())
+                .unwrap_or(tokens.len());
             let answer = tokenizer.decode(&tokens[..end])?.trim().to_owned();
             Ok(Answer {
                 example: index,

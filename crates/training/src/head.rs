@@ -71,7 +71,10 @@ pub fn head_loss(
     if let Some(teacher) = teacher {
         let other = teacher.head.dims()[0];
         if other != vocab {
-            return Err(Error::Vocabulary { teacher: other, student: vocab });
+            return Err(Error::Vocabulary {
+                teacher: other,
+                student: vocab,
+            });
         }
     }
     let objective = settle(objective, student, teacher, chunk_bytes)?;
@@ -85,17 +88,33 @@ pub fn head_loss(
         let labels = &labels[range.clone()];
         let (sum, grad) = match objective {
             Objective::CrossEntropy => sum_and_grad(cross_entropy_value_and_grad(logits, labels)?),
-            Objective::Distill { divergence, fidelity, kd_ratio } => {
+            Objective::Distill {
+                divergence,
+                fidelity,
+                kd_ratio,
+            } => {
                 let teacher_logits = teacher.expect("distillation has a teacher").logits(range);
                 if kd_ratio == 1.0 {
-                    sum_and_grad(value_and_grad(&divergence, fidelity, logits, teacher_logits)?)
+                    sum_and_grad(value_and_grad(
+                        &divergence,
+                        fidelity,
+                        logits,
+                        teacher_logits,
+                    )?)
                 } else {
                     let (ce, ce_grad) =
                         sum_and_grad(cross_entropy_value_and_grad(logits.clone(), labels)?);
-                    let (kd, kd_grad) =
-                        sum_and_grad(value_and_grad(&divergence, fidelity, logits, teacher_logits)?);
+                    let (kd, kd_grad) = sum_and_grad(value_and_grad(
+                        &divergence,
+                        fidelity,
+                        logits,
+                        teacher_logits,
+                    )?);
                     let rest = 1.0 - kd_ratio;
-                    (rest * ce + kd_ratio * kd, ce_grad * rest + kd_grad * kd_ratio)
+                    (
+                        rest * ce + kd_ratio * kd,
+                        ce_grad * rest + kd_grad * kd_ratio,
+                    )
                 }
             }
         };
@@ -133,7 +152,10 @@ pub fn cross_entropy_sum(rows: &Rows, labels: &[u32], chunk_bytes: usize) -> Res
 impl Rows {
     fn logits(&self, range: std::ops::Range<usize>) -> Tensor<2> {
         let d = self.hidden.dims()[1];
-        self.hidden.clone().slice([range, 0..d]).matmul(self.head.clone().transpose())
+        self.hidden
+            .clone()
+            .slice([range, 0..d])
+            .matmul(self.head.clone().transpose())
     }
 }
 
@@ -145,7 +167,9 @@ fn sum_and_grad(rows: abkd_losses::Rows) -> (f64, Tensor<2>) {
 
 fn chunks(n: usize, vocab: usize, bytes: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
     let rows = (bytes / (4 * vocab)).clamp(1, n.max(1));
-    (0..n).step_by(rows).map(move |start| start..(start + rows).min(n))
+    (0..n)
+        .step_by(rows)
+        .map(move |start| start..(start + rows).min(n))
 }
 
 /// AlphaNet takes the larger of two divergences *of the whole batch*, so with several chunks the
@@ -156,7 +180,11 @@ fn settle(
     teacher: Option<&Rows>,
     chunk_bytes: usize,
 ) -> Result<Objective, Error> {
-    let Objective::Distill { divergence: Divergence::AlphaNet { a, b }, fidelity, kd_ratio } = *objective
+    let Objective::Distill {
+        divergence: Divergence::AlphaNet { a, b },
+        fidelity,
+        kd_ratio,
+    } = *objective
     else {
         return Ok(*objective);
     };
@@ -166,14 +194,30 @@ fn settle(
         return Ok(*objective);
     }
     let teacher = teacher.expect("distillation has a teacher");
-    let members = [a, b].map(|alpha| Divergence::AlphaBeta { alpha, beta: 1.0 - alpha });
+    let members = [a, b].map(|alpha| Divergence::AlphaBeta {
+        alpha,
+        beta: 1.0 - alpha,
+    });
     let mut sums = [0.0; 2];
     for range in chunks(n, vocab, chunk_bytes) {
         for (sum, member) in sums.iter_mut().zip(&members) {
-            let rows = value(member, fidelity, student.logits(range.clone()), teacher.logits(range.clone()))?;
+            let rows = value(
+                member,
+                fidelity,
+                student.logits(range.clone()),
+                teacher.logits(range.clone()),
+            )?;
             *sum += f64::from(rows.sum().into_scalar::<f32>());
         }
     }
-    let divergence = if sums[1] > sums[0] { members[1] } else { members[0] };
-    Ok(Objective::Distill { divergence, fidelity, kd_ratio })
+    let divergence = if sums[1] > sums[0] {
+        members[1]
+    } else {
+        members[0]
+    };
+    Ok(Objective::Distill {
+        divergence,
+        fidelity,
+        kd_ratio,
+    })
 }

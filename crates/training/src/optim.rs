@@ -15,9 +15,14 @@ pub fn adamw(model: &LanguageModel, weight_decay: f64) -> ModuleOptimizer {
             .with_epsilon(1e-8)
             .with_weight_decay(decay as f32)
     };
-    let vectors = params::list(model).into_iter().filter(|p| p.shape.len() == 1).map(|p| p.id);
+    let vectors = params::list(model)
+        .into_iter()
+        .filter(|p| p.shape.len() == 1)
+        .map(|p| p.id);
     let group = ParamGroup::from_ids(vectors.collect());
-    config(weight_decay).init().with_group(group, config(0.0).build(), None)
+    config(weight_decay)
+        .init()
+        .with_group(group, config(0.0).build(), None)
 }
 
 /// Learning rate of the update numbered `step` from 0: half a cosine from `peak` to `floor` over
@@ -40,7 +45,10 @@ pub fn global_norm(model: &LanguageModel, grads: &GradientsParams) -> f64 {
             }
         }
     }
-    let mut visitor = Squares { grads, sums: Vec::new() };
+    let mut visitor = Squares {
+        grads,
+        sums: Vec::new(),
+    };
     model.visit(&mut visitor);
     let sums = Tensor::cat(visitor.sums, 0).into_data_as::<f32>();
     let sums = sums.as_slice::<f32>().expect("converted to f32 above");
@@ -49,7 +57,12 @@ pub fn global_norm(model: &LanguageModel, grads: &GradientsParams) -> f64 {
 
 /// Scales all gradients such that their global norm is at most `limit`
 /// (`torch.nn.utils.clip_grad_norm_`).
-pub fn clip(model: &LanguageModel, grads: GradientsParams, norm: f64, limit: f64) -> GradientsParams {
+pub fn clip(
+    model: &LanguageModel,
+    grads: GradientsParams,
+    norm: f64,
+    limit: f64,
+) -> GradientsParams {
     let factor = limit / (norm + 1e-6);
     if factor >= 1.0 {
         return grads;
@@ -66,7 +79,11 @@ pub fn clip(model: &LanguageModel, grads: GradientsParams, norm: f64, limit: f64
             }
         }
     }
-    let mut visitor = Scale { from: grads, to: GradientsParams::new(), factor };
+    let mut visitor = Scale {
+        from: grads,
+        to: GradientsParams::new(),
+        factor,
+    };
     model.visit(&mut visitor);
     visitor.to
 }

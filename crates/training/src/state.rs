@@ -49,8 +49,14 @@ pub fn save(
     }
     fs::create_dir_all(&partial).map_err(Error::io(&partial))?;
     let fail = |e: burn::store::RecordError| Error::checkpoint(&partial, e);
-    student.valid().into_record().save(partial.join("student.bpk")).map_err(fail)?;
-    optimizer.save(partial.join("optimizer.bpk")).map_err(fail)?;
+    student
+        .valid()
+        .into_record()
+        .save(partial.join("student.bpk"))
+        .map_err(fail)?;
+    optimizer
+        .save(partial.join("optimizer.bpk"))
+        .map_err(fail)?;
     let json = serde_json::to_vec_pretty(state).map_err(|e| Error::checkpoint(&partial, e))?;
     fs::write(partial.join("state.json"), json).map_err(Error::io(&partial))?;
     if target.exists() {
@@ -71,7 +77,9 @@ pub fn save(
 ///
 /// When it belongs to another run or cannot be read.
 pub fn find(run: &Path, fingerprint: &str) -> Result<Option<(State, PathBuf)>, Error> {
-    let Some(dir) = checkpoints(run)?.pop() else { return Ok(None) };
+    let Some(dir) = checkpoints(run)?.pop() else {
+        return Ok(None);
+    };
     let path = dir.join("state.json");
     let text = fs::read(&path).map_err(Error::io(&path))?;
     let state: State = serde_json::from_slice(&text).map_err(|e| Error::checkpoint(&path, e))?;
@@ -103,7 +111,9 @@ pub fn load(
     };
     let record = ModuleRecord::load(dir.join("student.bpk")).map_err(fail)?;
     let student = student.try_load_record(record).map_err(fail)?;
-    let optimizer = optimizer(&student).load(dir.join("optimizer.bpk")).map_err(fail)?;
+    let optimizer = optimizer(&student)
+        .load(dir.join("optimizer.bpk"))
+        .map_err(fail)?;
     Ok((student, optimizer))
 }
 

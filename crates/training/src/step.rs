@@ -27,7 +27,9 @@ pub fn target_rows(model: &LanguageModel, batch: &Batch) -> Tensor<2> {
     let ids = Tensor::<2, Int>::from_data(TensorData::new(ids, [batch.rows, batch.width]), &device);
     let hidden = model.hidden(ids, &[], None);
     let [b, t, d] = hidden.dims();
-    hidden.reshape([b * t, d]).select(0, target_positions(batch, &device))
+    hidden
+        .reshape([b * t, d])
+        .select(0, target_positions(batch, &device))
 }
 
 fn target_positions(batch: &Batch, device: &Device) -> Tensor<1, Int> {
@@ -60,7 +62,10 @@ pub fn update(
     step: usize,
 ) -> Result<(LanguageModel, StepReport), Error> {
     let rows = target_rows(&student, batch);
-    let student_rows = Rows { hidden: rows.clone().inner(), head: student.head().val().inner() };
+    let student_rows = Rows {
+        hidden: rows.clone().inner(),
+        head: student.head().val().inner(),
+    };
     let teacher_rows = match objective {
         Objective::CrossEntropy => None,
         Objective::Distill { .. } => teacher.map(|t| Rows {
@@ -68,10 +73,23 @@ pub fn update(
             head: t.head().val(),
         }),
     };
-    let HeadLoss { loss, d_hidden, d_head } =
-        head_loss(objective, &student_rows, teacher_rows.as_ref(), &labels(batch), CHUNK_BYTES)?;
+    let HeadLoss {
+        loss,
+        d_hidden,
+        d_head,
+    } = head_loss(
+        objective,
+        &student_rows,
+        teacher_rows.as_ref(),
+        &labels(batch),
+        CHUNK_BYTES,
+    )?;
     if !loss.is_finite() {
-        return Err(Error::NotFinite { step: step + 1, what: "the loss", value: loss });
+        return Err(Error::NotFinite {
+            step: step + 1,
+            what: "the loss",
+            value: loss,
+        });
     }
     // The product's gradient in the hidden states is d_hidden, which is all that backward needs.
     let mut grads = (rows * Tensor::from_inner(d_hidden)).sum().backward();
@@ -87,11 +105,22 @@ pub fn update(
     }
     let grad_norm = optim::global_norm(&student, &grads);
     if !grad_norm.is_finite() {
-        return Err(Error::NotFinite { step: step + 1, what: "the gradient norm", value: grad_norm });
+        return Err(Error::NotFinite {
+            step: step + 1,
+            what: "the gradient norm",
+            value: grad_norm,
+        });
     }
     let grads = optim::clip(&student, grads, grad_norm, max_grad_norm);
     let student = optimizer.step(learning_rate, student, grads);
-    Ok((student, StepReport { loss, grad_norm, tokens: batch.targets.len() }))
+    Ok((
+        student,
+        StepReport {
+            loss,
+            grad_norm,
+            tokens: batch.targets.len(),
+        },
+    ))
 }
 
 /// Mean cross-entropy over the response tokens of `batches`.
@@ -103,7 +132,10 @@ pub fn cross_entropy(model: &LanguageModel, batches: &[Batch]) -> Result<f64, Er
     let model = model.valid();
     let (mut total, mut tokens) = (0.0, 0);
     for batch in batches {
-        let rows = Rows { hidden: target_rows(&model, batch), head: model.head().val() };
+        let rows = Rows {
+            hidden: target_rows(&model, batch),
+            head: model.head().val(),
+        };
         total += cross_entropy_sum(&rows, &labels(batch), CHUNK_BYTES)?;
         tokens += batch.targets.len();
     }

@@ -96,14 +96,18 @@ impl Settings {
         if self.steps_per_epoch == Some(0) {
             return refuse("steps_per_epoch", "0".into(), "it must be 1 or more");
         }
-        for (key, value) in [("learning_rate", self.learning_rate), ("max_grad_norm", self.max_grad_norm)] {
+        for (key, value) in [
+            ("learning_rate", self.learning_rate),
+            ("max_grad_norm", self.max_grad_norm),
+        ] {
             if !(value.is_finite() && value > 0.0) {
                 return refuse(key, value.to_string(), "it must be a positive number");
             }
         }
-        for (key, value) in
-            [("min_learning_rate", self.min_learning_rate), ("weight_decay", self.weight_decay)]
-        {
+        for (key, value) in [
+            ("min_learning_rate", self.min_learning_rate),
+            ("weight_decay", self.weight_decay),
+        ] {
             if !(value.is_finite() && value >= 0.0) {
                 return refuse(key, value.to_string(), "it must be 0 or more");
             }
@@ -227,12 +231,16 @@ pub fn train(run: TrainRun, observe: &mut dyn FnMut(Event)) -> Result<Outcome, E
     let make_optimizer = |student: &LanguageModel| optim::adamw(student, settings.weight_decay);
     let (mut state, mut student, mut optimizer) = match state::find(run.dir, run.fingerprint)? {
         Some((state, dir)) => {
-            let (student, optimizer) = state::load(&dir, run.student.clone().train(), make_optimizer)?;
+            let (student, optimizer) =
+                state::load(&dir, run.student.clone().train(), make_optimizer)?;
             observe(Event::Resumed { step: state.step });
             (state, student, optimizer)
         }
         None => {
-            let state = State { fingerprint: run.fingerprint.into(), ..State::default() };
+            let state = State {
+                fingerprint: run.fingerprint.into(),
+                ..State::default()
+            };
             let student = run.student.clone().train();
             let optimizer = make_optimizer(&student);
             (state, student, optimizer)
@@ -264,7 +272,12 @@ pub fn train(run: TrainRun, observe: &mut dyn FnMut(Event)) -> Result<Outcome, E
         )?;
         state.step += 1;
         state.loss_sum += report.loss;
-        observe(Event::Step { step: state.step, steps, report, learning_rate: rate });
+        observe(Event::Step {
+            step: state.step,
+            steps,
+            report,
+            learning_rate: rate,
+        });
         if state.step.is_multiple_of(per_epoch) {
             finish_epoch(&run, &mut state, &student, per_epoch, observe)?;
             save(&run, &state, &student, &optimizer, &mut saved)?;
@@ -290,7 +303,10 @@ fn check_vocabulary(run: &TrainRun) -> Result<(), Error> {
         }
     }
     if run.tokenizer.vocab_size() > student {
-        return Err(Error::Tokenizer { tokenizer: run.tokenizer.vocab_size(), model: student });
+        return Err(Error::Tokenizer {
+            tokenizer: run.tokenizer.vocab_size(),
+            model: student,
+        });
     }
     Ok(())
 }
@@ -333,7 +349,10 @@ impl EpochBatches {
             self.batches = batches;
             self.epoch = Some(epoch);
         }
-        let chosen: Vec<&Sequence> = self.batches[index].iter().map(|&i| &run.sequences[i]).collect();
+        let chosen: Vec<&Sequence> = self.batches[index]
+            .iter()
+            .map(|&i| &run.sequences[i])
+            .collect();
         batch(&chosen, pad)
     }
 }
@@ -443,15 +462,30 @@ mod tests {
     use super::*;
 
     fn record(epoch: usize, loss: f64, rouge: Option<f64>) -> EpochRecord {
-        EpochRecord { epoch, train_loss: 0.0, validation_loss: loss, validation_rouge_l: rouge }
+        EpochRecord {
+            epoch,
+            train_loss: 0.0,
+            validation_loss: loss,
+            validation_rouge_l: rouge,
+        }
     }
 
     #[test]
     fn the_first_best_epoch_is_kept() {
-        let curve = [record(1, 3.0, Some(10.0)), record(2, 2.0, Some(12.0)), record(3, 1.0, Some(12.0))];
+        let curve = [
+            record(1, 3.0, Some(10.0)),
+            record(2, 2.0, Some(12.0)),
+            record(3, 1.0, Some(12.0)),
+        ];
         assert_eq!(best_epoch(&curve, KeepBest::RougeL), 2);
         assert_eq!(best_epoch(&curve, KeepBest::Loss), 3);
-        assert_eq!(best_epoch(&[record(1, 3.0, None), record(2, 2.0, None)], KeepBest::RougeL), 2);
+        assert_eq!(
+            best_epoch(
+                &[record(1, 3.0, None), record(2, 2.0, None)],
+                KeepBest::RougeL
+            ),
+            2
+        );
     }
 
     #[test]
@@ -467,6 +501,12 @@ mod tests {
         let mut settings: Settings =
             serde_json::from_str(r#"{"epochs":1,"batch_size":16,"learning_rate":1e-3}"#).unwrap();
         settings.learning_rate = f64::NAN;
-        assert!(settings.validate().unwrap_err().to_string().contains("learning_rate"));
+        assert!(
+            settings
+                .validate()
+                .unwrap_err()
+                .to_string()
+                .contains("learning_rate")
+        );
     }
 }

@@ -47,7 +47,10 @@ pub fn verify_trajectory(dir: &Path, device: &Device) -> Result<Vec<Check>, Erro
     let mut student = checkpoint::load(&dir.join("student"), device)?.train();
     let mut optimizer = optim::adamw(&student, 0.01);
     let objective = Objective::Distill {
-        divergence: Divergence::AlphaBeta { alpha: 0.2, beta: 0.7 },
+        divergence: Divergence::AlphaBeta {
+            alpha: 0.2,
+            beta: 0.7,
+        },
         fidelity: Fidelity::Paper,
         kd_ratio: 1.0,
     };
@@ -67,7 +70,11 @@ pub fn verify_trajectory(dir: &Path, device: &Device) -> Result<Vec<Check>, Erro
         )?;
         let mut compare = |what: &str, ours: f64, theirs: f64, tolerance: f64| {
             let error = (ours - theirs).abs();
-            checks.push(Check { name: format!("step {}: {what}", i + 1), error, tolerance });
+            checks.push(Check {
+                name: format!("step {}: {what}", i + 1),
+                error,
+                tolerance,
+            });
         };
         compare("loss", report.loss, entry.loss, 1e-3);
         compare("gradient norm", report.grad_norm, entry.grad_norm, 1e-3);

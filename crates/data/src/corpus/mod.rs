@@ -35,7 +35,11 @@ pub struct Sizes {
 
 impl Default for Sizes {
     fn default() -> Self {
-        Self { train: 6000, valid: 200, test: 100 }
+        Self {
+            train: 6000,
+            valid: 200,
+            test: 100,
+        }
     }
 }
 
@@ -54,27 +58,61 @@ pub fn embedded(seed: u64, sizes: &Sizes) -> DataSets {
         }
         examples
     };
-    let one_reference = |e: Example| Example { outputs: e.outputs[..1].to_vec(), ..e };
+    let one_reference = |e: Example| Example {
+        outputs: e.outputs[..1].to_vec(),
+        ..e
+    };
     let tests = BTreeMap::from([
-        (TestSet::Dolly, split(1, sizes.test, |rng, i| family(rng, i, Wording::Known))),
-        (TestSet::SelfInstruct, split(2, sizes.test, |rng, i| family(rng, i, Wording::Other))),
-        (TestSet::Vicuna, split(3, sizes.test, |rng, i| {
-            if i % 4 == 0 { letter(rng, Wording::Other) } else { long_story(rng, Wording::Known) }
-        })),
-        (TestSet::SuperNatural, split(4, sizes.test, |rng, i| family(rng, i, Wording::Definition))),
-        (TestSet::Unnatural, split(5, sizes.test, |rng, _| composed(rng))),
+        (
+            TestSet::Dolly,
+            split(1, sizes.test, |rng, i| family(rng, i, Wording::Known)),
+        ),
+        (
+            TestSet::SelfInstruct,
+            split(2, sizes.test, |rng, i| family(rng, i, Wording::Other)),
+        ),
+        (
+            TestSet::Vicuna,
+            split(3, sizes.test, |rng, i| {
+                if i % 4 == 0 {
+                    letter(rng, Wording::Other)
+                } else {
+                    long_story(rng, Wording::Known)
+                }
+            }),
+        ),
+        (
+            TestSet::SuperNatural,
+            split(4, sizes.test, |rng, i| family(rng, i, Wording::Definition)),
+        ),
+        (
+            TestSet::Unnatural,
+            split(5, sizes.test, |rng, _| composed(rng)),
+        ),
     ]);
     let tests = tests.into_iter().map(|(set, examples)| {
         // Super-Natural alone has several references.
         let several = set == TestSet::SuperNatural;
-        let examples = examples.into_iter().map(|e| if several { e } else { one_reference(e) });
+        let examples = examples
+            .into_iter()
+            .map(|e| if several { e } else { one_reference(e) });
         (set, examples.collect())
     });
     let tests = tests.collect();
     let known: fn(&mut Rng, usize) -> Example = |rng, i| family(rng, i, Wording::Known);
-    let valid = split(6, sizes.valid, known).into_iter().map(one_reference).collect();
-    let train = split(7, sizes.train, known).into_iter().map(one_reference).collect();
-    DataSets { train, valid, tests }
+    let valid = split(6, sizes.valid, known)
+        .into_iter()
+        .map(one_reference)
+        .collect();
+    let train = split(7, sizes.train, known)
+        .into_iter()
+        .map(one_reference)
+        .collect();
+    DataSets {
+        train,
+        valid,
+        tests,
+    }
 }
 
 fn family(rng: &mut Rng, index: usize, wording: Wording) -> Example {
@@ -85,16 +123,41 @@ fn family(rng: &mut Rng, index: usize, wording: Wording) -> Example {
 pub(crate) fn vocabulary() -> Vec<String> {
     let mut words: BTreeSet<String> = [".", ",", "?"].map(str::to_owned).into();
     // The contents are listed; the wordings all occur in a few hundred draws.
-    for list in [words::NAMES, words::OBJECTS, words::COLORS, words::PLACES, words::ANIMALS, words::FOODS, words::GOOD, words::BAD] {
+    for list in [
+        words::NAMES,
+        words::OBJECTS,
+        words::COLORS,
+        words::PLACES,
+        words::ANIMALS,
+        words::FOODS,
+        words::GOOD,
+        words::BAD,
+    ] {
         words.extend(list.iter().map(|w| (*w).to_owned()));
     }
     for (a, b) in words::VERBS.iter().chain(words::JOBS) {
-        words.extend([a, b].into_iter().flat_map(|t| t.split(' ')).map(str::to_owned));
+        words.extend(
+            [a, b]
+                .into_iter()
+                .flat_map(|t| t.split(' '))
+                .map(str::to_owned),
+        );
     }
-    let sets = embedded(0, &Sizes { train: 1200, valid: 1, test: 600 });
+    let sets = embedded(
+        0,
+        &Sizes {
+            train: 1200,
+            valid: 1,
+            test: 600,
+        },
+    );
     for e in sets.train.iter().chain(sets.tests.values().flatten()) {
         for text in [&e.instruction, &e.input].into_iter().chain(&e.outputs) {
-            words.extend(text.split([' ', '.', ',', '?']).filter(|w| !w.is_empty()).map(str::to_owned));
+            words.extend(
+                text.split([' ', '.', ',', '?'])
+                    .filter(|w| !w.is_empty())
+                    .map(str::to_owned),
+            );
         }
     }
     words.into_iter().collect()
