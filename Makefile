@@ -1,7 +1,7 @@
 # Names commands only; everything that has settings has them in experiments/.
 PROFILE ?= tiny
 PYTHON  ?= python3
-ABKD     = cargo run --release --quiet --bin abkd --
+ABKD     = cargo run --release --bin abkd --
 
 .PHONY: table1 figure1 all compare test bench weights verify help
 

@@ -95,7 +95,8 @@ pub fn run(
     let _lock = lock(&runs)?;
     let results = places.result(spec, "");
     fs::create_dir_all(&results)
-        .and_then(|()| tempfile_probe(&results))
+        // found out now, and not after hours of work
+        .and_then(|()| tempfile::tempfile_in(&results))
         .with_context(|| format!("results cannot be written to {}", results.display()))?;
     let device = crate::backend::device(&spec.profile.backend)?;
     let done: Vec<bool> = plan
@@ -172,13 +173,6 @@ fn lock(runs: &Path) -> Result<File> {
         anyhow!("{}: another run works on this folder; wait for it, or give this one its own with --runs", runs.display())
     })?;
     Ok(file)
-}
-
-/// Finds out before hours of work that the results cannot be written.
-fn tempfile_probe(dir: &Path) -> std::io::Result<()> {
-    let path = dir.join(".probe");
-    File::create(&path)?.write_all(b"probe")?;
-    fs::remove_file(path)
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

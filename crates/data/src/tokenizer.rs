@@ -35,7 +35,9 @@ impl Tokenizer {
         let mut inner = Inner::from_file(path).map_err(|e| fail(e.to_string()))?;
         // A file may carry limits of its own; ours are the experiment's.
         inner.with_padding(None);
-        inner.with_truncation(None).map_err(|e| fail(e.to_string()))?;
+        inner
+            .with_truncation(None)
+            .map_err(|e| fail(e.to_string()))?;
         let eos = eos
             .filter(|&id| inner.id_to_token(id).is_some())
             .or_else(|| USUAL_ENDS.iter().find_map(|t| inner.token_to_id(t)))

@@ -50,6 +50,12 @@ pub fn value_and_grad(
     teacher: Tensor<2>,
 ) -> Result<Rows, Error> {
     check_shapes(&student, &teacher)?;
+    if student.dims()[0] > 0 && student.dims()[1] == 0 {
+        return Err(Error::EmptyRow {
+            model: Model::Student,
+            row: 0,
+        });
+    }
     let device = student.device();
     if !row::serves(&device) {
         return reference::value_and_grad(divergence, fidelity, student, teacher);

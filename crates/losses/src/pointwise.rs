@@ -18,6 +18,12 @@ pub(crate) struct Entry {
 /// f and h of an entry.
 pub(crate) trait Pointwise: Copy + Sync {
     fn eval(&self, e: Entry) -> (f32, f32);
+
+    /// c, where `eval` leaves a part c q out of h. That part does not change the gradient as long as
+    /// all of q is summed, and h is more accurate without it.
+    fn dropped(&self) -> f32 {
+        0.0
+    }
 }
 
 /// `forward x KL(p, q) + reverse x KL(q, p)`; with `entropy` = 0 the forward half is the
@@ -38,12 +44,15 @@ impl Pointwise for TwoKl {
             self.reverse * reverse - self.forward * p,
         )
     }
+
+    fn dropped(&self) -> f32 {
+        self.reverse
+    }
 }
 
 /// A mixture `m = a p + b q`, through `x = log(a p / (b q))`: log(q/m) = -log b - softplus(x),
 /// log(p/m) = -log a - softplus(-x), and b q / m = 1 / (1 + e^x). No difference of nearly equal numbers
-/// is left where one side dominates. A multiple of q may be dropped from h, since it does not change the
-/// gradient: so -log b does not appear there.
+/// is left where one side dominates.
 #[derive(Clone, Copy)]
 pub(crate) struct Mixture {
     ln_a: f32,
@@ -85,6 +94,10 @@ impl Pointwise for Jensen {
             h,
         )
     }
+
+    fn dropped(&self) -> f32 {
+        -self.student * self.mixture.ln_b
+    }
 }
 
 /// `KL(p, m)`, or the cross-entropy `-sum p log m` with `entropy` = 0.
@@ -117,6 +130,10 @@ impl Pointwise for SkewReverse {
     fn eval(&self, e: Entry) -> (f32, f32) {
         let (up, _, teacher) = self.mixture.softplus(e);
         (-e.q * (up + self.mixture.ln_b), e.q * (teacher - up))
+    }
+
+    fn dropped(&self) -> f32 {
+        -self.mixture.ln_b
     }
 }
 

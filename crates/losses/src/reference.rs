@@ -17,6 +17,9 @@ struct Pair {
     lp: Tensor<2>,
     lq: Tensor<2>,
     left_out: Tensor<2, Bool>,
+    /// q in rows with such entries, else 0: a part c q of h changes the gradient in those rows alone, and
+    /// h is more accurate without it.
+    loose: Tensor<2>,
 }
 
 /// See [`value_and_grad`](crate::value_and_grad).
@@ -35,12 +38,14 @@ pub fn value_and_grad(
     let left_out = minus_inf(&student).bool_or(minus_inf(&teacher));
     let (q, lq) = normalized(student, Model::Student)?;
     let (p, lp) = normalized(teacher, Model::Teacher)?;
+    let loose = q.clone() * left_out.clone().float().max_dim(1);
     let pair = Pair {
         p,
         q,
         lp,
         lq,
         left_out,
+        loose,
     };
     if let Divergence::AlphaNet { a, b } = *divergence {
         return Ok(alpha_net(&pair, [a, b], fidelity));
@@ -121,7 +126,7 @@ fn formulas(divergence: &Divergence, fidelity: Fidelity, pair: &Pair) -> (Tensor
     };
     let reverse = || {
         let f = q.clone() * (lq.clone() - lp.clone());
-        (f.clone(), f)
+        (f.clone(), f + pair.loose.clone())
     };
     // weights [N, 1] or scalars
     let both = |entropy: f64, w_forward: Tensor<2>, w_reverse: Tensor<2>| {
@@ -152,7 +157,8 @@ fn formulas(divergence: &Divergence, fidelity: Fidelity, pair: &Pair) -> (Tensor
             let m = Mixture::new(1.0 - lambda, pair);
             let h = q.clone() * m.up * -lambda;
             let teacher = p.clone() * (m.down + m.ln_a) * (1.0 - lambda);
-            (h.clone() - q.clone() * (lambda * m.ln_b) - teacher, h)
+            let f = h.clone() - q.clone() * (lambda * m.ln_b) - teacher;
+            (f, h - pair.loose.clone() * (lambda * m.ln_b))
         }
         Divergence::Akl { mu } => {
             let share = akl_share(pair, mu, fidelity);
@@ -174,7 +180,7 @@ fn formulas(divergence: &Divergence, fidelity: Fidelity, pair: &Pair) -> (Tensor
             let m = Mixture::new(1.0 - lambda, pair);
             (
                 q.clone() * (m.up.clone() + m.ln_b).neg(),
-                q.clone() * (m.share - m.up),
+                q.clone() * (m.share - m.up) - pair.loose.clone() * m.ln_b,
             )
         }
         Divergence::TotalVariation => {

@@ -22,8 +22,7 @@ const SMALL_BETA: f64 = 0.05;
 
 /// Whether tensors of `device` lie in host memory, so that this kernel serves them.
 pub(crate) fn serves(device: &Device) -> bool {
-    let name = format!("{:?}", device.as_dispatch());
-    name.contains("Flex") || name.contains("Cpu")
+    *device == Device::flex()
 }
 
 /// Values of a divergence, and its gradient in place of the student's logits.
@@ -206,22 +205,22 @@ pub fn cross_entropy(
         .zip(labels)
         .zip(value)
         .enumerate()
-        .try_for_each(|(row, ((z, &label), value))| {
-            let label = label as usize;
-            let before = z[label];
+        .map(|(row, ((z, &label), value))| {
+            let logit = z[label as usize];
             let mut q = vec![0.0; vocab];
-            let norm = dispatch_softmax(z, &mut q).ok_or_else(|| bad(row, Model::Student, z))?;
-            if before == f32::NEG_INFINITY {
-                return Err(Error::ImpossibleLabel {
-                    row,
-                    label: label as u32,
-                });
+            let Some(norm) = dispatch_softmax(z, &mut q) else {
+                return Some(bad(row, Model::Student, z));
+            };
+            if logit == f32::NEG_INFINITY {
+                return Some(Error::ImpossibleLabel { row, label });
             }
-            *value = -norm.log(before);
+            *value = -norm.log(logit);
             z.copy_from_slice(&q);
-            z[label] -= 1.0;
-            Ok(())
+            z[label as usize] -= 1.0;
+            None
         })
+        .find_map_first(|error| error)
+        .map_or(Ok(()), Err)
 }
 
 /// A row before f and h are known.
@@ -305,18 +304,23 @@ impl Run<'_> {
             .zip(self.teacher.par_chunks_exact(vocab))
             .zip(value)
             .enumerate()
-            .try_for_each_init(
+            .map_init(
                 || (vec![0.0f32; vocab], vec![0.0f32; vocab]),
                 |(q, p), (row, ((z, t), value))| {
-                    let norm_q =
-                        dispatch_softmax(z, q).ok_or_else(|| bad(row, Model::Student, z))?;
-                    let norm_p =
-                        dispatch_softmax(t, p).ok_or_else(|| bad(row, Model::Teacher, t))?;
+                    let Some(norm_q) = dispatch_softmax(z, q) else {
+                        return Some(bad(row, Model::Student, z));
+                    };
+                    let Some(norm_p) = dispatch_softmax(t, p) else {
+                        return Some(bad(row, Model::Teacher, t));
+                    };
                     let d = make(&RowView { p, q });
                     *value = dispatch_formulas(d, z, t, p, q, norm_p, norm_q) as f32;
-                    Ok(())
+                    None
                 },
             )
+            // the first bad row, whatever the order of work
+            .find_map_first(|error| error)
+            .map_or(Ok(()), Err)
     }
 }
 
@@ -336,6 +340,8 @@ struct Norm {
     ln_sum: f32,
     /// Probability of the largest logit.
     largest: f32,
+    /// Whether an entry is -inf.
+    masked: bool,
 }
 
 impl Norm {
@@ -348,21 +354,21 @@ impl Norm {
 /// Softmax of `z` into `out`; gives the normaliser, or `None` where there is none.
 #[inline(always)]
 fn softmax(z: &[f32], out: &mut [f32]) -> Option<Norm> {
-    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let (mut high, mut low) = ([f32::NEG_INFINITY; LANES], [f32::INFINITY; LANES]);
     let (chunks, rest) = z.as_chunks::<LANES>();
+    let (larger, smaller) = (
+        |a: f32, b: f32| if b > a { b } else { a },
+        |a: f32, b: f32| if b < a { b } else { a },
+    );
     for chunk in chunks {
         for i in 0..LANES {
-            lanes[i] = if chunk[i] > lanes[i] {
-                chunk[i]
-            } else {
-                lanes[i]
-            };
+            high[i] = larger(high[i], chunk[i]);
+            low[i] = smaller(low[i], chunk[i]);
         }
     }
-    let max = lanes
-        .iter()
-        .chain(rest)
-        .fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a });
+    let ends = |lanes: [f32; LANES]| lanes.into_iter().chain(rest.iter().copied());
+    let max = ends(high).fold(f32::NEG_INFINITY, larger);
+    let min = ends(low).fold(f32::INFINITY, smaller);
     if !max.is_finite() {
         return None;
     }
@@ -394,6 +400,7 @@ fn softmax(z: &[f32], out: &mut [f32]) -> Option<Norm> {
         max,
         ln_sum: total.ln() as f32,
         largest: scale,
+        masked: min == f32::NEG_INFINITY,
     })
 }
 
@@ -418,6 +425,8 @@ fn formulas<D: Pointwise>(
     norm_p: Norm,
     norm_q: Norm,
 ) -> f64 {
+    // The part of h that may be left out where all of q is summed: not where the teacher masks entries.
+    let dropped = if norm_p.masked { d.dropped() } else { 0.0 };
     let eval = |z: f32, t: f32, p: f32, q: f32| {
         let left_out = z == f32::NEG_INFINITY || t == f32::NEG_INFINITY;
         let (f, h) = d.eval(Entry {
@@ -426,7 +435,11 @@ fn formulas<D: Pointwise>(
             lp: norm_p.log(t),
             lq: norm_q.log(z),
         });
-        if left_out { (0.0, 0.0) } else { (f, h) }
+        if left_out {
+            (0.0, 0.0)
+        } else {
+            (f, h + dropped * q)
+        }
     };
     let (mut total_f, mut total_h) = (0.0f64, 0.0f64);
     let blocks = z
