@@ -154,10 +154,25 @@ fn main() -> ExitCode {
         // A reader that has gone away (`abkd list | head`) is no error of ours.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", describe(&error));
             ExitCode::FAILURE
         }
     }
+}
+
+/// The chain of causes on one line; a cause that its error quotes already is not repeated.
+fn describe(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.ends_with(&cause) {
+            continue;
+        }
+        if !text.is_empty() {
+            text += ": ";
+        }
+        text += &cause;
+    }
+    text
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
@@ -329,7 +344,7 @@ fn listing(what: Option<Listing>, root: &Path) -> Result<String> {
             Listing::Experiments => {
                 text += "experiments\n";
                 let folder = root.join("experiments");
-                for name in spec::names(&folder)?.iter().filter(|n| *n != "Cargo") {
+                for name in spec::names(&folder)? {
                     let e: spec::Experiment =
                         spec::read_toml(&folder.join(format!("{name}.toml")))?;
                     text += &format!("  {name:16} {}\n", e.title);
