@@ -1,6 +1,5 @@
 //! Runs the cells of a plan: several side by side, each at most once, resuming what was begun.
 
-use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -586,14 +585,6 @@ pub fn write_results(places: &Places, spec: &Spec, plan: &Plan) -> Result<()> {
         }
         _ => Ok(()),
     }
-}
-
-/// Result files of all cells by id, for the report of a plan.
-pub fn done_cells(places: &Places, spec: &Spec, plan: &Plan) -> BTreeMap<String, bool> {
-    plan.cells
-        .iter()
-        .map(|c| (c.id.clone(), is_done(places, spec, c)))
-        .collect()
 }
 
 /// Refuses a spec whose inputs are only partly there.
