@@ -12,4 +12,5 @@ pub mod results;
 pub mod runner;
 pub mod spec;
 pub mod suggest;
+pub mod timing;
 pub mod verify;

@@ -13,6 +13,7 @@ use abkd_experiments::spec::{self, Profile, Spec};
 use abkd_experiments::verify::{Subject, verify};
 use abkd_experiments::{audit, backend, report};
 use abkd_losses::Divergence;
+use abkd_training::Method;
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -62,7 +63,7 @@ enum Command {
     Compare(Target),
     /// Draw the picture of an experiment from its CSV
     Plot(Target),
-    /// List experiments, profiles, losses or datasets
+    /// List experiments, profiles, methods, losses or datasets
     List {
         /// What to list; all when absent
         what: Option<Listing>,
@@ -95,6 +96,8 @@ enum Listing {
     Experiments,
     /// Scales
     Profiles,
+    /// Distillation methods
+    Methods,
     /// Divergences, with formula and parameters
     Losses,
     /// Test sets
@@ -331,6 +334,7 @@ fn listing(what: Option<Listing>, root: &Path) -> Result<String> {
     let all = [
         Listing::Experiments,
         Listing::Profiles,
+        Listing::Methods,
         Listing::Losses,
         Listing::Datasets,
     ];
@@ -356,6 +360,12 @@ fn listing(what: Option<Listing>, root: &Path) -> Result<String> {
                 for name in spec::names(&folder)? {
                     let p: Profile = spec::read_toml(&folder.join(format!("{name}.toml")))?;
                     text += &format!("  {name:16} {}\n", p.description);
+                }
+            }
+            Listing::Methods => {
+                text += "methods\n";
+                for (id, line) in Method::IDS {
+                    text += &format!("  {id:10} {line}\n");
                 }
             }
             Listing::Losses => {

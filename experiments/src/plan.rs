@@ -6,26 +6,40 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use abkd_data::TestSet;
+use abkd_training::Method;
 use anyhow::Result;
 use serde_json::{Value, json};
 
 use crate::inputs::{hash_json, identity};
-use crate::spec::{Kind, Spec};
+use crate::spec::{Kind, Profile, Spec};
 
 /// Raised when the meaning of a spec changes, so that older cells are not mistaken for new ones.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// What a cell does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Work {
-    /// Fine-tunes the teacher.
-    TeacherSft,
-    /// Fine-tunes the student's initialisation.
-    StudentSft,
+    /// Fine-tunes the teacher, or the student's initialisation.
+    Sft {
+        /// Which of the two.
+        who: Who,
+    },
+    /// The teacher answers every training prompt once.
+    TeacherAnswers {
+        /// Most tokens of an answer.
+        max_new_tokens: usize,
+    },
     /// Distils the student of a row.
     Distill {
         /// Index of the row.
         row: usize,
+    },
+    /// Times updates of a row.
+    Time {
+        /// Index of the row.
+        row: usize,
+        /// Which of the repeats, from 0.
+        repeat: usize,
     },
     /// Answers a test set and scores the answers.
     Evaluate {
@@ -67,6 +81,8 @@ pub struct Plan {
     /// The cells.
     pub cells: Vec<Cell>,
     models: BTreeMap<Who, usize>,
+    /// Cells of the teacher's answers, by `max_new_tokens`.
+    answers: BTreeMap<usize, usize>,
 }
 
 impl Plan {
@@ -79,15 +95,17 @@ impl Plan {
         let mut plan = Self {
             cells: Vec::new(),
             models: BTreeMap::new(),
+            answers: BTreeMap::new(),
         };
         let p = &spec.profile;
         let hash = |name: &str| hashes.get(name).map_or("unknown", String::as_str);
         let teacher_base = identity(root, &p.teacher, &p.teacher)?;
         let student_base = identity(root, &p.student, &p.teacher)?;
-        let training = |objective: String, settings: Value, start: Value, teacher: Value| {
+        let training = |method: Value, settings: Value, start: &Value, teacher: &Value| {
             json!({
                 "format": FORMAT,
-                "objective": objective,
+                "method": method,
+                "kd_ratio": p.kd_ratio,
                 "settings": settings,
                 "start": start,
                 "teacher": teacher,
@@ -98,43 +116,48 @@ impl Plan {
             })
         };
 
-        if let Some(sft) = &p.teacher_sft {
-            let spec = training(
-                "cross_entropy".into(),
-                json!(sft),
-                teacher_base.clone(),
-                Value::Null,
-            );
-            plan.add_model(Who::Teacher, "teacher-sft", Work::TeacherSft, vec![], spec);
-        }
-        if let Some(sft) = &p.student_sft {
-            let spec = training(
-                "cross_entropy".into(),
-                json!(sft),
-                student_base.clone(),
-                Value::Null,
-            );
-            plan.add_model(Who::Student, "student-sft", Work::StudentSft, vec![], spec);
+        for (who, name, sft, base) in [
+            (Who::Teacher, "teacher-sft", &p.teacher_sft, &teacher_base),
+            (Who::Student, "student-sft", &p.student_sft, &student_base),
+        ] {
+            if let Some(sft) = sft {
+                let spec = training(json!("sft"), json!(sft), base, &Value::Null);
+                plan.add_model(who, name, Work::Sft { who }, vec![], spec);
+            }
         }
         let teacher = plan.reference(Who::Teacher, &teacher_base);
         let student = plan.reference(Who::Student, &student_base);
-        for (index, row) in spec.experiment.rows.iter().enumerate() {
-            let objective = format!("{:?}", row.objective(p.kd_ratio)?);
-            let cell = training(
-                objective,
-                json!(p.distill),
-                student.clone(),
-                teacher.clone(),
-            );
-            let needs = plan.needs([Who::Teacher, Who::Student]);
-            let name = format!("distill-{}", row.divergence);
-            plan.add_model(
-                Who::Row(index),
-                &name,
-                Work::Distill { row: index },
-                needs,
-                cell,
-            );
+        let rows = &spec.experiment.rows;
+        let timed = spec.experiment.kind == Kind::Timing;
+        let repeats = if timed { p.timing.repeats } else { 1 };
+        for repeat in 0..repeats {
+            for (index, row) in rows.iter().enumerate() {
+                let method = row.method(p)?;
+                let mut needs = plan.needs([Who::Teacher, Who::Student]);
+                let mut identity = method.identity();
+                if let Method::SeqKd(settings) = &method {
+                    let tokens = settings.max_new_tokens.unwrap_or(p.data.max_new_tokens());
+                    let answers = plan.teacher_answers(tokens, &teacher, p, &hash);
+                    identity["answers"] = json!(plan.cells[answers].id);
+                    needs.push(answers);
+                }
+                let mut cell = training(identity, json!(row.training(p)?), &student, &teacher);
+                let short = row.short();
+                if timed {
+                    cell["timing"] = json!([p.timing.warmup, p.timing.steps, repeat]);
+                    let work = Work::Time { row: index, repeat };
+                    plan.add(&format!("time-{short}-{}", repeat + 1), work, needs, cell);
+                } else {
+                    let work = Work::Distill { row: index };
+                    plan.add_model(
+                        Who::Row(index),
+                        &format!("distill-{short}"),
+                        work,
+                        needs,
+                        cell,
+                    );
+                }
+            }
         }
         if spec.experiment.kind == Kind::Table {
             let references = [Who::Teacher, Who::Student]
@@ -168,6 +191,39 @@ impl Plan {
             }
         }
         Ok(plan)
+    }
+
+    /// The cell of the teacher's answers of at most so many tokens.
+    pub fn answers(&self, max_new_tokens: usize) -> Option<&Cell> {
+        self.answers.get(&max_new_tokens).map(|&i| &self.cells[i])
+    }
+
+    fn teacher_answers<'a>(
+        &mut self,
+        max_new_tokens: usize,
+        teacher: &Value,
+        p: &Profile,
+        hash: &impl Fn(&str) -> &'a str,
+    ) -> usize {
+        if let Some(&index) = self.answers.get(&max_new_tokens) {
+            return index;
+        }
+        let spec = json!({
+            "format": FORMAT,
+            "teacher": teacher,
+            "train": hash("train"),
+            "tokenizer": hash("tokenizer"),
+            "limits": [p.data.max_prompt_length, p.data.max_length],
+            "max_new_tokens": max_new_tokens,
+            "batch_size": p.evaluation.batch_size,
+            "seed": p.distill.seed,
+            "backend": p.backend,
+        });
+        let needs = self.needs([Who::Teacher]);
+        let work = Work::TeacherAnswers { max_new_tokens };
+        let index = self.add("teacher-answers", work, needs, spec);
+        self.answers.insert(max_new_tokens, index);
+        index
     }
 
     /// The cell that makes a model; `None` for one that is used as it comes.
@@ -205,12 +261,12 @@ impl Plan {
     }
 }
 
-/// Short name of a model for ids: `teacher`, `student`, or the row's divergence.
+/// Short name of a model for ids: `teacher`, `student`, or the row's method or divergence.
 fn label_of(spec: &Spec, who: Who) -> String {
     match who {
         Who::Teacher => "teacher".into(),
         Who::Student => "student".into(),
-        Who::Row(i) => spec.experiment.rows[i].divergence.clone(),
+        Who::Row(i) => spec.experiment.rows[i].short().into(),
     }
 }
 

@@ -1,9 +1,11 @@
-//! Figures as PNG: the curves of Figure 1 and the bars of Tables 1, 2 and 4, ours beside the paper's.
+//! Figures as PNG: the curves of Figure 1, the bars of Tables 1, 2 and 4, ours beside the paper's, and the stacked bars
+//! of Table 3.
 //!
 //! The font is part of the binary, so a figure looks the same on a machine without fonts.
 
 mod bars;
 mod curves;
+mod stacks;
 
 use std::fs;
 use std::ops::Range;
@@ -20,6 +22,7 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 pub use bars::bars;
 pub use curves::figure1;
+pub use stacks::stacks;
 
 static DEJAVU_SANS: &[u8] = include_bytes!("../assets/DejaVuSans.ttf");
 

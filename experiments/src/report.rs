@@ -10,6 +10,7 @@ use crate::plot;
 use crate::results::{Table, read_curve};
 use crate::runner::Places;
 use crate::spec::{Kind, Spec};
+use crate::timing;
 
 /// Compares a table with the paper's and writes the comparison; gives the table for the terminal.
 ///
@@ -18,8 +19,10 @@ use crate::spec::{Kind, Spec};
 /// When there are no results yet, or a file is not what it should be.
 pub fn compare(places: &Places, spec: &Spec) -> Result<String> {
     let e = &spec.experiment;
-    if e.kind == Kind::Curve {
-        return compare_curves(places, spec);
+    match e.kind {
+        Kind::Curve => return compare_curves(places, spec),
+        Kind::Timing => return compare_timings(places, spec),
+        Kind::Table => {}
     }
     let ours = places.result(spec, &format!("{}.csv", e.name));
     let comparison = Comparison::read(
@@ -36,6 +39,24 @@ pub fn compare(places: &Places, spec: &Spec) -> Result<String> {
         .then(terminal_width)
         .flatten();
     Ok(comparison.terminal(width))
+}
+
+/// Seconds a sample and ratios to SFT, ours and the paper's.
+fn compare_timings(places: &Places, spec: &Spec) -> Result<String> {
+    let e = &spec.experiment;
+    let rows = timing::read(&places.result(spec, &e.name)).with_context(|| hint(spec))?;
+    let paper = timing::read_paper(&places.paper(&e.paper))?;
+    let text = timing::comparison(&rows, &paper);
+    let heading = format!(
+        "# {}, profile `{}`\n\n{}\n\nMachine: {}.\n\n",
+        e.title,
+        spec.profile.name,
+        spec.profile.description,
+        timing::machine()
+    );
+    let path = places.result(spec, &format!("{}_comparison.md", e.name));
+    crate::results::write_atomic(&path, (heading + &text).as_bytes())?;
+    Ok(text)
 }
 
 /// Last point and best point of each curve, ours and the paper's, with ranks.
@@ -93,6 +114,13 @@ pub fn draw(places: &Places, spec: &Spec) -> Result<PathBuf> {
         Kind::Curve => {
             let ours = read_curve(&ours).with_context(|| hint(spec))?;
             plot::figure1(&ours, Some(&read_curve(&paper)?), &path, &spec.profile.name)?;
+        }
+        Kind::Timing => {
+            let rows = timing::read(&places.result(spec, &e.name)).with_context(|| hint(spec))?;
+            let paper = timing::read_paper(&paper)?;
+            let of = |method: &str| paper.iter().find(|(m, _)| m == method).map(|(_, s)| *s);
+            let ratio = |method: &str| Some(of(method)? / of("SFT")?);
+            plot::stacks(&rows, ratio, &path, &e.title, &spec.profile.name)?;
         }
         Kind::Table => {
             let ours = Table::read(&ours).with_context(|| hint(spec))?;

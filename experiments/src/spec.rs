@@ -1,353 +1,22 @@
 //! What an experiment is: a TOML file that names rows and columns, and a profile that names the scale.
 
-use std::collections::BTreeMap;
+mod experiment;
+mod profile;
+
 use std::path::{Path, PathBuf};
 
 use abkd_data::TestSet;
-use abkd_losses::{Divergence, Fidelity};
-use abkd_models::ModelConfig;
-use abkd_models::generate::Decoding;
-use abkd_training::{Objective, Settings};
+use abkd_training::Method;
 use anyhow::{Context, Result, bail, ensure};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
+
+pub use experiment::{Experiment, Kind, Row};
+pub use profile::{
+    DataSpec, DecodingSpec, MethodSpec, ModelSpec, Profile, Source, TimingSpec, ValidationSpec,
+};
 
 use crate::suggest::{nearest, with_nearest_key};
-
-/// A table or figure of the paper.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Experiment {
-    /// Name, also of its results.
-    pub name: String,
-    /// Heading of its table and pictures.
-    pub title: String,
-    /// What it yields.
-    pub kind: Kind,
-    /// First column of its CSV, as in the paper's: `loss` or `method`.
-    #[serde(default = "defaults::row_key")]
-    pub row_key: String,
-    /// CSV of the paper's numbers in `results/paper`.
-    pub paper: String,
-    /// Test sets, in the order of the table.
-    pub datasets: Vec<String>,
-    /// Sampling seeds of the evaluation.
-    pub seeds: Vec<u64>,
-    /// Whether teacher and initialised student are evaluated too.
-    #[serde(default)]
-    pub references: bool,
-    /// Rows of the table, or curves of the figure.
-    pub rows: Vec<Row>,
-}
-
-/// What an experiment yields.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Kind {
-    /// Scores on the test sets.
-    Table,
-    /// Validation curves.
-    Curve,
-}
-
-/// One row: a student trained one way.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Row {
-    /// Label, as in the paper.
-    pub label: String,
-    /// Id of the divergence; `abkd list losses` shows them.
-    pub divergence: String,
-    /// Its parameters, e.g. `{ alpha = 0.2, beta = 0.7 }`.
-    #[serde(default)]
-    pub params: BTreeMap<String, f64>,
-    /// `paper` or `official`; the documented default when absent.
-    #[serde(default)]
-    pub fidelity: Option<String>,
-}
-
-impl Row {
-    /// The loss that the row names.
-    ///
-    /// # Errors
-    ///
-    /// An unknown divergence, parameter or form; a parameter out of range.
-    pub fn objective(&self, kd_ratio: f64) -> Result<Objective> {
-        let context = || format!("row `{}`", self.label);
-        let divergence =
-            Divergence::from_parts(&self.divergence, &self.params).with_context(context)?;
-        divergence.validate().with_context(context)?;
-        let fidelity = match self.fidelity.as_deref() {
-            None => divergence.default_fidelity(),
-            Some("paper") => Fidelity::Paper,
-            Some("official") => Fidelity::Official,
-            Some(other) => bail!(
-                "row `{}`: unknown fidelity `{other}`; known: paper, official{}",
-                self.label,
-                nearest(other, ["paper", "official"])
-            ),
-        };
-        Ok(Objective::Distill {
-            divergence,
-            fidelity,
-            kd_ratio,
-        })
-    }
-}
-
-/// The scale at which experiments run.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Profile {
-    /// Name, also of its folders below results and figures.
-    pub name: String,
-    /// One sentence for `abkd list`.
-    pub description: String,
-    /// Where the computation happens: `flex`.
-    #[serde(default = "defaults::backend")]
-    pub backend: String,
-    /// Cells run side by side.
-    #[serde(default = "defaults::jobs")]
-    pub jobs: usize,
-    /// Replaces an experiment's seeds.
-    #[serde(default)]
-    pub seeds: Option<Vec<u64>>,
-    /// Share of the divergence in the loss.
-    #[serde(default = "defaults::kd_ratio")]
-    pub kd_ratio: f64,
-    /// Data.
-    pub data: DataSpec,
-    /// Teacher.
-    pub teacher: ModelSpec,
-    /// Student.
-    pub student: ModelSpec,
-    /// Fine-tuning of the teacher; absent: it is used as it is.
-    #[serde(default)]
-    pub teacher_sft: Option<Settings>,
-    /// Fine-tuning that initialises the student; absent: it is used as it is.
-    #[serde(default)]
-    pub student_sft: Option<Settings>,
-    /// Distillation.
-    pub distill: Settings,
-    /// What is measured after each epoch.
-    pub validation: ValidationSpec,
-    /// How the test sets are answered.
-    pub evaluation: DecodingSpec,
-}
-
-/// Where data come from.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct DataSpec {
-    /// `embedded` (generated, needs no file) or `folder`.
-    pub source: Source,
-    /// Folder of the sets; absent: the environment variable `ABKD_DATA`.
-    #[serde(default)]
-    pub path: Option<PathBuf>,
-    /// `tokenizer.json`; absent: the teacher checkpoint's.
-    #[serde(default)]
-    pub tokenizer: Option<PathBuf>,
-    /// Seed of the embedded corpus.
-    #[serde(default)]
-    pub seed: u64,
-    /// Use the first so many training examples.
-    #[serde(default)]
-    pub train: Option<usize>,
-    /// Use the first so many validation examples.
-    #[serde(default)]
-    pub valid: Option<usize>,
-    /// Use the first so many examples of each test set.
-    #[serde(default)]
-    pub test: Option<usize>,
-    /// A longer prompt is cut to its first so many tokens.
-    #[serde(default = "defaults::max_prompt_length")]
-    pub max_prompt_length: usize,
-    /// A longer sequence is cut.
-    #[serde(default = "defaults::max_length")]
-    pub max_length: usize,
-}
-
-/// Source of the data.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Source {
-    /// The generated corpus.
-    Embedded,
-    /// JSONL files.
-    Folder,
-}
-
-/// Where a model comes from: exactly one of the keys.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ModelSpec {
-    /// A Hugging Face folder.
-    #[serde(default)]
-    pub checkpoint: Option<PathBuf>,
-    /// So many of the teacher checkpoint's layers, evenly spaced (student only).
-    #[serde(default)]
-    pub layers: Option<usize>,
-    /// Fresh weights in the shape of a GPT-2 `config.json`.
-    #[serde(default)]
-    pub gpt2: Option<toml::Table>,
-    /// Fresh weights in the shape of a LLaMA `config.json`.
-    #[serde(default)]
-    pub llama: Option<toml::Table>,
-    /// Seed of fresh weights.
-    #[serde(default = "defaults::seed")]
-    pub seed: u64,
-}
-
-impl ModelSpec {
-    /// The shape of a model with fresh weights; `None` for other sources.
-    ///
-    /// # Errors
-    ///
-    /// A key that the architecture does not have, or a value that is not built.
-    pub fn fresh(&self, path: &Path) -> Result<Option<ModelConfig>> {
-        let (model_type, table) = match (&self.gpt2, &self.llama) {
-            (Some(table), None) => ("gpt2", table),
-            (None, Some(table)) => ("llama", table),
-            _ => return Ok(None),
-        };
-        let mut json = serde_json::to_value(table)?;
-        json["model_type"] = model_type.into();
-        let config: ModelConfig = serde_json::from_value(json)
-            .with_context(|| format!("{}: section `{model_type}`", path.display()))?;
-        let known = serde_json::to_value(&config)?;
-        for key in table.keys() {
-            let keys = known
-                .as_object()
-                .into_iter()
-                .flat_map(|o| o.keys().map(String::as_str));
-            ensure!(
-                known.get(key).is_some(),
-                "{}: section `{model_type}`: unknown key `{key}`{}",
-                path.display(),
-                nearest(key, keys)
-            );
-        }
-        config.check(path)?;
-        Ok(Some(config))
-    }
-
-    fn check(&self, who: &str, path: &Path) -> Result<()> {
-        let given = [
-            self.checkpoint.is_some(),
-            self.layers.is_some(),
-            self.gpt2.is_some(),
-            self.llama.is_some(),
-        ];
-        ensure!(
-            given.into_iter().filter(|g| *g).count() == 1,
-            "{}: [{who}] needs exactly one of checkpoint, layers, gpt2, llama",
-            path.display()
-        );
-        ensure!(
-            who == "student" || self.layers.is_none(),
-            "{}: [teacher] cannot be made of layers",
-            path.display()
-        );
-        self.fresh(path).map(|_| ())
-    }
-}
-
-/// What is measured after each epoch.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ValidationSpec {
-    /// Use the first so many validation examples.
-    pub examples: usize,
-    /// Seed of the draws.
-    #[serde(default = "defaults::seed")]
-    pub seed: u64,
-    /// Most tokens of an answer.
-    pub max_new_tokens: usize,
-    /// Rows decoded together.
-    #[serde(default = "defaults::decode_batch")]
-    pub batch_size: usize,
-}
-
-impl ValidationSpec {
-    /// Sampling without the n-gram rule, as the published code validates.
-    pub fn decoding(&self) -> Decoding {
-        Decoding {
-            max_new_tokens: self.max_new_tokens,
-            batch_size: self.batch_size,
-            ..Decoding::sampling()
-        }
-    }
-}
-
-/// How answers are drawn.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct DecodingSpec {
-    /// Most tokens of an answer.
-    pub max_new_tokens: usize,
-    /// Divides the logits.
-    #[serde(default = "defaults::one")]
-    pub temperature: f64,
-    /// 0 is off.
-    #[serde(default)]
-    pub top_k: usize,
-    /// 1 is off.
-    #[serde(default = "defaults::one")]
-    pub top_p: f64,
-    /// 0 is off.
-    #[serde(default = "defaults::ngram")]
-    pub no_repeat_ngram_size: usize,
-    /// Rows decoded together.
-    #[serde(default = "defaults::decode_batch")]
-    pub batch_size: usize,
-}
-
-impl DecodingSpec {
-    /// As the models crate wants it.
-    pub fn decoding(&self) -> Decoding {
-        Decoding {
-            max_new_tokens: self.max_new_tokens,
-            temperature: self.temperature,
-            top_k: self.top_k,
-            top_p: self.top_p,
-            no_repeat_ngram_size: self.no_repeat_ngram_size,
-            batch_size: self.batch_size,
-        }
-    }
-}
-
-mod defaults {
-    pub fn row_key() -> String {
-        "loss".into()
-    }
-    pub fn backend() -> String {
-        "flex".into()
-    }
-    pub fn jobs() -> usize {
-        1
-    }
-    pub fn kd_ratio() -> f64 {
-        1.0
-    }
-    pub fn max_prompt_length() -> usize {
-        256
-    }
-    pub fn max_length() -> usize {
-        512
-    }
-    pub fn seed() -> u64 {
-        10
-    }
-    pub fn decode_batch() -> usize {
-        32
-    }
-    pub fn one() -> f64 {
-        1.0
-    }
-    pub fn ngram() -> usize {
-        6
-    }
-}
 
 /// An experiment at a scale, checked.
 #[derive(Clone, Debug, Serialize)]
@@ -369,9 +38,11 @@ impl Spec {
         let folder = root.join("experiments");
         let experiment_path = find(&folder, experiment, "experiment")?;
         let profile_path = find(&folder.join("profiles"), profile, "profile")?;
+        let experiment: Experiment = read_toml(&experiment_path)?;
+        let profile = read_profile(&profile_path, experiment.pair.as_deref())?;
         let mut spec = Self {
-            experiment: read_toml(&experiment_path)?,
-            profile: read_toml(&profile_path)?,
+            experiment,
+            profile,
         };
         if let Some(seeds) = spec.profile.seeds.clone() {
             spec.experiment.seeds = seeds;
@@ -386,11 +57,11 @@ impl Spec {
         let e = &self.experiment;
         ensure!(!e.rows.is_empty(), "{place}: no [[rows]]");
         ensure!(
-            e.kind == Kind::Curve || !e.seeds.is_empty(),
+            e.kind != Kind::Table || !e.seeds.is_empty(),
             "{place}: `seeds` is empty; give at least one sampling seed, e.g. seeds = [10]"
         );
         ensure!(
-            e.kind == Kind::Curve || !e.datasets.is_empty(),
+            e.kind != Kind::Table || !e.datasets.is_empty(),
             "{place}: `datasets` is empty; `abkd list datasets` shows them"
         );
         let mut seen = std::collections::BTreeSet::new();
@@ -398,7 +69,8 @@ impl Spec {
             ensure!(seen.insert(seed), "{place}: seed {seed} is given twice");
         }
         for row in &e.rows {
-            row.objective(self.profile.kd_ratio)
+            row.method(&self.profile)
+                .and_then(|_| row.training(&self.profile))
                 .with_context(|| place.to_string())?;
             ensure!(
                 e.rows.iter().filter(|r| r.label == row.label).count() == 1,
@@ -437,6 +109,21 @@ impl Spec {
             place(),
             p.kd_ratio
         );
+        for method in p.methods.keys() {
+            let ids = Method::IDS.map(|(id, _)| id);
+            ensure!(
+                ids.contains(&method.as_str()),
+                "{}: [methods.{method}]: no such method{}; known: {}",
+                place(),
+                nearest(method, ids),
+                ids.join(", ")
+            );
+        }
+        ensure!(
+            p.timing.steps > 0 && p.timing.repeats > 0,
+            "{}: [timing] steps and repeats must be 1 or more",
+            place()
+        );
         ensure!(p.jobs > 0, "{}: jobs = 0: it must be 1 or more", place());
         crate::backend::device(&p.backend).with_context(place)?;
         ensure!(
@@ -459,6 +146,36 @@ impl Spec {
             .map(|id| Ok(id.parse::<TestSet>()?))
             .collect()
     }
+}
+
+/// Reads a profile; with a pair, the keys of its `[pairs.NAME]` replace (models) or extend (all
+/// else) those of the file.
+fn read_profile(path: &Path, pair: Option<&str>) -> Result<Profile> {
+    let plain: Profile = read_toml(path)?;
+    let Some(changes) = pair.and_then(|name| plain.pairs.get(name)) else {
+        return Ok(plain);
+    };
+    let mut table: toml::Table = read_toml(path)?;
+    for (key, change) in changes {
+        match (table.get_mut(key), change) {
+            (Some(toml::Value::Table(old)), toml::Value::Table(new))
+                if key != "teacher" && key != "student" =>
+            {
+                old.extend(new.clone());
+            }
+            _ => {
+                table.insert(key.clone(), change.clone());
+            }
+        }
+    }
+    table.try_into().map_err(|error: toml::de::Error| {
+        anyhow::anyhow!(
+            "{}: [pairs.{}]: {}",
+            path.display(),
+            pair.unwrap_or_default(),
+            with_nearest_key(error.message())
+        )
+    })
 }
 
 /// The file that a name or path stands for.

@@ -12,9 +12,12 @@ pub fn nearest<'a>(typed: &str, known: impl IntoIterator<Item = &'a str>) -> Str
 
 /// Adds the nearest key to serde's "unknown field `x`, expected one of `a`, `b`".
 pub fn with_nearest_key(message: &str) -> String {
-    let quoted: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
+    let Some(start) = message.find("unknown ") else {
+        return message.to_owned();
+    };
+    let quoted: Vec<&str> = message[start..].split('`').skip(1).step_by(2).collect();
     match quoted.split_first() {
-        Some((typed, known)) if message.starts_with("unknown") => {
+        Some((typed, known)) => {
             format!("{message}{}", nearest(typed, known.iter().copied()))
         }
         _ => message.to_owned(),

@@ -42,6 +42,49 @@ pub fn batch(sequences: &[&Sequence], pad: u32) -> Batch {
     }
 }
 
+impl Batch {
+    /// Parts of at most `rows` rows, each padded to its own longest row, with the range of `targets`
+    /// that it holds.
+    ///
+    /// # Panics
+    ///
+    /// When `rows` is 0.
+    pub fn split(&self, rows: usize) -> Vec<(Self, std::ops::Range<usize>)> {
+        let mut parts = Vec::new();
+        let mut first_target = 0;
+        for first in (0..self.rows).step_by(rows) {
+            let end = (first + rows).min(self.rows);
+            let lengths = self.lengths[first..end].to_vec();
+            let width = lengths.iter().copied().max().unwrap_or(0);
+            let mut input_ids = Vec::with_capacity(width * lengths.len());
+            for row in first..end {
+                let start = row * self.width;
+                input_ids.extend(&self.input_ids[start..start + width]);
+            }
+            let targets: Vec<(usize, u32)> = self.targets[first_target..]
+                .iter()
+                .take_while(|(at, _)| at / self.width < end)
+                .map(|(at, label)| {
+                    let (row, column) = (at / self.width - first, at % self.width);
+                    (row * width + column, *label)
+                })
+                .collect();
+            let range = first_target..first_target + targets.len();
+            first_target = range.end;
+            let part = Self {
+                examples: self.examples[first..end].to_vec(),
+                rows: end - first,
+                width,
+                input_ids,
+                lengths,
+                targets,
+            };
+            parts.push((part, range));
+        }
+        parts
+    }
+}
+
 /// The whole batches of an epoch as indices into `sequences`: a shuffle that depends on (seed, epoch)
 /// alone. What does not fill a batch is left out, unless there is nothing else. With `buckets`, every 16
 /// batches are sorted by length among themselves, which saves padding; the sequences of the epoch
@@ -92,6 +135,16 @@ mod tests {
         assert_eq!(batch.input_ids, [1, 2, 3, 5, 0, 0]);
         assert_eq!(batch.lengths, [3, 1]);
         assert_eq!(batch.targets, [(1, 3), (2, 4), (3, 6)]);
+    }
+
+    #[test]
+    fn parts_hold_the_same_targets_and_less_padding() {
+        let (a, b) = (sequence(&[1, 2, 3, 4], 2), sequence(&[5, 6], 1));
+        let whole = batch(&[&a, &b], 0);
+        let parts = whole.split(1);
+        assert_eq!(parts[0], (batch(&[&a], 0), 0..2));
+        assert_eq!(parts[1], (batch(&[&b], 0), 2..3));
+        assert_eq!(whole.split(5), [(whole.clone(), 0..3)]);
     }
 
     proptest! {

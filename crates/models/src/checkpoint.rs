@@ -159,7 +159,7 @@ pub fn save(model: &LanguageModel, dir: &Path, stored: StoredAs) -> Result<(), E
     write_atomically(&path, text.as_bytes())
 }
 
-fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     let partial = path.with_extension("partial");
     std::fs::write(&partial, bytes).map_err(Error::io(&partial))?;
     std::fs::rename(&partial, path).map_err(Error::io(path))
@@ -189,7 +189,7 @@ fn ignorable(name: &str, config: &ModelConfig) -> bool {
         || (name == "lm_head.weight" && config.tied())
 }
 
-fn to_f32(view: &TensorView, path: &Path, name: &str) -> Result<Vec<f32>, Error> {
+pub(crate) fn to_f32(view: &TensorView, path: &Path, name: &str) -> Result<Vec<f32>, Error> {
     let bytes = view.data();
     let halves = || bytes.as_chunks::<2>().0.iter();
     match view.dtype() {

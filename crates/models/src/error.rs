@@ -67,6 +67,20 @@ pub enum Error {
         /// Shape found.
         found: Vec<usize>,
     },
+    /// An adapter has another rank, or sits on another base.
+    #[error(
+        "{path}: tensor `{name}` has shape {found:?}, base model and adapter_config.json say {expected:?}; is this the adapter of this base, and of this rank?"
+    )]
+    AdapterShape {
+        /// The adapter's weights.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// Shape that fits.
+        expected: Vec<usize>,
+        /// Shape found.
+        found: Vec<usize>,
+    },
     /// A setting is out of range.
     #[error("`{key}` = {value}: {reason}")]
     Setting {

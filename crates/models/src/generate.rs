@@ -96,8 +96,42 @@ pub fn generate(
     decoding: &Decoding,
     progress: &mut dyn FnMut(usize),
 ) -> Result<Vec<Vec<u32>>, Error> {
+    generate_from_mixture(
+        &[(model, 1.0)],
+        prompts,
+        examples,
+        seed,
+        eos,
+        decoding,
+        progress,
+    )
+}
+
+/// As [`generate`], each token from a mixture of models: `sum_i w_i p_i`, e.g. MiniLLM's
+/// teacher-mixed sampling. Temperature, top-k and the like act on the mixture.
+///
+/// # Errors
+///
+/// As [`generate`].
+///
+/// # Panics
+///
+/// Without a model, or with vocabularies that differ.
+pub fn generate_from_mixture(
+    models: &[(&LanguageModel, f64)],
+    prompts: &[Vec<u32>],
+    examples: &[u64],
+    seed: u64,
+    eos: u32,
+    decoding: &Decoding,
+    progress: &mut dyn FnMut(usize),
+) -> Result<Vec<Vec<u32>>, Error> {
     decoding.check()?;
-    let positions = model.config().max_positions();
+    let positions = models
+        .iter()
+        .map(|(m, _)| m.config().max_positions())
+        .min()
+        .expect("a mixture has a model");
     for (prompt, &example) in prompts.iter().zip(examples) {
         if prompt.is_empty() || prompt.len() + decoding.max_new_tokens > positions {
             return Err(Error::TooLong {
@@ -123,7 +157,7 @@ pub fn generate(
                 answer: Vec::new(),
             })
             .collect();
-        decode_batch(model, &mut rows, eos, decoding, &mut |row| {
+        decode_batch(models, &mut rows, eos, decoding, &mut |row| {
             answers[row.index] = row.answer;
             progress(1);
         })?;
@@ -140,15 +174,18 @@ struct Row<'a> {
 }
 
 fn decode_batch(
-    model: &LanguageModel,
+    models: &[(&LanguageModel, f64)],
     rows: &mut Vec<Row>,
     eos: u32,
     decoding: &Decoding,
     done: &mut dyn FnMut(Row),
 ) -> Result<(), Error> {
-    let device = model.device();
     let width = rows.iter().map(|r| r.prompt.len()).max().unwrap_or(0);
-    let mut cache = KvCache::new(model.config().layers(), width + decoding.max_new_tokens);
+    let capacity = width + decoding.max_new_tokens;
+    let mut caches: Vec<KvCache> = models
+        .iter()
+        .map(|(model, _)| KvCache::new(model.config().layers(), capacity))
+        .collect();
     let mut pads: Vec<usize> = rows.iter().map(|r| width - r.prompt.len()).collect();
     let mut ids: Vec<i32> = Vec::with_capacity(rows.len() * width);
     for row in rows.iter() {
@@ -162,13 +199,16 @@ fn decode_batch(
     let mut open: Vec<Option<Row>> = rows.drain(..).map(Some).collect();
     for step in 0..decoding.max_new_tokens {
         let batch = alive.len();
-        let input = Tensor::<2, Int>::from_data(TensorData::new(ids, [batch, columns]), &device);
-        let hidden = model.hidden(input, &pads, Some(&mut cache));
-        let d = hidden.dims()[2];
-        let last = hidden
-            .slice([0..batch, columns - 1..columns, 0..d])
-            .reshape([batch, d]);
-        let logits = to_vec(model.logits(last));
+        let mut parts: Vec<Vec<f32>> = models
+            .iter()
+            .zip(&mut caches)
+            .map(|((model, _), cache)| last_logits(model, &ids, [batch, columns], &pads, cache))
+            .collect();
+        let logits = if let [_] = models {
+            parts.remove(0)
+        } else {
+            log_mixture(&parts, models, batch)
+        };
         let vocab = logits.len() / batch;
         let drawn: Vec<Result<u32, Error>> = logits
             .par_chunks_exact(vocab)
@@ -201,7 +241,7 @@ fn decode_batch(
             break;
         }
         if kept.len() * 8 <= batch * 7 {
-            cache.keep_rows(&kept);
+            caches.iter_mut().for_each(|c| c.keep_rows(&kept));
             pads = kept.iter().map(|&i| pads[i]).collect();
             alive = kept.iter().map(|&i| alive[i]).collect();
             tokens = kept.iter().map(|&i| tokens[i]).collect();
@@ -210,6 +250,45 @@ fn decode_batch(
         columns = 1;
     }
     Ok(())
+}
+
+/// Logits after the last column: `batch x V` values.
+fn last_logits(
+    model: &LanguageModel,
+    ids: &[i32],
+    [batch, columns]: [usize; 2],
+    pads: &[usize],
+    cache: &mut KvCache,
+) -> Vec<f32> {
+    let ids = TensorData::new(ids.to_vec(), [batch, columns]);
+    let input = Tensor::<2, Int>::from_data(ids, &model.device());
+    let hidden = model.hidden(input, pads, Some(cache));
+    let d = hidden.dims()[2];
+    let last = hidden
+        .slice([0..batch, columns - 1..columns, 0..d])
+        .reshape([batch, d]);
+    to_vec(model.logits(last))
+}
+
+/// `log sum_i w_i softmax(z_i)`, row by row.
+fn log_mixture(parts: &[Vec<f32>], models: &[(&LanguageModel, f64)], batch: usize) -> Vec<f32> {
+    let vocab = parts[0].len() / batch;
+    let mut out = vec![0.0f32; parts[0].len()];
+    out.par_chunks_exact_mut(vocab)
+        .enumerate()
+        .for_each(|(row, out)| {
+            for (logits, (_, share)) in parts.iter().zip(models) {
+                let logits = &logits[row * vocab..(row + 1) * vocab];
+                let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                let total: f64 = logits.iter().map(|&x| f64::from((x - max).exp())).sum();
+                let scale = (share / total) as f32;
+                for (o, &x) in out.iter_mut().zip(logits) {
+                    *o += scale * (x - max).exp();
+                }
+            }
+            out.iter_mut().for_each(|o| *o = o.ln());
+        });
+    out
 }
 
 fn next_token(logits: &[f32], row: &Row, step: usize, decoding: &Decoding) -> Result<u32, Error> {

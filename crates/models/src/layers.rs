@@ -6,6 +6,8 @@ use burn::tensor::module::{attention, embedding, layer_norm, linear};
 use burn::tensor::ops::AttentionModuleOptions;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
+use crate::lora::Adapter;
+
 /// Added to the score of a masked position. Finite, so that a row of padding alone gives numbers
 /// (that nobody reads) and not NaN, which would reach real rows through the values.
 const MASKED: f32 = -1e9;
@@ -62,18 +64,24 @@ impl Conv1D {
 pub struct Linear {
     /// `[in, out]`
     pub weight: Param<Tensor<2>>,
+    /// Low-rank adapter, if any.
+    pub adapter: Option<Adapter>,
 }
 
 impl Linear {
     pub(crate) fn new(input: usize, output: usize, device: &Device) -> Self {
         Self {
             weight: zeros([input, output], device),
+            adapter: None,
         }
     }
 
     /// `[B, T, in] -> [B, T, out]`
     pub(crate) fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        linear(x, self.weight.val(), None)
+        match &self.adapter {
+            None => linear(x, self.weight.val(), None),
+            Some(adapter) => linear(x.clone(), self.weight.val(), None) + adapter.forward(x),
+        }
     }
 }
 

@@ -12,6 +12,7 @@ pub mod generate;
 pub mod gpt2;
 mod layers;
 pub mod llama;
+pub mod lora;
 pub mod params;
 pub mod verify;
 

@@ -252,6 +252,36 @@ impl Layer {
     }
 }
 
+impl Layer {
+    /// The projections by name.
+    pub(crate) fn projections(&self) -> [(&'static str, &Linear); 7] {
+        let (attn, mlp) = (&self.self_attn, &self.mlp);
+        [
+            ("q_proj", &attn.q_proj),
+            ("k_proj", &attn.k_proj),
+            ("v_proj", &attn.v_proj),
+            ("o_proj", &attn.o_proj),
+            ("gate_proj", &mlp.gate_proj),
+            ("up_proj", &mlp.up_proj),
+            ("down_proj", &mlp.down_proj),
+        ]
+    }
+
+    /// The same to be changed, with the block that they are in.
+    pub(crate) fn projections_mut(&mut self) -> [(&'static str, &'static str, &mut Linear); 7] {
+        let (attn, mlp) = (&mut self.self_attn, &mut self.mlp);
+        [
+            ("self_attn", "q_proj", &mut attn.q_proj),
+            ("self_attn", "k_proj", &mut attn.k_proj),
+            ("self_attn", "v_proj", &mut attn.v_proj),
+            ("self_attn", "o_proj", &mut attn.o_proj),
+            ("mlp", "gate_proj", &mut mlp.gate_proj),
+            ("mlp", "up_proj", &mut mlp.up_proj),
+            ("mlp", "down_proj", &mut mlp.down_proj),
+        ]
+    }
+}
+
 /// The stack below the head; the field names are the checkpoint's.
 #[derive(Module, Debug)]
 pub struct Stack {

@@ -32,11 +32,6 @@ pub fn list(model: &LanguageModel) -> Vec<NamedParam> {
     found
 }
 
-/// Number of parameters.
-pub fn count(model: &LanguageModel) -> usize {
-    model.num_params()
-}
-
 /// Every parameter's values in the layout of a checkpoint.
 pub fn values(model: &LanguageModel) -> Vec<(String, Vec<usize>, Vec<f32>)> {
     struct Reader<'a> {
@@ -186,7 +181,7 @@ pub(crate) fn to_vec<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
         .to_vec()
 }
 
-fn transpose(data: &[f32], rows: usize, cols: usize) -> Vec<f32> {
+pub(crate) fn transpose(data: &[f32], rows: usize, cols: usize) -> Vec<f32> {
     let mut out = vec![0.0; data.len()];
     for (r, row) in data.chunks_exact(cols).enumerate() {
         for (c, &x) in row.iter().enumerate() {

@@ -68,6 +68,14 @@ pub enum Error {
         /// Examples given.
         examples: usize,
     },
+    /// A method cannot be built as it is described.
+    #[error("method `{method}`: {reason}")]
+    Method {
+        /// Its id.
+        method: String,
+        /// Why not.
+        reason: String,
+    },
     /// A setting is out of range.
     #[error("`{key}` = {value}: {reason}")]
     Setting {

@@ -4,13 +4,16 @@
 //! of logits is freed at once, so the memory beyond inputs and outputs is a chunk or two, whatever the
 //! number of rows and the size of the vocabulary.
 
+use std::borrow::Cow;
+use std::ops::Range;
+
 use abkd_losses::{Divergence, Fidelity, cross_entropy_value_and_grad, value, value_and_grad};
-use burn::tensor::Tensor;
+use burn::tensor::{Tensor, TensorData};
 
 use crate::Error;
 
 /// What a step minimises, in nats a response token.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Objective {
     /// Cross-entropy of the data: fine-tuning.
     CrossEntropy,
@@ -23,6 +26,39 @@ pub enum Objective {
         /// Share of the divergence, in [0, 1].
         kd_ratio: f64,
     },
+    /// MiniLLM's policy gradient on the reverse KL divergence.
+    Policy(PolicyRows),
+}
+
+/// What MiniLLM knows of every sampled token.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct PolicyRows {
+    /// `log q` of the token when it was sampled.
+    pub old_log_prob: Vec<f32>,
+    /// Advantage `A` of the token.
+    pub advantage: Vec<f32>,
+    /// Importance weight `w` of the token.
+    pub weight: Vec<f32>,
+    /// PPO's clip: the ratio counts within `1 - clip ..= 1 + clip`.
+    pub clip: f32,
+    /// Whether the single-step term `KL(q, p)` is added.
+    pub single_step: bool,
+}
+
+impl PolicyRows {
+    /// Loss of a token and its derivative in `log q`, for PPO's
+    /// `max(-A ratio, -A clip(ratio))` with `ratio = w q / q_old`.
+    pub fn token(&self, row: usize, log_prob: f32) -> (f32, f32) {
+        let ratio = (log_prob - self.old_log_prob[row]).exp() * self.weight[row];
+        let advantage = self.advantage[row];
+        let free = -advantage * ratio;
+        let clipped = -advantage * ratio.clamp(1.0 - self.clip, 1.0 + self.clip);
+        if free >= clipped {
+            (free, free)
+        } else {
+            (clipped, 0.0)
+        }
+    }
 }
 
 /// Memory that one chunk of logits may take.
@@ -39,18 +75,19 @@ pub struct Rows {
 
 /// Loss and gradients of a batch.
 pub struct HeadLoss {
-    /// Mean over the rows, nats.
+    /// Scaled sum over the rows, nats.
     pub loss: f64,
     /// d loss / d hidden, `[N, d]`
     pub d_hidden: Tensor<2>,
-    /// d loss / d head, `[V, d]`
-    pub d_head: Tensor<2>,
+    /// d loss / d head, `[V, d]`; absent where the head is frozen.
+    pub d_head: Option<Tensor<2>>,
 }
 
-/// Mean loss over `N` rows and its gradients in the student's hidden states and head.
+/// Loss over `N` rows, summed and scaled, and its gradients in the student's hidden states and head.
 ///
 /// All tensors are on a plain (not autodiff) device. `teacher` may be absent only for
-/// [`Objective::CrossEntropy`].
+/// [`Objective::CrossEntropy`]. `scale` is 1/N for the mean, or less where the rows are a part of an
+/// update. Without `head_gradient` the head is frozen and its gradient is not formed.
 ///
 /// # Errors
 ///
@@ -58,12 +95,14 @@ pub struct HeadLoss {
 ///
 /// # Panics
 ///
-/// When the objective needs a teacher and there is none.
+/// When the objective needs a teacher and there is none; without rows.
 pub fn head_loss(
     objective: &Objective,
     student: &Rows,
     teacher: Option<&Rows>,
     labels: &[u32],
+    scale: f64,
+    head_gradient: bool,
     chunk_bytes: usize,
 ) -> Result<HeadLoss, Error> {
     let [n, d] = student.hidden.dims();
@@ -85,53 +124,100 @@ pub fn head_loss(
     for range in chunks(n, vocab, chunk_bytes) {
         let hidden = student.hidden.clone().slice([range.clone(), 0..d]);
         let logits = hidden.clone().matmul(transposed.clone()); // [C, V]
-        let labels = &labels[range.clone()];
-        let (sum, grad) = match objective {
-            Objective::CrossEntropy => sum_and_grad(cross_entropy_value_and_grad(logits, labels)?),
-            Objective::Distill {
-                divergence,
-                fidelity,
-                kd_ratio,
-            } => {
-                let teacher_logits = teacher.expect("distillation has a teacher").logits(range);
-                if kd_ratio == 1.0 {
-                    sum_and_grad(value_and_grad(
-                        &divergence,
-                        fidelity,
-                        logits,
-                        teacher_logits,
-                    )?)
-                } else {
-                    let (ce, ce_grad) =
-                        sum_and_grad(cross_entropy_value_and_grad(logits.clone(), labels)?);
-                    let (kd, kd_grad) = sum_and_grad(value_and_grad(
-                        &divergence,
-                        fidelity,
-                        logits,
-                        teacher_logits,
-                    )?);
-                    let rest = 1.0 - kd_ratio;
-                    (
-                        rest * ce + kd_ratio * kd,
-                        ce_grad * rest + kd_grad * kd_ratio,
-                    )
-                }
-            }
+        let teacher_logits = || {
+            teacher
+                .expect("this objective needs a teacher")
+                .logits(range.clone())
         };
+        let (sum, grad) = chunk_loss(&objective, logits, teacher_logits, labels, range.clone())?;
         total += sum;
         d_hidden.push(grad.clone().matmul(student.head.clone())); // [C, d]
-        let part = grad.transpose().matmul(hidden); // [V, d]
-        d_head = Some(match d_head {
-            Some(sum) => sum + part,
-            None => part,
-        });
+        if head_gradient {
+            let part = grad.transpose().matmul(hidden); // [V, d]
+            d_head = Some(match d_head {
+                Some(sum) => sum + part,
+                None => part,
+            });
+        }
     }
-    let scale = 1.0 / n as f64;
     Ok(HeadLoss {
         loss: total * scale,
         d_hidden: Tensor::cat(d_hidden, 0) * scale,
-        d_head: d_head.expect("at least one row") * scale,
+        d_head: d_head.map(|d| d * scale),
     })
+}
+
+/// Sum of the loss over the rows `range` and its gradient in their logits `[C, V]`.
+fn chunk_loss(
+    objective: &Objective,
+    logits: Tensor<2>,
+    teacher_logits: impl Fn() -> Tensor<2>,
+    labels: &[u32],
+    range: Range<usize>,
+) -> Result<(f64, Tensor<2>), Error> {
+    let labels = &labels[range.clone()];
+    match objective {
+        Objective::CrossEntropy => Ok(sum_and_grad(cross_entropy_value_and_grad(logits, labels)?)),
+        Objective::Distill {
+            divergence,
+            fidelity,
+            kd_ratio,
+        } => {
+            if *kd_ratio == 0.0 {
+                return Ok(sum_and_grad(cross_entropy_value_and_grad(logits, labels)?));
+            }
+            let kd = |logits| value_and_grad(divergence, *fidelity, logits, teacher_logits());
+            if *kd_ratio == 1.0 {
+                return Ok(sum_and_grad(kd(logits)?));
+            }
+            let (ce, ce_grad) = sum_and_grad(cross_entropy_value_and_grad(logits.clone(), labels)?);
+            let (kd, kd_grad) = sum_and_grad(kd(logits)?);
+            let rest = 1.0 - kd_ratio;
+            Ok((
+                rest * ce + kd_ratio * kd,
+                ce_grad * rest + kd_grad * *kd_ratio,
+            ))
+        }
+        Objective::Policy(rows) => {
+            let ce = cross_entropy_value_and_grad(logits.clone(), labels)?;
+            let (losses, slopes): (Vec<f32>, Vec<f32>) = to_vec(ce.value)
+                .into_iter()
+                .zip(range)
+                .map(|(negative, row)| rows.token(row, -negative))
+                .unzip();
+            // d log q / dz is minus the cross-entropy's gradient.
+            let n = slopes.len();
+            let slopes = Tensor::<1>::from_data(TensorData::new(slopes, [n]), &logits.device());
+            let grad = ce.grad * slopes.neg().unsqueeze_dim::<2>(1);
+            let sum: f64 = losses.into_iter().map(f64::from).sum();
+            if !rows.single_step {
+                return Ok((sum, grad));
+            }
+            let (kl, kl_grad) = sum_and_grad(value_and_grad(
+                &Divergence::ReverseKl,
+                Fidelity::Paper,
+                logits,
+                teacher_logits(),
+            )?);
+            Ok((sum + kl, grad + kl_grad))
+        }
+    }
+}
+
+/// `log` probability of each row's label.
+///
+/// # Errors
+///
+/// Logits that are not numbers.
+pub fn log_probs(rows: &Rows, labels: &[u32], chunk_bytes: usize) -> Result<Vec<f32>, Error> {
+    let n = rows.hidden.dims()[0];
+    let mut out = Vec::with_capacity(n);
+    for range in chunks(n, rows.head.dims()[0], chunk_bytes) {
+        let labels = &labels[range.clone()];
+        let values = cross_entropy_value_and_grad(rows.logits(range), labels)?.value;
+        out.extend(to_vec(values).into_iter().map(|x| -x));
+    }
+    Ok(out)
 }
 
 /// Sum over the rows of the cross-entropy alone, without gradients: for validation.
@@ -140,17 +226,12 @@ pub fn head_loss(
 ///
 /// Logits that are not numbers.
 pub fn cross_entropy_sum(rows: &Rows, labels: &[u32], chunk_bytes: usize) -> Result<f64, Error> {
-    let n = rows.hidden.dims()[0];
-    let mut total = 0.0;
-    for range in chunks(n, rows.head.dims()[0], chunk_bytes) {
-        let labels = &labels[range.clone()];
-        total += sum_and_grad(cross_entropy_value_and_grad(rows.logits(range), labels)?).0;
-    }
-    Ok(total)
+    let log_probs = log_probs(rows, labels, chunk_bytes)?;
+    Ok(log_probs.into_iter().map(|x| -f64::from(x)).sum())
 }
 
 impl Rows {
-    fn logits(&self, range: std::ops::Range<usize>) -> Tensor<2> {
+    fn logits(&self, range: Range<usize>) -> Tensor<2> {
         let d = self.hidden.dims()[1];
         self.hidden
             .clone()
@@ -160,12 +241,17 @@ impl Rows {
 }
 
 fn sum_and_grad(rows: abkd_losses::Rows) -> (f64, Tensor<2>) {
-    let values = rows.value.into_data_as::<f32>();
-    let values = values.as_slice::<f32>().expect("converted to f32 above");
-    (values.iter().map(|&x| f64::from(x)).sum(), rows.grad)
+    let sum = to_vec(rows.value).into_iter().map(f64::from).sum();
+    (sum, rows.grad)
 }
 
-fn chunks(n: usize, vocab: usize, bytes: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
+fn to_vec(tensor: Tensor<1>) -> Vec<f32> {
+    let data = tensor.into_data_as::<f32>();
+    let values = data.as_slice::<f32>().expect("converted to f32 above");
+    values.to_vec()
+}
+
+fn chunks(n: usize, vocab: usize, bytes: usize) -> impl Iterator<Item = Range<usize>> {
     let rows = (bytes / (4 * vocab)).clamp(1, n.max(1));
     (0..n)
         .step_by(rows)
@@ -174,24 +260,24 @@ fn chunks(n: usize, vocab: usize, bytes: usize) -> impl Iterator<Item = std::ops
 
 /// AlphaNet takes the larger of two divergences *of the whole batch*, so with several chunks the
 /// choice is made before the first of them.
-fn settle(
-    objective: &Objective,
+fn settle<'a>(
+    objective: &'a Objective,
     student: &Rows,
     teacher: Option<&Rows>,
     chunk_bytes: usize,
-) -> Result<Objective, Error> {
+) -> Result<Cow<'a, Objective>, Error> {
     let Objective::Distill {
         divergence: Divergence::AlphaNet { a, b },
         fidelity,
         kd_ratio,
     } = *objective
     else {
-        return Ok(*objective);
+        return Ok(Cow::Borrowed(objective));
     };
     let n = student.hidden.dims()[0];
     let vocab = student.head.dims()[0];
     if chunks(n, vocab, chunk_bytes).count() == 1 {
-        return Ok(*objective);
+        return Ok(Cow::Borrowed(objective));
     }
     let teacher = teacher.expect("distillation has a teacher");
     let members = [a, b].map(|alpha| Divergence::AlphaBeta {
@@ -215,9 +301,9 @@ fn settle(
     } else {
         members[0]
     };
-    Ok(Objective::Distill {
+    Ok(Cow::Owned(Objective::Distill {
         divergence,
         fidelity,
         kd_ratio,
-    })
+    }))
 }

@@ -9,12 +9,15 @@
 mod error;
 pub mod evaluate;
 pub mod head;
+pub mod methods;
 pub mod optim;
 pub mod state;
 pub mod step;
+pub mod timing;
 pub mod trainer;
 pub mod verify;
 
 pub use error::Error;
 pub use head::Objective;
+pub use methods::Method;
 pub use trainer::{EpochRecord, Event, Outcome, Settings, TrainRun, Validation, train};

@@ -5,13 +5,13 @@ use burn::module::{Module, ModuleVisitor, Param, ParamGroup};
 use burn::optim::{AdamWConfig, GradientsParams, ModuleOptimizer};
 use burn::tensor::Tensor;
 
-/// AdamW with betas (0.9, 0.999) and epsilon 1e-8; `weight_decay` on matrices, none on biases and
+/// AdamW with betas (0.9, `beta_2`) and epsilon 1e-8; `weight_decay` on matrices, none on biases and
 /// norms, i.e. on the parameters of rank 1.
-pub fn adamw(model: &LanguageModel, weight_decay: f64) -> ModuleOptimizer {
+pub fn adamw(model: &LanguageModel, weight_decay: f64, beta_2: f64) -> ModuleOptimizer {
     let config = |decay: f64| {
         AdamWConfig::new()
             .with_beta_1(0.9)
-            .with_beta_2(0.999)
+            .with_beta_2(beta_2 as f32)
             .with_epsilon(1e-8)
             .with_weight_decay(decay as f32)
     };

@@ -27,6 +27,9 @@ pub struct State {
     pub loss_sum: f64,
     /// One record for each finished epoch.
     pub curve: Vec<EpochRecord>,
+    /// What the method remembers: replay buffer, rollouts, threshold.
+    #[serde(default)]
+    pub method: serde_json::Value,
 }
 
 const PREFIX: &str = "state-";

@@ -3,21 +3,53 @@
 use abkd_data::Batch;
 use abkd_models::LanguageModel;
 use burn::module::Module;
-use burn::optim::{GradientsParams, ModuleOptimizer};
+use burn::optim::{GradientsAccumulator, GradientsParams, ModuleOptimizer};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
-use crate::head::{CHUNK_BYTES, HeadLoss, Objective, Rows, cross_entropy_sum, head_loss};
+use crate::head::{
+    CHUNK_BYTES, HeadLoss, Objective, PolicyRows, Rows, cross_entropy_sum, head_loss,
+};
+use crate::timing::{Phase, Phases};
 use crate::{Error, optim};
+
+/// A part of the loss: the mean of an objective over the response tokens of a batch.
+#[derive(Clone, Debug)]
+pub struct Term {
+    /// Sequences.
+    pub batch: Batch,
+    /// What is minimised on them.
+    pub objective: Objective,
+    /// Factor in the loss.
+    pub weight: f64,
+}
+
+/// How an update is made.
+#[derive(Clone, Copy, Debug)]
+pub struct Update {
+    /// Learning rate.
+    pub learning_rate: f64,
+    /// Limit of the global gradient norm.
+    pub max_grad_norm: f64,
+    /// Sequences that go through the models at a time; `None` is all. Gradients add up, and the mean
+    /// is that over all tokens of the update.
+    pub micro_batch_size: Option<usize>,
+    /// Number of the update from 0, for errors.
+    pub step: usize,
+}
 
 /// What an update reports.
 #[derive(Clone, Copy, Debug)]
 pub struct StepReport {
-    /// Mean loss over the response tokens, before the update.
+    /// Loss before the update, nats a response token.
     pub loss: f64,
     /// Global gradient norm before clipping.
     pub grad_norm: f64,
     /// Response tokens.
     pub tokens: usize,
+    /// Sequences.
+    pub sequences: usize,
+    /// Where the time went.
+    pub phases: Phases,
 }
 
 /// Hidden states of the batch's target rows: `[N, d]`.
@@ -38,89 +70,139 @@ fn target_positions(batch: &Batch, device: &Device) -> Tensor<1, Int> {
     Tensor::from_data(TensorData::new(positions, [n]), device)
 }
 
-fn labels(batch: &Batch) -> Vec<u32> {
+/// The tokens that the target rows predict.
+pub fn labels(batch: &Batch) -> Vec<u32> {
     batch.targets.iter().map(|(_, label)| *label).collect()
 }
 
 /// One update: forward, loss, backward, clipping, AdamW.
 ///
-/// `student` is on an autodiff device, `teacher` on a plain one. `step` counts from 0 and keys the
-/// dropout masks.
+/// `student` is on an autodiff device, `teacher` on a plain one. `phases` holds what the preparation
+/// of the terms took.
 ///
 /// # Errors
 ///
 /// A loss or gradient that is not finite; vocabularies that differ.
-#[allow(clippy::too_many_arguments)]
 pub fn update(
     student: LanguageModel,
     optimizer: &mut ModuleOptimizer,
     teacher: Option<&LanguageModel>,
-    objective: &Objective,
-    batch: &Batch,
-    learning_rate: f64,
-    max_grad_norm: f64,
-    step: usize,
+    terms: &[Term],
+    how: &Update,
+    mut phases: Phases,
 ) -> Result<(LanguageModel, StepReport), Error> {
-    let rows = target_rows(&student, batch);
+    let mut loss = 0.0;
+    let mut sum: GradientsAccumulator<LanguageModel> = GradientsAccumulator::new();
+    for term in terms {
+        let scale = term.weight / term.batch.targets.len() as f64;
+        let rows = how.micro_batch_size.unwrap_or(term.batch.rows);
+        for (batch, range) in term.batch.split(rows) {
+            if range.is_empty() {
+                continue;
+            }
+            let objective = match &term.objective {
+                Objective::Policy(all) => Objective::Policy(part(all, range)),
+                other => other.clone(),
+            };
+            let (value, grads) =
+                gradients(&student, teacher, &batch, &objective, scale, &mut phases)?;
+            loss += value;
+            sum.accumulate(&student, grads);
+        }
+    }
+    let finite = |what: &'static str, value: f64| {
+        if value.is_finite() {
+            Ok(())
+        } else {
+            Err(Error::NotFinite {
+                step: how.step + 1,
+                what,
+                value,
+            })
+        }
+    };
+    finite("the loss", loss)?;
+    let grads = sum.grads();
+    let (grad_norm, student) = phases.time(Phase::Update, || {
+        let grad_norm = optim::global_norm(&student, &grads);
+        finite("the gradient norm", grad_norm)?;
+        let grads = optim::clip(&student, grads, grad_norm, how.max_grad_norm);
+        Ok::<_, Error>((grad_norm, optimizer.step(how.learning_rate, student, grads)))
+    })?;
+    let report = StepReport {
+        loss,
+        grad_norm,
+        tokens: terms.iter().map(|t| t.batch.targets.len()).sum(),
+        sequences: terms.first().map_or(0, |t| t.batch.rows),
+        phases,
+    };
+    Ok((student, report))
+}
+
+fn part(all: &PolicyRows, range: std::ops::Range<usize>) -> PolicyRows {
+    PolicyRows {
+        old_log_prob: all.old_log_prob[range.clone()].to_vec(),
+        advantage: all.advantage[range.clone()].to_vec(),
+        weight: all.weight[range].to_vec(),
+        clip: all.clip,
+        single_step: all.single_step,
+    }
+}
+
+/// Loss of a (part of a) batch and its gradients in the student's parameters.
+fn gradients(
+    student: &LanguageModel,
+    teacher: Option<&LanguageModel>,
+    batch: &Batch,
+    objective: &Objective,
+    scale: f64,
+    phases: &mut Phases,
+) -> Result<(f64, GradientsParams), Error> {
+    let rows = phases.time(Phase::Student, || target_rows(student, batch));
+    let head = student.head();
     let student_rows = Rows {
         hidden: rows.clone().inner(),
-        head: student.head().val().inner(),
+        head: head.val().inner(),
     };
-    let teacher_rows = match objective {
-        Objective::CrossEntropy => None,
-        Objective::Distill { .. } => teacher.map(|t| Rows {
-            hidden: target_rows(t, batch),
-            head: t.head().val(),
-        }),
+    let teacher_rows = match (objective, teacher) {
+        (Objective::CrossEntropy, _) | (_, None) => None,
+        (Objective::Distill { kd_ratio: 0.0, .. }, _) => None,
+        (_, Some(teacher)) => Some(phases.time(Phase::Teacher, || Rows {
+            hidden: target_rows(teacher, batch),
+            head: teacher.head().val(),
+        })),
     };
+    let trains_head = head.is_require_grad();
     let HeadLoss {
         loss,
         d_hidden,
         d_head,
-    } = head_loss(
-        objective,
-        &student_rows,
-        teacher_rows.as_ref(),
-        &labels(batch),
-        CHUNK_BYTES,
-    )?;
-    if !loss.is_finite() {
-        return Err(Error::NotFinite {
-            step: step + 1,
-            what: "the loss",
-            value: loss,
-        });
-    }
-    // The product's gradient in the hidden states is d_hidden, which is all that backward needs.
-    let mut grads = (rows * Tensor::from_inner(d_hidden)).sum().backward();
-    let mut grads = GradientsParams::from_module(&mut grads, &student);
-    let head = student.head();
-    if head.val().is_require_grad() {
-        // A tied head has a gradient from the embedding already.
-        let sum = match grads.remove::<2>(head.id) {
-            Some(grad) => grad + d_head,
-            None => d_head,
-        };
-        grads.register(head.id, sum);
-    }
-    let grad_norm = optim::global_norm(&student, &grads);
-    if !grad_norm.is_finite() {
-        return Err(Error::NotFinite {
-            step: step + 1,
-            what: "the gradient norm",
-            value: grad_norm,
-        });
-    }
-    let grads = optim::clip(&student, grads, grad_norm, max_grad_norm);
-    let student = optimizer.step(learning_rate, student, grads);
-    Ok((
-        student,
-        StepReport {
-            loss,
-            grad_norm,
-            tokens: batch.targets.len(),
-        },
-    ))
+    } = phases.time(Phase::Loss, || {
+        head_loss(
+            objective,
+            &student_rows,
+            teacher_rows.as_ref(),
+            &labels(batch),
+            scale,
+            trains_head,
+            CHUNK_BYTES,
+        )
+    })?;
+    let grads = phases.time(Phase::Backward, || {
+        // The product's gradient in the hidden states is d_hidden, which is all that backward needs.
+        let mut grads = (rows * Tensor::from_inner(d_hidden)).sum().backward();
+        let mut grads = GradientsParams::from_module(&mut grads, student);
+        if let Some(d_head) = d_head {
+            // A tied head has a gradient from the embedding already.
+            let sum = match grads.remove::<2>(head.id) {
+                Some(grad) => grad + d_head,
+                None => d_head,
+            };
+            grads.register(head.id, sum);
+        }
+        grads
+    });
+    Ok((loss, grads))
 }
 
 /// Mean cross-entropy over the response tokens of `batches`.

@@ -5,15 +5,19 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use abkd_data::{Batch, Example, Sequence, Tokenizer, batch, batches_of_epoch};
+use abkd_models::LanguageModel;
 use abkd_models::checkpoint::{self, StoredAs};
 use abkd_models::generate::Decoding;
-use abkd_models::{LanguageModel, params};
+use abkd_models::lora::{self, LoraConfig};
 use burn::module::Module;
 use burn::optim::ModuleOptimizer;
 use serde::{Deserialize, Serialize};
 
+use crate::methods::Moment;
 use crate::state::{self, State};
-use crate::{Error, Objective, evaluate, optim, step};
+use crate::step::Update;
+use crate::timing::Phases;
+use crate::{Error, Method, evaluate, optim, step};
 
 /// Which epoch's weights are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,9 +42,25 @@ pub struct Settings {
     /// Learning rate that the cosine ends at.
     #[serde(default = "defaults::min_learning_rate")]
     pub min_learning_rate: f64,
+    /// AdamW's second beta.
+    #[serde(
+        default = "defaults::beta_2",
+        skip_serializing_if = "defaults::is_beta_2"
+    )]
+    pub beta_2: f64,
     /// AdamW's decay of matrices.
     #[serde(default = "defaults::weight_decay")]
     pub weight_decay: f64,
+    /// Sequences that go through the models at a time; absent: the whole batch. An update's mean is
+    /// over all its tokens either way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub micro_batch_size: Option<usize>,
+    /// Whether activations are worked out again in the backward pass where Burn can, to save memory.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub gradient_checkpointing: bool,
+    /// Low-rank adapters: they alone are trained; absent: all weights.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lora: Option<LoraConfig>,
     /// Limit of the global gradient norm.
     #[serde(default = "defaults::max_grad_norm")]
     pub max_grad_norm: f64,
@@ -62,6 +82,13 @@ mod defaults {
     use super::KeepBest;
     pub fn min_learning_rate() -> f64 {
         1e-7
+    }
+    pub fn beta_2() -> f64 {
+        0.999
+    }
+    #[allow(clippy::trivially_copy_pass_by_ref, clippy::float_cmp)] // serde's signature
+    pub fn is_beta_2(value: &f64) -> bool {
+        *value == beta_2()
     }
     pub fn weight_decay() -> f64 {
         0.01
@@ -92,6 +119,15 @@ impl Settings {
             if value == 0 {
                 return refuse(key, "0".into(), "it must be 1 or more");
             }
+        }
+        if self.micro_batch_size == Some(0) {
+            return refuse("micro_batch_size", "0".into(), "it must be 1 or more");
+        }
+        if !(0.0..1.0).contains(&self.beta_2) {
+            return refuse("beta_2", self.beta_2.to_string(), "it must lie in [0, 1)");
+        }
+        if let Some(lora) = &self.lora {
+            lora.validate()?;
         }
         if self.steps_per_epoch == Some(0) {
             return refuse("steps_per_epoch", "0".into(), "it must be 1 or more");
@@ -157,8 +193,14 @@ pub struct TrainRun<'a> {
     pub fingerprint: &'a str,
     /// Settings.
     pub settings: &'a Settings,
-    /// What is minimised.
-    pub objective: &'a Objective,
+    /// How the student is taught.
+    pub method: &'a Method,
+    /// Share of the divergence in the loss on the data.
+    pub kd_ratio: f64,
+    /// Most tokens of an answer that a method samples.
+    pub max_new_tokens: usize,
+    /// What the student is before training, for an adapter's `base_model_name_or_path`.
+    pub base: &'a str,
     /// The student before training, on a plain device.
     pub student: LanguageModel,
     /// The teacher, on a plain device.
@@ -228,63 +270,73 @@ pub fn train(run: TrainRun, observe: &mut dyn FnMut(Event)) -> Result<Outcome, E
     let per_epoch = settings.steps_an_epoch(run.sequences.len());
     let steps = per_epoch * settings.epochs;
     let device = run.student.device();
-    let make_optimizer = |student: &LanguageModel| optim::adamw(student, settings.weight_decay);
-    let (mut state, mut student, mut optimizer) = match state::find(run.dir, run.fingerprint)? {
-        Some((state, dir)) => {
-            let (student, optimizer) =
-                state::load(&dir, run.student.clone().train(), make_optimizer)?;
-            observe(Event::Resumed { step: state.step });
-            (state, student, optimizer)
-        }
-        None => {
-            let state = State {
-                fingerprint: run.fingerprint.into(),
-                ..State::default()
-            };
-            let student = run.student.clone().train();
-            let optimizer = make_optimizer(&student);
-            (state, student, optimizer)
-        }
-    };
-    let pad = run.tokenizer.pad();
+    let mut driver = run.method.driver(run.kd_ratio);
+    let (mut state, mut student, mut optimizer) = begin(&run, observe)?;
+    if !state.method.is_null() {
+        driver
+            .restore(state.method.take())
+            .map_err(|e| Error::checkpoint(run.dir, e))?;
+    }
+    if driver.wants_first_validation() {
+        driver.validated(validation_loss(&run, &student.valid())?);
+    }
     let mut order = EpochBatches::default();
     let mut saved = (state.step, Instant::now());
     while state.step < steps {
         let epoch = state.step / per_epoch;
-        let batch = order.get(&run, epoch, state.step % per_epoch, pad);
-        let rate = optim::cosine(
-            state.step,
-            steps,
-            settings.learning_rate,
-            settings.min_learning_rate,
-        );
+        let mut phases = Phases::default();
+        let data = order.get(&run, epoch, state.step % per_epoch);
+        let terms = driver.terms(
+            &mut Moment {
+                step: state.step,
+                steps,
+                settings,
+                student: &student.valid(),
+                teacher: run.teacher,
+                sequences: run.sequences,
+                tokenizer: run.tokenizer,
+                max_new_tokens: run.max_new_tokens,
+                phases: &mut phases,
+            },
+            &data,
+        )?;
+        let how = Update {
+            learning_rate: optim::cosine(
+                state.step,
+                steps,
+                settings.learning_rate,
+                settings.min_learning_rate,
+            ),
+            max_grad_norm: settings.max_grad_norm,
+            micro_batch_size: settings.micro_batch_size,
+            step: state.step,
+        };
         device.seed(settings.seed ^ (state.step as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
         let report;
-        (student, report) = step::update(
-            student,
-            &mut optimizer,
-            run.teacher,
-            run.objective,
-            &batch,
-            rate,
-            settings.max_grad_norm,
-            state.step,
-        )?;
+        (student, report) =
+            step::update(student, &mut optimizer, run.teacher, &terms, &how, phases)?;
         state.step += 1;
         state.loss_sum += report.loss;
         observe(Event::Step {
             step: state.step,
             steps,
             report,
-            learning_rate: rate,
+            learning_rate: how.learning_rate,
         });
         if state.step.is_multiple_of(per_epoch) {
             finish_epoch(&run, &mut state, &student, per_epoch, observe)?;
-            save(&run, &state, &student, &optimizer, &mut saved)?;
+            if let Some(record) = state.curve.last() {
+                driver.validated(record.validation_loss);
+            }
         }
         let stop = run.stop.load(Ordering::Relaxed);
-        if stop || saved.1.elapsed() > run.checkpoint_every {
-            save(&run, &state, &student, &optimizer, &mut saved)?;
+        let due = stop
+            || state.step.is_multiple_of(per_epoch)
+            || saved.1.elapsed() > run.checkpoint_every;
+        if due && saved.0 != state.step {
+            state.method = driver.state();
+            state::save(run.dir, &state, &student, &optimizer)?;
+            saved = (state.step, Instant::now());
         }
         if stop && state.step < steps {
             return Ok(Outcome::Interrupted);
@@ -292,6 +344,36 @@ pub fn train(run: TrainRun, observe: &mut dyn FnMut(Event)) -> Result<Outcome, E
     }
     keep_best(&run, &state)?;
     Ok(Outcome::Finished { curve: state.curve })
+}
+
+/// State, student and optimizer at the newest checkpoint, or at the start.
+fn begin(
+    run: &TrainRun,
+    observe: &mut dyn FnMut(Event),
+) -> Result<(State, LanguageModel, ModuleOptimizer), Error> {
+    let settings = run.settings;
+    let mut student = run.student.clone();
+    if let Some(config) = &settings.lora {
+        student = lora::attach(student, config, settings.seed)?;
+    }
+    let mut student = student.train();
+    if settings.gradient_checkpointing {
+        let device = run.student.device().autodiff().gradient_checkpointing();
+        student = student.to_device(&device);
+    }
+    let make_optimizer =
+        |student: &LanguageModel| optim::adamw(student, settings.weight_decay, settings.beta_2);
+    if let Some((state, dir)) = state::find(run.dir, run.fingerprint)? {
+        let (student, optimizer) = state::load(&dir, student, make_optimizer)?;
+        observe(Event::Resumed { step: state.step });
+        return Ok((state, student, optimizer));
+    }
+    let state = State {
+        fingerprint: run.fingerprint.into(),
+        ..State::default()
+    };
+    let optimizer = make_optimizer(&student);
+    Ok((state, student, optimizer))
 }
 
 fn check_vocabulary(run: &TrainRun) -> Result<(), Error> {
@@ -311,20 +393,6 @@ fn check_vocabulary(run: &TrainRun) -> Result<(), Error> {
     Ok(())
 }
 
-fn save(
-    run: &TrainRun,
-    state: &State,
-    student: &LanguageModel,
-    optimizer: &ModuleOptimizer,
-    saved: &mut (usize, Instant),
-) -> Result<(), Error> {
-    if saved.0 != state.step {
-        state::save(run.dir, state, student, optimizer)?;
-        *saved = (state.step, Instant::now());
-    }
-    Ok(())
-}
-
 /// The batches of the epoch at hand.
 #[derive(Default)]
 struct EpochBatches {
@@ -333,7 +401,7 @@ struct EpochBatches {
 }
 
 impl EpochBatches {
-    fn get(&mut self, run: &TrainRun, epoch: usize, index: usize, pad: u32) -> Batch {
+    fn get<'a>(&mut self, run: &TrainRun<'a>, epoch: usize, index: usize) -> Vec<&'a Sequence> {
         if self.epoch != Some(epoch) {
             let size = run.settings.batch_size;
             let mut batches = batches_of_epoch(
@@ -349,11 +417,10 @@ impl EpochBatches {
             self.batches = batches;
             self.epoch = Some(epoch);
         }
-        let chosen: Vec<&Sequence> = self.batches[index]
+        self.batches[index]
             .iter()
             .map(|&i| &run.sequences[i])
-            .collect();
-        batch(&chosen, pad)
+            .collect()
     }
 }
 
@@ -367,12 +434,7 @@ fn finish_epoch(
 ) -> Result<(), Error> {
     let plain = student.valid();
     let validation = &run.validation;
-    let pad = run.tokenizer.pad();
-    let batches: Vec<Batch> = by_length(validation.sequences)
-        .chunks(run.settings.batch_size)
-        .map(|chunk| batch(chunk, pad))
-        .collect();
-    let validation_loss = step::cross_entropy(&plain, &batches)?;
+    let validation_loss = validation_loss(run, &plain)?;
     let validation_rouge_l = if validation.examples.is_empty() {
         None
     } else {
@@ -396,10 +458,23 @@ fn finish_epoch(
     state.loss_sum = 0.0;
     state.curve.push(record.clone());
     if best_epoch(&state.curve, run.settings.keep_best) == record.epoch {
-        checkpoint::save(&plain, &epoch_dir(run.dir, record.epoch), StoredAs::F32)?;
+        let dir = epoch_dir(run.dir, record.epoch);
+        match &run.settings.lora {
+            Some(config) => lora::save(&plain, config, run.base, &dir)?,
+            None => checkpoint::save(&plain, &dir, StoredAs::F32)?,
+        }
     }
     observe(Event::Epoch(record));
     Ok(())
+}
+
+fn validation_loss(run: &TrainRun, plain: &LanguageModel) -> Result<f64, Error> {
+    let pad = run.tokenizer.pad();
+    let batches: Vec<Batch> = by_length(run.validation.sequences)
+        .chunks(run.settings.batch_size)
+        .map(|chunk| batch(chunk, pad))
+        .collect();
+    step::cross_entropy(plain, &batches)
 }
 
 fn by_length(sequences: &[Sequence]) -> Vec<&Sequence> {
@@ -450,11 +525,6 @@ fn keep_best(run: &TrainRun, state: &State) -> Result<(), Error> {
 /// The folder in which a finished run leaves its student.
 pub fn student_dir(run: &Path) -> PathBuf {
     run.join("student")
-}
-
-/// Number of parameters of a model, for reports.
-pub fn parameters(model: &LanguageModel) -> usize {
-    params::count(model)
 }
 
 #[cfg(test)]

@@ -11,7 +11,9 @@ use burn::tensor::Device;
 use serde::Deserialize;
 
 use crate::head::Objective;
-use crate::{Error, optim, step};
+use crate::step::{self, Term, Update};
+use crate::timing::Phases;
+use crate::{Error, optim};
 
 #[derive(Deserialize)]
 struct Golden {
@@ -45,8 +47,8 @@ pub fn verify_trajectory(dir: &Path, device: &Device) -> Result<Vec<Check>, Erro
     let golden: Golden = serde_json::from_slice(&text).map_err(|e| Error::checkpoint(&path, e))?;
     let teacher = checkpoint::load(&dir.join("teacher"), device)?;
     let mut student = checkpoint::load(&dir.join("student"), device)?.train();
-    let mut optimizer = optim::adamw(&student, 0.01);
-    let objective = Objective::Distill {
+    let mut optimizer = optim::adamw(&student, 0.01, 0.999);
+    let objective = || Objective::Distill {
         divergence: Divergence::AlphaBeta {
             alpha: 0.2,
             beta: 0.7,
@@ -62,11 +64,18 @@ pub fn verify_trajectory(dir: &Path, device: &Device) -> Result<Vec<Check>, Erro
             student,
             &mut optimizer,
             Some(&teacher),
-            &objective,
-            &to_batch(batch),
-            rate,
-            1.0,
-            i,
+            &[Term {
+                batch: to_batch(batch),
+                objective: objective(),
+                weight: 1.0,
+            }],
+            &Update {
+                learning_rate: rate,
+                max_grad_norm: 1.0,
+                micro_batch_size: None,
+                step: i,
+            },
+            Phases::default(),
         )?;
         let mut compare = |what: &str, ours: f64, theirs: f64, tolerance: f64| {
             let error = (ours - theirs).abs();

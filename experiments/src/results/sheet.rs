@@ -17,6 +17,8 @@ pub enum Field<'a> {
     Whole(u64),
     /// A number, written with four decimals.
     Number(f64),
+    /// A number that may be small, written with seven decimals.
+    Fine(f64),
     /// Nothing: the value does not exist.
     Empty,
 }
@@ -63,7 +65,8 @@ pub fn write_lines<'a, const N: usize>(
                 Field::Text(text) => text.to_string(),
                 Field::Whole(value) => value.to_string(),
                 Field::Number(value) if value.is_finite() => format!("{value:.4}"),
-                Field::Number(value) => {
+                Field::Fine(value) if value.is_finite() => format!("{value:.7}"),
+                Field::Number(value) | Field::Fine(value) => {
                     bail!("{}: line {}: {key} is {value}", context(), index + 2)
                 }
                 Field::Empty => String::new(),

@@ -1,0 +1,377 @@
+//! Low-rank adapters (LoRA): Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models" (2022).
+//!
+//! An adapted projection computes `x W + (alpha / r) dropout(x) A B` with `A` `[in, r]` and `B` `[r, out]`;
+//! `W` and all else is frozen. Files have PEFT's layout (`adapter_config.json`,
+//! `adapter_model.safetensors`), so Python's `peft` loads what is written here, and the other way round.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use burn::module::{Module, Param};
+use burn::nn::{Dropout, DropoutConfig};
+use burn::tensor::{Device, Tensor, TensorData};
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use serde::{Deserialize, Serialize};
+
+use crate::checkpoint::{to_f32, write_atomically};
+use crate::layers::Linear;
+use crate::params::{mix, to_vec, transpose, unit};
+use crate::{Error, LanguageModel};
+
+/// Which projections are adapted, and how.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LoraConfig {
+    /// Rank.
+    pub r: usize,
+    /// Numerator of the scale `alpha / r`.
+    pub alpha: f64,
+    /// Dropout on the adapters' input while training.
+    #[serde(default)]
+    pub dropout: f64,
+    /// Projections by name.
+    #[serde(default = "q_and_v")]
+    pub target_modules: Vec<String>,
+}
+
+fn q_and_v() -> Vec<String> {
+    vec!["q_proj".into(), "v_proj".into()]
+}
+
+impl LoraConfig {
+    /// Checks the ranges.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Setting`] names the key.
+    pub fn validate(&self) -> Result<(), Error> {
+        let refuse = |key: &str, value: String, reason: &str| {
+            Err(Error::Setting {
+                key: format!("lora.{key}"),
+                value,
+                reason: reason.into(),
+            })
+        };
+        if self.r == 0 {
+            return refuse("r", "0".into(), "the rank must be 1 or more");
+        }
+        if !(self.alpha.is_finite() && self.alpha > 0.0) {
+            return refuse(
+                "alpha",
+                self.alpha.to_string(),
+                "it must be a positive number",
+            );
+        }
+        if !(0.0..1.0).contains(&self.dropout) {
+            return refuse("dropout", self.dropout.to_string(), "it must lie in [0, 1)");
+        }
+        if self.target_modules.is_empty() {
+            return refuse("target_modules", "[]".into(), "name at least one layer");
+        }
+        Ok(())
+    }
+}
+
+/// The adapter of one projection.
+#[derive(Module, Debug)]
+pub struct Adapter {
+    /// `A`, `[in, r]`
+    pub a: Param<Tensor<2>>,
+    /// `B`, `[r, out]`
+    pub b: Param<Tensor<2>>,
+    dropout: Dropout,
+    #[module(skip)]
+    scale: f64,
+}
+
+impl Adapter {
+    /// `[B, T, in] -> [B, T, out]`
+    pub(crate) fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        let low = self.dropout.forward(x).matmul(self.a.val().unsqueeze());
+        low.matmul(self.b.val().unsqueeze()) * self.scale
+    }
+
+    fn delta(&self) -> Tensor<2> {
+        self.a.val().matmul(self.b.val()) * self.scale
+    }
+}
+
+/// Freezes `model` and gives the target projections adapters that change nothing yet: `A` uniform in
+/// +-1/sqrt(in) as in PEFT, drawn from `seed` and the projection's name; `B` zero.
+///
+/// # Errors
+///
+/// A setting out of range; a target that matches no layer, or an architecture without targets.
+pub fn attach(
+    model: LanguageModel,
+    config: &LoraConfig,
+    seed: u64,
+) -> Result<LanguageModel, Error> {
+    config.validate()?;
+    let device = model.device();
+    let mut model = model.no_grad();
+    let mut matched = vec![false; config.target_modules.len()];
+    let mut known = Vec::new();
+    each_projection(&mut model, &mut |path, name, linear| {
+        if !known.contains(&name) {
+            known.push(name);
+        }
+        let Some(target) = config.target_modules.iter().position(|t| t == name) else {
+            return Ok(());
+        };
+        matched[target] = true;
+        let [input, output] = linear.weight.dims();
+        let limit = 1.0 / (input as f64).sqrt();
+        let key = path.bytes().fold(seed, |h, b| mix(h ^ u64::from(b)));
+        let a = (0..(input * config.r) as u64)
+            .map(|i| ((2.0 * unit(mix(key ^ mix(i))) - 1.0) * limit) as f32)
+            .collect();
+        let b = vec![0.0; config.r * output];
+        linear.adapter = Some(adapter(a, b, [input, output], config, &device));
+        Ok(())
+    })?;
+    if let Some(miss) = matched.iter().position(|m| !m) {
+        let reason = if known.is_empty() {
+            "this architecture has no layer that can be adapted; LoRA is built for LLaMA".into()
+        } else {
+            format!("no layer has this name; there are {}", known.join(", "))
+        };
+        return Err(Error::Setting {
+            key: "lora.target_modules".into(),
+            value: config.target_modules[miss].clone(),
+            reason,
+        });
+    }
+    Ok(model)
+}
+
+fn adapter(
+    a: Vec<f32>,
+    b: Vec<f32>,
+    [input, output]: [usize; 2],
+    config: &LoraConfig,
+    device: &Device,
+) -> Adapter {
+    let r = config.r;
+    Adapter {
+        a: Param::from_tensor(Tensor::from_data(TensorData::new(a, [input, r]), device)),
+        b: Param::from_tensor(Tensor::from_data(TensorData::new(b, [r, output]), device)),
+        dropout: DropoutConfig::new(config.dropout).init(),
+        scale: config.alpha / r as f64,
+    }
+}
+
+/// Whether `model` has adapters.
+pub fn is_adapted(model: &LanguageModel) -> bool {
+    let LanguageModel::Llama(m) = model else {
+        return false;
+    };
+    m.model
+        .layers
+        .iter()
+        .flat_map(|l| l.projections())
+        .any(|(_, linear)| linear.adapter.is_some())
+}
+
+/// Folds the adapters into the weights: `W + (alpha / r) A B`.
+pub fn merge(mut model: LanguageModel) -> LanguageModel {
+    let merged: Result<(), std::convert::Infallible> =
+        each_projection(&mut model, &mut |_, _, linear| {
+            if let Some(adapter) = linear.adapter.take() {
+                let delta = adapter.delta();
+                linear.weight = linear.weight.clone().map(|w| w + delta.clone());
+            }
+            Ok(())
+        });
+    match merged {
+        Ok(()) => model,
+        Err(never) => match never {},
+    }
+}
+
+/// Calls `f(path, name, projection)` for every projection that can be adapted.
+fn each_projection<E>(
+    model: &mut LanguageModel,
+    f: &mut dyn FnMut(&str, &'static str, &mut Linear) -> Result<(), E>,
+) -> Result<(), E> {
+    let LanguageModel::Llama(m) = model else {
+        return Ok(());
+    };
+    for (i, layer) in m.model.layers.iter_mut().enumerate() {
+        for (block, name, linear) in layer.projections_mut() {
+            f(&format!("model.layers.{i}.{block}.{name}"), name, linear)?;
+        }
+    }
+    Ok(())
+}
+
+/// What matters of an `adapter_config.json`.
+#[derive(Serialize, Deserialize)]
+struct PeftConfig {
+    peft_type: String,
+    task_type: Option<String>,
+    base_model_name_or_path: Option<String>,
+    r: usize,
+    lora_alpha: f64,
+    #[serde(default)]
+    lora_dropout: f64,
+    target_modules: Vec<String>,
+    #[serde(default)]
+    bias: Option<String>,
+    #[serde(default)]
+    fan_in_fan_out: bool,
+    #[serde(default)]
+    inference_mode: bool,
+}
+
+const CONFIG: &str = "adapter_config.json";
+const WEIGHTS: &str = "adapter_model.safetensors";
+
+/// Whether the folder holds an adapter.
+pub fn is_adapter(dir: &Path) -> bool {
+    dir.join(CONFIG).exists()
+}
+
+fn peft_name(path: &str, factor: char) -> String {
+    format!("base_model.model.{path}.lora_{factor}.weight")
+}
+
+/// Writes the adapters of `model` in PEFT's layout into `dir` (made if absent). `base` is what they
+/// sit on: a folder or a name on the Hub.
+///
+/// # Errors
+///
+/// When the folder cannot be written.
+pub fn save(
+    model: &LanguageModel,
+    config: &LoraConfig,
+    base: &str,
+    dir: &Path,
+) -> Result<(), Error> {
+    std::fs::create_dir_all(dir).map_err(Error::io(dir))?;
+    let mut tensors: Vec<(String, Vec<usize>, Vec<u8>)> = Vec::new();
+    let mut model = model.clone();
+    let collected: Result<(), std::convert::Infallible> =
+        each_projection(&mut model, &mut |path, _, linear| {
+            if let Some(adapter) = &linear.adapter {
+                for (factor, tensor) in [('A', &adapter.a), ('B', &adapter.b)] {
+                    let [rows, cols] = tensor.dims();
+                    // PEFT keeps [out, in], as PyTorch's Linear.
+                    let stored = transpose(&to_vec(tensor.val()), rows, cols);
+                    let bytes = stored.iter().flat_map(|x| x.to_le_bytes()).collect();
+                    tensors.push((peft_name(path, factor), vec![cols, rows], bytes));
+                }
+            }
+            Ok(())
+        });
+    match collected {
+        Ok(()) => {}
+        Err(never) => match never {},
+    }
+    let views = tensors.iter().map(|(name, shape, bytes)| {
+        let view =
+            TensorView::new(Dtype::F32, shape.clone(), bytes).expect("length follows from shape");
+        (name.as_str(), view)
+    });
+    let path = dir.join(WEIGHTS);
+    let metadata = Some([("format".to_owned(), "pt".to_owned())].into());
+    let bytes = safetensors::serialize(views, metadata).map_err(|e| Error::Corrupt {
+        path: path.clone(),
+        reason: e.to_string(),
+    })?;
+    write_atomically(&path, &bytes)?;
+    let path = dir.join(CONFIG);
+    let peft = PeftConfig {
+        peft_type: "LORA".into(),
+        task_type: Some("CAUSAL_LM".into()),
+        base_model_name_or_path: Some(base.into()),
+        r: config.r,
+        lora_alpha: config.alpha,
+        lora_dropout: config.dropout,
+        target_modules: config.target_modules.clone(),
+        bias: Some("none".into()),
+        fan_in_fan_out: false,
+        inference_mode: true,
+    };
+    let text = serde_json::to_string_pretty(&peft).map_err(Error::json(&path))? + "\n";
+    write_atomically(&path, text.as_bytes())
+}
+
+/// Reads an adapter folder onto `base`, which must be the model that it was trained on.
+///
+/// # Errors
+///
+/// Files that are missing or corrupt; a rank, shape or layer that does not fit `base`; a kind of
+/// adapter that is not built.
+pub fn load(base: LanguageModel, dir: &Path) -> Result<LanguageModel, Error> {
+    let path = dir.join(CONFIG);
+    let text = std::fs::read(&path).map_err(Error::io(&path))?;
+    let peft: PeftConfig = serde_json::from_slice(&text).map_err(Error::json(&path))?;
+    let unsupported = |key: &str, value: &str, hint: &str| {
+        Err(Error::Unsupported {
+            path: path.clone(),
+            key: key.into(),
+            value: value.into(),
+            hint: hint.into(),
+        })
+    };
+    if peft.peft_type != "LORA" {
+        return unsupported("peft_type", &peft.peft_type, "LORA is read");
+    }
+    if peft.bias.as_deref().is_some_and(|b| b != "none") || peft.fan_in_fan_out {
+        return unsupported("bias/fan_in_fan_out", "set", "plain LoRA is read");
+    }
+    let config = LoraConfig {
+        r: peft.r,
+        alpha: peft.lora_alpha,
+        dropout: peft.lora_dropout,
+        target_modules: peft.target_modules,
+    };
+    let device = base.device();
+    let mut model = attach(base, &config, 0)?;
+
+    let path = dir.join(WEIGHTS);
+    let bytes = std::fs::read(&path).map_err(Error::io(&path))?;
+    let file = SafeTensors::deserialize(&bytes).map_err(|e| Error::Corrupt {
+        path: path.clone(),
+        reason: e.to_string(),
+    })?;
+    let mut views: BTreeMap<String, TensorView> = file.tensors().into_iter().collect();
+    each_projection(&mut model, &mut |layer, _, linear| {
+        if linear.adapter.is_none() {
+            return Ok(());
+        }
+        let [input, output] = linear.weight.dims();
+        let mut factor = |letter: char, rows: usize, cols: usize| {
+            let name = peft_name(layer, letter);
+            let Some(view) = views.remove(&name) else {
+                return Err(Error::MissingTensors {
+                    path: path.clone(),
+                    names: vec![name],
+                });
+            };
+            if view.shape() != [cols, rows] {
+                return Err(Error::AdapterShape {
+                    path: path.clone(),
+                    name,
+                    expected: vec![cols, rows],
+                    found: view.shape().to_vec(),
+                });
+            }
+            Ok(transpose(&to_f32(&view, &path, &name)?, cols, rows))
+        };
+        let (a, b) = (
+            factor('A', input, config.r)?,
+            factor('B', config.r, output)?,
+        );
+        linear.adapter = Some(adapter(a, b, [input, output], &config, &device));
+        Ok(())
+    })?;
+    if !views.is_empty() {
+        return Err(Error::UnusedTensors {
+            path,
+            names: views.into_keys().collect(),
+        });
+    }
+    Ok(model)
+}

@@ -1,0 +1,466 @@
+//! MiniLLM: Gu et al., "MiniLLM: Knowledge Distillation of Large Language Models" (ICLR 2024).
+//!
+//! A round samples answers from a mixture of teacher and student, scores every token by
+//! `r = log p - log q`, and makes several passes over them: PPO's clipped policy gradient with
+//! importance weights and length-normalised rewards-to-go, the single-step reverse KL, and a
+//! cross-entropy/KD term on the data.
+
+use abkd_data::rng::Rng;
+use abkd_data::{Sequence, batch};
+use abkd_losses::{Divergence, Fidelity};
+use abkd_models::generate::generate_from_mixture;
+use serde::{Deserialize, Serialize};
+
+use super::on_policy::{self, Sampling, prompts, with_answers};
+use super::{Driver, Moment, StoredSequence};
+use crate::Error;
+use crate::head::{CHUNK_BYTES, Objective, PolicyRows, Rows, log_probs};
+use crate::step::{Term, labels, target_rows};
+use crate::timing::Phase;
+
+/// Settings of MiniLLM. Defaults are the released scripts'.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MiniLlmSettings {
+    /// Answers sampled a round.
+    #[serde(default = "defaults::rollouts")]
+    pub rollouts: usize,
+    /// Passes over a round's answers.
+    #[serde(default = "defaults::inner_epochs")]
+    pub inner_epochs: usize,
+    /// Share of the teacher in the sampling mixture (the paper's alpha).
+    #[serde(default = "defaults::teacher_mix")]
+    pub teacher_mix: f64,
+    /// Discount of later rewards.
+    #[serde(default = "defaults::gamma")]
+    pub gamma: f64,
+    /// Rewards are cut to +- this; 0 is off.
+    #[serde(default = "defaults::one")]
+    pub reward_clip: f64,
+    /// PPO's clip of the ratio.
+    #[serde(default = "defaults::ppo_clip")]
+    pub ppo_clip: f64,
+    /// Whether the reward-to-go is divided by the number of tokens left.
+    #[serde(default = "defaults::yes")]
+    pub length_norm: bool,
+    /// Whether the single-step reverse KL is added.
+    #[serde(default = "defaults::yes")]
+    pub single_step: bool,
+    /// Share of the divergence in the term on the data.
+    #[serde(default = "defaults::half")]
+    pub kd_ratio: f64,
+    /// Weight of the term on the data.
+    #[serde(default = "defaults::one")]
+    pub lm_coef: f64,
+    /// Temperature of the sampling.
+    #[serde(default = "defaults::one")]
+    pub temperature: f64,
+    /// Answers sampled together.
+    #[serde(default = "defaults::sampling_batch_size")]
+    pub sampling_batch_size: usize,
+    /// Most tokens of an answer; absent: what `max_length` leaves after `max_prompt_length`.
+    #[serde(default)]
+    pub max_new_tokens: Option<usize>,
+}
+
+mod defaults {
+    pub fn rollouts() -> usize {
+        256
+    }
+    pub fn inner_epochs() -> usize {
+        4
+    }
+    pub fn teacher_mix() -> f64 {
+        0.2
+    }
+    pub fn gamma() -> f64 {
+        0.95
+    }
+    pub fn ppo_clip() -> f64 {
+        0.2
+    }
+    pub fn one() -> f64 {
+        1.0
+    }
+    pub fn half() -> f64 {
+        0.5
+    }
+    pub fn yes() -> bool {
+        true
+    }
+    pub fn sampling_batch_size() -> usize {
+        64
+    }
+}
+
+impl MiniLlmSettings {
+    pub(super) fn check(&self) -> Result<(), String> {
+        for (key, value) in [
+            ("rollouts", self.rollouts),
+            ("inner_epochs", self.inner_epochs),
+            ("sampling_batch_size", self.sampling_batch_size),
+        ] {
+            if value == 0 {
+                return Err(format!("{key} = 0: it must be 1 or more"));
+            }
+        }
+        for (key, value) in [
+            ("teacher_mix", self.teacher_mix),
+            ("gamma", self.gamma),
+            ("kd_ratio", self.kd_ratio),
+        ] {
+            if !(0.0..=1.0).contains(&value) {
+                return Err(format!("{key} = {value}: it must lie between 0 and 1"));
+            }
+        }
+        for (key, value) in [
+            ("reward_clip", self.reward_clip),
+            ("ppo_clip", self.ppo_clip),
+            ("lm_coef", self.lm_coef),
+        ] {
+            if !(value.is_finite() && value >= 0.0) {
+                return Err(format!("{key} = {value}: it must be 0 or more"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A sampled answer and what is known of its tokens.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Rollout {
+    sequence: StoredSequence,
+    /// `log q` of each token when it was sampled.
+    log_prob: Vec<f32>,
+    /// Importance weight of each token: `q` over the sampling mixture.
+    weight: Vec<f32>,
+    /// Reward-to-go of each token.
+    reward_to_go: Vec<f32>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+struct State {
+    round: Option<usize>,
+    rollouts: Vec<Rollout>,
+}
+
+pub(super) struct MiniLlm {
+    settings: MiniLlmSettings,
+    state: State,
+}
+
+/// Where an update stands in the rounds.
+#[derive(Debug, PartialEq, Eq)]
+struct Place {
+    round: usize,
+    inner_epoch: usize,
+    index: usize,
+}
+
+impl MiniLlm {
+    pub(super) fn new(settings: MiniLlmSettings) -> Self {
+        Self {
+            settings,
+            state: State::default(),
+        }
+    }
+
+    /// A round has `inner_epochs` passes of whole batches.
+    fn place(&self, step: usize, batch_size: usize) -> Place {
+        let batches = (self.settings.rollouts / batch_size).max(1);
+        let round = batches * self.settings.inner_epochs;
+        Place {
+            round: step / round,
+            inner_epoch: step % round / batches,
+            index: step % batches,
+        }
+    }
+
+    fn sample_round(&mut self, at: &mut Moment, round: usize) -> Result<(), Error> {
+        let n = self.settings.rollouts;
+        let chosen = prompts_of_round(at, round, n);
+        let teacher = at.teacher.expect("MiniLLM has a teacher");
+        let mix = self.settings.teacher_mix;
+        let sampling = Sampling {
+            temperature: self.settings.temperature,
+            max_new_tokens: self.settings.max_new_tokens,
+        };
+        let decoding = on_policy::decoding(at, sampling, self.settings.sampling_batch_size);
+        let models = [(at.student, 1.0 - mix), (teacher, mix)];
+        let models = if mix == 0.0 { &models[..1] } else { &models };
+        let keys: Vec<u64> = (0..n as u64).collect();
+        let (seed, eos, student) = (on_policy::sampling_seed(at), at.tokenizer.eos(), at.student);
+        let pad = at.tokenizer.pad();
+        let settings = &self.settings;
+        self.state.rollouts = at.phases.time(Phase::Generation, || {
+            let answers = generate_from_mixture(
+                models,
+                &prompts(&chosen),
+                &keys,
+                seed,
+                eos,
+                &decoding,
+                &mut |_| {},
+            )?;
+            let sequences = with_answers(&chosen, answers);
+            score(settings, student, teacher, sequences, pad)
+        })?;
+        self.state.round = Some(round);
+        Ok(())
+    }
+}
+
+/// The prompts of a round: the next `n` of an endless stream of shuffled passes over the data.
+fn prompts_of_round<'a>(at: &Moment<'a>, round: usize, n: usize) -> Vec<&'a Sequence> {
+    let total = at.sequences.len();
+    let mut pass: Option<(usize, Vec<usize>)> = None;
+    (round * n..(round + 1) * n)
+        .map(|k| {
+            let number = k / total;
+            if pass.as_ref().is_none_or(|(p, _)| *p != number) {
+                let mut order: Vec<usize> = (0..total).collect();
+                Rng::new(&[at.settings.seed, number as u64, 4]).shuffle(&mut order);
+                pass = Some((number, order));
+            }
+            let (_, order) = pass.as_ref().expect("just set");
+            &at.sequences[order[k % total]]
+        })
+        .collect()
+}
+
+/// Log-probabilities, importance weights and rewards of sampled answers.
+fn score(
+    settings: &MiniLlmSettings,
+    student: &abkd_models::LanguageModel,
+    teacher: &abkd_models::LanguageModel,
+    sequences: Vec<Sequence>,
+    pad: u32,
+) -> Result<Vec<Rollout>, Error> {
+    let mut rollouts = Vec::with_capacity(sequences.len());
+    for part in sequences.chunks(settings.sampling_batch_size) {
+        let laid = batch(&part.iter().collect::<Vec<_>>(), pad);
+        let labels = labels(&laid);
+        let log_probs_of = |model: &abkd_models::LanguageModel| {
+            let rows = Rows {
+                hidden: target_rows(model, &laid),
+                head: model.head().val(),
+            };
+            log_probs(&rows, &labels, CHUNK_BYTES)
+        };
+        let (log_q, log_p) = (log_probs_of(student)?, log_probs_of(teacher)?);
+        let mut start = 0;
+        for sequence in part {
+            let end = start + sequence.tokens.len() - sequence.prompt_len;
+            let (log_q, log_p) = (&log_q[start..end], &log_p[start..end]);
+            rollouts.push(Rollout {
+                sequence: sequence.clone().into(),
+                log_prob: log_q.to_vec(),
+                weight: importance_weights(log_q, log_p, settings.teacher_mix),
+                reward_to_go: rewards_to_go(settings, log_q, log_p),
+            });
+            start = end;
+        }
+    }
+    Ok(rollouts)
+}
+
+/// `q / ((1 - mix) q + mix p)` of every token.
+fn importance_weights(log_q: &[f32], log_p: &[f32], mix: f64) -> Vec<f32> {
+    let weight = |(q, p): (&f32, &f32)| {
+        let ratio = f64::from(p - q).exp();
+        (1.0 / ((1.0 - mix) + mix * ratio)) as f32
+    };
+    log_q.iter().zip(log_p).map(weight).collect()
+}
+
+/// `sum_{s >= t} gamma^(s - t) r_s`, over the number of tokens left where the length is normalised;
+/// `r = log p - log q`, cut to +- `reward_clip`.
+fn rewards_to_go(settings: &MiniLlmSettings, log_q: &[f32], log_p: &[f32]) -> Vec<f32> {
+    let limit = if settings.reward_clip > 0.0 {
+        settings.reward_clip
+    } else {
+        f64::INFINITY
+    };
+    let n = log_q.len();
+    let mut sum = 0.0;
+    let mut out = vec![0.0; n];
+    for t in (0..n).rev() {
+        let reward = f64::from(log_p[t] - log_q[t]).clamp(-limit, limit);
+        sum = reward + settings.gamma * sum;
+        let left = if settings.length_norm { n - t } else { 1 };
+        out[t] = (sum / left as f64) as f32;
+    }
+    out
+}
+
+/// Shifts to mean 0 and scales to variance 1.
+fn whiten(values: &mut [f32]) {
+    let n = values.len() as f64;
+    let mean = values.iter().map(|&x| f64::from(x)).sum::<f64>() / n;
+    let variance = values
+        .iter()
+        .map(|&x| (f64::from(x) - mean).powi(2))
+        .sum::<f64>()
+        / n;
+    let scale = 1.0 / (variance + 1e-8).sqrt();
+    for x in values {
+        *x = ((f64::from(*x) - mean) * scale) as f32;
+    }
+}
+
+impl Driver for MiniLlm {
+    fn terms(&mut self, at: &mut Moment, data: &[&Sequence]) -> Result<Vec<Term>, Error> {
+        let size = data.len();
+        let place = self.place(at.step, size);
+        if self.state.round != Some(place.round) {
+            self.sample_round(at, place.round)?;
+        }
+        let key = [
+            at.settings.seed,
+            place.round as u64,
+            place.inner_epoch as u64,
+            5,
+        ];
+        let mut order: Vec<usize> = (0..self.state.rollouts.len()).collect();
+        Rng::new(&key).shuffle(&mut order);
+        let chosen: Vec<&Rollout> = order
+            .iter()
+            .skip(place.index * size)
+            .take(size)
+            .map(|&i| &self.state.rollouts[i])
+            .collect();
+        let gather =
+            |f: fn(&Rollout) -> &Vec<f32>| chosen.iter().flat_map(|r| f(r).clone()).collect();
+        let mut advantage: Vec<f32> = gather(|r| &r.reward_to_go);
+        whiten(&mut advantage);
+        let policy = PolicyRows {
+            old_log_prob: gather(|r| &r.log_prob),
+            advantage,
+            weight: gather(|r| &r.weight),
+            clip: self.settings.ppo_clip as f32,
+            single_step: self.settings.single_step,
+        };
+        let sequences: Vec<Sequence> = chosen.iter().map(|r| r.sequence.clone().into()).collect();
+        let rollouts = at.term(
+            &sequences.iter().collect::<Vec<_>>(),
+            Objective::Policy(policy),
+        );
+        let on_data = Objective::Distill {
+            divergence: Divergence::ForwardKl,
+            fidelity: Fidelity::Paper,
+            kd_ratio: self.settings.kd_ratio,
+        };
+        let mut data = at.term(data, on_data);
+        data.weight = self.settings.lm_coef;
+        Ok(vec![rollouts, data])
+    }
+
+    fn state(&self) -> serde_json::Value {
+        serde_json::json!(self.state)
+    }
+
+    fn restore(&mut self, state: serde_json::Value) -> Result<(), serde_json::Error> {
+        self.state = serde_json::from_value(state)?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings() -> MiniLlmSettings {
+        serde_json::from_str("{}").unwrap()
+    }
+
+    #[test]
+    fn a_reward_to_go_is_discounted_cut_and_divided_by_the_tokens_left() {
+        let settings = MiniLlmSettings {
+            gamma: 0.5,
+            ..settings()
+        };
+        // rewards 0.5, -3 (cut to -1), 0.25
+        let (log_q, log_p) = ([-1.0, -0.5, -1.0], [-0.5, -3.5, -0.75]);
+        let got = rewards_to_go(&settings, &log_q, &log_p);
+        // from the end: 0.25 / 1; (-1 + 0.125) / 2; (0.5 - 0.4375) / 3
+        let expected = [0.0625 / 3.0, -0.4375, 0.25];
+        for (a, b) in got.iter().zip(expected) {
+            assert!((a - b).abs() < 1e-6, "{got:?}");
+        }
+        let plain = MiniLlmSettings {
+            length_norm: false,
+            reward_clip: 0.0,
+            ..settings
+        };
+        let got = rewards_to_go(&plain, &log_q, &log_p);
+        assert!((got[0] - (0.5 + 0.5 * (-3.0 + 0.5 * 0.25))).abs() < 1e-6);
+    }
+
+    #[test]
+    fn an_importance_weight_is_the_student_over_the_mixture() {
+        // q = 0.5, p = 0.1: 0.5 / (0.8 x 0.5 + 0.2 x 0.1)
+        let weights = importance_weights(&[0.5f32.ln()], &[0.1f32.ln()], 0.2);
+        assert!((weights[0] - 0.5 / 0.42).abs() < 1e-5);
+        assert_eq!(
+            importance_weights(&[-1.0, -2.0], &[-1.0, -2.0], 0.2),
+            [1.0, 1.0]
+        );
+        assert_eq!(importance_weights(&[-1.0], &[-5.0], 0.0), [1.0]);
+    }
+
+    #[test]
+    fn the_ratio_counts_within_its_clip() {
+        let rows = PolicyRows {
+            old_log_prob: vec![-1.0; 4],
+            advantage: vec![2.0, 2.0, -2.0, -2.0],
+            weight: vec![1.0; 4],
+            clip: 0.2,
+            single_step: false,
+        };
+        let at = |row, ratio: f32| rows.token(row, -1.0 + ratio.ln());
+        let near = |(a, b): (f32, f32), (c, d): (f32, f32)| {
+            assert!(
+                (a - c).abs() < 1e-5 && (b - d).abs() < 1e-5,
+                "{a} {b} {c} {d}"
+            );
+        };
+        near(at(0, 1.1), (-2.2, -2.2)); // within
+        near(at(1, 1.5), (-2.4, 0.0)); // a good token is pushed no further
+        near(at(1, 0.5), (-1.0, -1.0)); // but back up at full strength
+        near(at(2, 1.5), (3.0, 3.0)); // a bad token too likely: full strength
+        near(at(3, 0.5), (1.6, 0.0)); // a bad token rare enough: nothing
+    }
+
+    #[test]
+    fn rounds_have_inner_epochs_of_whole_batches() {
+        let method = MiniLlm::new(MiniLlmSettings {
+            rollouts: 10,
+            inner_epochs: 2,
+            ..settings()
+        });
+        let places: Vec<(usize, usize, usize)> = (0..6)
+            .map(|step| method.place(step, 4))
+            .map(|p| (p.round, p.inner_epoch, p.index))
+            .collect();
+        assert_eq!(
+            places,
+            [
+                (0, 0, 0),
+                (0, 0, 1),
+                (0, 1, 0),
+                (0, 1, 1),
+                (1, 0, 0),
+                (1, 0, 1)
+            ]
+        );
+    }
+
+    #[test]
+    fn whitening_gives_mean_0_and_variance_1() {
+        let mut values = vec![1.0, 2.0, 3.0, 6.0];
+        whiten(&mut values);
+        let mean: f32 = values.iter().sum::<f32>() / 4.0;
+        let variance: f32 = values.iter().map(|x| x * x).sum::<f32>() / 4.0;
+        assert!(mean.abs() < 1e-6 && (variance - 1.0).abs() < 1e-5);
+    }
+}

@@ -1,0 +1,348 @@
+//! The distillation methods of the paper's Tables 2 and 3, each behind [`Driver`], over one loop.
+//!
+//! A method says what the terms of the next update are: which sequences, and what is minimised on
+//! them. Whatever it remembers between updates is part of the checkpoint.
+
+mod distillm;
+mod fixed;
+mod gkd;
+mod minillm;
+mod on_policy;
+
+use abkd_data::{Sequence, Tokenizer, batch};
+use abkd_losses::{Divergence, Fidelity};
+use abkd_models::LanguageModel;
+use serde::{Deserialize, Serialize};
+
+use crate::head::Objective;
+use crate::step::Term;
+use crate::timing::{Phase, Phases};
+use crate::{Error, Settings};
+
+pub use distillm::DistiLlmSettings;
+pub use fixed::{NoSettings, SeqKdSettings};
+pub use gkd::GkdSettings;
+pub use minillm::MiniLlmSettings;
+pub use on_policy::Labels;
+
+/// A divergence in one of its forms.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Loss {
+    /// Which.
+    pub divergence: Divergence,
+    /// Paper or official form.
+    pub fidelity: Fidelity,
+}
+
+impl Loss {
+    /// A divergence in its default form.
+    pub fn new(divergence: Divergence) -> Self {
+        Self {
+            divergence,
+            fidelity: divergence.default_fidelity(),
+        }
+    }
+
+    fn objective(self, kd_ratio: f64) -> Objective {
+        Objective::Distill {
+            divergence: self.divergence,
+            fidelity: self.fidelity,
+            kd_ratio,
+        }
+    }
+}
+
+/// A method with its settings.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Method {
+    /// Fine-tuning on the data: cross-entropy, no teacher.
+    Sft,
+    /// Distillation on the data: KD with forward KL (Hinton et al. 2015), ABKD with the alpha-beta
+    /// divergence (Wang et al. 2025), or any other.
+    Data(Loss),
+    /// Training on the teacher's answers (Kim and Rush 2016).
+    SeqKd(SeqKdSettings),
+    /// On-policy distillation (Agarwal et al. 2024).
+    Gkd(Loss, GkdSettings),
+    /// Policy gradient on the reverse KL (Gu et al. 2024).
+    MiniLlm(MiniLlmSettings),
+    /// Adaptive off-policy sampling (Ko et al. 2024), by default with skew reverse KL.
+    DistiLlm(Loss, DistiLlmSettings),
+}
+
+impl Method {
+    /// Ids of the methods, with a line on each.
+    pub const IDS: [(&'static str, &'static str); 7] = [
+        ("sft", "cross-entropy on the data"),
+        (
+            "kd",
+            "a divergence on the data, kd_ratio from the profile; default forward KL",
+        ),
+        (
+            "seqkd",
+            "cross-entropy on the teacher's answers; kd_ratio adds forward KL on them",
+        ),
+        (
+            "gkd",
+            "with probability lambda the student's own answers; generalized Jensen divergence",
+        ),
+        (
+            "minillm",
+            "policy gradient on reverse KL: teacher-mixed rollouts, PPO clip, length norm",
+        ),
+        (
+            "distillm",
+            "replay buffer of the student's answers, adaptive share; default skew reverse KL",
+        ),
+        (
+            "abkd",
+            "the alpha-beta divergence on the data; `distillm` with divergence `ab` samples adaptively",
+        ),
+    ];
+
+    /// Builds a method from its id, an optional loss and its settings (a JSON object).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Method`]: an unknown id; a setting that the method does not have or that is out of
+    /// range; a loss given to a method that has none to choose.
+    pub fn from_parts(
+        id: &str,
+        loss: Option<Loss>,
+        settings: serde_json::Value,
+    ) -> Result<Self, Error> {
+        let refuse = |reason: String| Error::Method {
+            method: id.into(),
+            reason,
+        };
+        let no_loss = |loss: Option<Loss>| match loss {
+            Some(_) => Err(refuse(
+                "its loss is its own; remove `divergence` and `params`".into(),
+            )),
+            None => Ok(()),
+        };
+        let method = match id {
+            "sft" => {
+                no_loss(loss)?;
+                parse::<NoSettings>(id, settings)?;
+                Self::Sft
+            }
+            "kd" => {
+                parse::<NoSettings>(id, settings)?;
+                Self::Data(loss.unwrap_or(Loss::new(Divergence::ForwardKl)))
+            }
+            "abkd" => {
+                parse::<NoSettings>(id, settings)?;
+                let paper = Divergence::AlphaBeta {
+                    alpha: 0.2,
+                    beta: 0.7,
+                };
+                Self::Data(loss.unwrap_or(Loss::new(paper)))
+            }
+            "seqkd" => {
+                no_loss(loss)?;
+                Self::SeqKd(parse(id, settings)?)
+            }
+            "gkd" => {
+                let settings: GkdSettings = parse(id, settings)?;
+                if loss.is_some() && settings.beta.is_some() {
+                    return Err(refuse(
+                        "`beta` is the Jensen divergence's; with a `divergence` of the row leave it out"
+                            .into(),
+                    ));
+                }
+                let loss = loss.unwrap_or_else(|| settings.default_loss());
+                Self::Gkd(loss, settings)
+            }
+            "minillm" => {
+                no_loss(loss)?;
+                Self::MiniLlm(parse(id, settings)?)
+            }
+            "distillm" => {
+                let skew = Divergence::SkewReverseKl { lambda: 0.1 };
+                Self::DistiLlm(loss.unwrap_or(Loss::new(skew)), parse(id, settings)?)
+            }
+            _ => return Err(refuse("no such method".into())),
+        };
+        let checked = match &method {
+            Self::SeqKd(s) => s.check(),
+            Self::Gkd(_, s) => s.check(),
+            Self::MiniLlm(s) => s.check(),
+            Self::DistiLlm(_, s) => s.check(),
+            Self::Sft | Self::Data(_) => Ok(()),
+        };
+        checked.map_err(refuse)?;
+        Ok(method)
+    }
+
+    /// Whether updates need the teacher.
+    pub fn needs_teacher(&self) -> bool {
+        match self {
+            Self::Sft => false,
+            Self::SeqKd(s) => s.kd_ratio > 0.0,
+            _ => true,
+        }
+    }
+
+    /// All that tells this method from another, for the id of a cell.
+    pub fn identity(&self) -> serde_json::Value {
+        let loss = |l: &Loss| format!("{:?} {:?}", l.divergence, l.fidelity);
+        match self {
+            Self::Sft => serde_json::json!("sft"),
+            Self::Data(l) => serde_json::json!({ "data": loss(l) }),
+            // `answers` is filled in by whoever knows where they come from
+            Self::SeqKd(s) => serde_json::json!({ "seqkd": s, "answers": null }),
+            Self::Gkd(l, s) => serde_json::json!({ "gkd": s, "loss": loss(l) }),
+            Self::MiniLlm(s) => serde_json::json!({ "minillm": s }),
+            Self::DistiLlm(l, s) => serde_json::json!({ "distillm": s, "loss": loss(l) }),
+        }
+    }
+
+    /// What runs the method; `kd_ratio` is the share of the divergence in the loss on the data.
+    pub fn driver(&self, kd_ratio: f64) -> Box<dyn Driver> {
+        match self {
+            Self::Sft => Box::new(fixed::Fixed::new(Objective::CrossEntropy)),
+            Self::Data(loss) => Box::new(fixed::Fixed::new(loss.objective(kd_ratio))),
+            Self::SeqKd(s) => Box::new(fixed::Fixed::new(s.objective())),
+            Self::Gkd(loss, s) => Box::new(gkd::Gkd::new(loss.objective(kd_ratio), s.clone())),
+            Self::MiniLlm(s) => Box::new(minillm::MiniLlm::new(s.clone())),
+            Self::DistiLlm(loss, s) => {
+                Box::new(distillm::DistiLlm::new(loss.objective(kd_ratio), s.clone()))
+            }
+        }
+    }
+}
+
+fn parse<T: serde::de::DeserializeOwned>(
+    method: &str,
+    settings: serde_json::Value,
+) -> Result<T, Error> {
+    serde_json::from_value(settings).map_err(|e| Error::Method {
+        method: method.into(),
+        reason: format!("settings: {e}"),
+    })
+}
+
+/// What the next update is made from.
+pub struct Moment<'a> {
+    /// Updates done so far.
+    pub step: usize,
+    /// Updates of the whole run.
+    pub steps: usize,
+    /// Settings of the run.
+    pub settings: &'a Settings,
+    /// The student, on a plain device.
+    pub student: &'a LanguageModel,
+    /// The teacher.
+    pub teacher: Option<&'a LanguageModel>,
+    /// All training sequences.
+    pub sequences: &'a [Sequence],
+    /// Tokenizer of both.
+    pub tokenizer: &'a Tokenizer,
+    /// Most tokens of an answer unless a method says otherwise.
+    pub max_new_tokens: usize,
+    /// Books the time.
+    pub phases: &'a mut Phases,
+}
+
+impl Moment<'_> {
+    /// A term of whole sequences.
+    fn term(&mut self, sequences: &[&Sequence], objective: Objective) -> Term {
+        let pad = self.tokenizer.pad();
+        Term {
+            batch: self.phases.time(Phase::Data, || batch(sequences, pad)),
+            objective,
+            weight: 1.0,
+        }
+    }
+}
+
+/// A method at work.
+pub trait Driver {
+    /// The terms of the next update; `data` are the sequences that the epoch's order has for it.
+    ///
+    /// # Errors
+    ///
+    /// Sampling that fails.
+    fn terms(&mut self, at: &mut Moment, data: &[&Sequence]) -> Result<Vec<Term>, Error>;
+
+    /// Whether [`validated`](Self::validated) must be called once before the first update.
+    fn wants_first_validation(&self) -> bool {
+        false
+    }
+
+    /// Tells the validation loss: before the first update if wanted, and after every epoch.
+    fn validated(&mut self, _loss: f64) {}
+
+    /// What it remembers, for a checkpoint.
+    fn state(&self) -> serde_json::Value {
+        serde_json::Value::Null
+    }
+
+    /// Takes up what [`state`](Self::state) gave.
+    ///
+    /// # Errors
+    ///
+    /// A state of another method or version.
+    fn restore(&mut self, state: serde_json::Value) -> Result<(), serde_json::Error> {
+        serde_json::from_value(state)
+    }
+}
+
+/// A sequence as a checkpoint keeps it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct StoredSequence {
+    example: usize,
+    tokens: Vec<u32>,
+    prompt_len: usize,
+}
+
+impl From<Sequence> for StoredSequence {
+    fn from(s: Sequence) -> Self {
+        Self {
+            example: s.example,
+            tokens: s.tokens,
+            prompt_len: s.prompt_len,
+        }
+    }
+}
+
+impl From<StoredSequence> for Sequence {
+    fn from(s: StoredSequence) -> Self {
+        Self {
+            example: s.example,
+            tokens: s.tokens,
+            prompt_len: s.prompt_len,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_id_builds_with_defaults() {
+        for (id, _) in Method::IDS {
+            Method::from_parts(id, None, serde_json::json!({})).unwrap();
+        }
+    }
+
+    #[test]
+    fn what_a_method_does_not_have_is_refused_by_name() {
+        let error = |id, loss, settings| {
+            Method::from_parts(id, loss, settings)
+                .unwrap_err()
+                .to_string()
+        };
+        let text = error("gkd", None, serde_json::json!({ "lamda": 0.5 }));
+        assert!(text.contains("gkd") && text.contains("lamda") && text.contains("`lambda`"));
+        let text = error("gkd", None, serde_json::json!({ "lambda": 1.5 }));
+        assert!(text.contains("lambda"), "{text}");
+        let text = error("sft", None, serde_json::json!({ "beta": 1 }));
+        assert!(text.contains("beta"), "{text}");
+        let loss = Some(Loss::new(Divergence::ForwardKl));
+        assert!(error("minillm", loss, serde_json::json!({})).contains("divergence"));
+        assert!(error("kdd", None, serde_json::json!({})).contains("kdd"));
+    }
+}

@@ -1,0 +1,154 @@
+//! The student's own answers as training sequences.
+
+use abkd_data::rng::Rng;
+use abkd_data::{Batch, Sequence, batch};
+use abkd_models::generate::{Decoding, generate};
+use serde::{Deserialize, Serialize};
+
+use super::Moment;
+use crate::Error;
+use crate::timing::Phase;
+
+/// Which positions of a sampled answer count.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Labels {
+    /// Those that predict a token of the answer, its end included.
+    #[default]
+    Expected,
+    /// As the released code: one position late, so that the first token of the answer is left out and
+    /// the position after the last one counts; the end of text is stripped from the answer.
+    Official,
+}
+
+/// How answers are sampled while training.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sampling {
+    pub temperature: f64,
+    pub max_new_tokens: Option<usize>,
+}
+
+/// A number in [0, 1) that depends on (seed, step, purpose) alone.
+pub(super) fn coin(at: &Moment, purpose: u64) -> f64 {
+    let bits = Rng::new(&[at.settings.seed, at.step as u64, purpose]).bits();
+    (bits >> 11) as f64 / (1u64 << 53) as f64
+}
+
+/// Seed of the draws of this update.
+pub(super) fn sampling_seed(at: &Moment) -> u64 {
+    Rng::new(&[at.settings.seed, at.step as u64, 0x5A3]).bits()
+}
+
+pub(super) fn decoding(at: &Moment, sampling: Sampling, rows: usize) -> Decoding {
+    Decoding {
+        max_new_tokens: sampling.max_new_tokens.unwrap_or(at.max_new_tokens),
+        temperature: sampling.temperature,
+        batch_size: rows,
+        ..Decoding::sampling()
+    }
+}
+
+/// The student's answers to the prompts of `data`.
+pub(super) fn sample(
+    at: &mut Moment,
+    data: &[&Sequence],
+    sampling: Sampling,
+) -> Result<Vec<Sequence>, Error> {
+    let decoding = decoding(at, sampling, data.len());
+    let (student, eos, seed) = (at.student, at.tokenizer.eos(), sampling_seed(at));
+    let answers = at.phases.time(Phase::Generation, || {
+        let prompts = prompts(data);
+        let keys: Vec<u64> = data.iter().map(|s| s.example as u64).collect();
+        generate(student, &prompts, &keys, seed, eos, &decoding, &mut |_| {})
+    })?;
+    Ok(with_answers(data, answers))
+}
+
+pub(super) fn prompts(data: &[&Sequence]) -> Vec<Vec<u32>> {
+    data.iter()
+        .map(|s| s.tokens[..s.prompt_len].to_vec())
+        .collect()
+}
+
+/// The prompts of `data`, each followed by its answer.
+pub(super) fn with_answers(data: &[&Sequence], answers: Vec<Vec<u32>>) -> Vec<Sequence> {
+    data.iter()
+        .zip(answers)
+        .map(|(s, answer)| Sequence {
+            example: s.example,
+            tokens: [&s.tokens[..s.prompt_len], &answer].concat(),
+            prompt_len: s.prompt_len,
+        })
+        .collect()
+}
+
+/// Lays sampled sequences side by side; `None` when no position counts.
+pub(super) fn lay(sequences: &[Sequence], labels: Labels, eos: u32) -> Option<Batch> {
+    let laid = match labels {
+        Labels::Expected => batch(&sequences.iter().collect::<Vec<_>>(), eos),
+        Labels::Official => late_labels(sequences, eos),
+    };
+    (!laid.targets.is_empty()).then_some(laid)
+}
+
+fn late_labels(sequences: &[Sequence], eos: u32) -> Batch {
+    // One token more at the end, so that the last token of the answer is an input.
+    let longer: Vec<Sequence> = sequences
+        .iter()
+        .map(|s| {
+            let mut tokens = s.tokens.clone();
+            if tokens.last() != Some(&eos) || tokens.len() == s.prompt_len {
+                tokens.push(eos);
+            }
+            Sequence {
+                tokens,
+                ..s.clone()
+            }
+        })
+        .collect();
+    let mut laid = batch(&longer.iter().collect::<Vec<_>>(), eos);
+    laid.targets = longer
+        .iter()
+        .enumerate()
+        .flat_map(|(row, s)| {
+            let start = row * laid.width;
+            (s.prompt_len..s.tokens.len() - 1).map(move |t| (start + t, s.tokens[t]))
+        })
+        .collect();
+    laid
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sequence(tokens: &[u32]) -> Sequence {
+        Sequence {
+            example: 0,
+            tokens: tokens.to_vec(),
+            prompt_len: 2,
+        }
+    }
+
+    #[test]
+    fn expected_labels_are_the_next_tokens_and_keep_the_end() {
+        // prompt 1 2, answer 3 4, end 9
+        let laid = lay(&[sequence(&[1, 2, 3, 4, 9])], Labels::Expected, 9).unwrap();
+        assert_eq!(laid.input_ids, [1, 2, 3, 4]);
+        assert_eq!(laid.targets, [(1, 3), (2, 4), (3, 9)]);
+    }
+
+    #[test]
+    fn official_labels_sit_one_position_late() {
+        let ended = lay(&[sequence(&[1, 2, 3, 4, 9])], Labels::Official, 9).unwrap();
+        assert_eq!(ended.input_ids, [1, 2, 3, 4]);
+        assert_eq!(ended.targets, [(2, 3), (3, 4)]);
+        // an answer that was cut has its last position too
+        let cut = lay(&[sequence(&[1, 2, 3, 4])], Labels::Official, 9).unwrap();
+        assert_eq!(cut.input_ids, [1, 2, 3, 4]);
+        assert_eq!(cut.targets, [(2, 3), (3, 4)]);
+        // nothing but the end: no position counts
+        assert!(lay(&[sequence(&[1, 2, 9])], Labels::Official, 9).is_none());
+        assert!(lay(&[sequence(&[1, 2, 9])], Labels::Expected, 9).is_some());
+    }
+}

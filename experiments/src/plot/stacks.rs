@@ -1,0 +1,153 @@
+//! Seconds a sample as stacked bars: one bar a method, one colour a phase, the ratio to SFT above it.
+
+use std::path::Path;
+
+use abkd_training::timing::Phase;
+use anyhow::{Result, ensure};
+use plotters::prelude::*;
+use plotters::style::text_anchor::{HPos, VPos};
+
+use super::{Area, Axis, Key, Look, Marker, font, frame, px, save, text_style, tick_text, ticks};
+use crate::timing::TimingRow;
+
+const SIZE: (u32, u32) = (1200, 620);
+
+/// Okabe and Ito's palette again, in the order of [`Phase::ALL`].
+const COLORS: [RGBColor; 7] = [
+    RGBColor(130, 130, 130),
+    RGBColor(213, 94, 0),
+    RGBColor(0, 114, 178),
+    RGBColor(86, 180, 233),
+    RGBColor(230, 159, 0),
+    RGBColor(0, 158, 115),
+    RGBColor(204, 121, 167),
+];
+
+/// Draws the rows; `paper` gives the paper's ratio to SFT where it has one.
+///
+/// # Errors
+/// Nothing to draw, or the file cannot be written.
+pub fn stacks(
+    rows: &[TimingRow],
+    paper: impl Fn(&str) -> Option<f64>,
+    path: &Path,
+    title: &str,
+    profile: &str,
+) -> Result<()> {
+    ensure!(
+        !rows.is_empty(),
+        "draw {}: nothing was timed yet",
+        path.display()
+    );
+    save(path, SIZE, |area| draw(area, rows, &paper, title, profile))
+}
+
+fn draw(
+    area: &Area,
+    rows: &[TimingRow],
+    paper: &impl Fn(&str) -> Option<f64>,
+    title: &str,
+    profile: &str,
+) -> Result<()> {
+    let looks: Vec<Look> = Phase::ALL
+        .iter()
+        .zip(COLORS)
+        .map(|(phase, color)| Look {
+            row: phase.id().into(),
+            color,
+            marker: Marker::Square,
+        })
+        .collect();
+    let body = frame(area, title, &looks, Key::Box)?;
+    let milli = |x: f64| 1e3 * x;
+    let highest = rows
+        .iter()
+        .map(|r| milli(r.phases.iter().sum()))
+        .fold(0.0, f64::max);
+    let top = highest.max(1e-6) * 1.16;
+    let (y_ticks, y_step) = ticks(0.0, top, 6.0);
+    let centres: Vec<f64> = (0..rows.len()).map(|i| i as f64 + 0.5).collect();
+    let caption = format!("{profile}: above each bar the ratio to SFT, ours (the paper's)");
+    let mut chart = ChartBuilder::on(&body)
+        .caption(caption, font(17))
+        .margin(px(8))
+        .margin_left(px(16))
+        .margin_right(px(20))
+        .x_label_area_size(px(30))
+        .y_label_area_size(px(72))
+        .build_cartesian_2d(
+            Axis::new(0.0..rows.len() as f64, centres),
+            Axis::new(0.0..top, y_ticks),
+        )?;
+    chart
+        .configure_mesh()
+        .disable_x_mesh()
+        .bold_line_style(RGBColor(222, 222, 222).stroke_width(px(1) as u32))
+        .light_line_style(TRANSPARENT)
+        .axis_style(BLACK.stroke_width(px(1) as u32))
+        .y_desc("milliseconds a sample")
+        .axis_desc_style(font(15))
+        .label_style(font(14))
+        .x_label_formatter(&|centre| {
+            rows.get(*centre as usize)
+                .map_or(String::new(), |r| r.method.clone())
+        })
+        .y_label_formatter(&|value| tick_text(*value, y_step))
+        .draw()?;
+    for (i, row) in rows.iter().enumerate() {
+        let (left, right) = (i as f64 + 0.2, i as f64 + 0.8);
+        let mut low = 0.0;
+        for (seconds, color) in row.phases.iter().zip(COLORS) {
+            let high = low + milli(*seconds);
+            chart.draw_series([Rectangle::new([(left, low), (right, high)], color.filled())])?;
+            low = high;
+        }
+        let ours = row.ratio_to_sft.map_or("-".into(), |r| format!("{r:.2}"));
+        let theirs = paper(&row.method).map_or(String::new(), |r| format!(" ({r:.2})"));
+        chart.draw_series([Text::new(
+            ours + &theirs,
+            (i as f64 + 0.5, low + top * 0.015),
+            text_style(15, HPos::Center, VPos::Bottom),
+        )])?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::render;
+    use super::super::tests::count;
+    use super::*;
+
+    #[test]
+    fn every_phase_has_its_colour_and_nothing_is_an_error() {
+        let row = TimingRow {
+            method: "SFT".into(),
+            seconds_per_sample: 0.7,
+            ratio_to_sft: Some(1.0),
+            one_off_seconds_per_sample: 0.0,
+            amortised_seconds_per_sample: 0.7,
+            amortised_ratio_to_sft: Some(1.0),
+            median: 0.7,
+            q1: 0.7,
+            q3: 0.7,
+            outliers: 0,
+            updates: 1,
+            sampling_share: 1.0,
+            tokens_per_update: 1.0,
+            phases: [0.1; 7],
+        };
+        let none = |_: &str| None;
+        let pixels = render(SIZE, |area| {
+            draw(area, std::slice::from_ref(&row), &none, "Table 3", "tiny")
+        })
+        .unwrap();
+        for RGBColor(r, g, b) in COLORS {
+            let found = count(&pixels, SIZE.0, (0..1200, 70..560), |p| p == [r, g, b]);
+            assert!(found > 10_000, "{found}");
+        }
+        let path = Path::new("table3.png");
+        let error = stacks(&[], none, path, "", "").unwrap_err().to_string();
+        assert!(error.contains("table3.png"), "{error}");
+    }
+}

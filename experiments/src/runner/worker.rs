@@ -1,0 +1,334 @@
+//! Does one cell after the other.
+
+use std::borrow::Cow;
+use std::fs;
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use abkd_data::Sequence;
+use abkd_models::generate::Decoding;
+use abkd_models::{LanguageModel, checkpoint, lora};
+use abkd_training::evaluate::{self, Answer};
+use abkd_training::trainer::student_dir;
+use abkd_training::{Event, Method, Outcome, Settings, TrainRun, Validation, train};
+use anyhow::{Context, Result};
+use burn::tensor::Device;
+
+use super::board::{Board, Status, kind};
+use super::step_log::StepLog;
+use super::{Places, RESULT, Trained, answers, write_json, write_results};
+use crate::inputs::{Inputs, base_model};
+use crate::plan::{Cell, Plan, Who, Work};
+use crate::progress::{CellDisplay, Display};
+use crate::results::write_atomic;
+use crate::spec::{ModelSpec, Spec};
+use crate::timing;
+
+pub(super) struct Worker<'a> {
+    pub places: &'a Places,
+    pub spec: &'a Spec,
+    pub plan: &'a Plan,
+    pub inputs: &'a Inputs,
+    pub device: Device,
+    /// How validation answers are drawn.
+    pub decoding: Decoding,
+    pub display: &'a Display,
+    pub stop: &'a AtomicBool,
+}
+
+impl Worker<'_> {
+    pub fn work(&self, board: &Board) -> Result<()> {
+        let mut loaded: Option<(Who, LanguageModel)> = None;
+        while let Some(index) = board.next(self.stop) {
+            let cell = &self.plan.cells[index];
+            let mut shown = self.display.cell(&cell.id);
+            let result = self
+                .run_cell(cell, &mut loaded, &mut shown)
+                .with_context(|| format!("cell {}", cell.id))?;
+            let Some(result) = result else {
+                board.set(index, Status::Waiting);
+                return Ok(());
+            };
+            board.set(index, Status::Done);
+            shown.finish(kind(&cell.work), &board.left(), &result);
+            write_results(self.places, self.spec, self.plan)?;
+        }
+        Ok(())
+    }
+
+    /// Runs a cell; gives a line about its result, or `None` when it was interrupted.
+    fn run_cell(
+        &self,
+        cell: &Cell,
+        loaded: &mut Option<(Who, LanguageModel)>,
+        shown: &mut CellDisplay,
+    ) -> Result<Option<String>> {
+        let dir = self.places.runs_of(self.spec).join(&cell.id);
+        fs::create_dir_all(&dir).with_context(|| dir.display().to_string())?;
+        write_json(&dir.join("cell.json"), &cell.spec)?;
+        let profile = &self.spec.profile;
+        match cell.work {
+            Work::Sft { who } => {
+                let (settings, model) = match who {
+                    Who::Teacher => (&profile.teacher_sft, &profile.teacher),
+                    _ => (&profile.student_sft, &profile.student),
+                };
+                let job = Job {
+                    settings: settings.clone().context("planned without its settings")?,
+                    method: Method::Sft,
+                    student: self.base(model)?,
+                    teacher: None,
+                    sequences: Cow::Borrowed(&self.inputs.train.sequences),
+                };
+                self.train(cell, &dir, &job, shown)
+            }
+            Work::TeacherAnswers { max_new_tokens } => {
+                let teacher = self.model(Who::Teacher)?;
+                let decoding = Decoding {
+                    max_new_tokens,
+                    batch_size: profile.evaluation.batch_size,
+                    ..Decoding::sampling()
+                };
+                let seed = profile.distill.seed;
+                answers::write(
+                    &dir,
+                    &teacher,
+                    self.inputs,
+                    seed,
+                    &decoding,
+                    self.stop,
+                    shown,
+                )
+            }
+            Work::Distill { row } => {
+                let job = self.job(row)?;
+                self.train(cell, &dir, &job, shown)
+            }
+            Work::Time { row, repeat } => {
+                let mut job = self.job(row)?;
+                job.method = timing::method(job.method, job.settings.batch_size);
+                let scratch = tempfile::tempdir_in(&dir)?;
+                let mut timing = timing::Timing::new(&profile.timing);
+                let seed = job.settings.seed + repeat as u64;
+                let settings = timing::settings(&job.settings, &profile.timing, seed);
+                let outcome = train(
+                    TrainRun {
+                        settings: &settings,
+                        validation: Validation {
+                            examples: &[],
+                            prompts: &[],
+                            sequences: &self.inputs.valid_sequences.sequences,
+                            decoding: &profile.validation.decoding(),
+                            seed: 0,
+                        },
+                        ..self.run(cell, scratch.path(), &job)
+                    },
+                    &mut |event| {
+                        if let Event::Step {
+                            step,
+                            steps,
+                            report,
+                            ..
+                        } = event
+                        {
+                            timing.add(step, &report);
+                            shown.at(step, steps, || "timing".into());
+                        }
+                    },
+                )?;
+                if outcome == Outcome::Interrupted {
+                    return Ok(None);
+                }
+                write_json(&dir.join(RESULT), &timing)?;
+                Ok(Some(format!(
+                    "{:.4} s a sample",
+                    timing.seconds_per_sample()
+                )))
+            }
+            Work::Evaluate { who, dataset, seed } => {
+                if loaded.as_ref().is_none_or(|(w, _)| *w != who) {
+                    *loaded = Some((who, self.model(who)?));
+                }
+                let (_, model) = loaded.as_ref().context("just loaded")?;
+                let (examples, prompts) = self.inputs.test(dataset);
+                let answers = evaluate::evaluate(
+                    model,
+                    &self.inputs.tokenizer,
+                    examples,
+                    prompts,
+                    seed,
+                    &profile.evaluation.decoding(),
+                    &mut |n| shown.more(n, examples.len(), || "answers".into()),
+                )?;
+                write_answers(&dir.join("answers.jsonl"), &answers)?;
+                let score = evaluate::score(&answers);
+                write_json(&dir.join(RESULT), &score)?;
+                Ok(Some(format!("ROUGE-L {:.2}", score.rouge_l)))
+            }
+        }
+    }
+
+    /// What a row's student is trained on and with.
+    fn job(&self, row: usize) -> Result<Job<'_>> {
+        let profile = &self.spec.profile;
+        let row = &self.spec.experiment.rows[row];
+        let method = row.method(profile)?;
+        let sequences = match &method {
+            Method::SeqKd(settings) => {
+                let tokens = settings
+                    .max_new_tokens
+                    .unwrap_or(profile.data.max_new_tokens());
+                let cell = self.plan.answers(tokens).context("planned with SeqKD")?;
+                let dir = self.places.runs_of(self.spec).join(&cell.id);
+                Cow::Owned(answers::read(&dir, &self.inputs.train.sequences)?)
+            }
+            _ => Cow::Borrowed(self.inputs.train.sequences.as_slice()),
+        };
+        Ok(Job {
+            settings: row.training(profile)?,
+            teacher: method
+                .needs_teacher()
+                .then(|| self.model(Who::Teacher))
+                .transpose()?,
+            method,
+            student: self.model(Who::Student)?,
+            sequences,
+        })
+    }
+
+    fn run<'a>(&'a self, cell: &'a Cell, dir: &'a Path, job: &'a Job) -> TrainRun<'a> {
+        let profile = &self.spec.profile;
+        TrainRun {
+            dir,
+            fingerprint: &cell.id,
+            settings: &job.settings,
+            method: &job.method,
+            kd_ratio: profile.kd_ratio,
+            max_new_tokens: profile.data.max_new_tokens(),
+            base: cell.spec["start"].as_str().unwrap_or("base"),
+            student: job.student.clone(),
+            teacher: job.teacher.as_ref(),
+            sequences: &job.sequences,
+            tokenizer: &self.inputs.tokenizer,
+            validation: Validation {
+                examples: &self.inputs.valid,
+                prompts: &self.inputs.valid_prompts,
+                sequences: &self.inputs.valid_sequences.sequences,
+                decoding: &self.decoding,
+                seed: profile.validation.seed,
+            },
+            checkpoint_every: Duration::from_secs(60),
+            stop: self.stop,
+        }
+    }
+
+    fn train(
+        &self,
+        cell: &Cell,
+        dir: &Path,
+        job: &Job,
+        shown: &mut CellDisplay,
+    ) -> Result<Option<String>> {
+        let mut log = StepLog::new(&dir.join("steps.jsonl"));
+        let outcome = train(self.run(cell, dir, job), &mut |event| match event {
+            Event::Resumed { step } => {
+                log.cut_after(step);
+                shown.line(&format!("goes on after step {step}"));
+            }
+            Event::Step {
+                step,
+                steps,
+                report,
+                learning_rate,
+            } => {
+                log.write(&serde_json::json!({
+                    "step": step, "loss": report.loss, "grad_norm": report.grad_norm,
+                    "learning_rate": learning_rate, "tokens": report.tokens,
+                    "seconds": report.phases.total(),
+                }));
+                shown.at(step, steps, || format!("loss {:.3}", report.loss));
+            }
+            Event::Validating(_) => {}
+            Event::Epoch(record) => {
+                let rouge = record
+                    .validation_rouge_l
+                    .map_or(String::new(), |r| format!(", validation ROUGE-L {r:.2}"));
+                shown.line(&format!(
+                    "epoch {}: training loss {:.3}, validation loss {:.3}{rouge}",
+                    record.epoch, record.train_loss, record.validation_loss
+                ));
+            }
+        })?;
+        log.close()?;
+        match outcome {
+            Outcome::Interrupted => Ok(None),
+            Outcome::Finished { curve } => {
+                let last = curve.last().and_then(|r| r.validation_rouge_l);
+                write_json(&dir.join(RESULT), &Trained { curve })?;
+                remove_states(dir)?;
+                Ok(Some(last.map_or("trained".into(), |r| {
+                    format!("validation ROUGE-L {r:.2}")
+                })))
+            }
+        }
+    }
+
+    fn model(&self, who: Who) -> Result<LanguageModel> {
+        let profile = &self.spec.profile;
+        let Some(cell) = self.plan.model(who) else {
+            return self.base(match who {
+                Who::Teacher => &profile.teacher,
+                _ => &profile.student,
+            });
+        };
+        let dir = student_dir(&self.places.runs_of(self.spec).join(&cell.id));
+        if !lora::is_adapter(&dir) {
+            return Ok(checkpoint::load(&dir, &self.device)?);
+        }
+        let base = match who {
+            Who::Teacher => self.base(&profile.teacher)?,
+            Who::Student => self.base(&profile.student)?,
+            Who::Row(_) => self.model(Who::Student)?,
+        };
+        Ok(lora::merge(lora::load(base, &dir)?))
+    }
+
+    fn base(&self, model: &ModelSpec) -> Result<LanguageModel> {
+        base_model(
+            &self.places.root,
+            model,
+            &self.spec.profile.teacher,
+            &self.device,
+        )
+    }
+}
+
+/// What a training works on.
+struct Job<'a> {
+    settings: Settings,
+    method: Method,
+    student: LanguageModel,
+    teacher: Option<LanguageModel>,
+    sequences: Cow<'a, [Sequence]>,
+}
+
+/// A finished cell needs its optimizer state no longer.
+fn remove_states(dir: &Path) -> Result<()> {
+    for entry in fs::read_dir(dir).with_context(|| dir.display().to_string())? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with("state-") {
+            fs::remove_dir_all(entry.path()).with_context(|| entry.path().display().to_string())?;
+        }
+    }
+    Ok(())
+}
+
+fn write_answers(path: &Path, answers: &[Answer]) -> Result<()> {
+    let mut text = Vec::new();
+    for answer in answers {
+        serde_json::to_writer(&mut text, answer)?;
+        text.push(b'\n');
+    }
+    write_atomic(path, &text)
+}

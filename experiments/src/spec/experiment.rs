@@ -1,0 +1,169 @@
+//! The experiment's file: rows and columns.
+
+use std::collections::BTreeMap;
+
+use abkd_losses::{Divergence, Fidelity};
+use abkd_training::methods::Loss;
+use abkd_training::{Method, Settings};
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+
+use super::Profile;
+use crate::suggest::{nearest, with_nearest_key};
+
+/// A table or figure of the paper.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Experiment {
+    /// Name, also of its results.
+    pub name: String,
+    /// Heading of its table and pictures.
+    pub title: String,
+    /// What it yields.
+    pub kind: Kind,
+    /// First column of its CSV, as in the paper's: `loss` or `method`.
+    #[serde(default = "row_key")]
+    pub row_key: String,
+    /// CSV of the paper's numbers in `results/paper`.
+    pub paper: String,
+    /// The pair of models, where a profile has several (`[pairs.NAME]`).
+    #[serde(default)]
+    pub pair: Option<String>,
+    /// Test sets, in the order of the table.
+    #[serde(default)]
+    pub datasets: Vec<String>,
+    /// Sampling seeds of the evaluation.
+    #[serde(default)]
+    pub seeds: Vec<u64>,
+    /// Whether teacher and initialised student are evaluated too.
+    #[serde(default)]
+    pub references: bool,
+    /// Rows of the table, or curves of the figure.
+    pub rows: Vec<Row>,
+}
+
+fn row_key() -> String {
+    "loss".into()
+}
+
+/// What an experiment yields.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// Scores on the test sets.
+    Table,
+    /// Validation curves.
+    Curve,
+    /// Seconds a sample.
+    Timing,
+}
+
+/// One row: a student trained one way.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Row {
+    /// Label, as in the paper.
+    pub label: String,
+    /// Id of the method; `abkd list methods` shows them.
+    #[serde(default = "kd")]
+    pub method: String,
+    /// Id of the divergence, where the method has one to choose; `abkd list losses` shows them.
+    #[serde(default)]
+    pub divergence: Option<String>,
+    /// Its parameters, e.g. `{ alpha = 0.2, beta = 0.7 }`.
+    #[serde(default)]
+    pub params: BTreeMap<String, f64>,
+    /// `paper` or `official`; the documented default when absent.
+    #[serde(default)]
+    pub fidelity: Option<String>,
+    /// Settings of the method.
+    #[serde(default)]
+    pub settings: toml::Table,
+    /// Settings of the training that differ from the profile's `[distill]`.
+    #[serde(default)]
+    pub train: toml::Table,
+}
+
+fn kd() -> String {
+    "kd".into()
+}
+
+impl Row {
+    /// The method that the row names, with the profile's settings of it.
+    ///
+    /// # Errors
+    ///
+    /// An unknown method, divergence, parameter or form; a setting that is unknown or out of range.
+    pub fn method(&self, profile: &Profile) -> Result<Method> {
+        let mut settings = self.settings.clone();
+        if let Some(own) = profile.methods.get(&self.method) {
+            settings.extend(own.settings.clone());
+        }
+        let settings = serde_json::to_value(settings)?;
+        self.loss()
+            .and_then(|loss| {
+                Method::from_parts(&self.method, loss, settings).map_err(|error| {
+                    let ids = Method::IDS.map(|(id, _)| id);
+                    if ids.contains(&self.method.as_str()) {
+                        return anyhow::anyhow!(with_nearest_key(&error.to_string()));
+                    }
+                    let near = nearest(&self.method, ids);
+                    anyhow::anyhow!("{error}{near}; known: {}", ids.join(", "))
+                })
+            })
+            .with_context(|| format!("row `{}`", self.label))
+    }
+
+    fn loss(&self) -> Result<Option<Loss>> {
+        let Some(id) = &self.divergence else {
+            if self.params.is_empty() && self.fidelity.is_none() {
+                return Ok(None);
+            }
+            bail!("`params` and `fidelity` belong to a `divergence`, and there is none");
+        };
+        let divergence = Divergence::from_parts(id, &self.params)?;
+        divergence.validate()?;
+        let fidelity = match self.fidelity.as_deref() {
+            None => divergence.default_fidelity(),
+            Some("paper") => Fidelity::Paper,
+            Some("official") => Fidelity::Official,
+            Some(other) => bail!(
+                "unknown fidelity `{other}`; known: paper, official{}",
+                nearest(other, ["paper", "official"])
+            ),
+        };
+        Ok(Some(Loss {
+            divergence,
+            fidelity,
+        }))
+    }
+
+    /// The training's settings: the profile's `[distill]`, changed by the row's `train` and then by
+    /// the profile's `[methods.NAME.train]`.
+    ///
+    /// # Errors
+    ///
+    /// An unknown key or a value out of range.
+    pub fn training(&self, profile: &Profile) -> Result<Settings> {
+        let mut settings = toml::Table::try_from(&profile.distill)?;
+        settings.extend(self.train.clone());
+        if let Some(own) = profile.methods.get(&self.method) {
+            settings.extend(own.train.clone());
+        }
+        let context = || format!("row `{}`: train", self.label);
+        let settings: Settings = settings
+            .try_into()
+            .map_err(|e: toml::de::Error| anyhow::anyhow!(with_nearest_key(e.message())))
+            .with_context(context)?;
+        settings.validate().with_context(context)?;
+        Ok(settings)
+    }
+
+    /// Short name for ids of cells: the method, or the divergence of plain distillation.
+    pub fn short(&self) -> &str {
+        match (&self.divergence, self.method.as_str()) {
+            (Some(divergence), "kd") => divergence,
+            (_, method) => method,
+        }
+    }
+}

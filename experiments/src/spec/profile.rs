@@ -1,0 +1,325 @@
+//! The profile's file: models, data, budget, backend.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use abkd_models::ModelConfig;
+use abkd_models::generate::Decoding;
+use abkd_training::Settings;
+use anyhow::{Context, Result, ensure};
+use serde::{Deserialize, Serialize};
+
+use crate::suggest::nearest;
+
+/// The scale at which experiments run.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Profile {
+    /// Name, also of its folders below results and figures.
+    pub name: String,
+    /// One sentence for `abkd list`.
+    pub description: String,
+    /// Where the computation happens: `flex`.
+    #[serde(default = "defaults::backend")]
+    pub backend: String,
+    /// Cells run side by side.
+    #[serde(default = "defaults::jobs")]
+    pub jobs: usize,
+    /// Replaces an experiment's seeds.
+    #[serde(default)]
+    pub seeds: Option<Vec<u64>>,
+    /// Share of the divergence in the loss.
+    #[serde(default = "defaults::kd_ratio")]
+    pub kd_ratio: f64,
+    /// Data.
+    pub data: DataSpec,
+    /// Teacher.
+    pub teacher: ModelSpec,
+    /// Student.
+    pub student: ModelSpec,
+    /// Fine-tuning of the teacher; absent: it is used as it is.
+    #[serde(default)]
+    pub teacher_sft: Option<Settings>,
+    /// Fine-tuning that initialises the student; absent: it is used as it is.
+    #[serde(default)]
+    pub student_sft: Option<Settings>,
+    /// Distillation.
+    pub distill: Settings,
+    /// What is measured after each epoch.
+    pub validation: ValidationSpec,
+    /// How the test sets are answered.
+    pub evaluation: DecodingSpec,
+    /// What differs for a method at this scale, by its id.
+    #[serde(default)]
+    pub methods: BTreeMap<String, MethodSpec>,
+    /// How steps are timed (Table 3).
+    #[serde(default)]
+    pub timing: TimingSpec,
+    /// Keys of this file that differ for an experiment that names a pair.
+    #[serde(default, skip_serializing)]
+    pub pairs: BTreeMap<String, toml::Table>,
+}
+
+/// What differs for a method at a scale.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MethodSpec {
+    /// Settings of the method.
+    #[serde(default)]
+    pub settings: toml::Table,
+    /// Settings of the training.
+    #[serde(default)]
+    pub train: toml::Table,
+}
+
+/// How steps are timed.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TimingSpec {
+    /// Updates that are not counted, at the start of each repeat.
+    #[serde(default = "defaults::warmup")]
+    pub warmup: usize,
+    /// Updates that are counted, in each repeat.
+    #[serde(default = "defaults::timed_steps")]
+    pub steps: usize,
+    /// Repeats; the methods take turns, so that a machine that grows slower does so for all.
+    #[serde(default = "defaults::repeats")]
+    pub repeats: usize,
+}
+
+impl Default for TimingSpec {
+    fn default() -> Self {
+        Self {
+            warmup: defaults::warmup(),
+            steps: defaults::timed_steps(),
+            repeats: defaults::repeats(),
+        }
+    }
+}
+
+/// Where data come from.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataSpec {
+    /// `embedded` (generated, needs no file) or `folder`.
+    pub source: Source,
+    /// Folder of the sets; absent: the environment variable `ABKD_DATA`.
+    #[serde(default)]
+    pub path: Option<PathBuf>,
+    /// `tokenizer.json`; absent: the teacher checkpoint's.
+    #[serde(default)]
+    pub tokenizer: Option<PathBuf>,
+    /// Seed of the embedded corpus.
+    #[serde(default)]
+    pub seed: u64,
+    /// Use the first so many training examples.
+    #[serde(default)]
+    pub train: Option<usize>,
+    /// Use the first so many validation examples.
+    #[serde(default)]
+    pub valid: Option<usize>,
+    /// Use the first so many examples of each test set.
+    #[serde(default)]
+    pub test: Option<usize>,
+    /// A longer prompt is cut to its first so many tokens.
+    #[serde(default = "defaults::max_prompt_length")]
+    pub max_prompt_length: usize,
+    /// A longer sequence is cut.
+    #[serde(default = "defaults::max_length")]
+    pub max_length: usize,
+}
+
+impl DataSpec {
+    /// Most tokens of an answer: what `max_length` leaves after `max_prompt_length`.
+    pub fn max_new_tokens(&self) -> usize {
+        self.max_length - self.max_prompt_length
+    }
+}
+
+/// Source of the data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Source {
+    /// The generated corpus.
+    Embedded,
+    /// JSONL files.
+    Folder,
+}
+
+/// Where a model comes from: exactly one of the keys.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelSpec {
+    /// A Hugging Face folder.
+    #[serde(default)]
+    pub checkpoint: Option<PathBuf>,
+    /// So many of the teacher checkpoint's layers, evenly spaced (student only).
+    #[serde(default)]
+    pub layers: Option<usize>,
+    /// Fresh weights in the shape of a GPT-2 `config.json`.
+    #[serde(default)]
+    pub gpt2: Option<toml::Table>,
+    /// Fresh weights in the shape of a LLaMA `config.json`.
+    #[serde(default)]
+    pub llama: Option<toml::Table>,
+    /// Seed of fresh weights.
+    #[serde(default = "defaults::seed")]
+    pub seed: u64,
+}
+
+impl ModelSpec {
+    /// The shape of a model with fresh weights; `None` for other sources.
+    ///
+    /// # Errors
+    ///
+    /// A key that the architecture does not have, or a value that is not built.
+    pub fn fresh(&self, path: &Path) -> Result<Option<ModelConfig>> {
+        let (model_type, table) = match (&self.gpt2, &self.llama) {
+            (Some(table), None) => ("gpt2", table),
+            (None, Some(table)) => ("llama", table),
+            _ => return Ok(None),
+        };
+        let mut json = serde_json::to_value(table)?;
+        json["model_type"] = model_type.into();
+        let config: ModelConfig = serde_json::from_value(json)
+            .with_context(|| format!("{}: section `{model_type}`", path.display()))?;
+        let known = serde_json::to_value(&config)?;
+        for key in table.keys() {
+            let keys = known
+                .as_object()
+                .into_iter()
+                .flat_map(|o| o.keys().map(String::as_str));
+            ensure!(
+                known.get(key).is_some(),
+                "{}: section `{model_type}`: unknown key `{key}`{}",
+                path.display(),
+                nearest(key, keys)
+            );
+        }
+        config.check(path)?;
+        Ok(Some(config))
+    }
+
+    pub(super) fn check(&self, who: &str, path: &Path) -> Result<()> {
+        let given = [
+            self.checkpoint.is_some(),
+            self.layers.is_some(),
+            self.gpt2.is_some(),
+            self.llama.is_some(),
+        ];
+        ensure!(
+            given.into_iter().filter(|g| *g).count() == 1,
+            "{}: [{who}] needs exactly one of checkpoint, layers, gpt2, llama",
+            path.display()
+        );
+        ensure!(
+            who == "student" || self.layers.is_none(),
+            "{}: [teacher] cannot be made of layers",
+            path.display()
+        );
+        self.fresh(path).map(|_| ())
+    }
+}
+
+/// What is measured after each epoch.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ValidationSpec {
+    /// Use the first so many validation examples.
+    pub examples: usize,
+    /// Seed of the draws.
+    #[serde(default = "defaults::seed")]
+    pub seed: u64,
+    /// Most tokens of an answer.
+    pub max_new_tokens: usize,
+    /// Rows decoded together.
+    #[serde(default = "defaults::decode_batch")]
+    pub batch_size: usize,
+}
+
+impl ValidationSpec {
+    /// Sampling without the n-gram rule, as the published code validates.
+    pub fn decoding(&self) -> Decoding {
+        Decoding {
+            max_new_tokens: self.max_new_tokens,
+            batch_size: self.batch_size,
+            ..Decoding::sampling()
+        }
+    }
+}
+
+/// How answers are drawn.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DecodingSpec {
+    /// Most tokens of an answer.
+    pub max_new_tokens: usize,
+    /// Divides the logits.
+    #[serde(default = "defaults::one")]
+    pub temperature: f64,
+    /// 0 is off.
+    #[serde(default)]
+    pub top_k: usize,
+    /// 1 is off.
+    #[serde(default = "defaults::one")]
+    pub top_p: f64,
+    /// 0 is off.
+    #[serde(default = "defaults::ngram")]
+    pub no_repeat_ngram_size: usize,
+    /// Rows decoded together.
+    #[serde(default = "defaults::decode_batch")]
+    pub batch_size: usize,
+}
+
+impl DecodingSpec {
+    /// As the models crate wants it.
+    pub fn decoding(&self) -> Decoding {
+        Decoding {
+            max_new_tokens: self.max_new_tokens,
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            no_repeat_ngram_size: self.no_repeat_ngram_size,
+            batch_size: self.batch_size,
+        }
+    }
+}
+
+mod defaults {
+    pub fn warmup() -> usize {
+        4
+    }
+    pub fn timed_steps() -> usize {
+        16
+    }
+    pub fn repeats() -> usize {
+        3
+    }
+    pub fn backend() -> String {
+        "flex".into()
+    }
+    pub fn jobs() -> usize {
+        1
+    }
+    pub fn kd_ratio() -> f64 {
+        1.0
+    }
+    pub fn max_prompt_length() -> usize {
+        256
+    }
+    pub fn max_length() -> usize {
+        512
+    }
+    pub fn seed() -> u64 {
+        10
+    }
+    pub fn decode_batch() -> usize {
+        32
+    }
+    pub fn one() -> f64 {
+        1.0
+    }
+    pub fn ngram() -> usize {
+        6
+    }
+}

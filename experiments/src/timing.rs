@@ -1,0 +1,418 @@
+//! Table 3: seconds a sample, and where they go.
+//!
+//! Updates that sample answers and updates that do not are two kinds with times of their own, and a
+//! method may do the one or the other. So the time of a method is the median of each kind, weighted by
+//! how often it occurred; that is as robust as a median and does not lose the rarer kind.
+
+use std::path::Path;
+
+use abkd_metrics::stats;
+use abkd_training::methods::{DistiLlmSettings, MiniLlmSettings};
+use abkd_training::step::StepReport;
+use abkd_training::timing::Phase;
+use abkd_training::{Method, Settings};
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use crate::results::{Field, Sheet, write_atomic, write_lines};
+use crate::spec::{Spec, TimingSpec};
+
+/// The timed updates of one repeat.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Timing {
+    warmup: usize,
+    /// One entry an update.
+    pub updates: Vec<UpdateTime>,
+}
+
+/// Time of one update.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct UpdateTime {
+    /// Sequences of the update.
+    pub sequences: usize,
+    /// Response tokens of the update.
+    pub tokens: usize,
+    /// Seconds of each phase, in the order of [`Phase::ALL`].
+    pub phases: [f64; 7],
+}
+
+impl UpdateTime {
+    fn seconds_per_sample(&self) -> f64 {
+        self.phases.iter().sum::<f64>() / self.sequences.max(1) as f64
+    }
+
+    fn samples_answers(&self) -> bool {
+        self.phases[Phase::Generation as usize] > 0.0
+    }
+}
+
+impl Timing {
+    /// Nothing timed yet.
+    pub fn new(spec: &TimingSpec) -> Self {
+        Self {
+            warmup: spec.warmup,
+            updates: Vec::new(),
+        }
+    }
+
+    /// Takes in an update; `step` counts from 1.
+    pub fn add(&mut self, step: usize, report: &StepReport) {
+        if step > self.warmup {
+            self.updates.push(UpdateTime {
+                sequences: report.sequences,
+                tokens: report.tokens,
+                phases: Phase::ALL.map(|p| report.phases.seconds(p)),
+            });
+        }
+    }
+
+    /// See the module's text.
+    pub fn seconds_per_sample(&self) -> f64 {
+        by_kind(&self.updates, UpdateTime::seconds_per_sample)
+    }
+}
+
+/// The settings under which updates are timed: one epoch of warm-up and timed updates.
+pub fn settings(row: &Settings, spec: &TimingSpec, seed: u64) -> Settings {
+    Settings {
+        epochs: 1,
+        steps_per_epoch: Some(spec.warmup + spec.steps),
+        seed,
+        ..row.clone()
+    }
+}
+
+/// The method as it is timed. MiniLLM's round is a batch, so that a timed window holds whole rounds; one
+/// answer for every `inner_epochs` sequences is sampled as ever. DistiLLM's buffer is a batch, so that it
+/// is full after the first answers and the share of fresh ones falls over the window as over a run.
+pub fn method(row: Method, batch_size: usize) -> Method {
+    match row {
+        Method::MiniLlm(settings) => Method::MiniLlm(MiniLlmSettings {
+            rollouts: batch_size,
+            ..settings
+        }),
+        Method::DistiLlm(loss, settings) => Method::DistiLlm(
+            loss,
+            DistiLlmSettings {
+                capacity: batch_size,
+                ..settings
+            },
+        ),
+        other => other,
+    }
+}
+
+/// Medians of the two kinds of update, weighted by their share.
+fn by_kind(updates: &[UpdateTime], value: impl Fn(&UpdateTime) -> f64) -> f64 {
+    [true, false]
+        .into_iter()
+        .map(|kind| {
+            let values: Vec<f64> = updates
+                .iter()
+                .filter(|u| u.samples_answers() == kind)
+                .map(&value)
+                .collect();
+            let share = values.len() as f64 / updates.len().max(1) as f64;
+            stats::median(&values).map_or(0.0, |median| share * median)
+        })
+        .sum()
+}
+
+/// A row of Table 3.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TimingRow {
+    /// Label of the method.
+    pub method: String,
+    /// Seconds a sample of the training.
+    pub seconds_per_sample: f64,
+    /// The same over SFT's.
+    pub ratio_to_sft: Option<f64>,
+    /// One-off costs (the teacher's answers), seconds an answer.
+    pub one_off_seconds_per_sample: f64,
+    /// Training and the one-off costs spread over the profile's epochs.
+    pub amortised_seconds_per_sample: f64,
+    /// Its ratio to SFT.
+    pub amortised_ratio_to_sft: Option<f64>,
+    /// Median of all timed updates, seconds a sample.
+    pub median: f64,
+    /// First quartile.
+    pub q1: f64,
+    /// Third quartile.
+    pub q3: f64,
+    /// Updates beyond 1.5 interquartile ranges from the quartiles of their kind.
+    pub outliers: u64,
+    /// Updates timed.
+    pub updates: u64,
+    /// Share of updates that sampled answers.
+    pub sampling_share: f64,
+    /// Mean response tokens of an update.
+    pub tokens_per_update: f64,
+    /// Seconds a sample in each phase.
+    pub phases: [f64; 7],
+}
+
+fn row(label: &str, updates: &[UpdateTime], answer_cost: f64, epochs: usize) -> TimingRow {
+    let times: Vec<f64> = updates.iter().map(UpdateTime::seconds_per_sample).collect();
+    let [q1, median, q3] = stats::quartiles(&times).unwrap_or_default();
+    let seconds = by_kind(updates, UpdateTime::seconds_per_sample);
+    let n = updates.len().max(1) as f64;
+    TimingRow {
+        method: label.into(),
+        seconds_per_sample: seconds,
+        ratio_to_sft: None,
+        one_off_seconds_per_sample: answer_cost,
+        amortised_seconds_per_sample: seconds + answer_cost / epochs as f64,
+        amortised_ratio_to_sft: None,
+        median,
+        q1,
+        q3,
+        outliers: outliers(updates),
+        updates: updates.len() as u64,
+        sampling_share: updates.iter().filter(|u| u.samples_answers()).count() as f64 / n,
+        tokens_per_update: updates.iter().map(|u| u.tokens as f64).sum::<f64>() / n,
+        phases: Phase::ALL.map(|phase| {
+            by_kind(updates, |u| {
+                u.phases[phase as usize] / u.sequences.max(1) as f64
+            })
+        }),
+    }
+}
+
+/// Updates beyond 1.5 interquartile ranges (Tukey's fences), each among its kind.
+fn outliers(updates: &[UpdateTime]) -> u64 {
+    let mut count = 0;
+    for kind in [true, false] {
+        let times: Vec<f64> = updates
+            .iter()
+            .filter(|u| u.samples_answers() == kind)
+            .map(UpdateTime::seconds_per_sample)
+            .collect();
+        let Some([q1, _, q3]) = stats::quartiles(&times) else {
+            continue;
+        };
+        let fence = 1.5 * (q3 - q1);
+        count += times
+            .iter()
+            .filter(|t| **t < q1 - fence || **t > q3 + fence)
+            .count() as u64;
+    }
+    count
+}
+
+/// Folds the timings of all rows: `(row, repeat)` in any order. `answers` is the cost of one of the
+/// teacher's answers.
+pub fn fold(
+    spec: &Spec,
+    timings: &[(usize, Timing)],
+    answers: Option<f64>,
+) -> Result<Vec<TimingRow>> {
+    let mut rows = Vec::new();
+    for (index, r) in spec.experiment.rows.iter().enumerate() {
+        let updates: Vec<UpdateTime> = timings
+            .iter()
+            .filter(|(i, _)| *i == index)
+            .flat_map(|(_, t)| t.updates.iter().cloned())
+            .collect();
+        if updates.is_empty() {
+            continue;
+        }
+        let cost = if r.method == "seqkd" {
+            answers.unwrap_or(0.0)
+        } else {
+            0.0
+        };
+        let epochs = r.training(&spec.profile)?.epochs;
+        rows.push(row(&r.label, &updates, cost, epochs));
+    }
+    let sft = rows
+        .iter()
+        .find(|r| r.method == "SFT")
+        .map(|r| r.seconds_per_sample);
+    for r in &mut rows {
+        r.ratio_to_sft = sft.map(|s| r.seconds_per_sample / s);
+        r.amortised_ratio_to_sft = sft.map(|s| r.amortised_seconds_per_sample / s);
+    }
+    Ok(rows)
+}
+
+const COLUMNS: [&str; 20] = [
+    "method",
+    "seconds_per_sample",
+    "ratio_to_sft",
+    "one_off_seconds_per_sample",
+    "amortised_seconds_per_sample",
+    "amortised_ratio_to_sft",
+    "median",
+    "q1",
+    "q3",
+    "outliers",
+    "updates",
+    "sampling_share",
+    "tokens_per_update",
+    "data",
+    "generation",
+    "teacher",
+    "student",
+    "loss",
+    "backward",
+    "update",
+];
+
+/// Writes `<stem>.csv` and `<stem>.json`.
+///
+/// # Errors
+///
+/// When a file cannot be written.
+pub fn write(
+    stem: &Path,
+    spec: &Spec,
+    timings: &[(usize, Timing)],
+    answers: Option<f64>,
+) -> Result<()> {
+    let rows = fold(spec, timings, answers)?;
+    write_lines(
+        &stem.with_extension("csv"),
+        COLUMNS,
+        rows.iter().map(|r| {
+            let p = r.phases.map(micro);
+            [
+                r.method.as_str().into(),
+                micro(r.seconds_per_sample),
+                r.ratio_to_sft.into(),
+                micro(r.one_off_seconds_per_sample),
+                micro(r.amortised_seconds_per_sample),
+                r.amortised_ratio_to_sft.into(),
+                micro(r.median),
+                micro(r.q1),
+                micro(r.q3),
+                r.outliers.into(),
+                r.updates.into(),
+                r.sampling_share.into(),
+                r.tokens_per_update.into(),
+                p[0],
+                p[1],
+                p[2],
+                p[3],
+                p[4],
+                p[5],
+                p[6],
+            ]
+        }),
+    )?;
+    let json = json!({
+        "profile": spec.profile.name,
+        "backend": spec.profile.backend,
+        "batch_size": spec.profile.distill.batch_size,
+        "timing": spec.profile.timing,
+        "machine": machine(),
+        "rows": rows,
+    });
+    let text = serde_json::to_string_pretty(&json)? + "\n";
+    write_atomic(&stem.with_extension("json"), text.as_bytes())
+}
+
+fn micro(seconds: f64) -> Field<'static> {
+    Field::Fine(seconds)
+}
+
+/// The processor's name and the number of threads, as far as the system tells.
+pub fn machine() -> String {
+    let name = std::fs::read_to_string("/proc/cpuinfo")
+        .ok()
+        .and_then(|text| {
+            let line = text.lines().find(|l| l.starts_with("model name"))?;
+            Some(line.split_once(':')?.1.trim().to_owned())
+        })
+        .unwrap_or_else(|| std::env::consts::ARCH.into());
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    format!("{name}, {threads} threads")
+}
+
+/// Reads `<stem>.json` back.
+///
+/// # Errors
+///
+/// When it is not there or not as written.
+pub fn read(stem: &Path) -> Result<Vec<TimingRow>> {
+    #[derive(Deserialize)]
+    struct File {
+        rows: Vec<TimingRow>,
+    }
+    let file: File = crate::runner::read_json(&stem.with_extension("json"))?;
+    Ok(file.rows)
+}
+
+/// The paper's seconds a sample, by method.
+///
+/// # Errors
+///
+/// When the file is not there or not as it should be.
+pub fn read_paper(path: &Path) -> Result<Vec<(String, f64)>> {
+    let sheet = Sheet::open(path, &[&["method", "seconds_per_sample"]])?;
+    (0..sheet.len())
+        .map(|line| Ok((sheet.text(line, 0)?.to_owned(), sheet.number(line, 1)?)))
+        .collect()
+}
+
+/// Ours beside the paper's, as Markdown; `paper` is method and seconds a sample.
+pub fn comparison(rows: &[TimingRow], paper: &[(String, f64)]) -> String {
+    let paper_sft = paper.iter().find(|(m, _)| m == "SFT").map(|(_, s)| *s);
+    let mut text = String::from(
+        "| method | s/sample | ratio to SFT | with one-off costs | paper s/sample | paper ratio |\n|---|---|---|---|---|---|\n",
+    );
+    let times = |x: Option<f64>| x.map_or("-".into(), |x| format!("{x:.2}"));
+    for r in rows {
+        let theirs = paper.iter().find(|(m, _)| *m == r.method).map(|(_, s)| *s);
+        text += &format!(
+            "| {} | {:.5} | {} | {} | {} | {} |\n",
+            r.method,
+            r.seconds_per_sample,
+            times(r.ratio_to_sft),
+            times(r.amortised_ratio_to_sft),
+            theirs.map_or("-".into(), |s| format!("{s:.3}")),
+            times(theirs.zip(paper_sft).map(|(a, b)| a / b)),
+        );
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn update(generation: f64, rest: f64) -> UpdateTime {
+        UpdateTime {
+            sequences: 2,
+            tokens: 10,
+            phases: [0.0, generation, 0.0, rest, 0.0, 0.0, 0.0],
+        }
+    }
+
+    #[test]
+    fn rare_sampling_counts_by_its_share() {
+        // one update of four samples for 8 s; the others take 2 s, 1 s a sample
+        let updates = [
+            update(8.0, 2.0),
+            update(0.0, 2.0),
+            update(0.0, 2.0),
+            update(0.0, 2.0),
+        ];
+        let r = row("x", &updates, 3.0, 2);
+        assert_eq!(r.seconds_per_sample, (10.0 + 3.0 * 2.0) / 4.0 / 2.0);
+        assert_eq!(r.phases[Phase::Generation as usize], 1.0);
+        assert_eq!(r.sampling_share, 0.25);
+        assert_eq!(r.amortised_seconds_per_sample, r.seconds_per_sample + 1.5);
+    }
+
+    #[test]
+    fn an_outlier_is_counted_and_does_not_move_the_time() {
+        let mut updates: Vec<UpdateTime> = (0..9)
+            .map(|i| update(0.0, 2.0 + 0.01 * f64::from(i)))
+            .collect();
+        updates.push(update(0.0, 50.0));
+        let r = row("x", &updates, 0.0, 1);
+        assert_eq!(r.outliers, 1);
+        assert!(r.seconds_per_sample < 1.1);
+    }
+}
