@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use abkd_data::indexed::IndexedTokens;
 use abkd_data::{DataSets, Encoding, Example, Limits, TestSet, Tokenizer};
 use abkd_models::{LanguageModel, ModelConfig, checkpoint};
 use anyhow::{Context, Result, bail, ensure};
@@ -27,6 +28,8 @@ pub struct Inputs {
     pub valid_prompts: Vec<Vec<u32>>,
     /// Their sequences.
     pub valid_sequences: Encoding,
+    /// Plain text for the language-modelling term.
+    pub text: Option<IndexedTokens>,
     /// Test sets with prompts.
     pub tests: BTreeMap<&'static str, (Vec<Example>, Vec<Vec<u32>>)>,
     /// Hashes of `train`, `valid`, each test set, and the tokenizer.
@@ -76,7 +79,21 @@ impl Inputs {
             "training data: none of {} examples has a response token left; raise [data] max_length",
             train.len()
         );
+        let text = match &data.text {
+            None => None,
+            Some(prefix) => {
+                let text = IndexedTokens::open(&root.join(prefix))?;
+                ensure!(
+                    text.values() > text.len(),
+                    "{}: no document has two tokens, so there is nothing to predict",
+                    prefix.display()
+                );
+                hashes.insert("text".into(), format!("{}-{}", text.len(), text.values()));
+                Some(text)
+            }
+        };
         Ok(Self {
+            text,
             train: encoded,
             train_examples: train.len(),
             valid_prompts: abkd_data::encode_prompts(&valid, &tokenizer, &limits)?,
@@ -191,7 +208,37 @@ pub fn base_model(
         .checkpoint
         .as_ref()
         .context("a model without a source")?;
-    checkpoint::load(&root.join(dir), device).with_context(weights_hint)
+    let loaded = checkpoint::load(&root.join(dir), device).with_context(weights_hint)?;
+    if let Some(declared) = model.declared(root)? {
+        let found = loaded.config();
+        let shape = |c: &ModelConfig| (c.vocab_size(), c.width(), c.layers(), c.heads());
+        ensure!(
+            shape(&declared) == shape(&found),
+            "{}: (vocabulary, width, layers, heads) is {:?}, the profile says {:?}",
+            root.join(dir).display(),
+            shape(&found),
+            shape(&declared)
+        );
+    }
+    Ok(loaded)
+}
+
+/// The shape of a base model: from its checkpoint if that is there, else as declared.
+///
+/// # Errors
+///
+/// When there is neither.
+pub fn base_shape(root: &Path, model: &ModelSpec, teacher: &ModelSpec) -> Result<ModelConfig> {
+    if let Some(layers) = model.layers {
+        return Ok(base_shape(root, teacher, teacher)?.with_layers(layers));
+    }
+    if let Some(dir) = &model.checkpoint {
+        let path = root.join(dir).join("config.json");
+        if path.exists() {
+            return Ok(ModelConfig::read(&path)?);
+        }
+    }
+    model.declared(root)?.with_context(weights_hint)
 }
 
 /// Hash of a checkpoint folder's configuration and weights; `absent` when there is none yet.

@@ -3,6 +3,8 @@
 pub mod audit;
 pub mod backend;
 pub mod compare;
+pub mod estimate;
+pub mod fetch;
 pub mod inputs;
 pub mod plan;
 pub mod plot;

@@ -5,13 +5,16 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use abkd_data::TestSet;
+use abkd_data::hub::Hub;
+use abkd_data::indexed::{self, IndexedTokens};
+use abkd_data::{TestSet, Tokenizer, read_jsonl};
+use abkd_experiments::estimate::{self, Accelerator, Estimate};
 use abkd_experiments::inputs::Inputs;
 use abkd_experiments::plan::{Plan, Work};
 use abkd_experiments::runner::{self, Ended, Places};
 use abkd_experiments::spec::{self, Profile, Spec};
 use abkd_experiments::verify::{Subject, verify};
-use abkd_experiments::{audit, backend, report};
+use abkd_experiments::{audit, backend, fetch, report};
 use abkd_losses::Divergence;
 use abkd_training::Method;
 use anyhow::{Context, Result};
@@ -46,8 +49,20 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Show the cells of an experiment without running them
-    Plan(Target),
+    /// Show the cells of an experiment and what they will cost, without running them
+    ///
+    /// Parameters, tokens, floating-point operations, peak memory by part and disk are worked out from the
+    /// profile and, where they are there, the data. Time needs a measurement or a machine's name.
+    Plan {
+        #[command(flatten)]
+        target: Target,
+        /// Measure some updates and answers of each kind here, for the expected time
+        #[arg(long)]
+        calibrate: bool,
+        /// Expected time on another machine: v100, a6000, rtx4090, a100, l40s or h100
+        #[arg(long, value_name = "NAME")]
+        accelerator: Option<String>,
+    },
     /// Run what is not done yet, then compare and plot
     Run {
         #[command(flatten)]
@@ -83,10 +98,56 @@ enum Command {
         #[arg(long, default_value = "flex")]
         backend: String,
     },
+    /// Fetch a profile's data sets or checkpoints from the Hugging Face Hub
+    ///
+    /// HF_ENDPOINT (a mirror), HF_TOKEN and HF_HOME (the cache) count. What is there is not fetched again, and a
+    /// transfer that broke off goes on.
+    Fetch {
+        /// What to fetch
+        what: Fetchable,
+        /// Name of a profile, or path of a TOML file
+        #[arg(long, short)]
+        profile: String,
+        #[command(flatten)]
+        folders: Folders,
+    },
+    /// Write and read indexed token files (.bin and .idx)
+    #[command(subcommand)]
+    Data(DataCommand),
     /// Show where the paper's own tables disagree
     Audit {
         #[command(flatten)]
         folders: Folders,
+    },
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Fetchable {
+    /// Training, validation and test sets, into the profile's data folder
+    Data,
+    /// Teacher and student, into their checkpoint folders
+    Weights,
+}
+
+#[derive(Subcommand)]
+enum DataCommand {
+    /// JSONL examples into PREFIX.bin and PREFIX.idx, as the published ones
+    Pack {
+        /// JSONL with instruction, input and output
+        jsonl: PathBuf,
+        /// The two files without their suffix
+        prefix: PathBuf,
+        /// tokenizer.json
+        #[arg(long)]
+        tokenizer: PathBuf,
+    },
+    /// PREFIX.bin and PREFIX.idx as JSONL on stdout: prompt and output, or text
+    Unpack {
+        /// The two files without their suffix
+        prefix: PathBuf,
+        /// tokenizer.json
+        #[arg(long)]
+        tokenizer: PathBuf,
     },
 }
 
@@ -111,6 +172,9 @@ struct Target {
     /// Name of a profile, or path of a TOML file
     #[arg(long, short, default_value = "tiny")]
     profile: String,
+    /// Where to compute, instead of the profile's backend: flex, tch, cuda or wgpu
+    #[arg(long)]
+    backend: Option<String>,
     #[command(flatten)]
     folders: Folders,
 }
@@ -147,7 +211,11 @@ impl Folders {
 
 impl Target {
     fn load(&self) -> Result<Spec> {
-        Spec::load(&self.folders.root, &self.experiment, &self.profile)
+        let mut spec = Spec::load(&self.folders.root, &self.experiment, &self.profile)?;
+        if let Some(backend) = &self.backend {
+            spec.profile.backend.clone_from(backend);
+        }
+        Ok(spec)
     }
 }
 
@@ -186,12 +254,16 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 
 fn run(command: Command) -> Result<ExitCode> {
     match command {
-        Command::Plan(target) => show_plan(&target),
+        Command::Plan {
+            target,
+            calibrate,
+            accelerator,
+        } => show_plan(&target, calibrate, accelerator.as_deref()),
         Command::Run {
             target,
             dry_run: true,
             ..
-        } => show_plan(&target),
+        } => show_plan(&target, false, None),
         Command::Run { target, jobs, .. } => run_experiment(&target, jobs),
         Command::Compare(target) => {
             let text = report::compare(&target.folders.places(), &target.load()?)?;
@@ -208,10 +280,61 @@ fn run(command: Command) -> Result<ExitCode> {
             tolerance,
             backend,
         } => verify_goldens(subject, &path, tolerance, &backend),
+        Command::Fetch {
+            what,
+            profile,
+            folders,
+        } => {
+            let profile = spec::load_profile(&folders.root, &profile)?;
+            let hub = Hub::from_env()?;
+            let lines = match what {
+                Fetchable::Data => fetch::data(&hub, &folders.root, &profile)?,
+                Fetchable::Weights => fetch::weights(&hub, &folders.root, &profile)?,
+            };
+            print(&(lines.join("\n") + "\n"))
+        }
+        Command::Data(command) => data_command(&command),
         Command::Audit { folders } => {
             let findings = audit::audit(&folders.places().paper(""))?;
             let lines: Vec<String> = findings.iter().map(|f| format!("- {f}\n")).collect();
             print(&lines.concat())
+        }
+    }
+}
+
+fn data_command(command: &DataCommand) -> Result<ExitCode> {
+    match command {
+        DataCommand::Pack {
+            jsonl,
+            prefix,
+            tokenizer,
+        } => {
+            let tokenizer = Tokenizer::from_file(tokenizer, None)?;
+            let documents = indexed::pack(&read_jsonl(jsonl)?, &tokenizer)?;
+            indexed::write_indexed(prefix, &documents)?;
+            let values: usize = documents.iter().map(Vec::len).sum();
+            print(&format!("{} documents, {values} values\n", documents.len()))
+        }
+        DataCommand::Unpack { prefix, tokenizer } => {
+            let tokenizer = Tokenizer::from_file(tokenizer, None)?;
+            let tokens = IndexedTokens::open(prefix)?;
+            let mut out = std::io::stdout().lock();
+            let text = |values: &[u16]| {
+                let ids: Vec<u32> = values.iter().map(|&v| u32::from(v)).collect();
+                let end = ids.strip_suffix(&[tokenizer.eos()]).unwrap_or(&ids);
+                tokenizer.decode(end)
+            };
+            for i in 0..tokens.len() {
+                let values = tokens.document(i);
+                let line = match values.iter().position(|&v| v == indexed::SEPARATOR) {
+                    Some(at) => serde_json::json!({
+                        "prompt": text(&values[..at])?, "output": text(&values[at + 1..])?,
+                    }),
+                    None => serde_json::json!({ "text": text(&values)? }),
+                };
+                writeln!(out, "{line}")?;
+            }
+            Ok(ExitCode::SUCCESS)
         }
     }
 }
@@ -223,6 +346,7 @@ fn print(text: &str) -> Result<ExitCode> {
 
 fn run_experiment(target: &Target, jobs: Option<usize>) -> Result<ExitCode> {
     let mut spec = target.load()?;
+    backend::check(&spec.profile.backend)?;
     if let Some(jobs) = jobs {
         anyhow::ensure!(jobs > 0, "--jobs 0: at least one cell must run");
         spec.profile.jobs = jobs;
@@ -253,7 +377,8 @@ fn run_experiment(target: &Target, jobs: Option<usize>) -> Result<ExitCode> {
     }
 }
 
-fn show_plan(target: &Target) -> Result<ExitCode> {
+fn show_plan(target: &Target, calibrate: bool, accelerator: Option<&str>) -> Result<ExitCode> {
+    let accelerator = accelerator.map(Accelerator::named).transpose()?;
     let spec = target.load()?;
     let places = target.folders.places();
     // A plan is worth showing without data or weights too; the ids are then not final.
@@ -266,13 +391,34 @@ fn show_plan(target: &Target) -> Result<ExitCode> {
         }
     };
     let plan = Plan::new(&places.root, &spec, &hashes)?;
+    let done: Vec<bool> = plan
+        .cells
+        .iter()
+        .map(|cell| runner::is_done(&places, &spec, cell))
+        .collect();
+    let seconds = match (&inputs, calibrate) {
+        (_, false) => None,
+        (Ok(inputs), true) => {
+            backend::check(&spec.profile.backend)?;
+            eprintln!("calibrating: some updates and answers of each kind");
+            Some(runner::calibrate(&places, &spec, &plan, inputs)?)
+        }
+        (Err(_), true) => anyhow::bail!("--calibrate needs the inputs that are missing"),
+    };
+    let mut text = cells_text(&plan, &done);
+    let estimate = Estimate::new(&places.root, &spec, &plan, inputs.as_ref().ok())?;
+    text += &estimate::report(&estimate, &done, accelerator, seconds.as_deref())?;
+    print(&text)
+}
+
+/// The cells with what they depend on; evaluations are only counted.
+fn cells_text(plan: &Plan, done: &[bool]) -> String {
     let mut text = String::new();
     let mut evaluations = (0, 0);
-    for cell in &plan.cells {
-        let done = runner::is_done(&places, &spec, cell);
+    for (cell, done) in plan.cells.iter().zip(done) {
         if matches!(cell.work, Work::Evaluate { .. }) {
             evaluations.0 += 1;
-            evaluations.1 += usize::from(done);
+            evaluations.1 += usize::from(*done);
             continue;
         }
         let needs: Vec<&str> = cell
@@ -285,17 +431,16 @@ fn show_plan(target: &Target) -> Result<ExitCode> {
         } else {
             format!("  after {}", needs.join(", "))
         };
+        let status = if *done { "done" } else { "to do" };
+        text += &format!("{status:8} {}{needs}\n", cell.id);
+    }
+    if evaluations.0 > 0 {
         text += &format!(
-            "{:8} {}{needs}\n",
-            if done { "done" } else { "to do" },
-            cell.id
+            "{} evaluations (model x data set x seed), {} of them done\n",
+            evaluations.0, evaluations.1
         );
     }
-    text += &format!(
-        "{} evaluations (model x data set x seed), {} of them done\n",
-        evaluations.0, evaluations.1
-    );
-    print(&text)
+    text
 }
 
 fn verify_goldens(

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use abkd_data::TestSet;
+use abkd_models::Precision;
 use abkd_training::Method;
 use anyhow::Result;
 use serde_json::{Value, json};
@@ -112,7 +113,7 @@ impl Plan {
                 "data": { "train": hash("train"), "valid": hash("valid"), "tokenizer": hash("tokenizer") },
                 "limits": [p.data.max_prompt_length, p.data.max_length],
                 "validation": p.validation,
-                "backend": p.backend,
+                "backend": backend(p),
             })
         };
 
@@ -140,6 +141,9 @@ impl Plan {
                     let answers = plan.teacher_answers(tokens, &teacher, p, &hash);
                     identity["answers"] = json!(plan.cells[answers].id);
                     needs.push(answers);
+                }
+                if p.data.text.is_some() {
+                    identity = json!([identity, "text", hash("text")]);
                 }
                 let mut cell = training(identity, json!(row.training(p)?), &student, &teacher);
                 let short = row.short();
@@ -180,7 +184,7 @@ impl Plan {
                             "limits": [p.data.max_prompt_length, p.data.max_length],
                             "decoding": p.evaluation,
                             "seed": seed,
-                            "backend": p.backend,
+                            "backend": backend(p),
                         });
                         let name =
                             format!("evaluate-{}-{}-s{seed}", label_of(spec, who), dataset.id());
@@ -217,7 +221,7 @@ impl Plan {
             "max_new_tokens": max_new_tokens,
             "batch_size": p.evaluation.batch_size,
             "seed": p.distill.seed,
-            "backend": p.backend,
+            "backend": backend(p),
         });
         let needs = self.needs([Who::Teacher]);
         let work = Work::TeacherAnswers { max_new_tokens };
@@ -258,6 +262,14 @@ impl Plan {
     fn reference(&self, who: Who, base: &Value) -> Value {
         self.model(who)
             .map_or_else(|| base.clone(), |cell| json!(cell.id))
+    }
+}
+
+/// Where and in which numbers it is computed.
+fn backend(p: &Profile) -> Value {
+    match p.precision {
+        Precision::F32 => json!(p.backend),
+        Precision::Bf16 => json!([p.backend, "bf16"]),
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod answers;
 mod board;
+mod calibrate;
 mod step_log;
 mod worker;
 
@@ -17,6 +18,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use self::board::Board;
+pub use self::calibrate::calibrate;
 use self::worker::Worker;
 use crate::inputs::Inputs;
 use crate::plan::{Cell, Plan, Who, Work, row_label};

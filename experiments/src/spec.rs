@@ -125,7 +125,6 @@ impl Spec {
             place()
         );
         ensure!(p.jobs > 0, "{}: jobs = 0: it must be 1 or more", place());
-        crate::backend::device(&p.backend).with_context(place)?;
         ensure!(
             p.data.max_prompt_length < p.data.max_length,
             "{}: [data] max_prompt_length must be below max_length",
@@ -146,6 +145,15 @@ impl Spec {
             .map(|id| Ok(id.parse::<TestSet>()?))
             .collect()
     }
+}
+
+/// Reads `experiments/profiles/<name>.toml` below `root`, or the path that `name` is.
+///
+/// # Errors
+///
+/// An unknown name or key.
+pub fn load_profile(root: &Path, name: &str) -> Result<Profile> {
+    read_toml(&find(&root.join("experiments/profiles"), name, "profile")?)
 }
 
 /// Reads a profile; with a pair, the keys of its `[pairs.NAME]` replace (models) or extend (all

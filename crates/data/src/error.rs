@@ -37,6 +37,22 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
+    /// An indexed token file is damaged or of another format.
+    #[error("{path}: {reason}")]
+    Indexed {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// A file could not be fetched.
+    #[error("{url}: {reason}")]
+    Hub {
+        /// Its address.
+        url: String,
+        /// What is wrong, and what to do.
+        reason: String,
+    },
     /// No test set has this name.
     #[error(
         "unknown data set `{name}`{nearest}; known: dolly, self_instruct, vicuna, super_natural, unnatural"
@@ -55,4 +71,11 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+}
+
+impl Error {
+    pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { path, source }
+    }
 }

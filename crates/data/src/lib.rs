@@ -4,6 +4,8 @@ mod batch;
 pub mod corpus;
 mod encode;
 mod error;
+pub mod hub;
+pub mod indexed;
 mod jsonl;
 mod prompt;
 pub mod rng;

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use abkd_data::{Limits, Tokenizer, encode_training, read_jsonl};
+use abkd_data::{Limits, Tokenizer, encode_training, indexed, read_jsonl};
 
 #[test]
 fn dolly_has_the_published_token_counts() {
@@ -36,4 +36,30 @@ fn dolly_has_the_published_token_counts() {
     println!("{n} {tokens} {prompts}; {n2} {tokens2} {prompts2} {skipped2}");
     assert_eq!((n2, tokens2 + n2, skipped2), (11_435, 1_742_452, 0));
     assert!((prompts2 as f64 / n2 as f64 - 71.3).abs() < 0.05);
+}
+
+#[test]
+fn dolly_packs_into_the_published_number_of_values() {
+    let shared = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared");
+    let path = shared.join("tokenizers/gpt2/tokenizer.json");
+    if !path.exists() {
+        println!("skipped: {} is not there", path.display());
+        return;
+    }
+    let tokenizer = Tokenizer::from_file(&path, None).unwrap();
+    let examples = read_jsonl(&shared.join("data/dolly/dev.jsonl")).unwrap();
+    let documents = indexed::pack(&examples, &tokenizer).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let prefix = dir.path().join("valid_0");
+    indexed::write_indexed(&prefix, &documents).unwrap();
+    let read = indexed::IndexedTokens::open(&prefix).unwrap();
+    assert_eq!((read.len(), read.values()), (1000, 152_868));
+    let limits = Limits {
+        max_prompt_length: 256,
+        max_length: 512,
+    };
+    let encoded = encode_training(&examples, &tokenizer, &limits).unwrap();
+    for (i, sequence) in encoded.sequences.iter().enumerate() {
+        assert_eq!(read.sequence(i, &limits).as_ref(), Some(sequence));
+    }
 }

@@ -22,6 +22,11 @@ const SMALL_BETA: f64 = 0.05;
 
 /// Whether tensors of `device` lie in host memory, so that this kernel serves them.
 pub(crate) fn serves(device: &Device) -> bool {
+    #[cfg(feature = "tch")]
+    #[allow(deprecated)] // Burn will drop libtorch one day
+    if *device == Device::libtorch() {
+        return true;
+    }
     *device == Device::flex()
 }
 

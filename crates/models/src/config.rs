@@ -17,6 +17,28 @@ pub enum ModelConfig {
     Llama(LlamaConfig),
 }
 
+/// Numbers of parameters by part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Parameters {
+    /// Token and position embeddings.
+    pub embedding: usize,
+    /// One layer.
+    pub layer: usize,
+    /// Number of layers.
+    pub layers: usize,
+    /// Final norm.
+    pub norm: usize,
+    /// Head, where it is not the token embedding.
+    pub head: usize,
+}
+
+impl Parameters {
+    /// All.
+    pub fn total(&self) -> usize {
+        self.embedding + self.layer * self.layers + self.norm + self.head
+    }
+}
+
 impl ModelConfig {
     /// Reads a `config.json`.
     ///
@@ -120,6 +142,55 @@ impl ModelConfig {
         crate::params::draw(self.zeros(device), seed, std)
     }
 
+    /// Numbers of parameters by part, without building the model.
+    pub fn parameters(&self) -> Parameters {
+        match self {
+            Self::Gpt2(c) => {
+                let (d, inner) = (c.n_embd, c.n_inner.unwrap_or(4 * c.n_embd));
+                let attention = 4 * d * d + 4 * d;
+                let mlp = 2 * d * inner + inner + d;
+                Parameters {
+                    embedding: (c.vocab_size + c.n_positions) * d,
+                    layer: attention + mlp + 4 * d,
+                    layers: c.n_layer,
+                    norm: 2 * d,
+                    head: 0,
+                }
+            }
+            Self::Llama(c) => {
+                let d = c.hidden_size;
+                let kv = c.num_key_value_heads.unwrap_or(c.num_attention_heads);
+                let dh = c.head_dim.unwrap_or(d / c.num_attention_heads);
+                let attention = 2 * d * dh * (c.num_attention_heads + kv);
+                let table = c.vocab_size * d;
+                Parameters {
+                    embedding: table,
+                    layer: attention + 3 * d * c.intermediate_size + 2 * d,
+                    layers: c.num_hidden_layers,
+                    norm: d,
+                    head: if c.tie_word_embeddings { 0 } else { table },
+                }
+            }
+        }
+    }
+
+    /// The same shape with another number of layers.
+    pub fn with_layers(mut self, layers: usize) -> Self {
+        match &mut self {
+            Self::Gpt2(c) => c.n_layer = layers,
+            Self::Llama(c) => c.num_hidden_layers = layers,
+        }
+        self
+    }
+
+    /// Query heads.
+    pub fn heads(&self) -> usize {
+        match self {
+            Self::Gpt2(c) => c.n_head,
+            Self::Llama(c) => c.num_attention_heads,
+        }
+    }
+
     /// V: rows of the token embedding.
     pub fn vocab_size(&self) -> usize {
         match self {
@@ -173,6 +244,27 @@ impl ModelConfig {
         match self {
             Self::Gpt2(_) => true,
             Self::Llama(c) => c.tie_word_embeddings,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::module::Module;
+
+    #[test]
+    fn parameters_are_counted_as_the_model_has_them() {
+        for json in [
+            r#"{"model_type":"gpt2","vocab_size":50,"n_positions":9,"n_embd":8,"n_layer":3,"n_head":2}"#,
+            r#"{"model_type":"llama","vocab_size":50,"hidden_size":8,"intermediate_size":12,"num_hidden_layers":3,
+                "num_attention_heads":4,"num_key_value_heads":2}"#,
+            r#"{"model_type":"llama","vocab_size":50,"hidden_size":8,"intermediate_size":12,"num_hidden_layers":2,
+                "num_attention_heads":2,"tie_word_embeddings":true}"#,
+        ] {
+            let config: ModelConfig = serde_json::from_str(json).unwrap();
+            let model = config.zeros(&Device::flex());
+            assert_eq!(config.parameters().total(), model.num_params(), "{json}");
         }
     }
 }

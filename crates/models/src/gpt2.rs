@@ -9,7 +9,7 @@ use burn::tensor::activation::sigmoid;
 use burn::tensor::{Device, Int, Tensor};
 use serde::{Deserialize, Serialize};
 
-use crate::layers::{Conv1D, Embedding, KvCache, LayerNorm, Span, attend};
+use crate::layers::{Conv1D, Embedding, KvCache, LayerNorm, Precision, Span, attend};
 
 /// The keys of a GPT-2 `config.json` that matter here, with the defaults of `transformers`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -212,9 +212,26 @@ pub struct Gpt2 {
     pub transformer: Transformer,
     #[module(skip)]
     pub(crate) config: Box<Gpt2Config>,
+    #[module(skip)]
+    pub(crate) precision: Precision,
 }
 
 impl Gpt2 {
+    pub(crate) fn set_precision(&mut self, precision: Precision) {
+        self.precision = precision;
+        for block in &mut self.transformer.h {
+            let (attn, mlp) = (&mut block.attn, &mut block.mlp);
+            for map in [
+                &mut attn.c_attn,
+                &mut attn.c_proj,
+                &mut mlp.c_fc,
+                &mut mlp.c_proj,
+            ] {
+                map.precision = precision;
+            }
+        }
+    }
+
     /// A model of the given shape on `device`; norms are the identity, all else is zero.
     pub fn zeros(config: &Gpt2Config, device: &Device) -> Self {
         let d = config.n_embd;
@@ -229,6 +246,7 @@ impl Gpt2 {
                 ln_f: LayerNorm::new(d, device),
             },
             config: Box::new(config.clone()),
+            precision: Precision::F32,
         }
     }
 

@@ -4,7 +4,8 @@ use burn::module::{Module, Param};
 use burn::tensor::activation::softmax;
 use burn::tensor::module::{attention, embedding, layer_norm, linear};
 use burn::tensor::ops::AttentionModuleOptions;
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use serde::{Deserialize, Serialize};
 
 use crate::lora::Adapter;
 
@@ -14,6 +15,46 @@ const MASKED: f32 = -1e9;
 
 fn zeros<const D: usize>(shape: [usize; D], device: &Device) -> Param<Tensor<D>> {
     Param::from_tensor(Tensor::zeros(shape, device))
+}
+
+/// Numbers of the matrix products. Master weights and all else are f32.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Precision {
+    /// 32 bits.
+    #[default]
+    F32,
+    /// Factors are rounded to bfloat16, and so is the product.
+    Bf16,
+}
+
+impl Precision {
+    /// `a b` for matrices: `[N, K] x [K, M] -> [N, M]`, in and out f32.
+    pub fn matmul(self, a: Tensor<2>, b: Tensor<2>) -> Tensor<2> {
+        match self {
+            Self::F32 => a.matmul(b),
+            Self::Bf16 => a
+                .cast(DType::BF16)
+                .matmul(b.cast(DType::BF16))
+                .cast(DType::F32),
+        }
+    }
+
+    /// `x W + b`: `[B, T, in] -> [B, T, out]`, in and out f32.
+    fn linear(self, x: Tensor<3>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<3> {
+        match self {
+            Self::F32 => linear(x, weight, bias),
+            Self::Bf16 => {
+                let half = |t: Tensor<1>| t.cast(DType::BF16);
+                linear(
+                    x.cast(DType::BF16),
+                    weight.cast(DType::BF16),
+                    bias.map(half),
+                )
+                .cast(DType::F32)
+            }
+        }
+    }
 }
 
 /// Token or position embedding; `weight` is `[V, d]`.
@@ -43,6 +84,8 @@ pub struct Conv1D {
     pub weight: Param<Tensor<2>>,
     /// `[out]`
     pub bias: Param<Tensor<1>>,
+    #[module(skip)]
+    pub(crate) precision: Precision,
 }
 
 impl Conv1D {
@@ -50,12 +93,14 @@ impl Conv1D {
         Self {
             weight: zeros([input, output], device),
             bias: zeros([output], device),
+            precision: Precision::F32,
         }
     }
 
     /// `[B, T, in] -> [B, T, out]`
     pub(crate) fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        linear(x, self.weight.val(), Some(self.bias.val()))
+        self.precision
+            .linear(x, self.weight.val(), Some(self.bias.val()))
     }
 }
 
@@ -66,6 +111,8 @@ pub struct Linear {
     pub weight: Param<Tensor<2>>,
     /// Low-rank adapter, if any.
     pub adapter: Option<Adapter>,
+    #[module(skip)]
+    pub(crate) precision: Precision,
 }
 
 impl Linear {
@@ -73,14 +120,18 @@ impl Linear {
         Self {
             weight: zeros([input, output], device),
             adapter: None,
+            precision: Precision::F32,
         }
     }
 
     /// `[B, T, in] -> [B, T, out]`
     pub(crate) fn forward(&self, x: Tensor<3>) -> Tensor<3> {
         match &self.adapter {
-            None => linear(x, self.weight.val(), None),
-            Some(adapter) => linear(x.clone(), self.weight.val(), None) + adapter.forward(x),
+            None => self.precision.linear(x, self.weight.val(), None),
+            Some(adapter) => {
+                let y = self.precision.linear(x.clone(), self.weight.val(), None);
+                y + adapter.forward(x)
+            }
         }
     }
 }

@@ -19,9 +19,9 @@ pub mod verify;
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor};
 
-pub use config::ModelConfig;
+pub use config::{ModelConfig, Parameters};
 pub use error::Error;
-pub use layers::KvCache;
+pub use layers::{KvCache, Precision};
 
 /// A causal language model of one of the supported architectures.
 #[derive(Module, Debug)]
@@ -65,7 +65,25 @@ impl LanguageModel {
 
     /// Logits of hidden states: `[N, d] -> [N, V]`.
     pub fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
-        hidden.matmul(self.head().val().transpose())
+        self.precision()
+            .matmul(hidden, self.head().val().transpose())
+    }
+
+    /// Numbers of the matrix products.
+    pub fn precision(&self) -> Precision {
+        match self {
+            Self::Gpt2(m) => m.precision,
+            Self::Llama(m) => m.precision,
+        }
+    }
+
+    /// The same model with other numbers in its matrix products.
+    pub fn with_precision(mut self, precision: Precision) -> Self {
+        match &mut self {
+            Self::Gpt2(m) => m.set_precision(precision),
+            Self::Llama(m) => m.set_precision(precision),
+        }
+        self
     }
 
     /// The configuration that the model was built from.

@@ -9,7 +9,7 @@ use burn::tensor::activation::silu;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
-use crate::layers::{Embedding, KvCache, Linear, RmsNorm, Span, attend};
+use crate::layers::{Embedding, KvCache, Linear, Precision, RmsNorm, Span, attend};
 
 /// The keys of a LLaMA `config.json` that matter here, with the defaults of `transformers`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -302,9 +302,20 @@ pub struct Llama {
     pub lm_head: Option<Embedding>,
     #[module(skip)]
     pub(crate) config: Box<LlamaConfig>,
+    #[module(skip)]
+    pub(crate) precision: Precision,
 }
 
 impl Llama {
+    pub(crate) fn set_precision(&mut self, precision: Precision) {
+        self.precision = precision;
+        for layer in &mut self.model.layers {
+            for (_, _, linear) in layer.projections_mut() {
+                linear.precision = precision;
+            }
+        }
+    }
+
     /// A model of the given shape on `device`; norms are the identity, all else is zero.
     pub fn zeros(config: &LlamaConfig, device: &Device) -> Self {
         let (v, d) = (config.vocab_size, config.hidden_size);
@@ -318,6 +329,7 @@ impl Llama {
             },
             lm_head: (!config.tie_word_embeddings).then(|| Embedding::new(v, d, device)),
             config: Box::new(config.clone()),
+            precision: Precision::F32,
         }
     }
 

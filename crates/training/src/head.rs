@@ -8,6 +8,7 @@ use std::borrow::Cow;
 use std::ops::Range;
 
 use abkd_losses::{Divergence, Fidelity, cross_entropy_value_and_grad, value, value_and_grad};
+use abkd_models::Precision;
 use burn::tensor::{Tensor, TensorData};
 
 use crate::Error;
@@ -71,6 +72,8 @@ pub struct Rows {
     pub hidden: Tensor<2>,
     /// `[V, d]`
     pub head: Tensor<2>,
+    /// Numbers of the products.
+    pub precision: Precision,
 }
 
 /// Loss and gradients of a batch.
@@ -123,7 +126,7 @@ pub fn head_loss(
     let mut d_head: Option<Tensor<2>> = None;
     for range in chunks(n, vocab, chunk_bytes) {
         let hidden = student.hidden.clone().slice([range.clone(), 0..d]);
-        let logits = hidden.clone().matmul(transposed.clone()); // [C, V]
+        let logits = student.precision.matmul(hidden.clone(), transposed.clone()); // [C, V]
         let teacher_logits = || {
             teacher
                 .expect("this objective needs a teacher")
@@ -131,9 +134,9 @@ pub fn head_loss(
         };
         let (sum, grad) = chunk_loss(&objective, logits, teacher_logits, labels, range.clone())?;
         total += sum;
-        d_hidden.push(grad.clone().matmul(student.head.clone())); // [C, d]
+        d_hidden.push(student.precision.matmul(grad.clone(), student.head.clone())); // [C, d]
         if head_gradient {
-            let part = grad.transpose().matmul(hidden); // [V, d]
+            let part = student.precision.matmul(grad.transpose(), hidden); // [V, d]
             d_head = Some(match d_head {
                 Some(sum) => sum + part,
                 None => part,
@@ -233,10 +236,8 @@ pub fn cross_entropy_sum(rows: &Rows, labels: &[u32], chunk_bytes: usize) -> Res
 impl Rows {
     fn logits(&self, range: Range<usize>) -> Tensor<2> {
         let d = self.hidden.dims()[1];
-        self.hidden
-            .clone()
-            .slice([range, 0..d])
-            .matmul(self.head.clone().transpose())
+        let hidden = self.hidden.clone().slice([range, 0..d]);
+        self.precision.matmul(hidden, self.head.clone().transpose())
     }
 }
 

@@ -70,6 +70,15 @@ fn target_positions(batch: &Batch, device: &Device) -> Tensor<1, Int> {
     Tensor::from_data(TensorData::new(positions, [n]), device)
 }
 
+/// Target rows and head of a model on a plain device.
+pub fn rows_of(model: &LanguageModel, batch: &Batch) -> Rows {
+    Rows {
+        hidden: target_rows(model, batch),
+        head: model.head().val(),
+        precision: model.precision(),
+    }
+}
+
 /// The tokens that the target rows predict.
 pub fn labels(batch: &Batch) -> Vec<u32> {
     batch.targets.iter().map(|(_, label)| *label).collect()
@@ -163,14 +172,12 @@ fn gradients(
     let student_rows = Rows {
         hidden: rows.clone().inner(),
         head: head.val().inner(),
+        precision: student.precision(),
     };
     let teacher_rows = match (objective, teacher) {
         (Objective::CrossEntropy, _) | (_, None) => None,
         (Objective::Distill { kd_ratio: 0.0, .. }, _) => None,
-        (_, Some(teacher)) => Some(phases.time(Phase::Teacher, || Rows {
-            hidden: target_rows(teacher, batch),
-            head: teacher.head().val(),
-        })),
+        (_, Some(teacher)) => Some(phases.time(Phase::Teacher, || rows_of(teacher, batch))),
     };
     let trains_head = head.is_require_grad();
     let HeadLoss {
@@ -214,10 +221,7 @@ pub fn cross_entropy(model: &LanguageModel, batches: &[Batch]) -> Result<f64, Er
     let model = model.valid();
     let (mut total, mut tokens) = (0.0, 0);
     for batch in batches {
-        let rows = Rows {
-            hidden: target_rows(&model, batch),
-            head: model.head().val(),
-        };
+        let rows = rows_of(&model, batch);
         total += cross_entropy_sum(&rows, &labels(batch), CHUNK_BYTES)?;
         tokens += batch.targets.len();
     }

@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use abkd_data::indexed::IndexedTokens;
+use abkd_data::rng::Rng;
 use abkd_data::{Batch, Example, Sequence, Tokenizer, batch, batches_of_epoch};
 use abkd_models::LanguageModel;
 use abkd_models::checkpoint::{self, StoredAs};
@@ -15,9 +17,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::methods::Moment;
 use crate::state::{self, State};
-use crate::step::Update;
+use crate::step::{Term, Update};
 use crate::timing::Phases;
-use crate::{Error, Method, evaluate, optim, step};
+use crate::{Error, Method, Objective, evaluate, optim, step};
 
 /// Which epoch's weights are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,6 +63,12 @@ pub struct Settings {
     /// Low-rank adapters: they alone are trained; absent: all weights.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lora: Option<LoraConfig>,
+    /// Weight of the language-modelling term, where there is text.
+    #[serde(
+        default = "defaults::lm_coef",
+        skip_serializing_if = "defaults::is_lm_coef"
+    )]
+    pub lm_coef: f64,
     /// Limit of the global gradient norm.
     #[serde(default = "defaults::max_grad_norm")]
     pub max_grad_norm: f64,
@@ -89,6 +97,13 @@ mod defaults {
     #[allow(clippy::trivially_copy_pass_by_ref, clippy::float_cmp)] // serde's signature
     pub fn is_beta_2(value: &f64) -> bool {
         *value == beta_2()
+    }
+    pub fn lm_coef() -> f64 {
+        1.0
+    }
+    #[allow(clippy::trivially_copy_pass_by_ref, clippy::float_cmp)] // serde's signature
+    pub fn is_lm_coef(value: &f64) -> bool {
+        *value == lm_coef()
     }
     pub fn weight_decay() -> f64 {
         0.01
@@ -141,6 +156,7 @@ impl Settings {
             }
         }
         for (key, value) in [
+            ("lm_coef", self.lm_coef),
             ("min_learning_rate", self.min_learning_rate),
             ("weight_decay", self.weight_decay),
         ] {
@@ -207,6 +223,8 @@ pub struct TrainRun<'a> {
     pub teacher: Option<&'a LanguageModel>,
     /// Training data.
     pub sequences: &'a [Sequence],
+    /// Plain text for a language-modelling term beside the method's, e.g. OpenWebText.
+    pub text: Option<&'a IndexedTokens>,
     /// Tokenizer of both.
     pub tokenizer: &'a Tokenizer,
     /// What is measured after each epoch.
@@ -286,7 +304,7 @@ pub fn train(run: TrainRun, observe: &mut dyn FnMut(Event)) -> Result<Outcome, E
         let epoch = state.step / per_epoch;
         let mut phases = Phases::default();
         let data = order.get(&run, epoch, state.step % per_epoch);
-        let terms = driver.terms(
+        let mut terms = driver.terms(
             &mut Moment {
                 step: state.step,
                 steps,
@@ -300,6 +318,9 @@ pub fn train(run: TrainRun, observe: &mut dyn FnMut(Event)) -> Result<Outcome, E
             },
             &data,
         )?;
+        if let Some(text) = run.text {
+            terms.push(text_term(text, settings, run.tokenizer.pad(), state.step));
+        }
         let how = Update {
             learning_rate: optim::cosine(
                 state.step,
@@ -344,6 +365,21 @@ pub fn train(run: TrainRun, observe: &mut dyn FnMut(Event)) -> Result<Outcome, E
     }
     keep_best(&run, &state)?;
     Ok(Outcome::Finished { curve: state.curve })
+}
+
+/// Cross-entropy on a batch of documents that depends on (seed, step) alone.
+fn text_term(text: &IndexedTokens, settings: &Settings, pad: u32, step: usize) -> Term {
+    let mut rng = Rng::new(&[settings.seed, step as u64, 6]);
+    // A document of one token predicts nothing.
+    let documents: Vec<Sequence> = std::iter::repeat_with(|| text.text(rng.below(text.len())))
+        .filter(|d| d.tokens.len() > 1)
+        .take(settings.batch_size)
+        .collect();
+    Term {
+        batch: batch(&documents.iter().collect::<Vec<_>>(), pad),
+        objective: Objective::CrossEntropy,
+        weight: settings.lm_coef,
+    }
 }
 
 /// State, student and optimizer at the newest checkpoint, or at the start.

@@ -80,6 +80,7 @@ impl Worker<'_> {
                     student: self.base(model)?,
                     teacher: None,
                     sequences: Cow::Borrowed(&self.inputs.train.sequences),
+                    with_text: false,
                 };
                 self.train(cell, &dir, &job, shown)
             }
@@ -194,6 +195,7 @@ impl Worker<'_> {
             method,
             student: self.model(Who::Student)?,
             sequences,
+            with_text: true,
         })
     }
 
@@ -211,6 +213,7 @@ impl Worker<'_> {
             teacher: job.teacher.as_ref(),
             sequences: &job.sequences,
             tokenizer: &self.inputs.tokenizer,
+            text: job.with_text.then_some(self.inputs.text.as_ref()).flatten(),
             validation: Validation {
                 examples: &self.inputs.valid,
                 prompts: &self.inputs.valid_prompts,
@@ -284,7 +287,8 @@ impl Worker<'_> {
         };
         let dir = student_dir(&self.places.runs_of(self.spec).join(&cell.id));
         if !lora::is_adapter(&dir) {
-            return Ok(checkpoint::load(&dir, &self.device)?);
+            let model = checkpoint::load(&dir, &self.device)?;
+            return Ok(model.with_precision(profile.precision));
         }
         let base = match who {
             Who::Teacher => self.base(&profile.teacher)?,
@@ -295,12 +299,9 @@ impl Worker<'_> {
     }
 
     fn base(&self, model: &ModelSpec) -> Result<LanguageModel> {
-        base_model(
-            &self.places.root,
-            model,
-            &self.spec.profile.teacher,
-            &self.device,
-        )
+        let profile = &self.spec.profile;
+        let model = base_model(&self.places.root, model, &profile.teacher, &self.device)?;
+        Ok(model.with_precision(profile.precision))
     }
 }
 
@@ -311,6 +312,8 @@ struct Job<'a> {
     student: LanguageModel,
     teacher: Option<LanguageModel>,
     sequences: Cow<'a, [Sequence]>,
+    /// Whether the language-modelling term is added, where the profile has text.
+    with_text: bool,
 }
 
 /// A finished cell needs its optimizer state no longer.

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use abkd_models::ModelConfig;
 use abkd_models::generate::Decoding;
+use abkd_models::{ModelConfig, Precision};
 use abkd_training::Settings;
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
@@ -19,9 +19,13 @@ pub struct Profile {
     pub name: String,
     /// One sentence for `abkd list`.
     pub description: String,
-    /// Where the computation happens: `flex`.
+    /// Where the computation happens: `flex`, `tch`, `cuda` or `wgpu`.
     #[serde(default = "defaults::backend")]
     pub backend: String,
+    /// Numbers of the matrix products: `f32` or `bf16`. Master weights, norms, attention weights and
+    /// divergences are f32 either way.
+    #[serde(default)]
+    pub precision: Precision,
     /// Cells run side by side.
     #[serde(default = "defaults::jobs")]
     pub jobs: usize,
@@ -109,6 +113,10 @@ pub struct DataSpec {
     /// `tokenizer.json`; absent: the teacher checkpoint's.
     #[serde(default)]
     pub tokenizer: Option<PathBuf>,
+    /// Indexed token files (without suffix) of plain text, e.g. OpenWebText: distillation then has a
+    /// language-modelling term of weight `lm_coef`.
+    #[serde(default)]
+    pub text: Option<PathBuf>,
     /// Seed of the embedded corpus.
     #[serde(default)]
     pub seed: u64,
@@ -146,20 +154,27 @@ pub enum Source {
     Folder,
 }
 
-/// Where a model comes from: exactly one of the keys.
+/// Where a model comes from: `checkpoint`, `layers` or a shape (`gpt2`, `llama`) for fresh weights. Beside a
+/// checkpoint a shape says what it must be, so that a plan can be made before the weights are there.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelSpec {
     /// A Hugging Face folder.
     #[serde(default)]
     pub checkpoint: Option<PathBuf>,
+    /// Repository on the Hugging Face Hub that `abkd fetch weights` puts into `checkpoint`.
+    #[serde(default)]
+    pub hub: Option<String>,
+    /// Its revision: a branch, tag or commit.
+    #[serde(default)]
+    pub revision: Option<String>,
     /// So many of the teacher checkpoint's layers, evenly spaced (student only).
     #[serde(default)]
     pub layers: Option<usize>,
-    /// Fresh weights in the shape of a GPT-2 `config.json`.
+    /// Shape, as the keys of a GPT-2 `config.json`.
     #[serde(default)]
     pub gpt2: Option<toml::Table>,
-    /// Fresh weights in the shape of a LLaMA `config.json`.
+    /// Shape, as the keys of a LLaMA `config.json`.
     #[serde(default)]
     pub llama: Option<toml::Table>,
     /// Seed of fresh weights.
@@ -174,6 +189,18 @@ impl ModelSpec {
     ///
     /// A key that the architecture does not have, or a value that is not built.
     pub fn fresh(&self, path: &Path) -> Result<Option<ModelConfig>> {
+        if self.checkpoint.is_some() {
+            return Ok(None);
+        }
+        self.declared(path)
+    }
+
+    /// The shape that the file declares, if it does.
+    ///
+    /// # Errors
+    ///
+    /// A key that the architecture does not have, or a value that is not built.
+    pub fn declared(&self, path: &Path) -> Result<Option<ModelConfig>> {
         let (model_type, table) = match (&self.gpt2, &self.llama) {
             (Some(table), None) => ("gpt2", table),
             (None, Some(table)) => ("llama", table),
@@ -201,15 +228,21 @@ impl ModelSpec {
     }
 
     pub(super) fn check(&self, who: &str, path: &Path) -> Result<()> {
-        let given = [
-            self.checkpoint.is_some(),
-            self.layers.is_some(),
-            self.gpt2.is_some(),
-            self.llama.is_some(),
-        ];
+        let shapes = usize::from(self.gpt2.is_some()) + usize::from(self.llama.is_some());
+        let sources = match (&self.checkpoint, self.layers) {
+            (Some(_), None) => shapes <= 1,
+            (None, Some(_)) => shapes == 0,
+            (None, None) => shapes == 1,
+            (Some(_), Some(_)) => false,
+        };
         ensure!(
-            given.into_iter().filter(|g| *g).count() == 1,
-            "{}: [{who}] needs exactly one of checkpoint, layers, gpt2, llama",
+            sources,
+            "{}: [{who}] needs exactly one of checkpoint, layers, gpt2, llama; a checkpoint may have its shape beside it",
+            path.display()
+        );
+        ensure!(
+            self.hub.is_none() || self.checkpoint.is_some(),
+            "{}: [{who}] hub needs checkpoint, the folder that it is fetched into",
             path.display()
         );
         ensure!(
@@ -217,7 +250,7 @@ impl ModelSpec {
             "{}: [teacher] cannot be made of layers",
             path.display()
         );
-        self.fresh(path).map(|_| ())
+        self.declared(path).map(|_| ())
     }
 }
 

@@ -14,8 +14,8 @@ use serde::{Deserialize, Serialize};
 use super::on_policy::{self, Sampling, prompts, with_answers};
 use super::{Driver, Moment, StoredSequence};
 use crate::Error;
-use crate::head::{CHUNK_BYTES, Objective, PolicyRows, Rows, log_probs};
-use crate::step::{Term, labels, target_rows};
+use crate::head::{CHUNK_BYTES, Objective, PolicyRows, log_probs};
+use crate::step::{Term, labels, rows_of};
 use crate::timing::Phase;
 
 /// Settings of MiniLLM. Defaults are the released scripts'.
@@ -241,11 +241,7 @@ fn score(
         let laid = batch(&part.iter().collect::<Vec<_>>(), pad);
         let labels = labels(&laid);
         let log_probs_of = |model: &abkd_models::LanguageModel| {
-            let rows = Rows {
-                hidden: target_rows(model, &laid),
-                head: model.head().val(),
-            };
-            log_probs(&rows, &labels, CHUNK_BYTES)
+            log_probs(&rows_of(model, &laid), &labels, CHUNK_BYTES)
         };
         let (log_q, log_p) = (log_probs_of(student)?, log_probs_of(teacher)?);
         let mut start = 0;

@@ -1,0 +1,323 @@
+//! Every method on a toy pair: it teaches, and a run that was stopped ends with the same bits.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use abkd_data::{Sequence, Tokenizer, batch};
+use abkd_losses::{Divergence, Fidelity, value};
+use abkd_models::generate::{Decoding, generate};
+use abkd_models::lora::{self, LoraConfig};
+use abkd_models::{LanguageModel, ModelConfig, checkpoint};
+use abkd_training::step::{self, Term, Update, target_rows};
+use abkd_training::timing::Phases;
+use abkd_training::trainer::student_dir;
+use abkd_training::{
+    Event, Method, Objective, Outcome, Settings, TrainRun, Validation, optim, train,
+};
+use burn::module::Module;
+use burn::tensor::Device;
+use serde_json::json;
+
+fn model(width: usize, seed: u64, range: f64) -> LanguageModel {
+    let config: ModelConfig = serde_json::from_value(json!({
+        "model_type": "llama", "vocab_size": 392, "hidden_size": width, "intermediate_size": 2 * width,
+        "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1,
+        "max_position_embeddings": 32, "initializer_range": range,
+    }))
+    .unwrap();
+    config.init(seed, &Device::flex())
+}
+
+/// Training sequences.
+const N: u32 = 320;
+
+/// A teacher that has learned a task, a student that has not, and the task's data.
+struct Toy {
+    teacher: LanguageModel,
+    student: LanguageModel,
+    tokenizer: Tokenizer,
+    sequences: Vec<Sequence>,
+}
+
+impl Toy {
+    fn new() -> Self {
+        // prompt `a b ?`, answer `a b a end`
+        let tokenizer = Tokenizer::embedded();
+        let eos = tokenizer.eos();
+        let sequences = (0..N)
+            .map(|i| {
+                let (a, b) = (20 + i % 8, 30 + i % 5);
+                Sequence {
+                    example: i as usize,
+                    tokens: vec![a, b, 3, a, b, a, eos],
+                    prompt_len: 3,
+                }
+            })
+            .collect();
+        let student = model(16, 2, 0.02);
+        let mut toy = Self {
+            teacher: student.clone(),
+            student,
+            tokenizer,
+            sequences,
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let sft = Method::Sft;
+        let untrained = std::mem::replace(&mut toy.student, model(24, 1, 0.02));
+        toy.run(dir.path(), &sft, &settings(), None);
+        toy.student = untrained;
+        toy.teacher = checkpoint::load(&student_dir(dir.path()), &Device::flex()).unwrap();
+        toy
+    }
+
+    fn run(
+        &self,
+        dir: &Path,
+        method: &Method,
+        settings: &Settings,
+        stop_after: Option<usize>,
+    ) -> Outcome {
+        let stop = AtomicBool::new(false);
+        train(
+            TrainRun {
+                dir,
+                fingerprint: "toy",
+                settings,
+                method,
+                kd_ratio: 1.0,
+                max_new_tokens: 6,
+                base: "base",
+                student: self.student.clone(),
+                teacher: Some(&self.teacher),
+                sequences: &self.sequences,
+                tokenizer: &self.tokenizer,
+                text: None,
+                validation: Validation {
+                    examples: &[],
+                    prompts: &[],
+                    sequences: &self.sequences[280..],
+                    decoding: &Decoding::greedy(),
+                    seed: 1,
+                },
+                checkpoint_every: Duration::from_secs(1000),
+                stop: &stop,
+            },
+            &mut |event| {
+                if let Event::Step { step, .. } = event {
+                    stop.store(Some(step) == stop_after, Ordering::Relaxed);
+                }
+            },
+        )
+        .unwrap()
+    }
+
+    /// Mean KL(q, p) on the student's own answers, nats a token.
+    fn reverse_kl(&self, student: &LanguageModel) -> f32 {
+        let prompts: Vec<Vec<u32>> = self
+            .sequences
+            .iter()
+            .map(|s| s.tokens[..3].to_vec())
+            .collect();
+        let keys: Vec<u64> = (0..u64::from(N)).collect();
+        let decoding = Decoding {
+            max_new_tokens: 6,
+            ..Decoding::sampling()
+        };
+        let eos = self.tokenizer.eos();
+        let answers = generate(student, &prompts, &keys, 9, eos, &decoding, &mut |_| {}).unwrap();
+        let sequences: Vec<Sequence> = prompts
+            .iter()
+            .zip(answers)
+            .map(|(p, a)| Sequence {
+                example: 0,
+                tokens: [p.as_slice(), &a].concat(),
+                prompt_len: 3,
+            })
+            .collect();
+        let laid = batch(&sequences.iter().collect::<Vec<_>>(), eos);
+        let logits = |m: &LanguageModel| m.logits(target_rows(m, &laid));
+        let rows = value(
+            &Divergence::ReverseKl,
+            Fidelity::Paper,
+            logits(student),
+            logits(&self.teacher),
+        )
+        .unwrap();
+        rows.mean().into_scalar()
+    }
+}
+
+fn settings() -> Settings {
+    serde_json::from_value(json!({
+        "epochs": 4, "batch_size": 8, "learning_rate": 1e-2, "keep_best": "loss",
+    }))
+    .unwrap()
+}
+
+/// Each method with settings under which all of its parts are used in a few steps.
+fn methods() -> Vec<(&'static str, Method)> {
+    [
+        ("sft", json!({})),
+        ("kd", json!({})),
+        ("abkd", json!({})),
+        ("seqkd", json!({ "kd_ratio": 0.5 })),
+        ("gkd", json!({ "lambda": 0.5 })),
+        ("minillm", json!({ "rollouts": 32, "inner_epochs": 2 })),
+        (
+            "distillm",
+            json!({ "first_threshold": 0.6, "capacity": 24, "loss_margin": 0.0 }),
+        ),
+    ]
+    .map(|(id, settings)| (id, Method::from_parts(id, None, settings).unwrap()))
+    .into()
+}
+
+#[test]
+fn each_method_lowers_the_reverse_kl_to_the_teacher() {
+    let toy = Toy::new();
+    let before = toy.reverse_kl(&toy.student);
+    for (id, method) in methods() {
+        let dir = tempfile::tempdir().unwrap();
+        let outcome = toy.run(dir.path(), &method, &settings(), None);
+        assert!(matches!(outcome, Outcome::Finished { .. }));
+        let student = checkpoint::load(&student_dir(dir.path()), &Device::flex()).unwrap();
+        let after = toy.reverse_kl(&student);
+        assert!(after < 0.9 * before, "{id}: {before} -> {after}");
+    }
+}
+
+#[test]
+fn a_stopped_run_ends_with_the_bits_of_an_undisturbed_one() {
+    let toy = Toy::new();
+    let settings = Settings {
+        epochs: 2,
+        keep_best: abkd_training::trainer::KeepBest::Loss,
+        ..settings()
+    };
+    for (id, method) in methods() {
+        let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let finished = toy.run(whole.path(), &method, &settings, None);
+        // in the middle of an epoch, of MiniLLM's round and of its inner epochs, and of the last epoch
+        for stop in [3, 50] {
+            let outcome = toy.run(parts.path(), &method, &settings, Some(stop));
+            assert!(matches!(outcome, Outcome::Interrupted), "{id}");
+        }
+        assert_eq!(
+            toy.run(parts.path(), &method, &settings, None),
+            finished,
+            "{id}"
+        );
+        let weights =
+            |dir: &Path| std::fs::read(student_dir(dir).join("model.safetensors")).unwrap();
+        assert!(weights(whole.path()) == weights(parts.path()), "{id}");
+    }
+}
+
+#[test]
+fn parts_of_a_batch_make_the_update_of_the_whole() {
+    let toy = Toy::new();
+    let laid = batch(&toy.sequences[..7].iter().collect::<Vec<_>>(), 0);
+    let term = Term {
+        batch: laid,
+        objective: Objective::Distill {
+            divergence: Divergence::ForwardKl,
+            fidelity: Fidelity::Paper,
+            kd_ratio: 0.5,
+        },
+        weight: 1.0,
+    };
+    let update = |micro_batch_size| {
+        let student = toy.student.clone().train();
+        let mut optimizer = optim::adamw(&student, 0.01, 0.999);
+        let how = Update {
+            learning_rate: 1e-3,
+            max_grad_norm: 1e9,
+            micro_batch_size,
+            step: 0,
+        };
+        let terms = [term.clone()];
+        let (_, report) = step::update(
+            student,
+            &mut optimizer,
+            Some(&toy.teacher),
+            &terms,
+            &how,
+            Phases::default(),
+        )
+        .unwrap();
+        report
+    };
+    let whole = update(None);
+    for size in [1, 2, 5] {
+        let parts = update(Some(size));
+        assert!((parts.loss - whole.loss).abs() < 1e-5);
+        assert!((parts.grad_norm / whole.grad_norm - 1.0).abs() < 1e-4);
+    }
+}
+
+#[test]
+fn adapters_alone_are_trained_and_read_back_the_same() {
+    let toy = Toy::new();
+    let config = LoraConfig {
+        r: 2,
+        alpha: 8.0,
+        dropout: 0.0,
+        target_modules: vec!["q_proj".into(), "v_proj".into()],
+    };
+    let settings = Settings {
+        lora: Some(config.clone()),
+        ..settings()
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let method = Method::from_parts("kd", None, json!({})).unwrap();
+    let Outcome::Finished { curve } = toy.run(dir.path(), &method, &settings, None) else {
+        panic!("nobody stopped it");
+    };
+    assert!(curve[3].train_loss < curve[0].train_loss, "{curve:?}");
+    let adapter = student_dir(dir.path());
+    assert!(adapter.join("adapter_config.json").exists());
+    assert!(!adapter.join("model.safetensors").exists());
+    // the optimizer keeps two moments of 2 x (16 x 2 + 2 x 16 + 16 x 2 + 2 x 8) numbers, and no more
+    let state = std::fs::read_dir(dir.path())
+        .unwrap()
+        .filter_map(|e| Some(e.ok()?.path().join("optimizer.bpk")))
+        .find(|p| p.exists())
+        .unwrap();
+    let size = std::fs::metadata(state).unwrap().len();
+    assert!(size < 8 * 1024, "{size} bytes of optimizer state");
+
+    let adapted = lora::load(toy.student.clone(), &adapter).unwrap();
+    let merged = lora::merge(adapted.clone());
+    assert!(lora::is_adapted(&adapted) && !lora::is_adapted(&merged));
+    let laid = batch(&toy.sequences.iter().collect::<Vec<_>>(), 0);
+    let hidden = |m: &LanguageModel| target_rows(m, &laid);
+    let apart: f32 = (hidden(&adapted) - hidden(&merged))
+        .abs()
+        .max()
+        .into_scalar();
+    let moved: f32 = (hidden(&toy.student) - hidden(&merged))
+        .abs()
+        .max()
+        .into_scalar();
+    assert!(apart < 1e-5 && moved > 1e-2, "{apart} {moved}");
+
+    let wrong = lora::load(toy.teacher.clone(), &adapter)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        wrong.contains("lora_A") && wrong.contains("base"),
+        "{wrong}"
+    );
+    let missing = LoraConfig {
+        target_modules: vec!["w_proj".into()],
+        ..config
+    };
+    let error = lora::attach(toy.student, &missing, 1)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("w_proj") && error.contains("q_proj"),
+        "{error}"
+    );
+}

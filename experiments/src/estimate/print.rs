@@ -1,0 +1,299 @@
+//! The estimate as text.
+
+use std::fmt::Write;
+
+use abkd_models::ModelConfig;
+use anyhow::{Result, bail};
+
+use super::{Cost, Estimate, Memory};
+use crate::plan::Work;
+use crate::suggest::nearest;
+
+/// A processor that time is estimated for.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Accelerator {
+    /// Name.
+    pub name: &'static str,
+    /// Dense half-precision peak, TFLOP/s, as its maker states it.
+    pub tflops: f64,
+    /// Memory bandwidth, GB/s.
+    pub bandwidth: f64,
+    /// Memory, GB.
+    pub memory: f64,
+}
+
+/// Share of the peak that training is assumed to reach, and of the bandwidth that sampling does.
+const UTILISATION: f64 = 0.35;
+
+impl Accelerator {
+    const ALL: [Self; 6] = [
+        Self::new("v100", 125.0, 900.0, 32.0),
+        Self::new("a6000", 155.0, 768.0, 48.0),
+        Self::new("rtx4090", 165.0, 1008.0, 24.0),
+        Self::new("a100", 312.0, 2039.0, 80.0),
+        Self::new("l40s", 362.0, 864.0, 48.0),
+        Self::new("h100", 989.0, 3350.0, 80.0),
+    ];
+
+    const fn new(name: &'static str, tflops: f64, bandwidth: f64, memory: f64) -> Self {
+        Self {
+            name,
+            tflops,
+            bandwidth,
+            memory,
+        }
+    }
+
+    /// The accelerator of a name.
+    ///
+    /// # Errors
+    ///
+    /// An unknown name; the known ones are listed.
+    pub fn named(name: &str) -> Result<Self> {
+        let names = Self::ALL.map(|a| a.name);
+        match Self::ALL.iter().find(|a| a.name == name) {
+            Some(accelerator) => Ok(*accelerator),
+            None => bail!(
+                "unknown accelerator `{name}`{}; known: {}",
+                nearest(name, names),
+                names.join(", ")
+            ),
+        }
+    }
+
+    /// Seconds for a cell: its products at the assumed share of the peak, but no less than reading the
+    /// weights for each token that is sampled.
+    fn seconds(&self, cost: &Cost) -> f64 {
+        let compute = cost.flops / (self.tflops * 1e12 * UTILISATION);
+        let reading = cost.sampling_bytes / (self.bandwidth * 1e9 * UTILISATION);
+        compute + reading
+    }
+}
+
+/// The whole estimate. `seconds` are each cell's on this machine, measured, where they are known;
+/// `done` marks finished cells.
+///
+/// # Errors
+///
+/// A row that is not valid.
+pub fn report(
+    estimate: &Estimate,
+    done: &[bool],
+    accelerator: Option<Accelerator>,
+    seconds: Option<&[f64]>,
+) -> Result<String> {
+    let costs = estimate.costs()?;
+    let mut text = String::new();
+    let lengths = estimate.lengths;
+    let _ = writeln!(
+        text,
+        "\nmodels    teacher {}, student {} parameters",
+        count(parameters(&estimate.teacher)),
+        count(parameters(&estimate.student))
+    );
+    let _ = writeln!(
+        text,
+        "data      {} training sequences, mean prompt {:.1}, response {:.1} tokens ({})",
+        lengths.sequences,
+        lengths.prompt,
+        lengths.response,
+        if lengths.counted {
+            "counted"
+        } else {
+            "assumed: Dolly under GPT-2's tokenizer"
+        }
+    );
+    let _ = writeln!(
+        text,
+        "\n{:34} {:>8} {:>9} {:>9} {:>9} {:>9}{}",
+        "kind of cell (number)",
+        "updates",
+        "trained",
+        "sampled",
+        "PFLOP",
+        "peak GB",
+        if seconds.is_some() { "      time" } else { "" }
+    );
+    for (name, cells) in kinds(estimate) {
+        let of = |f: fn(&Cost) -> f64| cells.iter().map(|&i| f(&costs[i])).sum::<f64>();
+        let peak = cells
+            .iter()
+            .map(|&i| costs[i].memory.total())
+            .fold(0.0, f64::max);
+        let time = seconds.map_or(String::new(), |s| {
+            format!("{:>10}", duration(cells.iter().map(|&i| s[i]).sum()))
+        });
+        let _ = writeln!(
+            text,
+            "{:34} {:>8} {:>9} {:>9} {:>9.4} {:>9.3}{time}",
+            format!("{name} ({})", cells.len()),
+            of(|c| c.updates as f64),
+            count(of(|c| c.trained_tokens)),
+            count(of(|c| c.sampled_tokens)),
+            of(|c| c.flops) / 1e15,
+            peak / 1e9,
+        );
+    }
+    let jobs = estimate.spec.profile.jobs;
+    let peak = costs
+        .iter()
+        .map(|c| c.memory)
+        .max_by(|a, b| a.total().total_cmp(&b.total()))
+        .unwrap_or_default();
+    let _ = writeln!(text, "\npeak memory of a cell, estimated: {}", parts(&peak));
+    if jobs > 1 {
+        let _ = writeln!(
+            text,
+            "{jobs} cells run side by side: up to {jobs} times that"
+        );
+    }
+    let total = |f: fn(&Cost) -> f64| costs.iter().map(f).sum::<f64>();
+    let checkpoint = peak.weights + peak.optimizer;
+    let _ = writeln!(
+        text,
+        "disk: {:.2} GB of students, and {:.2} GB for checkpoints while a cell runs (two at a time)",
+        total(|c| c.disk) / 1e9,
+        2.0 * checkpoint / 1e9
+    );
+    let left = |cell_seconds: &dyn Fn(usize) -> f64| -> Vec<f64> {
+        (0..costs.len())
+            .map(|i| if done[i] { 0.0 } else { cell_seconds(i) })
+            .collect()
+    };
+    let cells = &estimate.plan.cells;
+    if let Some(a) = accelerator {
+        let seconds = left(&|i| a.seconds(&costs[i]));
+        let _ = writeln!(
+            text,
+            "time on one {} (assuming {:.0}% of {} TFLOP/s and of {} GB/s): {}; its memory: {} GB",
+            a.name,
+            100.0 * UTILISATION,
+            a.tflops,
+            a.bandwidth,
+            duration(super::makespan(cells, &seconds, 1)),
+            a.memory
+        );
+    }
+    if let Some(measured) = seconds {
+        let seconds = left(&|i| measured[i]);
+        let _ = writeln!(
+            text,
+            "time on this machine ({jobs} cells side by side, calibrated just now): {}",
+            duration(super::makespan(cells, &seconds, jobs))
+        );
+    } else if accelerator.is_none() {
+        let _ = writeln!(
+            text,
+            "time: --calibrate measures a few updates here; --accelerator NAME estimates for another machine"
+        );
+    }
+    Ok(text)
+}
+
+/// The cells by kind, in the plan's order.
+fn kinds(estimate: &Estimate) -> Vec<(String, Vec<usize>)> {
+    let mut kinds: Vec<(String, Vec<usize>)> = Vec::new();
+    for (i, cell) in estimate.plan.cells.iter().enumerate() {
+        let rows = &estimate.spec.experiment.rows;
+        let name = match &cell.work {
+            Work::Sft { who } => format!("{who:?} fine-tuning").to_lowercase(),
+            Work::TeacherAnswers { .. } => "teacher's answers".into(),
+            Work::Distill { row } => format!("train {}", rows[*row].label),
+            Work::Time { row, .. } => format!("time {}", rows[*row].label),
+            Work::Evaluate { dataset, .. } => format!("evaluate on {}", dataset.id()),
+        };
+        match kinds.iter_mut().find(|(n, _)| *n == name) {
+            Some((_, cells)) => cells.push(i),
+            None => kinds.push((name, vec![i])),
+        }
+    }
+    kinds
+}
+
+fn parameters(shape: &ModelConfig) -> f64 {
+    shape.parameters().total() as f64
+}
+
+fn parts(m: &Memory) -> String {
+    let gb = |x: f64| format!("{:.3}", x / 1e9);
+    format!(
+        "{} GB = weights {} + gradients {} + optimizer {} + activations {} + logits {}",
+        gb(m.total()),
+        gb(m.weights),
+        gb(m.gradients),
+        gb(m.optimizer),
+        gb(m.activations),
+        gb(m.logits)
+    )
+}
+
+/// A number with a suffix: 1.53G.
+fn count(x: f64) -> String {
+    let (scale, suffix) = match x {
+        x if x >= 1e9 => (1e9, "G"),
+        x if x >= 1e6 => (1e6, "M"),
+        x if x >= 1e3 => (1e3, "k"),
+        _ => return format!("{x:.0}"),
+    };
+    format!("{:.2}{suffix}", x / scale)
+}
+
+/// Seconds, minutes, hours or days.
+fn duration(seconds: f64) -> String {
+    match seconds {
+        s if s < 120.0 => format!("{s:.0} s"),
+        s if s < 7200.0 => format!("{:.1} min", s / 60.0),
+        s if s < 172_800.0 => format!("{:.1} h", s / 3600.0),
+        s => format!("{:.1} d", s / 86_400.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::Plan;
+    use crate::spec::Spec;
+    use std::path::Path;
+
+    fn estimate(experiment: &str, profile: &str) -> (String, Vec<Cost>, f64, f64) {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let spec = Spec::load(&root, experiment, profile).unwrap();
+        let plan = Plan::new(&root, &spec, &Default::default()).unwrap();
+        let estimate = Estimate::new(&root, &spec, &plan, None).unwrap();
+        let done = vec![false; plan.cells.len()];
+        let a100 = Accelerator::named("a100").unwrap();
+        let text = report(&estimate, &done, Some(a100), None).unwrap();
+        let sizes = (parameters(&estimate.teacher), parameters(&estimate.student));
+        (text, estimate.costs().unwrap(), sizes.0, sizes.1)
+    }
+
+    #[test]
+    fn the_papers_models_have_their_published_sizes() {
+        let (text, costs, teacher, student) = estimate("table1", "paper-gpt2");
+        // GPT-2 XL and GPT-2: 1,557,611,200 and 124,439,808 parameters
+        assert_eq!((teacher, student), (1_557_611_200.0, 124_439_808.0));
+        // 714 updates an epoch at batch 16, 20 epochs
+        assert!(costs.iter().any(|c| c.updates == 14_280));
+        assert!(text.contains("a100") && text.contains("35%"), "{text}");
+        let (_, _, teacher, student) = estimate("table2", "paper-openllama2");
+        // OpenLLaMA v2: 6,738,415,616 and 3,426,473,600
+        assert_eq!((teacher, student), (6_738_415_616.0, 3_426_473_600.0));
+    }
+
+    #[test]
+    fn an_update_costs_six_flops_a_parameter_and_token_and_the_teachers_two() {
+        let (_, costs, teacher, student) = estimate("table1", "paper-gpt2");
+        let distill = costs.iter().find(|c| c.updates == 14_280).unwrap();
+        let rough = distill.trained_tokens * (6.0 * student + 2.0 * teacher);
+        assert!((0.6..1.2).contains(&(distill.flops / rough)));
+    }
+
+    #[test]
+    fn unknown_accelerators_are_named() {
+        let error = Accelerator::named("a10").unwrap_err().to_string();
+        assert!(error.contains("a100"), "{error}");
+        assert_eq!(duration(90.0), "90 s");
+        assert_eq!(duration(600.0), "10.0 min");
+        assert_eq!(count(1_557_611_200.0), "1.56G");
+    }
+}

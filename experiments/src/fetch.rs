@@ -1,0 +1,202 @@
+//! `abkd fetch`: data sets and checkpoints of a profile from the Hugging Face Hub.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use abkd_data::hub::{Hub, RepoKind, Wanted};
+use anyhow::{Context, Result, bail, ensure};
+use indicatif::{ProgressBar, ProgressStyle};
+use std::io::IsTerminal;
+
+use crate::results::write_atomic;
+use crate::spec::{ModelSpec, Profile, Source};
+
+/// Files of the data sets: repository, path there, path below the data folder.
+const DATA: [(&str, &str, &str); 6] = [
+    ("MiniLLM/dolly", "raw.jsonl", "dolly/raw.jsonl"),
+    ("MiniLLM/dolly", "valid.jsonl", "dolly/valid.jsonl"),
+    ("MiniLLM/self-inst", "valid.jsonl", "self-inst/valid.jsonl"),
+    ("MiniLLM/Vicuna", "valid.jsonl", "vicuna/valid.jsonl"),
+    ("MiniLLM/sinst", "11_/valid.jsonl", "sinst/11_/valid.jsonl"),
+    ("MiniLLM/uinst", "11_/valid.jsonl", "uinst/11_/valid.jsonl"),
+];
+
+/// Examples of Dolly that validate: the first of `raw.jsonl`, as in MiniLLM's preparation.
+const DEV: usize = 1000;
+/// Unnatural examples that the paper evaluates on.
+const UNNATURAL: usize = 10_000;
+
+/// The folder of a profile's data: its `path`, else `ABKD_DATA`, else `data`.
+pub fn data_folder(root: &Path, profile: &Profile) -> PathBuf {
+    match &profile.data.path {
+        Some(path) => root.join(path),
+        None => std::env::var_os("ABKD_DATA").map_or_else(|| root.join("data"), PathBuf::from),
+    }
+}
+
+/// Fetches the data sets that are not there yet; gives lines on what was done.
+///
+/// # Errors
+///
+/// A profile without files; what the Hub refuses; a disk that is full.
+pub fn data(hub: &Hub, root: &Path, profile: &Profile) -> Result<Vec<String>> {
+    ensure!(
+        profile.data.source == Source::Folder,
+        "profile `{}` has its data built in; there is nothing to fetch",
+        profile.name
+    );
+    let folder = data_folder(root, profile);
+    let mut lines = Vec::new();
+    for (repo, file, target) in DATA {
+        let wanted = Wanted {
+            kind: RepoKind::Dataset,
+            repo: repo.into(),
+            revision: "main".into(),
+            file: file.into(),
+            sha256: None,
+        };
+        lines.push(one(hub, &wanted, &folder.join(target))?);
+    }
+    lines.extend(derive(&folder)?);
+    Ok(lines)
+}
+
+/// Writes the files that are parts of fetched ones: training, validation and the unnatural test set.
+fn derive(folder: &Path) -> Result<Vec<String>> {
+    let mut lines = Vec::new();
+    let mut part = |from: &str, to: &str, skip: usize, take: usize| -> Result<()> {
+        let target = folder.join(to);
+        if target.exists() {
+            return Ok(());
+        }
+        let source = folder.join(from);
+        let text = fs::read_to_string(&source).with_context(|| source.display().to_string())?;
+        let chosen: Vec<&str> = text.split_inclusive('\n').skip(skip).take(take).collect();
+        write_atomic(&target, chosen.concat().as_bytes())?;
+        lines.push(format!("{}: {} examples", target.display(), chosen.len()));
+        Ok(())
+    };
+    part("dolly/raw.jsonl", "dolly/dev.jsonl", 0, DEV)?;
+    part("dolly/raw.jsonl", "dolly/train.jsonl", DEV, usize::MAX)?;
+    part("uinst/11_/valid.jsonl", "uinst/valid.jsonl", 0, UNNATURAL)?;
+    Ok(lines)
+}
+
+/// Fetches the checkpoints that are not there yet; gives lines on what was done.
+///
+/// # Errors
+///
+/// A profile whose models are not on the Hub; what the Hub refuses.
+pub fn weights(hub: &Hub, root: &Path, profile: &Profile) -> Result<Vec<String>> {
+    let mut lines = Vec::new();
+    for model in [&profile.teacher, &profile.student] {
+        if let (Some(repo), Some(dir)) = (&model.hub, &model.checkpoint) {
+            checkpoint(hub, model, repo, &root.join(dir), &mut lines)?;
+        }
+    }
+    ensure!(
+        !lines.is_empty(),
+        "profile `{}` names no model on the Hub ([teacher] hub, [student] hub); `make weights` makes the smollm2 one",
+        profile.name
+    );
+    Ok(lines)
+}
+
+fn checkpoint(
+    hub: &Hub,
+    model: &ModelSpec,
+    repo: &str,
+    dir: &Path,
+    lines: &mut Vec<String>,
+) -> Result<()> {
+    let wanted = |file: &str| Wanted {
+        kind: RepoKind::Model,
+        repo: repo.into(),
+        revision: model.revision.clone().unwrap_or("main".into()),
+        file: file.into(),
+        sha256: None,
+    };
+    for file in ["config.json", "tokenizer.json"] {
+        lines.push(one(hub, &wanted(file), &dir.join(file))?);
+    }
+    let single = dir.join("model.safetensors");
+    let index = dir.join("model.safetensors.index.json");
+    // Large models are in several files that an index names.
+    let sharded = !single.exists()
+        && match one(hub, &wanted("model.safetensors.index.json"), &index) {
+            Ok(line) => {
+                lines.push(line);
+                true
+            }
+            Err(error) if error.to_string().contains("has no file") => false,
+            Err(error) => return Err(error),
+        };
+    if !sharded {
+        let fetched = one(hub, &wanted("model.safetensors"), &single);
+        lines.push(fetched.with_context(|| {
+            format!("{repo} has no safetensors; load it with Python's transformers, save_pretrained(\"{}\")", dir.display())
+        })?);
+        return Ok(());
+    }
+    let text = fs::read(&index).with_context(|| index.display().to_string())?;
+    let json: serde_json::Value =
+        serde_json::from_slice(&text).with_context(|| index.display().to_string())?;
+    let Some(map) = json["weight_map"].as_object() else {
+        bail!("{}: no weight_map", index.display());
+    };
+    let files: std::collections::BTreeSet<&str> =
+        map.values().filter_map(serde_json::Value::as_str).collect();
+    for file in files {
+        lines.push(one(hub, &wanted(file), &dir.join(file))?);
+    }
+    Ok(())
+}
+
+fn one(hub: &Hub, wanted: &Wanted, target: &Path) -> Result<String> {
+    let bar = if std::io::stderr().is_terminal() {
+        ProgressBar::new(0)
+    } else {
+        ProgressBar::hidden()
+    };
+    let style = "{msg} {bar:30} {bytes}/{total_bytes} {bytes_per_sec} eta {eta}";
+    bar.set_style(ProgressStyle::with_template(style).expect("templates are constants"));
+    bar.set_message(format!("{}/{}", wanted.repo, wanted.file));
+    let fetched = hub.fetch(wanted, target, &mut |at, all| {
+        bar.set_length(all as u64);
+        bar.set_position(at as u64);
+    })?;
+    bar.finish_and_clear();
+    Ok(format!(
+        "{}: {}",
+        target.display(),
+        if fetched { "fetched" } else { "is there" }
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_are_cut_from_what_was_fetched_and_not_written_twice() {
+        let dir = tempfile::tempdir().unwrap();
+        let lines = |n: usize| (0..n).map(|i| format!("{i}\n")).collect::<String>();
+        for folder in ["dolly", "uinst/11_"] {
+            fs::create_dir_all(dir.path().join(folder)).unwrap();
+        }
+        fs::write(dir.path().join("dolly/raw.jsonl"), lines(1010)).unwrap();
+        fs::write(dir.path().join("uinst/11_/valid.jsonl"), lines(10_005)).unwrap();
+        assert_eq!(derive(dir.path()).unwrap().len(), 3);
+        let count = |file: &str| {
+            let text = fs::read_to_string(dir.path().join(file)).unwrap();
+            (
+                text.lines().count(),
+                text.lines().next().unwrap().to_owned(),
+            )
+        };
+        assert_eq!(count("dolly/dev.jsonl"), (1000, "0".into()));
+        assert_eq!(count("dolly/train.jsonl"), (10, "1000".into()));
+        assert_eq!(count("uinst/valid.jsonl"), (10_000, "0".into()));
+        assert!(derive(dir.path()).unwrap().is_empty());
+    }
+}
