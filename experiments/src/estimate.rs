@@ -129,6 +129,7 @@ impl<'a> Estimate<'a> {
                 let settings = settings.as_ref().unwrap_or(&p.distill);
                 cost::training(self, &abkd_training::Method::Sft, settings, shape)
             }
+            Work::TeacherHidden => cost::hidden(self),
             Work::TeacherAnswers { max_new_tokens } => {
                 let new = self.lengths.response.min(*max_new_tokens as f64);
                 cost::sampling(

@@ -64,6 +64,14 @@ pub struct Trained {
     pub curve: Vec<EpochRecord>,
 }
 
+/// What a cell leaves that works something out for many others: its time, over all attempts.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+struct OneOff {
+    /// Sequences.
+    items: usize,
+    seconds: f64,
+}
+
 const RESULT: &str = "result.json";
 
 /// How a run ended.
@@ -239,7 +247,7 @@ pub fn write_results(places: &Places, spec: &Spec, plan: &Plan) -> Result<()> {
                 });
             }
             Work::Time { row, .. } => timings.push((row, read_json(&path)?)),
-            Work::Sft { .. } | Work::TeacherAnswers { .. } => {}
+            Work::Sft { .. } | Work::TeacherAnswers { .. } | Work::TeacherHidden => {}
         }
     }
     match spec.experiment.kind {
@@ -252,23 +260,29 @@ pub fn write_results(places: &Places, spec: &Spec, plan: &Plan) -> Result<()> {
                 .write(&places.result(spec, &format!("{name}.csv")))
         }
         Kind::Timing if !timings.is_empty() => {
-            let answers = answers_cost(&runs, plan)?;
-            timing::write(&places.result(spec, name), spec, &timings, answers)
+            let costs = one_off_costs(&runs, plan)?;
+            timing::write(&places.result(spec, name), spec, &timings, costs)
         }
         _ => Ok(()),
     }
 }
 
-/// Seconds that the teacher took for an answer, where it has answered the training prompts.
-fn answers_cost(runs: &Path, plan: &Plan) -> Result<Option<f64>> {
+/// What the teacher's one-off cells took, seconds a sequence.
+fn one_off_costs(runs: &Path, plan: &Plan) -> Result<timing::OneOffCosts> {
+    let mut costs = timing::OneOffCosts::default();
     for cell in &plan.cells {
         let path = runs.join(&cell.id).join(RESULT);
-        if matches!(cell.work, Work::TeacherAnswers { .. }) && path.exists() {
-            let written: answers::Written = read_json(&path)?;
-            return Ok(Some(written.seconds / written.answers.max(1) as f64));
+        let cost = match cell.work {
+            Work::TeacherAnswers { .. } => &mut costs.answer,
+            Work::TeacherHidden => &mut costs.hidden,
+            _ => continue,
+        };
+        if path.exists() {
+            let done: OneOff = read_json(&path)?;
+            *cost = done.seconds / done.items.max(1) as f64;
         }
     }
-    Ok(None)
+    Ok(costs)
 }
 
 /// Refuses a spec whose inputs are only partly there.

@@ -73,6 +73,15 @@ impl Timing {
     }
 }
 
+/// What is worked out once before training, seconds a sequence.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct OneOffCosts {
+    /// An answer of the teacher.
+    pub answer: f64,
+    /// The teacher's hidden states of a sequence.
+    pub hidden: f64,
+}
+
 /// The settings under which updates are timed: one epoch of warm-up and timed updates.
 pub fn settings(row: &Settings, spec: &TimingSpec, seed: u64) -> Settings {
     Settings {
@@ -128,7 +137,7 @@ pub struct TimingRow {
     pub seconds_per_sample: f64,
     /// The same over SFT's.
     pub ratio_to_sft: Option<f64>,
-    /// One-off costs (the teacher's answers), seconds an answer.
+    /// One-off costs (the teacher's answers or hidden states), seconds a sequence.
     pub one_off_seconds_per_sample: f64,
     /// Training and the one-off costs spread over the profile's epochs.
     pub amortised_seconds_per_sample: f64,
@@ -200,12 +209,11 @@ fn outliers(updates: &[UpdateTime]) -> u64 {
     count
 }
 
-/// Folds the timings of all rows: `(row, repeat)` in any order. `answers` is the cost of one of the
-/// teacher's answers.
+/// Folds the timings of all rows, in any order.
 pub fn fold(
     spec: &Spec,
     timings: &[(usize, Timing)],
-    answers: Option<f64>,
+    costs: OneOffCosts,
 ) -> Result<Vec<TimingRow>> {
     let mut rows = Vec::new();
     for (index, r) in spec.experiment.rows.iter().enumerate() {
@@ -217,10 +225,11 @@ pub fn fold(
         if updates.is_empty() {
             continue;
         }
-        let cost = if r.method == "seqkd" {
-            answers.unwrap_or(0.0)
-        } else {
-            0.0
+        let method = r.method(&spec.profile)?;
+        let cost = match &method {
+            Method::SeqKd(_) => costs.answer,
+            _ if method.uses_teacher_on_data() => costs.hidden,
+            _ => 0.0,
         };
         let epochs = r.training(&spec.profile)?.epochs;
         rows.push(row(&r.label, &updates, cost, epochs));
@@ -268,9 +277,9 @@ pub fn write(
     stem: &Path,
     spec: &Spec,
     timings: &[(usize, Timing)],
-    answers: Option<f64>,
+    costs: OneOffCosts,
 ) -> Result<()> {
-    let rows = fold(spec, timings, answers)?;
+    let rows = fold(spec, timings, costs)?;
     write_lines(
         &stem.with_extension("csv"),
         COLUMNS,

@@ -103,6 +103,18 @@ impl Project {
             .unwrap()
     }
 
+    /// The teacher's newest checkpoint, if there is one.
+    fn checkpoint(&self) -> Option<PathBuf> {
+        let entries = |dir: PathBuf| fs::read_dir(dir).into_iter().flatten().flatten();
+        entries(self.path("runs/micro"))
+            .flat_map(|cell| entries(cell.path()))
+            .map(|e| e.path())
+            .find(|p| {
+                let name = p.file_name().unwrap_or_default().to_string_lossy();
+                name.starts_with("state-")
+            })
+    }
+
     fn edit(&self, file: &str, from: &str, to: &str) {
         let text = fs::read_to_string(self.path(file)).unwrap();
         assert!(text.contains(from), "{from}");
@@ -171,7 +183,7 @@ fn a_run_gives_table_comparison_and_picture_and_is_not_repeated() {
     let before = project.outcome();
     let again = project.run();
     assert!(
-        text(&again).contains("20 of 20 cells are done"),
+        text(&again).contains("21 of 21 cells are done"),
         "{}",
         text(&again)
     );
@@ -203,6 +215,136 @@ fn a_killed_run_ends_with_the_same_bits() {
     let undisturbed = Project::new();
     assert!(undisturbed.run().status.success());
     assert_eq!(project.outcome(), undisturbed.outcome());
+}
+
+/// Files above a limit cannot be written, as on a disk that fills.
+#[cfg(unix)]
+#[test]
+fn a_full_disk_is_an_error_and_nothing_is_lost() {
+    let project = Project::new();
+    project.edit("micro.toml", "epochs = 2", "epochs = 12");
+    let mut child = project.start();
+    let begun = Instant::now();
+    while project.checkpoint().is_none() {
+        assert!(
+            begun.elapsed() < Duration::from_secs(60),
+            "no checkpoint was written"
+        );
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let kept = project.checkpoint().unwrap();
+    let run = project.command("run");
+    let words: Vec<String> = std::iter::once(run.get_program())
+        .chain(run.get_args())
+        .map(|w| w.to_string_lossy().into_owned())
+        .collect();
+    // 16 blocks of 1024 bytes hold a log and no checkpoint
+    let limited = Command::new("bash")
+        .args(["-c", "trap '' XFSZ; ulimit -f 16; exec \"$@\"", "bash"])
+        .args(&words)
+        .output()
+        .unwrap();
+    assert!(!limited.status.success());
+    assert!(text(&limited).contains("error: "), "{}", text(&limited));
+    assert!(
+        kept.join("state.json").exists(),
+        "the old checkpoint is gone"
+    );
+    assert!(project.run().status.success());
+    let undisturbed = Project::new();
+    undisturbed.edit("micro.toml", "epochs = 2", "epochs = 12");
+    assert!(undisturbed.run().status.success());
+    assert_eq!(project.outcome(), undisturbed.outcome());
+}
+
+#[test]
+fn every_method_and_its_timing_run() {
+    let project = Project::new();
+    let rows: String = ["sft", "kd", "seqkd", "gkd", "minillm", "distillm", "abkd"]
+        .map(|m| format!("[[rows]]\nlabel = \"{m}\"\nmethod = \"{m}\"\n"))
+        .concat();
+    let table = format!(
+        "name = \"small\"\ntitle = \"Methods\"\nkind = \"table\"\nrow_key = \"method\"\npaper = \"table2.csv\"\n\
+         datasets = [\"dolly\"]\nseeds = [10]\n{rows}"
+    );
+    fs::write(project.path("small.toml"), &table).unwrap();
+    let profile = fs::read_to_string(project.path("micro.toml")).unwrap()
+        + "[methods.minillm.settings]\nrollouts = 16\nmax_new_tokens = 8\n[methods.gkd.settings]\nmax_new_tokens = 8\n\
+           [methods.seqkd.settings]\nmax_new_tokens = 8\n[timing]\nwarmup = 1\nsteps = 4\nrepeats = 1\n";
+    fs::write(project.path("micro.toml"), profile).unwrap();
+    let output = project.run();
+    assert!(output.status.success(), "{}", text(&output));
+    let csv = fs::read_to_string(project.path("results/micro/small.csv")).unwrap();
+    assert_eq!(csv.lines().count(), 1 + 7);
+
+    let timing = table
+        .replace("kind = \"table\"", "kind = \"timing\"")
+        .replace("table2.csv", "table3.csv")
+        .replace("label = \"sft\"", "label = \"SFT\"");
+    fs::write(project.path("small.toml"), timing).unwrap();
+    let output = project.run();
+    assert!(output.status.success(), "{}", text(&output));
+    let csv = fs::read_to_string(project.path("results/micro/small.csv")).unwrap();
+    assert!(csv.starts_with("method,seconds_per_sample,ratio_to_sft"));
+    assert_eq!(csv.lines().count(), 1 + 7);
+    assert!(project.path("figures/micro/small.png").exists());
+    assert!(project.path("results/micro/small.json").exists());
+
+    let plan = project.command("plan").arg("--calibrate").output().unwrap();
+    assert!(
+        text(&plan).contains("time on this machine"),
+        "{}",
+        text(&plan)
+    );
+    let plan = project
+        .command("plan")
+        .args(["--accelerator", "h100"])
+        .output()
+        .unwrap();
+    assert!(text(&plan).contains("time on one h100"), "{}", text(&plan));
+}
+
+#[cfg(feature = "tch")]
+#[test]
+fn libtorch_runs_a_table_and_computes_the_golden_values() {
+    let project = Project::new();
+    let mut run = project.command("run");
+    let output = run.args(["--backend", "tch"]).output().unwrap();
+    assert!(output.status.success(), "{}", text(&output));
+    let goldens = [
+        ("losses", "crates/losses/tests/goldens/losses.json"),
+        ("model", "crates/models/tests/goldens/gpt2-tiny"),
+        ("model", "crates/models/tests/goldens/llama-tiny"),
+        ("model", "crates/models/tests/goldens/llama-tied-tiny"),
+        ("trajectory", "crates/training/tests/goldens/trajectory-ab"),
+    ];
+    for (subject, path) in goldens {
+        let output = Command::new(env!("CARGO_BIN_EXE_abkd"))
+            .args(["verify", subject, "--backend", "tch"])
+            .arg(root().join(path))
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{path}: {}", text(&output));
+    }
+}
+
+#[cfg(not(feature = "cuda"))]
+#[test]
+fn a_backend_that_is_not_built_in_names_its_feature() {
+    let project = Project::new();
+    let output = project
+        .command("run")
+        .args(["--backend", "cuda"])
+        .output()
+        .unwrap();
+    assert!(!output.status.success());
+    assert!(
+        text(&output).contains("--features cuda"),
+        "{}",
+        text(&output)
+    );
 }
 
 #[cfg(unix)]
@@ -272,6 +414,20 @@ fn what_cannot_be_done_is_said_and_fails() {
     fails(&project, &["micro.toml:", "did you mean `max_new_tokens`"]);
 
     let project = Project::new();
+    let gkd = "method = \"gkd\"\nsettings = { lamda = 0.5 }";
+    project.edit("small.toml", "divergence = \"fkld\"", gkd);
+    fails(&project, &["row `FKLD`", "lamda", "did you mean `lambda`"]);
+
+    let project = Project::new();
+    project.edit("small.toml", "divergence = \"fkld\"", "method = \"gdk\"");
+    fails(&project, &["gdk", "did you mean `gkd`"]);
+
+    let project = Project::new();
+    let lora = "[distill]\nlora = { r = 2, alpha = 4, target_modules = [\"q_porj\"] }";
+    project.edit("micro.toml", "[distill]", lora);
+    fails(&project, &["q_porj", "LoRA is built for LLaMA"]);
+
+    let project = Project::new();
     project.edit("micro.toml", "vocab_size = 1024", "vocab_size = 1100");
     fails(&project, &["vocabulary of 1100", "1024"]);
 
@@ -301,20 +457,7 @@ fn a_checkpoint_of_another_run_is_refused() {
     let project = Project::new();
     project.edit("micro.toml", "epochs = 2", "epochs = 200");
     let mut child = project.start();
-    let teacher = || {
-        fs::read_dir(project.path("runs/micro"))
-            .into_iter()
-            .flatten()
-            .flatten()
-            .map(|e| e.path())
-            .find(|p| {
-                fs::read_dir(p)
-                    .into_iter()
-                    .flatten()
-                    .flatten()
-                    .any(|e| e.file_name().to_string_lossy().starts_with("state-"))
-            })
-    };
+    let teacher = || Some(project.checkpoint()?.parent()?.to_path_buf());
     let begun = Instant::now();
     while teacher().is_none() {
         assert!(

@@ -221,6 +221,10 @@ struct PeftConfig {
     #[serde(default)]
     fan_in_fan_out: bool,
     #[serde(default)]
+    use_dora: bool,
+    #[serde(default)]
+    use_rslora: bool,
+    #[serde(default)]
     inference_mode: bool,
 }
 
@@ -291,6 +295,8 @@ pub fn save(
         target_modules: config.target_modules.clone(),
         bias: Some("none".into()),
         fan_in_fan_out: false,
+        use_dora: false,
+        use_rslora: false,
         inference_mode: true,
     };
     let text = serde_json::to_string_pretty(&peft).map_err(Error::json(&path))? + "\n";
@@ -318,8 +324,16 @@ pub fn load(base: LanguageModel, dir: &Path) -> Result<LanguageModel, Error> {
     if peft.peft_type != "LORA" {
         return unsupported("peft_type", &peft.peft_type, "LORA is read");
     }
-    if peft.bias.as_deref().is_some_and(|b| b != "none") || peft.fan_in_fan_out {
-        return unsupported("bias/fan_in_fan_out", "set", "plain LoRA is read");
+    let bias = peft.bias.as_deref().is_some_and(|b| b != "none");
+    for (key, set) in [
+        ("bias", bias),
+        ("fan_in_fan_out", peft.fan_in_fan_out),
+        ("use_dora", peft.use_dora),
+        ("use_rslora", peft.use_rslora),
+    ] {
+        if set {
+            return unsupported(key, "set", "plain LoRA is read");
+        }
     }
     let config = LoraConfig {
         r: peft.r,

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use abkd_models::generate::{Decoding, generate};
-use abkd_models::{Error, LanguageModel, checkpoint, verify};
-use burn::tensor::Device;
+use abkd_models::{Error, LanguageModel, checkpoint, lora, verify};
+use burn::tensor::{Device, Int, Tensor, TensorData};
 
 fn goldens() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens")
@@ -21,6 +21,78 @@ fn logits_and_greedy_tokens_are_those_of_transformers() {
             assert!(check.error <= check.tolerance, "{name}: {check:?}");
         }
     }
+}
+
+#[test]
+fn an_adapter_of_peft_gives_pefts_logits_and_is_written_as_peft_writes_it() {
+    let dir = goldens().join("llama-tiny-lora");
+    let adapted = lora::load(load("llama-tiny"), &dir).unwrap();
+    let text = std::fs::read_to_string(dir.join("golden.json")).unwrap();
+    let golden: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let rows = golden["input_ids"].as_array().unwrap();
+    let ids: Vec<i32> = rows
+        .iter()
+        .flat_map(|r| r.as_array().unwrap())
+        .map(|v| v.as_i64().unwrap() as i32)
+        .collect();
+    let width = ids.len() / rows.len();
+    let expected: Vec<f64> = serde_json::from_value(golden["logits"].clone()).unwrap();
+    let logits = |model: &LanguageModel| -> Vec<f32> {
+        let ids = TensorData::new(ids.clone(), [rows.len(), width]);
+        let ids = Tensor::<2, Int>::from_data(ids, &Device::flex());
+        let hidden = model.hidden(ids, &[], None);
+        let [b, t, d] = hidden.dims();
+        let logits = model.logits(hidden.reshape([b * t, d]));
+        logits.into_data().as_slice().unwrap().to_vec()
+    };
+    let error = |found: Vec<f32>| {
+        assert_eq!(found.len(), expected.len());
+        let pairs = found.iter().zip(&expected);
+        pairs.fold(0.0f64, |e, (a, b)| e.max((f64::from(*a) - b).abs()))
+    };
+    assert!(error(logits(&adapted)) < 1e-4);
+    assert!(error(logits(&lora::merge(adapted.clone()))) < 1e-4);
+    assert!(error(logits(&load("llama-tiny"))) > 1e-2);
+
+    let written = tempfile::tempdir().unwrap();
+    let config = lora::LoraConfig {
+        r: 2,
+        alpha: 6.0,
+        dropout: 0.0,
+        target_modules: vec!["q_proj".into(), "v_proj".into()],
+    };
+    lora::save(&adapted, &config, "llama-tiny", written.path()).unwrap();
+    let tensors = |dir: &Path| {
+        let bytes = std::fs::read(dir.join("adapter_model.safetensors")).unwrap();
+        let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let mut all: Vec<(String, Vec<usize>, Vec<u8>)> = file
+            .tensors()
+            .into_iter()
+            .map(|(n, v)| (n, v.shape().to_vec(), v.data().to_vec()))
+            .collect();
+        all.sort();
+        all
+    };
+    assert_eq!(tensors(written.path()), tensors(&dir));
+
+    // what does not fit is named
+    let broken = tempfile::tempdir().unwrap();
+    let copy = |key: &str, value: serde_json::Value| {
+        let text = std::fs::read_to_string(dir.join("adapter_config.json")).unwrap();
+        let mut json: serde_json::Value = serde_json::from_str(&text).unwrap();
+        json[key] = value;
+        std::fs::write(broken.path().join("adapter_config.json"), json.to_string()).unwrap();
+        std::fs::copy(
+            dir.join("adapter_model.safetensors"),
+            broken.path().join("adapter_model.safetensors"),
+        )
+        .unwrap();
+        let loaded = lora::load(load("llama-tiny"), broken.path());
+        loaded.unwrap_err().to_string()
+    };
+    assert!(copy("r", 3.into()).contains("rank"));
+    assert!(copy("use_dora", true.into()).contains("use_dora"));
+    assert!(copy("target_modules", serde_json::json!(["q_proj"])).contains("v_proj"));
 }
 
 #[test]

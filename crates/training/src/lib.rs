@@ -6,6 +6,7 @@
 //! ([`state`]); all randomness is a function of (seed, step), so a run that was killed and started
 //! again ends with the same bits as one that was not.
 
+pub mod cache;
 mod error;
 pub mod evaluate;
 pub mod head;

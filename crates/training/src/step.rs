@@ -6,6 +6,7 @@ use burn::module::Module;
 use burn::optim::{GradientsAccumulator, GradientsParams, ModuleOptimizer};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
+use crate::cache::TeacherCache;
 use crate::head::{
     CHUNK_BYTES, HeadLoss, Objective, PolicyRows, Rows, cross_entropy_sum, head_loss,
 };
@@ -21,6 +22,17 @@ pub struct Term {
     pub objective: Objective,
     /// Factor in the loss.
     pub weight: f64,
+    /// Whether the sequences are the data's, as they are: the teacher's rows may then be cached.
+    pub from_data: bool,
+}
+
+/// The teacher, and what is already known of it.
+#[derive(Clone, Copy)]
+pub struct Teacher<'a> {
+    /// The model, on a plain device.
+    pub model: &'a LanguageModel,
+    /// Its hidden states of the data.
+    pub cache: Option<&'a TeacherCache>,
 }
 
 /// How an update is made.
@@ -35,6 +47,19 @@ pub struct Update {
     pub micro_batch_size: Option<usize>,
     /// Number of the update from 0, for errors.
     pub step: usize,
+}
+
+impl Teacher<'_> {
+    fn rows(&self, batch: &Batch) -> Result<Rows, Error> {
+        let Some(cache) = self.cache else {
+            return Ok(rows_of(self.model, batch));
+        };
+        Ok(Rows {
+            hidden: cache.rows(batch, &self.model.device())?,
+            head: self.model.head().val(),
+            precision: self.model.precision(),
+        })
+    }
 }
 
 /// What an update reports.
@@ -95,7 +120,7 @@ pub fn labels(batch: &Batch) -> Vec<u32> {
 pub fn update(
     student: LanguageModel,
     optimizer: &mut ModuleOptimizer,
-    teacher: Option<&LanguageModel>,
+    teacher: Option<Teacher>,
     terms: &[Term],
     how: &Update,
     mut phases: Phases,
@@ -113,6 +138,11 @@ pub fn update(
                 Objective::Policy(all) => Objective::Policy(part(all, range)),
                 other => other.clone(),
             };
+            // Without a cache, or for sequences that it does not know, the teacher runs.
+            let teacher = teacher.map(|t| Teacher {
+                cache: t.cache.filter(|_| term.from_data),
+                ..t
+            });
             let (value, grads) =
                 gradients(&student, teacher, &batch, &objective, scale, &mut phases)?;
             loss += value;
@@ -161,7 +191,7 @@ fn part(all: &PolicyRows, range: std::ops::Range<usize>) -> PolicyRows {
 /// Loss of a (part of a) batch and its gradients in the student's parameters.
 fn gradients(
     student: &LanguageModel,
-    teacher: Option<&LanguageModel>,
+    teacher: Option<Teacher>,
     batch: &Batch,
     objective: &Objective,
     scale: f64,
@@ -177,7 +207,7 @@ fn gradients(
     let teacher_rows = match (objective, teacher) {
         (Objective::CrossEntropy, _) | (_, None) => None,
         (Objective::Distill { kd_ratio: 0.0, .. }, _) => None,
-        (_, Some(teacher)) => Some(phases.time(Phase::Teacher, || rows_of(teacher, batch))),
+        (_, Some(teacher)) => Some(phases.time(Phase::Teacher, || teacher.rows(batch))?),
     };
     let trains_head = head.is_require_grad();
     let HeadLoss {

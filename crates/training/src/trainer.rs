@@ -15,9 +15,10 @@ use burn::module::Module;
 use burn::optim::ModuleOptimizer;
 use serde::{Deserialize, Serialize};
 
+use crate::cache::TeacherCache;
 use crate::methods::Moment;
 use crate::state::{self, State};
-use crate::step::{Term, Update};
+use crate::step::{Teacher, Term, Update};
 use crate::timing::Phases;
 use crate::{Error, Method, Objective, evaluate, optim, step};
 
@@ -221,6 +222,8 @@ pub struct TrainRun<'a> {
     pub student: LanguageModel,
     /// The teacher, on a plain device.
     pub teacher: Option<&'a LanguageModel>,
+    /// The teacher's hidden states of `sequences`.
+    pub cache: Option<&'a TeacherCache>,
     /// Training data.
     pub sequences: &'a [Sequence],
     /// Plain text for a language-modelling term beside the method's, e.g. OpenWebText.
@@ -298,6 +301,10 @@ pub fn train(run: TrainRun, observe: &mut dyn FnMut(Event)) -> Result<Outcome, E
     if driver.wants_first_validation() {
         driver.validated(validation_loss(&run, &student.valid())?);
     }
+    let teacher = run.teacher.map(|model| Teacher {
+        model,
+        cache: run.cache,
+    });
     let mut order = EpochBatches::default();
     let mut saved = (state.step, Instant::now());
     while state.step < steps {
@@ -334,8 +341,7 @@ pub fn train(run: TrainRun, observe: &mut dyn FnMut(Event)) -> Result<Outcome, E
         };
         device.seed(settings.seed ^ (state.step as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
         let report;
-        (student, report) =
-            step::update(student, &mut optimizer, run.teacher, &terms, &how, phases)?;
+        (student, report) = step::update(student, &mut optimizer, teacher, &terms, &how, phases)?;
         state.step += 1;
         state.loss_sum += report.loss;
         observe(Event::Step {
@@ -379,6 +385,7 @@ fn text_term(text: &IndexedTokens, settings: &Settings, pad: u32, step: usize) -
         batch: batch(&documents.iter().collect::<Vec<_>>(), pad),
         objective: Objective::CrossEntropy,
         weight: settings.lm_coef,
+        from_data: false,
     }
 }
 

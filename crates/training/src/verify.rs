@@ -11,7 +11,7 @@ use burn::tensor::Device;
 use serde::Deserialize;
 
 use crate::head::Objective;
-use crate::step::{self, Term, Update};
+use crate::step::{self, Teacher, Term, Update};
 use crate::timing::Phases;
 use crate::{Error, optim};
 
@@ -63,11 +63,15 @@ pub fn verify_trajectory(dir: &Path, device: &Device) -> Result<Vec<Check>, Erro
         (student, report) = step::update(
             student,
             &mut optimizer,
-            Some(&teacher),
+            Some(Teacher {
+                model: &teacher,
+                cache: None,
+            }),
             &[Term {
                 batch: to_batch(batch),
                 objective: objective(),
                 weight: 1.0,
+                from_data: false,
             }],
             &Update {
                 learning_rate: rate,

@@ -9,7 +9,7 @@ use abkd_losses::{Divergence, Fidelity, value};
 use abkd_models::generate::{Decoding, generate};
 use abkd_models::lora::{self, LoraConfig};
 use abkd_models::{LanguageModel, ModelConfig, checkpoint};
-use abkd_training::step::{self, Term, Update, target_rows};
+use abkd_training::step::{self, Teacher, Term, Update, target_rows};
 use abkd_training::timing::Phases;
 use abkd_training::trainer::student_dir;
 use abkd_training::{
@@ -90,6 +90,7 @@ impl Toy {
                 base: "base",
                 student: self.student.clone(),
                 teacher: Some(&self.teacher),
+                cache: None,
                 sequences: &self.sequences,
                 tokenizer: &self.tokenizer,
                 text: None,
@@ -226,6 +227,7 @@ fn parts_of_a_batch_make_the_update_of_the_whole() {
             kd_ratio: 0.5,
         },
         weight: 1.0,
+        from_data: true,
     };
     let update = |micro_batch_size| {
         let student = toy.student.clone().train();
@@ -240,7 +242,10 @@ fn parts_of_a_batch_make_the_update_of_the_whole() {
         let (_, report) = step::update(
             student,
             &mut optimizer,
-            Some(&toy.teacher),
+            Some(Teacher {
+                model: &toy.teacher,
+                cache: None,
+            }),
             &terms,
             &how,
             Phases::default(),

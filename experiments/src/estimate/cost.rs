@@ -1,6 +1,7 @@
 //! FLOPs, tokens, memory and disk of a cell.
 
 use abkd_models::ModelConfig;
+use abkd_training::cache::CacheMode;
 use abkd_training::{Method, Settings};
 
 use super::Estimate;
@@ -78,6 +79,23 @@ pub(super) fn sampling(shape: &ModelConfig, n: f64, prompt: f64, new: f64, batch
     }
 }
 
+/// The teacher's hidden states of the data.
+pub(super) fn hidden(estimate: &Estimate) -> Cost {
+    let (lengths, teacher) = (estimate.lengths, &estimate.teacher);
+    let p = &estimate.spec.profile;
+    let (n, length) = (lengths.sequences as f64, lengths.prompt + lengths.response);
+    let bytes = p.teacher_cache.bytes() as f64 * teacher.width() as f64;
+    Cost {
+        flops: n * layers_flops(teacher, length / 2.0) * length,
+        memory: Memory {
+            weights: 4.0 * teacher.parameters().total() as f64,
+            ..Memory::default()
+        },
+        disk: n * lengths.response * bytes,
+        ..Cost::default()
+    }
+}
+
 /// Training a student (or a teacher: `Method::Sft`) of the given shape.
 pub(super) fn training(
     estimate: &Estimate,
@@ -109,8 +127,11 @@ pub(super) fn training(
     };
     if method.needs_teacher() {
         let teacher = &estimate.teacher;
-        a_sample +=
-            layers_flops(teacher, length / 2.0) * length + head_flops(teacher) * lengths.response;
+        let cached = p.teacher_cache != CacheMode::Off && method.uses_teacher_on_data();
+        if !cached {
+            a_sample += layers_flops(teacher, length / 2.0) * length;
+        }
+        a_sample += head_flops(teacher) * lengths.response;
     }
     // MiniLLM trains on its rollouts and on the data.
     if matches!(method, Method::MiniLlm(_)) {

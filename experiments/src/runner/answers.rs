@@ -12,7 +12,7 @@ use abkd_models::generate::{Decoding, generate};
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
-use super::{RESULT, write_json};
+use super::{OneOff, RESULT, write_json};
 use crate::inputs::Inputs;
 use crate::progress::CellDisplay;
 
@@ -25,15 +25,6 @@ struct Line {
     answer: String,
     /// The answer's tokens, its end included where it has one.
     tokens: Vec<u32>,
-}
-
-/// What the cell leaves beside the answers.
-#[derive(Serialize, Deserialize)]
-pub(super) struct Written {
-    pub answers: usize,
-    pub tokens: usize,
-    /// Time of the sampling, over all attempts.
-    pub seconds: f64,
 }
 
 const FILE: &str = "answers.jsonl";
@@ -103,19 +94,12 @@ pub(super) fn write(
         write_json(&dir.join(SPENT), &seconds)?;
     }
     fs::rename(&partial, dir.join(FILE)).with_context(place)?;
-    let written = Written {
-        answers: lines.len(),
-        tokens: read_lines(&dir.join(FILE))?
-            .iter()
-            .map(|l| l.tokens.len())
-            .sum(),
+    let written = OneOff {
+        items: lines.len(),
         seconds,
     };
     write_json(&dir.join(RESULT), &written)?;
-    Ok(Some(format!(
-        "{} answers, {} tokens",
-        written.answers, written.tokens
-    )))
+    Ok(Some(format!("{} answers", written.items)))
 }
 
 /// Lines of an earlier attempt, cut to whole chunks.

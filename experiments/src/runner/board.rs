@@ -92,6 +92,7 @@ impl<'a> Board<'a> {
 pub(super) fn kind(work: &Work) -> String {
     match work {
         Work::Sft { who } => format!("{who:?}"),
+        Work::TeacherHidden => "hidden".into(),
         Work::TeacherAnswers { .. } => "answers".into(),
         // methods differ in their sampling
         Work::Distill { row } => format!("distill {row}"),

@@ -1,6 +1,7 @@
 //! How long the cells of a plan will take here: a few updates and answers of each kind, measured with
 //! as many of them side by side as the plan's cells will run.
 
+use std::path::Path;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -9,20 +10,21 @@ use std::time::{Duration, Instant};
 use abkd_data::Sequence;
 use abkd_models::LanguageModel;
 use abkd_models::generate::{Decoding, generate};
+use abkd_training::cache::{self, CacheMode, TeacherCache};
 use abkd_training::{Event, Method, Settings, TrainRun, Validation, train};
 use anyhow::{Result, anyhow};
 
 use super::Places;
 use crate::inputs::{Inputs, base_model};
 use crate::plan::{Plan, Who, Work};
-use crate::spec::Spec;
+use crate::spec::{Kind, ModelSpec, Spec};
 use crate::timing;
 
 /// Updates that are not counted, and updates that are.
 const WARMUP: usize = 2;
 const COUNTED: usize = 12;
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq)]
 enum Task {
     Updates(Trained),
     Answers(Who),
@@ -41,65 +43,33 @@ enum Trained {
 /// Models that cannot be loaded, steps that fail.
 pub fn calibrate(places: &Places, spec: &Spec, plan: &Plan, inputs: &Inputs) -> Result<Vec<f64>> {
     let p = &spec.profile;
-    let mut tasks: Vec<Task> = Vec::new();
     let sft = [
         (Who::Teacher, &p.teacher_sft),
         (Who::Student, &p.student_sft),
     ];
-    tasks.extend(
-        sft.iter()
-            .filter(|(_, s)| s.is_some())
-            .map(|(who, _)| Task::Updates(Trained::Sft(*who))),
-    );
-    tasks.extend((0..spec.experiment.rows.len()).map(|i| Task::Updates(Trained::Row(i))));
-    tasks.extend([Task::Answers(Who::Student), Task::Answers(Who::Teacher)]);
-    let next = AtomicUsize::new(0);
-    let rates: Mutex<Vec<Option<f64>>> = Mutex::new(vec![None; tasks.len()]);
-    let jobs = p.jobs.min(tasks.len());
-    std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..jobs)
-            .map(|_| {
-                scope.spawn(|| -> Result<()> {
-                    let device = crate::backend::device(&p.backend)?;
-                    let base = |who: Who| {
-                        let model = if who == Who::Teacher {
-                            &p.teacher
-                        } else {
-                            &p.student
-                        };
-                        let model = base_model(&places.root, model, &p.teacher, &device)?;
-                        Ok::<_, anyhow::Error>(model.with_precision(p.precision))
-                    };
-                    let (teacher, student) = (base(Who::Teacher)?, base(Who::Student)?);
-                    let measure = Measure {
-                        spec,
-                        inputs,
-                        teacher,
-                        student,
-                    };
-                    loop {
-                        let i = next.fetch_add(1, Ordering::Relaxed);
-                        let Some(task) = tasks.get(i) else {
-                            return Ok(());
-                        };
-                        let rate = match task {
-                            Task::Updates(what) => measure.update(*what)?,
-                            Task::Answers(who) => measure.answer(*who)?,
-                        };
-                        rates.lock().unwrap_or_else(PoisonError::into_inner)[i] = Some(rate);
-                    }
-                })
-            })
-            .collect();
-        workers.into_iter().try_for_each(|w| {
-            w.join()
-                .unwrap_or_else(|_| Err(anyhow!("a worker panicked; this is a bug")))
-        })
-    })?;
-    let rates = rates.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let first: Vec<Task> = sft
+        .iter()
+        .filter(|(_, s)| s.is_some())
+        .map(|(who, _)| Task::Updates(Trained::Sft(*who)))
+        .collect();
+    let mut rest: Vec<Task> = (0..spec.experiment.rows.len())
+        .map(|i| Task::Updates(Trained::Row(i)))
+        .collect();
+    rest.extend([Task::Answers(Who::Student), Task::Answers(Who::Teacher)]);
+    // The teacher's fine-tuning has the machine to itself for most of its time.
+    let jobs = match spec.experiment.kind {
+        Kind::Timing => 1,
+        Kind::Table | Kind::Curve => p.jobs,
+    };
+    let scratch = tempfile::tempdir()?;
+    let sample = Sample::new(places, spec, inputs, scratch.path())?;
+    let hidden = sample.seconds_a_sequence;
+    let mut rates = measure_all(places, spec, inputs, &sample, &first, 1)?;
+    rates.extend(measure_all(places, spec, inputs, &sample, &rest, jobs)?);
+    let tasks = [first, rest].concat();
     let rate = |wanted: &dyn Fn(&Task) -> bool| {
         let found = tasks.iter().zip(&rates).find(|(t, _)| wanted(t));
-        found.and_then(|(_, r)| *r).unwrap_or(0.0)
+        found.map_or(0.0, |(_, r)| *r)
     };
     let update = |what: Trained| rate(&|t| matches!(t, Task::Updates(w) if *w == what));
     let answer = |teacher: bool| {
@@ -121,6 +91,7 @@ pub fn calibrate(places: &Places, spec: &Spec, plan: &Plan, inputs: &Inputs) -> 
                         training(s, update(Trained::Sft(*who)), *who == Who::Teacher)
                     })
                 }
+                Work::TeacherHidden => n as f64 * hidden,
                 Work::TeacherAnswers { .. } => n as f64 * answer(true),
                 Work::Distill { row } => {
                     let settings = spec.experiment.rows[*row].training(p)?;
@@ -138,9 +109,106 @@ pub fn calibrate(places: &Places, spec: &Spec, plan: &Plan, inputs: &Inputs) -> 
         .collect()
 }
 
+/// Training sequences enough for the measured updates, and the teacher's hidden states of them.
+struct Sample<'a> {
+    sequences: &'a [Sequence],
+    cache: Option<TeacherCache>,
+    seconds_a_sequence: f64,
+}
+
+impl<'a> Sample<'a> {
+    fn new(places: &Places, spec: &Spec, inputs: &'a Inputs, scratch: &Path) -> Result<Self> {
+        let p = &spec.profile;
+        let all = &inputs.train.sequences;
+        let largest = [&p.teacher_sft, &p.student_sft, &Some(p.distill.clone())]
+            .into_iter()
+            .flatten()
+            .map(|s| s.batch_size)
+            .max()
+            .unwrap_or(1);
+        let sequences = &all[..all.len().min((WARMUP + COUNTED) * largest)];
+        if p.teacher_cache == CacheMode::Off {
+            return Ok(Self {
+                sequences,
+                cache: None,
+                seconds_a_sequence: 0.0,
+            });
+        }
+        let device = crate::backend::device(&p.backend)?;
+        let teacher =
+            base_model(&places.root, &p.teacher, &p.teacher, &device)?.with_precision(p.precision);
+        let begun = Instant::now();
+        cache::write(
+            scratch,
+            "calibration",
+            &teacher,
+            sequences,
+            inputs.tokenizer.pad(),
+            p.distill.batch_size,
+            p.teacher_cache,
+            &AtomicBool::new(false),
+            &mut |_| {},
+        )?;
+        let seconds_a_sequence = begun.elapsed().as_secs_f64() / sequences.len() as f64;
+        Ok(Self {
+            sequences,
+            cache: Some(TeacherCache::open(scratch, "calibration")?),
+            seconds_a_sequence,
+        })
+    }
+}
+
+/// Measures each task, `jobs` of them side by side.
+fn measure_all(
+    places: &Places,
+    spec: &Spec,
+    inputs: &Inputs,
+    sample: &Sample,
+    tasks: &[Task],
+    jobs: usize,
+) -> Result<Vec<f64>> {
+    let p = &spec.profile;
+    let next = AtomicUsize::new(0);
+    let rates: Mutex<Vec<f64>> = Mutex::new(vec![0.0; tasks.len()]);
+    let work = || -> Result<()> {
+        let device = crate::backend::device(&p.backend)?;
+        let base = |model: &ModelSpec| {
+            let model = base_model(&places.root, model, &p.teacher, &device)?;
+            Ok::<_, anyhow::Error>(model.with_precision(p.precision))
+        };
+        let measure = Measure {
+            spec,
+            inputs,
+            sample,
+            teacher: base(&p.teacher)?,
+            student: base(&p.student)?,
+        };
+        while let Some(task) = tasks.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let index = tasks.iter().position(|t| t == task).unwrap_or_default();
+            let rate = match task {
+                Task::Updates(what) => measure.update(*what)?,
+                Task::Answers(who) => measure.answer(*who)?,
+            };
+            rates.lock().unwrap_or_else(PoisonError::into_inner)[index] = rate;
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..jobs.min(tasks.len()))
+            .map(|_| scope.spawn(work))
+            .collect();
+        workers.into_iter().try_for_each(|w| {
+            w.join()
+                .unwrap_or_else(|_| Err(anyhow!("a worker panicked; this is a bug")))
+        })
+    })?;
+    Ok(rates.into_inner().unwrap_or_else(PoisonError::into_inner))
+}
+
 struct Measure<'a> {
     spec: &'a Spec,
     inputs: &'a Inputs,
+    sample: &'a Sample<'a>,
     teacher: LanguageModel,
     student: LanguageModel,
 }
@@ -184,7 +252,12 @@ impl Measure<'_> {
                 base: "base",
                 student: start.clone(),
                 teacher: Some(&self.teacher),
-                sequences: &self.inputs.train.sequences,
+                cache: self
+                    .sample
+                    .cache
+                    .as_ref()
+                    .filter(|_| method.uses_teacher_on_data()),
+                sequences: self.sample.sequences,
                 tokenizer: &self.inputs.tokenizer,
                 text: None,
                 validation: Validation {

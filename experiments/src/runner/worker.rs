@@ -4,11 +4,12 @@ use std::borrow::Cow;
 use std::fs;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use abkd_data::Sequence;
 use abkd_models::generate::Decoding;
 use abkd_models::{LanguageModel, checkpoint, lora};
+use abkd_training::cache::{self, TeacherCache};
 use abkd_training::evaluate::{self, Answer};
 use abkd_training::trainer::student_dir;
 use abkd_training::{Event, Method, Outcome, Settings, TrainRun, Validation, train};
@@ -17,7 +18,7 @@ use burn::tensor::Device;
 
 use super::board::{Board, Status, kind};
 use super::step_log::StepLog;
-use super::{Places, RESULT, Trained, answers, write_json, write_results};
+use super::{OneOff, Places, RESULT, Trained, answers, write_json, write_results};
 use crate::inputs::{Inputs, base_model};
 use crate::plan::{Cell, Plan, Who, Work};
 use crate::progress::{CellDisplay, Display};
@@ -79,11 +80,13 @@ impl Worker<'_> {
                     method: Method::Sft,
                     student: self.base(model)?,
                     teacher: None,
+                    cache: None,
                     sequences: Cow::Borrowed(&self.inputs.train.sequences),
                     with_text: false,
                 };
                 self.train(cell, &dir, &job, shown)
             }
+            Work::TeacherHidden => self.teacher_hidden(cell, &dir, shown),
             Work::TeacherAnswers { max_new_tokens } => {
                 let teacher = self.model(Who::Teacher)?;
                 let decoding = Decoding {
@@ -170,6 +173,42 @@ impl Worker<'_> {
         }
     }
 
+    fn teacher_hidden(
+        &self,
+        cell: &Cell,
+        dir: &Path,
+        shown: &mut CellDisplay,
+    ) -> Result<Option<String>> {
+        let profile = &self.spec.profile;
+        let sequences = &self.inputs.train.sequences;
+        let begun = Instant::now();
+        let finished = cache::write(
+            dir,
+            &cell.id,
+            &self.model(Who::Teacher)?,
+            sequences,
+            self.inputs.tokenizer.pad(),
+            profile.distill.batch_size,
+            profile.teacher_cache,
+            self.stop,
+            &mut |n| shown.more(n, sequences.len(), || "hidden states".into()),
+        )?;
+        let spent = dir.join("seconds.json");
+        let before: f64 = super::read_json(&spent).unwrap_or(0.0);
+        let seconds = before + begun.elapsed().as_secs_f64();
+        write_json(&spent, &seconds)?;
+        if !finished {
+            return Ok(None);
+        }
+        let written = OneOff {
+            items: sequences.len(),
+            seconds,
+        };
+        write_json(&dir.join(RESULT), &written)?;
+        let size = TeacherCache::open(dir, &cell.id)?.size();
+        Ok(Some(format!("{:.1} MB", size as f64 / 1e6)))
+    }
+
     /// What a row's student is trained on and with.
     fn job(&self, row: usize) -> Result<Job<'_>> {
         let profile = &self.spec.profile;
@@ -186,7 +225,15 @@ impl Worker<'_> {
             }
             _ => Cow::Borrowed(self.inputs.train.sequences.as_slice()),
         };
+        let cache = match self.plan.hidden() {
+            Some(cell) if method.uses_teacher_on_data() => {
+                let dir = self.places.runs_of(self.spec).join(&cell.id);
+                Some(TeacherCache::open(&dir, &cell.id)?)
+            }
+            _ => None,
+        };
         Ok(Job {
+            cache,
             settings: row.training(profile)?,
             teacher: method
                 .needs_teacher()
@@ -211,6 +258,7 @@ impl Worker<'_> {
             base: cell.spec["start"].as_str().unwrap_or("base"),
             student: job.student.clone(),
             teacher: job.teacher.as_ref(),
+            cache: job.cache.as_ref(),
             sequences: &job.sequences,
             tokenizer: &self.inputs.tokenizer,
             text: job.with_text.then_some(self.inputs.text.as_ref()).flatten(),
@@ -311,6 +359,7 @@ struct Job<'a> {
     method: Method,
     student: LanguageModel,
     teacher: Option<LanguageModel>,
+    cache: Option<TeacherCache>,
     sequences: Cow<'a, [Sequence]>,
     /// Whether the language-modelling term is added, where the profile has text.
     with_text: bool,

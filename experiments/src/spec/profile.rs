@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use abkd_models::generate::Decoding;
 use abkd_models::{ModelConfig, Precision};
 use abkd_training::Settings;
+use abkd_training::cache::CacheMode;
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
@@ -32,6 +33,10 @@ pub struct Profile {
     /// Replaces an experiment's seeds.
     #[serde(default)]
     pub seeds: Option<Vec<u64>>,
+    /// How the teacher's hidden states of the training data are kept for all losses and epochs: `f32`,
+    /// `bf16` or `off`.
+    #[serde(default)]
+    pub teacher_cache: CacheMode,
     /// Share of the divergence in the loss.
     #[serde(default = "defaults::kd_ratio")]
     pub kd_ratio: f64,

@@ -187,6 +187,7 @@ impl Driver for DistiLlm {
                 batch,
                 objective,
                 weight: 1.0,
+                from_data: false,
             }]),
             None => Ok(vec![at.term(data, objective)]),
         }

@@ -96,6 +96,7 @@ impl Driver for Gkd {
                     batch,
                     objective: self.objective.clone(),
                     weight: 1.0,
+                    from_data: false,
                 }]);
             }
         }

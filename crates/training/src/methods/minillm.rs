@@ -337,10 +337,11 @@ impl Driver for MiniLlm {
             single_step: self.settings.single_step,
         };
         let sequences: Vec<Sequence> = chosen.iter().map(|r| r.sequence.clone().into()).collect();
-        let rollouts = at.term(
+        let mut rollouts = at.term(
             &sequences.iter().collect::<Vec<_>>(),
             Objective::Policy(policy),
         );
+        rollouts.from_data = false;
         let on_data = Objective::Distill {
             divergence: Divergence::ForwardKl,
             fidelity: Fidelity::Paper,

@@ -184,6 +184,11 @@ impl Method {
         }
     }
 
+    /// Whether updates compare with the teacher on the data as they are.
+    pub fn uses_teacher_on_data(&self) -> bool {
+        !matches!(self, Self::Sft | Self::SeqKd(_))
+    }
+
     /// All that tells this method from another, for the id of a cell.
     pub fn identity(&self) -> serde_json::Value {
         let loss = |l: &Loss| format!("{:?} {:?}", l.divergence, l.fidelity);
@@ -246,13 +251,14 @@ pub struct Moment<'a> {
 }
 
 impl Moment<'_> {
-    /// A term of whole sequences.
+    /// A term on sequences of the data.
     fn term(&mut self, sequences: &[&Sequence], objective: Objective) -> Term {
         let pad = self.tokenizer.pad();
         Term {
             batch: self.phases.time(Phase::Data, || batch(sequences, pad)),
             objective,
             weight: 1.0,
+            from_data: true,
         }
     }
 }

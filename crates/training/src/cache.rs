@@ -1,0 +1,391 @@
+//! The teacher's last hidden states of every response row of the data, worked out once.
+//!
+//! They are a function of (teacher, sequence) alone, so one file serves all losses and epochs of an
+//! experiment; a step then applies the teacher's head and nothing else of the teacher. `hidden.bin` holds
+//! the rows, `hidden.json` says whose they are: another key, another length or another checksum is
+//! refused.
+
+use std::collections::HashMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use abkd_data::{Batch, Sequence, batch};
+use abkd_models::LanguageModel;
+use burn::tensor::{Device, Tensor, TensorData};
+use half::bf16;
+use memmap2::Mmap;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::Error;
+use crate::step::target_rows;
+
+/// How the rows are stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CacheMode {
+    /// 4 bytes a number, exact.
+    #[default]
+    F32,
+    /// 2 bytes a number, rounded to nearest.
+    Bf16,
+    /// No cache: the teacher runs in every step.
+    Off,
+}
+
+impl CacheMode {
+    /// Bytes of a number; 0 without a cache.
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::Bf16 => 2,
+            Self::Off => 0,
+        }
+    }
+}
+
+/// What `hidden.json` says.
+#[derive(Serialize, Deserialize)]
+struct Header {
+    key: String,
+    mode: CacheMode,
+    width: usize,
+    /// Examples in the order of their rows.
+    examples: Vec<usize>,
+    /// Response rows of each.
+    rows: Vec<usize>,
+    sha256: String,
+}
+
+const ROWS: &str = "hidden.bin";
+const HEADER: &str = "hidden.json";
+
+/// Rows of a teacher, read from the disk as they are needed.
+pub struct TeacherCache {
+    rows: Mmap,
+    mode: CacheMode,
+    width: usize,
+    /// First row and number of rows, by example.
+    places: HashMap<usize, (usize, usize)>,
+    path: PathBuf,
+}
+
+/// Works out and writes the rows of all `sequences`; `false` when it was stopped, and the next call goes
+/// on from there. `key` tells teacher, tokenizer and data from others.
+///
+/// # Errors
+///
+/// When the folder cannot be written.
+#[allow(clippy::too_many_arguments)]
+pub fn write(
+    dir: &Path,
+    key: &str,
+    teacher: &LanguageModel,
+    sequences: &[Sequence],
+    pad: u32,
+    batch_size: usize,
+    mode: CacheMode,
+    stop: &AtomicBool,
+    progress: &mut dyn FnMut(usize),
+) -> Result<bool, Error> {
+    fs::create_dir_all(dir).map_err(Error::io(dir))?;
+    let width = teacher.config().width();
+    // Batches of like length, in an order that does not depend on where an earlier attempt stopped.
+    let mut order: Vec<&Sequence> = sequences.iter().collect();
+    order.sort_by_key(|s| (s.tokens.len(), s.example));
+    let rows_of = |s: &Sequence| s.tokens.len() - s.prompt_len;
+    let partial = dir.join("hidden.partial");
+    let mut file = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(&partial)
+        .map_err(Error::io(&partial))?;
+    let there = file.metadata().map_err(Error::io(&partial))?.len();
+    let mut kept = 0u64;
+    let mut done = 0;
+    for chunk in order.chunks(batch_size) {
+        let rows: usize = chunk.iter().map(|s| rows_of(s)).sum();
+        let bytes = (rows * width * mode.bytes()) as u64;
+        if kept + bytes > there {
+            break;
+        }
+        kept += bytes;
+        done += chunk.len();
+    }
+    file.set_len(kept).map_err(Error::io(&partial))?;
+    progress(done);
+    for chunk in order[done..].chunks(batch_size) {
+        if stop.load(Ordering::Relaxed) {
+            return Ok(false);
+        }
+        let hidden = target_rows(teacher, &batch(chunk, pad)).into_data_as::<f32>();
+        let values = hidden.as_slice::<f32>().expect("converted to f32 above");
+        let bytes: Vec<u8> = match mode {
+            CacheMode::Bf16 => values
+                .iter()
+                .flat_map(|&x| bf16::from_f32(x).to_le_bytes())
+                .collect(),
+            _ => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
+        };
+        file.write_all(&bytes).map_err(Error::io(&partial))?;
+        progress(chunk.len());
+    }
+    file.sync_all().map_err(Error::io(&partial))?;
+    let header = Header {
+        key: key.into(),
+        mode,
+        width,
+        examples: order.iter().map(|s| s.example).collect(),
+        rows: order.iter().map(|s| rows_of(s)).collect(),
+        sha256: sha256(&partial)?,
+    };
+    let path = dir.join(HEADER);
+    let text = serde_json::to_vec(&header).map_err(|e| Error::checkpoint(&path, e))?;
+    let target = dir.join(ROWS);
+    fs::rename(&partial, &target).map_err(Error::io(&target))?;
+    fs::write(&path, text).map_err(Error::io(&path))?;
+    Ok(true)
+}
+
+impl TeacherCache {
+    /// Opens and checks the rows that [`write`] left in `dir`.
+    ///
+    /// # Errors
+    ///
+    /// Files that are missing, of another key, truncated or changed.
+    pub fn open(dir: &Path, key: &str) -> Result<Self, Error> {
+        let path = dir.join(HEADER);
+        let text = fs::read(&path).map_err(Error::io(&path))?;
+        let header: Header =
+            serde_json::from_slice(&text).map_err(|e| Error::checkpoint(&path, e))?;
+        let again = "remove the folder, and it is made again";
+        if header.key != key {
+            return Err(Error::checkpoint(
+                &path,
+                format!(
+                    "these rows are another teacher's, tokenizer's or data's (key {}, wanted {key}); {again}",
+                    header.key
+                ),
+            ));
+        }
+        let path = dir.join(ROWS);
+        let file = File::open(&path).map_err(Error::io(&path))?;
+        // SAFETY: the file is only read; a program that changes it meanwhile gets what it asks for.
+        let rows = unsafe { Mmap::map(&file) }.map_err(Error::io(&path))?;
+        let total: usize = header.rows.iter().sum();
+        let bytes = total * header.width * header.mode.bytes();
+        if rows.len() != bytes {
+            return Err(Error::checkpoint(
+                &path,
+                format!(
+                    "{} bytes instead of {bytes}: truncated; {again}",
+                    rows.len()
+                ),
+            ));
+        }
+        if sha256(&path)? != header.sha256 {
+            return Err(Error::checkpoint(
+                &path,
+                format!("the content does not fit its checksum: damaged; {again}"),
+            ));
+        }
+        let mut first = 0;
+        let places = header
+            .examples
+            .iter()
+            .zip(&header.rows)
+            .map(|(&example, &n)| {
+                first += n;
+                (example, (first - n, n))
+            })
+            .collect();
+        Ok(Self {
+            rows,
+            mode: header.mode,
+            width: header.width,
+            places,
+            path,
+        })
+    }
+
+    /// Size in bytes.
+    pub fn size(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// The rows of a batch of the data: `[N, d]`.
+    ///
+    /// # Errors
+    ///
+    /// A sequence that is not in the cache, or is there with another length.
+    pub fn rows(&self, batch: &Batch, device: &Device) -> Result<Tensor<2>, Error> {
+        let n = batch.targets.len();
+        let mut values: Vec<f32> = Vec::with_capacity(n * self.width);
+        let mut targets = batch
+            .targets
+            .iter()
+            .map(|(at, _)| at / batch.width)
+            .peekable();
+        for (row, example) in batch.examples.iter().enumerate() {
+            let mut wanted = 0;
+            while targets.next_if_eq(&row).is_some() {
+                wanted += 1;
+            }
+            let Some((first, _)) = self.places.get(example).filter(|(_, n)| *n == wanted) else {
+                return Err(Error::checkpoint(
+                    &self.path,
+                    format!("example {example} with {wanted} response rows is not in it"),
+                ));
+            };
+            let size = self.mode.bytes();
+            let start = first * self.width * size;
+            let bytes = &self.rows[start..start + wanted * self.width * size];
+            match self.mode {
+                CacheMode::Bf16 => values.extend(
+                    bytes
+                        .as_chunks::<2>()
+                        .0
+                        .iter()
+                        .map(|b| bf16::from_le_bytes(*b).to_f32()),
+                ),
+                _ => values.extend(
+                    bytes
+                        .as_chunks::<4>()
+                        .0
+                        .iter()
+                        .map(|b| f32::from_le_bytes(*b)),
+                ),
+            }
+        }
+        Ok(Tensor::from_data(
+            TensorData::new(values, [n, self.width]),
+            device,
+        ))
+    }
+}
+
+fn sha256(path: &Path) -> Result<String, Error> {
+    let mut file = File::open(path).map_err(Error::io(path))?;
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        let n = file.read(&mut buffer).map_err(Error::io(path))?;
+        if n == 0 {
+            let digest = hasher.finalize();
+            return Ok(digest.iter().map(|b| format!("{b:02x}")).collect());
+        }
+        hasher.update(&buffer[..n]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use abkd_models::ModelConfig;
+
+    fn teacher(seed: u64) -> LanguageModel {
+        let config: ModelConfig = serde_json::from_str(
+            r#"{"model_type":"gpt2","vocab_size":20,"n_positions":16,"n_embd":8,"n_layer":1,"n_head":2}"#,
+        )
+        .unwrap();
+        config.init(seed, &Device::flex())
+    }
+
+    fn sequences() -> Vec<Sequence> {
+        (0..7)
+            .map(|i| Sequence {
+                example: 2 * i,
+                tokens: (0..5 + i as u32).collect(),
+                prompt_len: 2,
+            })
+            .collect()
+    }
+
+    fn fill(dir: &Path, mode: CacheMode, stop: &AtomicBool) -> bool {
+        let mut calls = 0;
+        write(
+            dir,
+            "key",
+            &teacher(1),
+            &sequences(),
+            0,
+            2,
+            mode,
+            stop,
+            &mut |_| {
+                calls += 1;
+                if calls == 3 {
+                    // after two chunks of a run that is to be stopped
+                    stop.fetch_not(Ordering::Relaxed);
+                }
+            },
+        )
+        .unwrap()
+    }
+
+    #[test]
+    fn rows_are_the_teachers_and_a_stopped_run_goes_on() {
+        let device = Device::flex();
+        let data = sequences();
+        let chosen: Vec<&Sequence> = [5, 0, 3].iter().map(|&i| &data[i]).collect();
+        let laid = batch(&chosen, 0);
+        let exact = target_rows(&teacher(1), &laid);
+        for (mode, tolerance) in [(CacheMode::F32, 1e-6), (CacheMode::Bf16, 2e-2)] {
+            let dir = tempfile::tempdir().unwrap();
+            let stop = AtomicBool::new(false);
+            assert!(!fill(dir.path(), mode, &stop));
+            stop.store(false, Ordering::Relaxed);
+            // the third call of `progress` sets `stop` again, but all but one chunk is done by then
+            while !fill(dir.path(), mode, &stop) {
+                stop.store(false, Ordering::Relaxed);
+            }
+            let cache = TeacherCache::open(dir.path(), "key").unwrap();
+            let rows = cache.rows(&laid, &device).unwrap();
+            let error: f32 = (rows - exact.clone()).abs().max().into_scalar();
+            assert!(error < tolerance, "{error}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_its_own_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let stop = AtomicBool::new(true);
+        while !fill(dir.path(), CacheMode::F32, &stop) {
+            stop.store(false, Ordering::Relaxed);
+        }
+        let error = |key: &str| {
+            TeacherCache::open(dir.path(), key)
+                .err()
+                .unwrap()
+                .to_string()
+        };
+        assert!(error("other").contains("another teacher"));
+        let path = dir.path().join(ROWS);
+        let mut bytes = fs::read(&path).unwrap();
+        bytes[17] ^= 1;
+        fs::write(&path, &bytes).unwrap();
+        assert!(error("key").contains("checksum"));
+        bytes.pop();
+        fs::write(&path, &bytes).unwrap();
+        assert!(error("key").contains("truncated"));
+
+        let cache = {
+            bytes.push(0);
+            fs::remove_file(&path).unwrap();
+            stop.store(false, Ordering::Relaxed);
+            while !fill(dir.path(), CacheMode::F32, &stop) {
+                stop.store(false, Ordering::Relaxed);
+            }
+            TeacherCache::open(dir.path(), "key").unwrap()
+        };
+        let stranger = Sequence {
+            example: 1,
+            tokens: vec![1, 2, 3],
+            prompt_len: 2,
+        };
+        let rows = cache.rows(&batch(&[&stranger], 0), &Device::flex());
+        assert!(rows.unwrap_err().to_string().contains("example 1"));
+    }
+}
