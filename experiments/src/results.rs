@@ -23,7 +23,8 @@ use polars::prelude::{Column, DataFrame, GroupsIndicator};
 
 pub use curve::{CurvePoint, read_curve, write_curve};
 pub use score::{Score, read_scores, write_scores};
-pub use sheet::{Field, Sheet, write_atomic, write_lines};
+pub(crate) use sheet::Sheet;
+pub use sheet::{Field, write_atomic, write_lines};
 
 const CELL_COLUMNS: [&str; 5] = [
     "dataset",

@@ -19,9 +19,12 @@ enum Trick {
     Html,
 }
 
+/// Path of each request, and where its range begins.
+type Log = Mutex<Vec<(String, Option<usize>)>>;
+
 struct Server {
     endpoint: String,
-    requests: Arc<Mutex<Vec<(String, Option<usize>)>>>,
+    requests: Arc<Log>,
 }
 
 const BODY: &[u8] = &[42; 100_000];
@@ -48,7 +51,7 @@ impl Server {
     }
 }
 
-fn answer(mut stream: TcpStream, trick: Trick, log: &Mutex<Vec<(String, Option<usize>)>>) {
+fn answer(mut stream: TcpStream, trick: Trick, log: &Log) {
     let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
     let Some(Ok(request)) = lines.next() else {
         return;

@@ -19,6 +19,12 @@ pub(crate) struct Entry {
 pub(crate) trait Pointwise: Copy + Sync {
     fn eval(&self, e: Entry) -> (f32, f32);
 
+    /// A second value, where one pass gives two.
+    #[inline(always)]
+    fn second(&self, _: Entry) -> f32 {
+        0.0
+    }
+
     /// c, where `eval` leaves a part c q out of h. That part does not change the gradient as long as
     /// all of q is summed, and h is more accurate without it.
     fn dropped(&self) -> f32 {
@@ -159,31 +165,91 @@ impl Pointwise for TotalVariation {
 /// every limit but beta = 0, where f is the derivative of q^s phi_x in x.
 #[derive(Clone, Copy)]
 pub(crate) struct AlphaBeta {
-    pub alpha: f32,
-    pub beta: f32,
+    alpha: f32,
+    sum: f32,
     /// 1 but for the released code's limits.
-    pub factor: f32,
+    factor: f32,
+    inverse_alpha: f32,
+    inverse_beta: f32,
+    inverse_sum: f32,
 }
 
-/// `q^s phi_x(d)`, from logarithms.
+/// `q^s phi_x(d)` of `power` = q^s and `other` = q^s e^(x d).
 #[inline(always)]
-fn scaled_phi(x: f32, s: f32, lq: f32, d: f32) -> f32 {
-    let power = exp((s * lq).min(SATURATE));
+fn scaled_phi(x: f32, inverse: f32, power: f32, other: f32, d: f32) -> f32 {
     let near = power * d * expm1_over_x(x * d);
-    let far = (exp((s * lq + x * d).min(SATURATE)) - power) / x;
+    let far = (other - power) * inverse;
     // Also picks `near` where x is 0, whose `far` is not a number. By bits: a branch would keep the
     // compiler from vector code.
     let mask = u32::from((x * d).abs() <= 0.5).wrapping_neg();
     f32::from_bits((near.to_bits() & mask) | (far.to_bits() & !mask))
 }
 
+impl AlphaBeta {
+    pub(crate) fn new(alpha: f32, beta: f32, factor: f32) -> Self {
+        let sum = alpha + beta;
+        Self {
+            alpha,
+            sum,
+            factor,
+            inverse_alpha: 1.0 / alpha,
+            inverse_beta: 1.0 / beta,
+            inverse_sum: 1.0 / sum,
+        }
+    }
+}
+
 impl Pointwise for AlphaBeta {
     #[inline(always)]
     fn eval(&self, Entry { lp, lq, .. }: Entry) -> (f32, f32) {
-        let (d, s) = (lp - lq, self.alpha + self.beta);
-        let phi = scaled_phi(self.alpha, s, lq, d);
-        let f = (scaled_phi(s, s, lq, d) - phi) / self.beta;
+        let (d, s) = (lp - lq, self.sum);
+        let power = exp((s * lq).min(SATURATE));
+        let mixed = exp((s * lq + self.alpha * d).min(SATURATE));
+        let teacher = exp((s * lq + s * d).min(SATURATE));
+        let phi = scaled_phi(self.alpha, self.inverse_alpha, power, mixed, d);
+        let f = (scaled_phi(s, self.inverse_sum, power, teacher, d) - phi) * self.inverse_beta;
         (self.factor * f, -self.factor * phi)
+    }
+}
+
+/// Two alpha-beta divergences with alpha + beta = 1, AlphaNet's members: powers of the sum are p and q
+/// themselves. The first is the value and the gradient, the second another value.
+#[derive(Clone, Copy)]
+pub(crate) struct SumOne {
+    alphas: [f32; 2],
+    inverse_alphas: [f32; 2],
+    inverse_betas: [f32; 2],
+}
+
+impl SumOne {
+    pub(crate) fn new(first: f64, second: f64) -> Self {
+        let both = [first, second];
+        Self {
+            alphas: both.map(|a| a as f32),
+            inverse_alphas: both.map(|a| (1.0 / a) as f32),
+            inverse_betas: both.map(|a| (1.0 / (1.0 - a)) as f32),
+        }
+    }
+
+    #[inline(always)]
+    fn member(&self, i: usize, Entry { p, q, lp, lq }: Entry) -> (f32, f32) {
+        let (alpha, d) = (self.alphas[i], lp - lq);
+        let mixed = exp((lq + alpha * d).min(SATURATE));
+        let phi = scaled_phi(alpha, self.inverse_alphas[i], q, mixed, d);
+        let f = (scaled_phi(1.0, 1.0, q, p, d) - phi) * self.inverse_betas[i];
+        (f, -phi)
+    }
+}
+
+impl Pointwise for SumOne {
+    #[inline(always)]
+    fn eval(&self, e: Entry) -> (f32, f32) {
+        self.member(0, e)
+    }
+
+    #[inline(always)]
+    fn second(&self, e: Entry) -> f32 {
+        self.member(1, e).0
     }
 }
 
@@ -198,7 +264,9 @@ impl Pointwise for BetaZero {
     #[inline(always)]
     fn eval(&self, Entry { lp, lq, .. }: Entry) -> (f32, f32) {
         let d = lp - lq;
-        let phi = scaled_phi(self.alpha, self.alpha, lq, d);
+        let power = exp((self.alpha * lq).min(SATURATE));
+        let teacher = exp((self.alpha * lq + self.alpha * d).min(SATURATE));
+        let phi = scaled_phi(self.alpha, 1.0 / self.alpha, power, teacher, d);
         let f = (d * exp((self.alpha * lp).min(SATURATE)) - phi) / self.alpha;
         (self.factor * f, -self.factor * phi)
     }

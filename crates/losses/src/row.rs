@@ -11,12 +11,14 @@ use crate::error::{Error, Model};
 use crate::math::exp;
 use crate::pointwise::{
     AlphaBeta, BetaZero, BothZero, Entry, Jensen, Mixture, Pointwise, SkewForward, SkewReverse,
-    SmallBeta, TotalVariation, TwoKl, entropy_term,
+    SmallBeta, SumOne, TotalVariation, TwoKl, entropy_term,
 };
 
 const LANES: usize = 16;
 /// Entries summed in f32 before the sum moves to f64.
 const BLOCK: usize = 64 * LANES;
+/// Rows that AlphaNet's choice is guessed from.
+const SAMPLE: usize = 16;
 /// Below this |beta| the alpha-beta divergence is worked out in f64.
 const SMALL_BETA: f64 = 0.05;
 
@@ -124,25 +126,13 @@ fn alpha_beta(
             factor: official(alpha),
         })
     } else if alpha == 0.0 {
-        run.rows(student, value, |_| AlphaBeta {
-            alpha: 0.0,
-            beta: b,
-            factor: official(beta),
-        })
+        run.rows(student, value, |_| AlphaBeta::new(0.0, b, official(beta)))
     } else if alpha + beta == 0.0 {
-        run.rows(student, value, |_| AlphaBeta {
-            alpha: a,
-            beta: b,
-            factor: official(alpha),
-        })
+        run.rows(student, value, |_| AlphaBeta::new(a, b, official(alpha)))
     } else if beta.abs() < SMALL_BETA {
         run.rows(student, value, |_| SmallBeta { alpha, beta })
     } else {
-        run.rows(student, value, |_| AlphaBeta {
-            alpha: a,
-            beta: b,
-            factor: 1.0,
-        })
+        run.rows(student, value, |_| AlphaBeta::new(a, b, 1.0))
     }
 }
 
@@ -154,39 +144,47 @@ fn alpha_net(
     student: &mut [f32],
     value: &mut [f32],
 ) -> Result<(), Error> {
-    let mut other = student.to_vec();
-    let mut other_value = value.to_vec();
-    alpha_beta(
-        run,
-        alphas[0],
-        1.0 - alphas[0],
-        Fidelity::Paper,
-        student,
-        value,
-    )?;
-    alpha_beta(
-        run,
-        alphas[1],
-        1.0 - alphas[1],
-        Fidelity::Paper,
-        &mut other,
-        &mut other_value,
-    )?;
-    let sum = |values: &[f32]| values.iter().map(|&v| f64::from(v)).sum::<f64>();
-    let batch = sum(&other_value) > sum(value);
-    for (i, v) in value.iter_mut().enumerate() {
-        let take = if fidelity == Fidelity::Official {
-            batch
-        } else {
-            other_value[i] > *v
-        };
-        if take {
-            *v = other_value[i];
-            let range = i * run.vocab..(i + 1) * run.vocab;
-            student[range.clone()].copy_from_slice(&other[range]);
+    let pair = |first: usize| {
+        let [a, b] = [alphas[first], alphas[1 - first]];
+        move |_: &RowView| SumOne::new(a, b)
+    };
+    let mut other = vec![0.0; value.len()];
+    if fidelity == Fidelity::Paper {
+        let mut second = student.to_vec();
+        run.rows(&mut second, &mut other, pair(1))?;
+        run.rows(student, value, pair(0))?;
+        for (i, v) in value.iter_mut().enumerate() {
+            if other[i] > *v {
+                *v = other[i];
+                let range = i * run.vocab..(i + 1) * run.vocab;
+                student[range.clone()].copy_from_slice(&second[range]);
+            }
         }
+        return Ok(());
     }
-    Ok(())
+    // One pass gives both values and the gradient of one member: the one that some rows speak for. Should
+    // all of them speak for the other, a second pass is due.
+    let sum = |values: &[f32]| values.iter().map(|&v| f64::from(v)).sum::<f64>();
+    let some = value.len().min(SAMPLE);
+    let mut sample = student[..some * run.vocab].to_vec();
+    let (v, o) = (&mut value[..some], &mut other[..some]);
+    run.rows_with_second(&mut sample, v, o, pair(0))?;
+    let guess = usize::from(sum(o) > sum(v));
+    let kept = (some < value.len()).then(|| student.to_vec());
+    run.rows_with_second(student, value, &mut other, pair(guess))?;
+    // The first member where the two are equal.
+    let wrong = if guess == 0 {
+        sum(&other) > sum(value)
+    } else {
+        sum(&other) >= sum(value)
+    };
+    match kept {
+        Some(logits) if wrong => {
+            student.copy_from_slice(&logits);
+            run.rows(student, value, pair(1 - guess))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Cross-entropies, and their gradient in place of the logits.
@@ -220,7 +218,9 @@ pub fn cross_entropy(
                 return Some(Error::ImpossibleLabel { row, label });
             }
             *value = -norm.log(logit);
-            z.copy_from_slice(&q);
+            for (z, e) in z.iter_mut().zip(&q) {
+                *z = e * norm.scale;
+            }
             z[label as usize] -= 1.0;
             None
         })
@@ -228,21 +228,23 @@ pub fn cross_entropy(
         .map_or(Ok(()), Err)
 }
 
-/// A row before f and h are known.
+/// A row before f and h are known: exponentials, and what makes probabilities of them.
 struct RowView<'a> {
     p: &'a [f32],
     q: &'a [f32],
+    scale_p: f32,
+    scale_q: f32,
 }
 
 /// Entropies compared as in the published code; the half that is to catch up weighs 3 (2 in the
 /// paper's text).
 fn bdkd(row: &RowView, fidelity: Fidelity) -> TwoKl {
-    let entropy = |x: &[f32]| x.iter().map(|&v| f64::from(entropy_term(v))).sum::<f64>();
     let (heavy, with_entropy) = match fidelity {
         Fidelity::Official => (3.0, 0.0),
         Fidelity::Paper => (2.0, 1.0),
     };
-    let student_is_flatter = entropy(row.q) > entropy(row.p);
+    let student_is_flatter =
+        dispatch_entropy(row.q, row.scale_q) > dispatch_entropy(row.p, row.scale_p);
     TwoKl {
         forward: if student_is_flatter { 1.0 } else { heavy },
         reverse: if student_is_flatter { heavy } else { 1.0 },
@@ -250,42 +252,113 @@ fn bdkd(row: &RowView, fidelity: Fidelity) -> TwoKl {
     }
 }
 
+/// Sum of the published code's entropy terms over a row.
+#[inline(always)]
+fn entropy(x: &[f32], scale: f32) -> f64 {
+    let mut total = 0.0f64;
+    for block in x.chunks(BLOCK) {
+        let mut lanes = [0.0f32; LANES];
+        let (chunks, rest) = block.as_chunks::<LANES>();
+        for chunk in chunks {
+            for i in 0..LANES {
+                lanes[i] += entropy_term(chunk[i] * scale);
+            }
+        }
+        for x in rest {
+            lanes[0] += entropy_term(x * scale);
+        }
+        total += lanes.iter().map(|&x| f64::from(x)).sum::<f64>();
+    }
+    total
+}
+
+/// Sum of |p - q| over a row.
+#[inline(always)]
+fn gap_sum(p: &[f32], q: &[f32], scale_p: f32, scale_q: f32) -> f64 {
+    let mut total = 0.0f64;
+    for (p, q) in p.chunks(BLOCK).zip(q.chunks(BLOCK)) {
+        let mut lanes = [0.0f32; LANES];
+        let (ps, p_rest) = p.as_chunks::<LANES>();
+        let (qs, q_rest) = q.as_chunks::<LANES>();
+        for (p, q) in ps.iter().zip(qs) {
+            for i in 0..LANES {
+                lanes[i] += (p[i] * scale_p - q[i] * scale_q).abs();
+            }
+        }
+        for (p, q) in p_rest.iter().zip(q_rest) {
+            lanes[0] += (p * scale_p - q * scale_q).abs();
+        }
+        total += lanes.iter().map(|&x| f64::from(x)).sum::<f64>();
+    }
+    total
+}
+
+/// Bins of the teacher's masses: 16 an octave, from the largest down by a factor of 2^16.
+const BINS: usize = 16 * 16 + 1;
+
+/// Bin of an exponential in (2^-16, 1]; the likeliest token is in bin 0.
+#[inline(always)]
+fn bin(e: f32) -> usize {
+    ((1.0f32.to_bits() - e.to_bits()) >> 19) as usize
+}
+
 /// Sums of |p - q| over the head and the tail of the teacher's distribution.
 ///
 /// The head is the likeliest tokens whose mass together stays below `mu`, the first one always
-/// (official), or that reach it (paper). Only as many tokens are sorted as the head needs.
+/// (official), or that reach it (paper). Tokens are sorted only within the bin in which `mu` is crossed.
 fn akl_gaps(row: &RowView, mu: f64, fidelity: Fidelity) -> (f64, f64) {
-    let gap = |i: usize| f64::from((row.p[i] - row.q[i]).abs());
-    let total: f64 = (0..row.p.len()).map(gap).sum();
-    let mut order: Vec<u32> = (0..row.p.len() as u32).collect();
-    let by_mass = |a: &u32, b: &u32| {
+    let total = dispatch_gap_sum(row.p, row.q, row.scale_p, row.scale_q);
+    let mass_of = |i: usize| f64::from(row.p[i] * row.scale_p);
+    let gap_of = |i: usize| f64::from((row.p[i] * row.scale_p - row.q[i] * row.scale_q).abs());
+    let smallest = f32::from_bits(1.0f32.to_bits() - ((BINS as u32 - 1) << 19));
+    let (mut masses, mut gaps) = ([0.0f64; BINS], [0.0f64; BINS]);
+    for (chunk, p) in row.p.chunks(LANES).enumerate() {
+        // Most of a trained model's tokens are far below.
+        if p.iter().fold(0.0, |a: f32, &b| if b > a { b } else { a }) <= smallest {
+            continue;
+        }
+        for (i, &e) in p.iter().enumerate() {
+            if e > smallest {
+                let token = chunk * LANES + i;
+                masses[bin(e)] += mass_of(token);
+                gaps[bin(e)] += gap_of(token);
+            }
+        }
+    }
+    let (mut mass, mut head) = (0.0, 0.0);
+    let mut crossed = 0;
+    while crossed < BINS && mass + masses[crossed] < mu {
+        mass += masses[crossed];
+        head += gaps[crossed];
+        crossed += 1;
+    }
+    // What is left to look at one by one: the bin that crosses, or all below the bins.
+    let mut members: Vec<u32> = (0..row.p.len() as u32)
+        .filter(|&i| {
+            let e = row.p[i as usize];
+            if crossed < BINS {
+                e > smallest && bin(e) == crossed
+            } else {
+                e <= smallest
+            }
+        })
+        .collect();
+    members.sort_unstable_by(|a, b| {
         row.p[*b as usize]
             .total_cmp(&row.p[*a as usize])
             .then(a.cmp(b))
-    };
-    let (mut mass, mut head, mut sorted) = (0.0, 0.0, 0);
-    let mut i = 0;
-    while i < order.len() {
-        if i == sorted {
-            let next = (sorted * 8).max(16).min(order.len());
-            if next < order.len() {
-                order[sorted..].select_nth_unstable_by(next - sorted, by_mass);
-            }
-            order[sorted..next].sort_unstable_by(by_mass);
-            sorted = next;
-        }
-        let token = order[i] as usize;
+    });
+    for (i, &token) in members.iter().enumerate() {
         let before = mass;
-        mass += f64::from(row.p[token]);
+        mass += mass_of(token as usize);
         let inside = match fidelity {
-            Fidelity::Official => i == 0 || mass < mu,
+            Fidelity::Official => (crossed == 0 && i == 0) || mass < mu,
             Fidelity::Paper => before < mu,
         };
         if !inside {
             break;
         }
-        head += gap(token);
-        i += 1;
+        head += gap_of(token as usize);
     }
     (head, (total - head).max(0.0))
 }
@@ -303,23 +376,42 @@ impl Run<'_> {
         value: &mut [f32],
         make: impl Fn(&RowView) -> D + Sync,
     ) -> Result<(), Error> {
+        let mut second = vec![0.0; value.len()];
+        self.rows_with_second(student, value, &mut second, make)
+    }
+
+    /// The same, with the sums of the formulas' second value.
+    fn rows_with_second<D: Pointwise>(
+        &self,
+        student: &mut [f32],
+        value: &mut [f32],
+        second: &mut [f32],
+        make: impl Fn(&RowView) -> D + Sync,
+    ) -> Result<(), Error> {
         let vocab = self.vocab.max(1);
         student
             .par_chunks_exact_mut(vocab)
             .zip(self.teacher.par_chunks_exact(vocab))
             .zip(value)
+            .zip(second)
             .enumerate()
             .map_init(
                 || (vec![0.0f32; vocab], vec![0.0f32; vocab]),
-                |(q, p), (row, ((z, t), value))| {
+                |(q, p), (row, (((z, t), value), other))| {
                     let Some(norm_q) = dispatch_softmax(z, q) else {
                         return Some(bad(row, Model::Student, z));
                     };
                     let Some(norm_p) = dispatch_softmax(t, p) else {
                         return Some(bad(row, Model::Teacher, t));
                     };
-                    let d = make(&RowView { p, q });
-                    *value = dispatch_formulas(d, z, t, p, q, norm_p, norm_q) as f32;
+                    let d = make(&RowView {
+                        p,
+                        q,
+                        scale_p: norm_p.scale,
+                        scale_q: norm_q.scale,
+                    });
+                    let (sum, second) = dispatch_formulas(d, z, t, p, q, norm_p, norm_q);
+                    (*value, *other) = (sum as f32, second as f32);
                     None
                 },
             )
@@ -343,8 +435,8 @@ fn bad(row: usize, model: Model, logits: &[f32]) -> Error {
 struct Norm {
     max: f32,
     ln_sum: f32,
-    /// Probability of the largest logit.
-    largest: f32,
+    /// 1 / sum: probability of the largest logit, and what turns an exponential into a probability.
+    scale: f32,
     /// Whether an entry is -inf.
     masked: bool,
 }
@@ -356,7 +448,7 @@ impl Norm {
     }
 }
 
-/// Softmax of `z` into `out`; gives the normaliser, or `None` where there is none.
+/// e^(z - max) into `out`; times the normaliser's `scale` that is the softmax. `None` where there is none.
 #[inline(always)]
 fn softmax(z: &[f32], out: &mut [f32]) -> Option<Norm> {
     let (mut high, mut low) = ([f32::NEG_INFINITY; LANES], [f32::INFINITY; LANES]);
@@ -397,14 +489,10 @@ fn softmax(z: &[f32], out: &mut [f32]) -> Option<Norm> {
     if !total.is_finite() {
         return None;
     }
-    let scale = (1.0 / total) as f32;
-    for x in out.iter_mut() {
-        *x *= scale;
-    }
     Some(Norm {
         max,
         ln_sum: total.ln() as f32,
-        largest: scale,
+        scale: (1.0 / total) as f32,
         masked: min == f32::NEG_INFINITY,
     })
 }
@@ -419,7 +507,7 @@ fn shifted_exp(x: f32, max: f32) -> f32 {
     }
 }
 
-/// f summed; the gradient in place of z. `p` and `q` hold the softmaxes.
+/// f and the second value summed; the gradient in place of z. `p` and `q` hold the exponentials.
 #[inline(always)]
 fn formulas<D: Pointwise>(
     d: D,
@@ -429,24 +517,23 @@ fn formulas<D: Pointwise>(
     q: &[f32],
     norm_p: Norm,
     norm_q: Norm,
-) -> f64 {
+) -> (f64, f64) {
     // The part of h that may be left out where all of q is summed: not where the teacher masks entries.
     let dropped = if norm_p.masked { d.dropped() } else { 0.0 };
     let eval = |z: f32, t: f32, p: f32, q: f32| {
-        let left_out = z == f32::NEG_INFINITY || t == f32::NEG_INFINITY;
-        let (f, h) = d.eval(Entry {
-            p,
-            q,
+        let entry = Entry {
+            p: p * norm_p.scale,
+            q: q * norm_q.scale,
             lp: norm_p.log(t),
             lq: norm_q.log(z),
-        });
-        if left_out {
-            (0.0, 0.0)
-        } else {
-            (f, h + dropped * q)
-        }
+        };
+        let (f, h) = d.eval(entry);
+        // By bits: a branch would keep the compiler from vector code.
+        let there = (z != f32::NEG_INFINITY) & (t != f32::NEG_INFINITY);
+        let keep = |x: f32| f32::from_bits(x.to_bits() & u32::from(there).wrapping_neg());
+        (keep(f), keep(h + dropped * entry.q), keep(d.second(entry)))
     };
-    let (mut total_f, mut total_h) = (0.0f64, 0.0f64);
+    let (mut total_f, mut total_h, mut total_g) = (0.0f64, 0.0f64, 0.0f64);
     let blocks = z
         .chunks_mut(BLOCK)
         .zip(t.chunks(BLOCK))
@@ -454,28 +541,32 @@ fn formulas<D: Pointwise>(
         .zip(q.chunks(BLOCK));
     for (((z, t), p), q) in blocks {
         let (mut sum_f, mut sum_h) = ([0.0f32; LANES], [0.0f32; LANES]);
+        let mut sum_g = [0.0f32; LANES];
         let (zs, z_rest) = z.as_chunks_mut::<LANES>();
         let (ts, t_rest) = t.as_chunks::<LANES>();
         let (ps, p_rest) = p.as_chunks::<LANES>();
         let (qs, q_rest) = q.as_chunks::<LANES>();
         for (((z, t), p), q) in zs.iter_mut().zip(ts).zip(ps).zip(qs) {
             for i in 0..LANES {
-                let (f, h) = eval(z[i], t[i], p[i], q[i]);
+                let (f, h, g) = eval(z[i], t[i], p[i], q[i]);
+                sum_g[i] += g;
                 sum_f[i] += f;
                 sum_h[i] += h;
                 z[i] = h;
             }
         }
         for (((z, t), p), q) in z_rest.iter_mut().zip(t_rest).zip(p_rest).zip(q_rest) {
-            let (f, h) = eval(*z, *t, *p, *q);
+            let (f, h, g) = eval(*z, *t, *p, *q);
+            sum_g[0] += g;
             sum_f[0] += f;
             sum_h[0] += h;
             *z = h;
         }
         total_f += sum_f.iter().map(|&x| f64::from(x)).sum::<f64>();
         total_h += sum_h.iter().map(|&x| f64::from(x)).sum::<f64>();
+        total_g += sum_g.iter().map(|&x| f64::from(x)).sum::<f64>();
     }
-    let sum_h = total_h as f32;
+    let (sum_h, scale) = (total_h as f32, norm_q.scale);
     let mut left = 0.0f64;
     for (z, q) in z.chunks_mut(BLOCK).zip(q.chunks(BLOCK)) {
         let mut lanes = [0.0f32; LANES];
@@ -483,22 +574,22 @@ fn formulas<D: Pointwise>(
         let (qs, q_rest) = q.as_chunks::<LANES>();
         for (z, q) in zs.iter_mut().zip(qs) {
             for i in 0..LANES {
-                z[i] -= q[i] * sum_h;
+                z[i] -= q[i] * scale * sum_h;
                 lanes[i] += z[i];
             }
         }
         for (z, q) in z_rest.iter_mut().zip(q_rest) {
-            *z -= q * sum_h;
+            *z -= q * scale * sum_h;
             lanes[0] += *z;
         }
         left += lanes.iter().map(|&x| f64::from(x)).sum::<f64>();
     }
     // The gradient sums to 0. What rounding left of the sum comes from the likeliest token, whose two
     // terms nearly cancel when q is near 1.
-    if let Some(largest) = q.iter().position(|&x| x == norm_q.largest) {
+    if let Some(largest) = q.iter().position(|&x| x == 1.0) {
         z[largest] -= left as f32;
     }
-    total_f
+    (total_f, total_g)
 }
 
 /// Compiles a function once for each instruction set and calls the best one that the machine has.
@@ -530,5 +621,7 @@ macro_rules! dispatch {
     };
 }
 
+dispatch!(dispatch_entropy => entropy(x: &[f32], scale: f32) -> f64);
+dispatch!(dispatch_gap_sum => gap_sum(p: &[f32], q: &[f32], scale_p: f32, scale_q: f32) -> f64);
 dispatch!(dispatch_softmax => softmax(z: &[f32], out: &mut [f32]) -> Option<Norm>);
-dispatch!(dispatch_formulas => formulas<D>(d: D, z: &mut [f32], t: &[f32], p: &[f32], q: &[f32], norm_p: Norm, norm_q: Norm) -> f64);
+dispatch!(dispatch_formulas => formulas<D>(d: D, z: &mut [f32], t: &[f32], p: &[f32], q: &[f32], norm_p: Norm, norm_q: Norm) -> (f64, f64));
