@@ -1,5 +1,5 @@
 //! Time of each divergence, forward and backward, beside one pass that reads two buffers and writes one:
-//! `cargo bench -p abkd-losses -- 1024 50257` (rows, vocabulary).
+//! `cargo bench -p abkd-losses -- 1024 50257 ab` (rows, vocabulary, and which; all when none is named).
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -44,7 +44,13 @@ fn main() {
             });
     });
     println!("{n} x {vocab}: one pass, read two and write one: {pass:.1} ms");
+    let named: Vec<String> = std::env::args()
+        .filter(|a| Divergence::IDS.contains(&a.as_str()))
+        .collect();
     for id in Divergence::IDS {
+        if !named.is_empty() && !named.iter().any(|n| n == id) {
+            continue;
+        }
         let d = Divergence::from_parts(id, &BTreeMap::new()).expect("a known id");
         let copy = median(|| work.copy_from_slice(&student));
         let both = median(|| {

@@ -50,6 +50,9 @@ pub fn global_norm(model: &LanguageModel, grads: &GradientsParams) -> f64 {
         sums: Vec::new(),
     };
     model.visit(&mut visitor);
+    if visitor.sums.is_empty() {
+        return 0.0;
+    }
     let sums = Tensor::cat(visitor.sums, 0).into_data_as::<f32>();
     let sums = sums.as_slice::<f32>().expect("converted to f32 above");
     sums.iter().map(|&s| f64::from(s)).sum::<f64>().sqrt()

@@ -402,7 +402,7 @@ fn begin(
     let mut student = student.train();
     if settings.gradient_checkpointing {
         let device = run.student.device().autodiff().gradient_checkpointing();
-        student = student.to_device(&device);
+        student = student.fork(&device);
     }
     let make_optimizer =
         |student: &LanguageModel| optim::adamw(student, settings.weight_decay, settings.beta_2);

@@ -4,11 +4,13 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use abkd_data::indexed::{IndexedTokens, write_indexed};
 use abkd_data::{Sequence, Tokenizer, batch};
 use abkd_losses::{Divergence, Fidelity, value};
 use abkd_models::generate::{Decoding, generate};
 use abkd_models::lora::{self, LoraConfig};
 use abkd_models::{LanguageModel, ModelConfig, checkpoint};
+use abkd_training::cache::{self, CacheMode, TeacherCache};
 use abkd_training::step::{self, Teacher, Term, Update, target_rows};
 use abkd_training::timing::Phases;
 use abkd_training::trainer::student_dir;
@@ -78,6 +80,17 @@ impl Toy {
         settings: &Settings,
         stop_after: Option<usize>,
     ) -> Outcome {
+        self.run_with_text(dir, method, settings, stop_after, None)
+    }
+
+    fn run_with_text(
+        &self,
+        dir: &Path,
+        method: &Method,
+        settings: &Settings,
+        stop_after: Option<usize>,
+        text: Option<&IndexedTokens>,
+    ) -> Outcome {
         let stop = AtomicBool::new(false);
         train(
             TrainRun {
@@ -93,7 +106,7 @@ impl Toy {
                 cache: None,
                 sequences: &self.sequences,
                 tokenizer: &self.tokenizer,
-                text: None,
+                text,
                 validation: Validation {
                     examples: &[],
                     prompts: &[],
@@ -259,6 +272,108 @@ fn parts_of_a_batch_make_the_update_of_the_whole() {
         assert!((parts.loss - whole.loss).abs() < 1e-5);
         assert!((parts.grad_norm / whole.grad_norm - 1.0).abs() < 1e-4);
     }
+}
+
+#[test]
+fn text_adds_a_language_modelling_term() {
+    let toy = Toy::new();
+    let dir = tempfile::tempdir().unwrap();
+    let prefix = dir.path().join("text");
+    // 50 is followed by 60 in the text and nowhere else; a document of one token says nothing
+    let documents: Vec<Vec<u16>> = (0..20)
+        .map(|_| vec![50, 60, 50, 60])
+        .chain([vec![7]])
+        .collect();
+    write_indexed(&prefix, &documents).unwrap();
+    let text = IndexedTokens::open(&prefix).unwrap();
+    let settings = Settings {
+        epochs: 1,
+        ..settings()
+    };
+    let after_50 = |text: Option<&IndexedTokens>| {
+        let run = tempfile::tempdir().unwrap();
+        let method = Method::from_parts("kd", None, json!({})).unwrap();
+        toy.run_with_text(run.path(), &method, &settings, None, text);
+        let student = checkpoint::load(&student_dir(run.path()), &Device::flex()).unwrap();
+        let decoding = Decoding {
+            max_new_tokens: 1,
+            ..Decoding::greedy()
+        };
+        let eos = toy.tokenizer.eos();
+        generate(&student, &[vec![50]], &[0], 1, eos, &decoding, &mut |_| {}).unwrap()[0][0]
+    };
+    assert_eq!(after_50(Some(&text)), 60);
+    assert_ne!(after_50(None), 60);
+}
+
+#[test]
+fn recomputed_activations_give_the_same_student() {
+    let toy = Toy::new();
+    let method = Method::from_parts("kd", None, json!({})).unwrap();
+    let weights = |gradient_checkpointing| {
+        let dir = tempfile::tempdir().unwrap();
+        let settings = Settings {
+            gradient_checkpointing,
+            epochs: 1,
+            ..settings()
+        };
+        toy.run(dir.path(), &method, &settings, None);
+        std::fs::read(student_dir(dir.path()).join("model.safetensors")).unwrap()
+    };
+    assert!(weights(true) == weights(false));
+}
+
+#[test]
+fn the_cached_teacher_teaches_as_the_running_one() {
+    let toy = Toy::new();
+    let dir = tempfile::tempdir().unwrap();
+    let go_on = AtomicBool::new(false);
+    cache::write(
+        dir.path(),
+        "toy",
+        &toy.teacher,
+        &toy.sequences,
+        0,
+        8,
+        CacheMode::F32,
+        &go_on,
+        &mut |_| {},
+    )
+    .unwrap();
+    let cache = TeacherCache::open(dir.path(), "toy").unwrap();
+    let chosen: Vec<&Sequence> = [31, 4, 77].iter().map(|&i| &toy.sequences[i]).collect();
+    let term = Term {
+        batch: batch(&chosen, 0),
+        objective: Objective::Distill {
+            divergence: Divergence::ReverseKl,
+            fidelity: Fidelity::Paper,
+            kd_ratio: 1.0,
+        },
+        weight: 1.0,
+        from_data: true,
+    };
+    let how = Update {
+        learning_rate: 1e-3,
+        max_grad_norm: 1.0,
+        micro_batch_size: Some(2),
+        step: 0,
+    };
+    let update = |cache| {
+        let student = toy.student.clone().train();
+        let mut optimizer = optim::adamw(&student, 0.01, 0.999);
+        let teacher = Some(Teacher {
+            model: &toy.teacher,
+            cache,
+        });
+        let terms = [term.clone()];
+        let none = Phases::default();
+        step::update(student, &mut optimizer, teacher, &terms, &how, none)
+            .unwrap()
+            .1
+    };
+    let (with, without) = (update(Some(&cache)), update(None));
+    assert!((with.loss - without.loss).abs() < 1e-5);
+    assert!((with.grad_norm / without.grad_norm - 1.0).abs() < 1e-4);
 }
 
 #[test]

@@ -1,0 +1,130 @@
+#!/usr/bin/env python3
+"""Forward and backward of each divergence: this project's row kernel against PyTorch, one after the other in one run.
+
+    make bench PYTHON=/path/to/python       # a Python with torch; matplotlib is not needed
+
+The PyTorch side is written from the formulas as the released losses compute them: eager, f32, mean over the rows, both
+softmaxes materialised. Writes results/bench/losses.csv: milliseconds (medians over interleaved rounds) and ratios.
+"""
+import csv
+import pathlib
+import statistics
+import subprocess
+import sys
+import time
+
+import torch
+import torch.nn.functional as F
+
+ROWS, VOCAB, ROUNDS = 1024, 50257, 3
+
+
+def kl(p, lp, lq):
+    return (p * (lp - lq)).sum(-1)
+
+
+def fkld(z, t):
+    return -(F.softmax(t, -1) * F.log_softmax(z, -1)).sum(-1)
+
+
+def rkld(z, t):
+    return kl(F.softmax(z, -1), F.log_softmax(z, -1), F.log_softmax(t, -1))
+
+
+def wsd(z, t):
+    return 0.5 * fkld(z, t) + 0.5 * rkld(z, t)
+
+
+def bdkd(z, t):
+    p, q = F.softmax(t, -1), F.softmax(z, -1)
+    entropy = lambda x: -(x * torch.log(x + 1e-9)).sum(-1)
+    flatter = (entropy(q) > entropy(p)).detach()
+    one, three = torch.tensor(1.0), torch.tensor(3.0)
+    return torch.where(flatter, one, three) * fkld(z, t) + torch.where(flatter, three, one) * rkld(z, t)
+
+
+def jensen(z, t, lam=0.1):
+    p, q = F.softmax(t, -1), F.softmax(z, -1)
+    lm = torch.log((1 - lam) * p + lam * q)
+    return lam * kl(q, F.log_softmax(z, -1), lm) + (1 - lam) * kl(p, F.log_softmax(t, -1), lm)
+
+
+def akl(z, t, mu=0.5):
+    p, q = F.softmax(t, -1), F.softmax(z, -1)
+    order = torch.argsort(p, descending=True, dim=-1)
+    mass = torch.cumsum(torch.gather(p, -1, order), -1)
+    head = mass < mu
+    head[:, 0] = True
+    gap = torch.gather((p - q.detach()).abs(), -1, order)
+    h, l = (gap * head).sum(-1), (gap * ~head).sum(-1)
+    return h / (h + l) * fkld(z, t) + l / (h + l) * rkld(z, t)
+
+
+def ab(z, t, alpha=0.2, beta=0.7):
+    p, q, s = F.softmax(t, -1), F.softmax(z, -1), alpha + beta
+    terms = p.pow(alpha) * q.pow(beta) - alpha / s * p.pow(s) - beta / s * q.pow(s)
+    return -terms.sum(-1) / (alpha * beta)
+
+
+def alphanet(z, t):
+    a, b = ab(z, t, 0.2, 0.8), ab(z, t, 0.9, 0.1)
+    return torch.where(a.sum() >= b.sum(), a, b)
+
+
+def skew_fkl(z, t, lam=0.1):
+    p, q = F.softmax(t, -1), F.softmax(z, -1)
+    return -(p * torch.log(lam * p + (1 - lam) * q)).sum(-1)
+
+
+def skew_rkl(z, t, lam=0.1):
+    p, q = F.softmax(t, -1), F.softmax(z, -1)
+    return kl(q, F.log_softmax(z, -1), torch.log((1 - lam) * p + lam * q))
+
+
+def tvd(z, t):
+    return 0.5 * (F.softmax(t, -1) - F.softmax(z, -1)).abs().sum(-1)
+
+
+LOSSES = [fkld, rkld, wsd, bdkd, jensen, akl, alphanet, ab, skew_fkl, skew_rkl, tvd]
+
+
+def torch_ms(loss, z, t):
+    begun = time.perf_counter()
+    leaf = z.detach().requires_grad_()
+    loss(leaf, t).mean().backward()
+    return 1e3 * (time.perf_counter() - begun)
+
+
+def ours_ms(binary, name):
+    out = subprocess.run([binary, "--bench", str(ROWS), str(VOCAB), name], capture_output=True, text=True, check=True)
+    lines = out.stdout.split("\n")
+    floor = float(lines[0].rsplit(":", 1)[1].split()[0])
+    return floor, float(next(l for l in lines[1:] if l.split()[:1] == [name]).split()[1])
+
+
+def main():
+    binary = sys.argv[1]
+    torch.set_num_threads(2)
+    generator = torch.Generator().manual_seed(1)
+    z, t = (10 * torch.rand(ROWS, VOCAB, generator=generator) - 5 for _ in range(2))
+    rows = []
+    for loss in LOSSES:
+        name = loss.__name__
+        torch_ms(loss, z, t)
+        theirs, ours, floors = [], [], []
+        for _ in range(ROUNDS):
+            floor, ms = ours_ms(binary, name)
+            floors.append(floor), ours.append(ms)
+            theirs.append(torch_ms(loss, z, t))
+        floor, a, b = map(statistics.median, (floors, ours, theirs))
+        rows.append([name, f"{a:.1f}", f"{a / floor:.1f}", f"{b:.1f}", f"{b / a:.1f}"])
+        print(f"{name:10} {a:8.1f} ms {a / floor:5.1f} passes   torch {b:8.1f} ms   {b / a:5.1f} times as fast", flush=True)
+    path = pathlib.Path("results/bench/losses.csv")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["loss", "ours_ms", "passes", "torch_ms", "times_as_fast"])
+        writer.writerows(rows)
+
+
+main()

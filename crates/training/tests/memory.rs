@@ -1,0 +1,59 @@
+//! The chunked head never holds the logits: its peak is read from the system, in a process of its own.
+#![cfg(target_os = "linux")]
+
+use abkd_losses::{Divergence, Fidelity};
+use abkd_models::Precision;
+use abkd_training::Objective;
+use abkd_training::head::{CHUNK_BYTES, Rows, head_loss};
+use burn::tensor::{Device, Distribution, Tensor};
+
+/// Largest resident size of this process so far, bytes.
+fn peak() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|l| l.starts_with("VmHWM")).unwrap();
+    1024 * line
+        .split_whitespace()
+        .nth(1)
+        .unwrap()
+        .parse::<usize>()
+        .unwrap()
+}
+
+#[test]
+fn four_thousand_rows_of_fifty_thousand_logits_fit_into_a_gigabyte() {
+    let (n, vocab, d) = (4096, 50_257, 64);
+    let device = Device::flex();
+    let random = |rows| Tensor::<2>::random([rows, d], Distribution::Normal(0.0, 1.0), &device);
+    let rows = || Rows {
+        hidden: random(n),
+        head: random(vocab),
+        precision: Precision::F32,
+    };
+    let (student, teacher) = (rows(), rows());
+    let labels = vec![0; n];
+    let objective = Objective::Distill {
+        divergence: Divergence::AlphaBeta {
+            alpha: 0.2,
+            beta: 0.7,
+        },
+        fidelity: Fidelity::Paper,
+        kd_ratio: 1.0,
+    };
+    let before = peak();
+    let loss = head_loss(
+        &objective,
+        &student,
+        Some(&teacher),
+        &labels,
+        1.0 / n as f64,
+        true,
+        CHUNK_BYTES,
+    )
+    .unwrap();
+    assert!(loss.loss.is_finite());
+    let extra = peak() - before;
+    println!("{} MiB beyond the inputs", extra >> 20);
+    // the logits of one model alone would be 785 MiB
+    assert!(extra < 640 << 20, "{} MiB", extra >> 20);
+    assert!(peak() < 1 << 30, "{} MiB in all", peak() >> 20);
+}
