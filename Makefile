@@ -34,8 +34,8 @@ figure1:         ## Figure 1, the validation curves of Table 1's runs
 all: table1 table2 table3 table4 figure1   ## everything
 compare:         ## our tables beside the paper's, from the CSV files
 	for t in table1 table2 table3 table4; do $(ABKD) compare $$t --profile $(PROFILE) || exit 1; done
-test:            ## all tests
-	cargo test --release --workspace $(FEATURES)
+test:            ## all tests (TESTS="--test cli libtorch" for some)
+	cargo test --release --workspace $(FEATURES) $(TESTS)
 bench:           ## times of the divergences and of scoring, beside PyTorch where PYTHON has it
 	cargo build --release --workspace --all-targets
 	@for b in row_kernel rouge; do \

@@ -6,6 +6,7 @@ pub mod compare;
 pub mod estimate;
 pub mod fetch;
 pub mod inputs;
+pub mod listing;
 pub mod plan;
 pub mod plot;
 pub mod progress;

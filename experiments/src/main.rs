@@ -7,16 +7,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use abkd_data::hub::Hub;
 use abkd_data::indexed::{self, IndexedTokens};
-use abkd_data::{TestSet, Tokenizer, read_jsonl};
+use abkd_data::{Tokenizer, read_jsonl};
 use abkd_experiments::estimate::{self, Accelerator, Estimate};
 use abkd_experiments::inputs::Inputs;
-use abkd_experiments::plan::{Plan, Work};
+use abkd_experiments::listing::{self, Listing};
+use abkd_experiments::plan::Plan;
 use abkd_experiments::runner::{self, Ended, Places};
-use abkd_experiments::spec::{self, Profile, Spec};
+use abkd_experiments::spec::{self, Spec};
 use abkd_experiments::verify::{Subject, verify};
 use abkd_experiments::{audit, backend, fetch, report};
-use abkd_losses::Divergence;
-use abkd_training::Method;
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -151,20 +150,6 @@ enum DataCommand {
     },
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum Listing {
-    /// Tables and figures
-    Experiments,
-    /// Scales
-    Profiles,
-    /// Distillation methods
-    Methods,
-    /// Divergences, with formula and parameters
-    Losses,
-    /// Test sets
-    Datasets,
-}
-
 #[derive(Args)]
 struct Target {
     /// Name of an experiment, or path of a TOML file
@@ -273,7 +258,7 @@ fn run(command: Command) -> Result<ExitCode> {
             let path = report::draw(&target.folders.places(), &target.load()?)?;
             print(&format!("{}\n", path.display()))
         }
-        Command::List { what, folders } => print(&listing(what, &folders.root)?),
+        Command::List { what, folders } => print(&listing::listing(what, &folders.root)?),
         Command::Verify {
             subject,
             path,
@@ -405,42 +390,10 @@ fn show_plan(target: &Target, calibrate: bool, accelerator: Option<&str>) -> Res
         }
         (Err(_), true) => anyhow::bail!("--calibrate needs the inputs that are missing"),
     };
-    let mut text = cells_text(&plan, &done);
+    let mut text = listing::cells(&plan, &done);
     let estimate = Estimate::new(&places.root, &spec, &plan, inputs.as_ref().ok())?;
     text += &estimate::report(&estimate, &done, accelerator, seconds.as_deref())?;
     print(&text)
-}
-
-/// The cells with what they depend on; evaluations are only counted.
-fn cells_text(plan: &Plan, done: &[bool]) -> String {
-    let mut text = String::new();
-    let mut evaluations = (0, 0);
-    for (cell, done) in plan.cells.iter().zip(done) {
-        if matches!(cell.work, Work::Evaluate { .. }) {
-            evaluations.0 += 1;
-            evaluations.1 += usize::from(*done);
-            continue;
-        }
-        let needs: Vec<&str> = cell
-            .needs
-            .iter()
-            .map(|&n| plan.cells[n].id.as_str())
-            .collect();
-        let needs = if needs.is_empty() {
-            String::new()
-        } else {
-            format!("  after {}", needs.join(", "))
-        };
-        let status = if *done { "done" } else { "to do" };
-        text += &format!("{status:8} {}{needs}\n", cell.id);
-    }
-    if evaluations.0 > 0 {
-        text += &format!(
-            "{} evaluations (model x data set x seed), {} of them done\n",
-            evaluations.0, evaluations.1
-        );
-    }
-    text
 }
 
 fn verify_goldens(
@@ -473,70 +426,4 @@ fn verify_goldens(
     } else {
         ExitCode::FAILURE
     })
-}
-
-fn listing(what: Option<Listing>, root: &Path) -> Result<String> {
-    let all = [
-        Listing::Experiments,
-        Listing::Profiles,
-        Listing::Methods,
-        Listing::Losses,
-        Listing::Datasets,
-    ];
-    let chosen = what.map_or(all.to_vec(), |w| vec![w]);
-    let mut text = String::new();
-    for (i, listing) in chosen.iter().enumerate() {
-        if i > 0 {
-            text.push('\n');
-        }
-        match listing {
-            Listing::Experiments => {
-                text += "experiments\n";
-                let folder = root.join("experiments");
-                for name in spec::names(&folder)? {
-                    let e: spec::Experiment =
-                        spec::read_toml(&folder.join(format!("{name}.toml")))?;
-                    text += &format!("  {name:16} {}\n", e.title);
-                }
-            }
-            Listing::Profiles => {
-                text += "profiles\n";
-                let folder = root.join("experiments/profiles");
-                for name in spec::names(&folder)? {
-                    let p: Profile = spec::read_toml(&folder.join(format!("{name}.toml")))?;
-                    text += &format!("  {name:16} {}\n", p.description);
-                }
-            }
-            Listing::Methods => {
-                text += "methods\n";
-                for (id, line) in Method::IDS {
-                    text += &format!("  {id:10} {line}\n");
-                }
-            }
-            Listing::Losses => {
-                text += "losses (p teacher, q student; parameters with the paper's values)\n";
-                for id in Divergence::IDS {
-                    let d = Divergence::from_parts(id, &Default::default())?;
-                    let params: Vec<String> = d
-                        .params()
-                        .iter()
-                        .map(|(k, v)| format!("{k} = {v}"))
-                        .collect();
-                    text += &format!(
-                        "  {id:10} {:12} {}  [{}]\n",
-                        d.label(),
-                        d.formula(),
-                        params.join(", ")
-                    );
-                }
-            }
-            Listing::Datasets => {
-                text += "datasets\n";
-                for set in TestSet::ALL {
-                    text += &format!("  {:16} {}\n", set.id(), set.label());
-                }
-            }
-        }
-    }
-    Ok(text)
 }

@@ -206,6 +206,43 @@ fn tick_text(value: f64, step: f64) -> String {
     format!("{value:.decimals$}")
 }
 
+type Chart<'a> = ChartContext<'a, BitMapBackend<'a>, Cartesian2d<Axis, Axis>>;
+
+/// A titled panel with its axes and grid; `descriptions` are those of x (may be empty) and y.
+fn axes<'a>(
+    area: &Area<'a>,
+    title: &str,
+    x: Axis,
+    y: Axis,
+    descriptions: [&str; 2],
+    x_label: &dyn Fn(f64) -> String,
+    y_step: f64,
+) -> Result<Chart<'a>> {
+    let x_space = if descriptions[0].is_empty() { 30 } else { 48 };
+    let mut chart = ChartBuilder::on(area)
+        .caption(title, font(17))
+        .margin(px(8))
+        .margin_left(px(16))
+        .margin_right(px(20))
+        .x_label_area_size(px(x_space))
+        .y_label_area_size(px(68))
+        .build_cartesian_2d(x, y)?;
+    chart
+        .configure_mesh()
+        .disable_x_mesh()
+        .bold_line_style(RGBColor(222, 222, 222).stroke_width(px(1) as u32))
+        .light_line_style(TRANSPARENT)
+        .axis_style(BLACK.stroke_width(px(1) as u32))
+        .x_desc(descriptions[0])
+        .y_desc(descriptions[1])
+        .axis_desc_style(font(15))
+        .label_style(font(14))
+        .x_label_formatter(&|value| x_label(*value))
+        .y_label_formatter(&|value| tick_text(*value, y_step))
+        .draw()?;
+    Ok(chart)
+}
+
 /// A figure of the given size as RGB pixels.
 fn render((width, height): (u32, u32), draw: impl Fn(&Area) -> Result<()>) -> Result<Vec<u8>> {
     embed_font()?;

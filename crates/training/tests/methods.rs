@@ -206,7 +206,7 @@ fn a_stopped_run_ends_with_the_bits_of_an_undisturbed_one() {
     let toy = Toy::new();
     let settings = Settings {
         epochs: 2,
-        keep_best: abkd_training::trainer::KeepBest::Loss,
+        keep_best: abkd_training::KeepBest::Loss,
         ..settings()
     };
     for (id, method) in methods() {

@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Result, ensure};
 use plotters::prelude::*;
 
-use super::{Area, Axis, Key, Look, font, frame, px, save, tick_text, ticks};
+use super::{Area, Axis, Key, Look, axes, frame, px, save, ticks};
 use crate::results::{Table, dataset_title, distinct};
 
 const PANEL_HEIGHT: u32 = 430;
@@ -92,33 +92,19 @@ fn panel(area: &Area, title: &str, table: &Table, looks: &[Look], datasets: &[&s
     } else {
         ""
     };
-    let mut chart = ChartBuilder::on(area)
-        .caption(format!("{title}{legend}"), font(17))
-        .margin(px(8))
-        .margin_left(px(16))
-        .margin_right(px(20))
-        .x_label_area_size(px(30))
-        .y_label_area_size(px(62))
-        .build_cartesian_2d(
-            Axis::new(0.0..datasets.len() as f64, centres),
-            Axis::new(0.0..top, y_ticks),
-        )?;
-    chart
-        .configure_mesh()
-        .disable_x_mesh()
-        .bold_line_style(RGBColor(222, 222, 222).stroke_width(px(1) as u32))
-        .light_line_style(TRANSPARENT)
-        .axis_style(BLACK.stroke_width(px(1) as u32))
-        .y_desc("ROUGE-L F1 (%)")
-        .axis_desc_style(font(15))
-        .label_style(font(14))
-        .x_label_formatter(&|centre| {
+    let mut chart = axes(
+        area,
+        &format!("{title}{legend}"),
+        Axis::new(0.0..datasets.len() as f64, centres),
+        Axis::new(0.0..top, y_ticks),
+        ["", "ROUGE-L F1 (%)"],
+        &|centre| {
             datasets
-                .get(*centre as usize)
+                .get(centre as usize)
                 .map_or(String::new(), |name| dataset_title(name).into())
-        })
-        .y_label_formatter(&|value| tick_text(*value, y_step))
-        .draw()?;
+        },
+        y_step,
+    )?;
 
     let width = (1.0 - GAP) / looks.len() as f64;
     let whisker = BLACK.stroke_width(px(1) as u32);

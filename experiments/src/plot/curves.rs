@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Result, ensure};
 use plotters::prelude::*;
 
-use super::{Area, Axis, Key, Look, font, frame, px, save, tick_text, ticks};
+use super::{Area, Axis, Key, Look, axes, frame, save, ticks};
 use crate::results::{CurvePoint, distinct};
 
 const SIZE: (u32, u32) = (1600, 760);
@@ -80,30 +80,15 @@ fn panel(
     let x_ticks = ticks(first, last, 10.0_f64.min((last - first).max(1.0))).0;
     let pad = ((last - first) * 0.03).max(0.2);
 
-    let mut chart = ChartBuilder::on(area)
-        .caption(title, font(17))
-        .margin(px(10))
-        .margin_left(px(18))
-        .margin_right(px(24))
-        .x_label_area_size(px(48))
-        .y_label_area_size(px(66))
-        .build_cartesian_2d(
-            Axis::new(first - pad..last + pad, x_ticks),
-            Axis::new(low..high, y_ticks),
-        )?;
-    chart
-        .configure_mesh()
-        .disable_x_mesh()
-        .bold_line_style(RGBColor(222, 222, 222).stroke_width(px(1) as u32))
-        .light_line_style(TRANSPARENT)
-        .axis_style(BLACK.stroke_width(px(1) as u32))
-        .x_desc("epoch")
-        .y_desc("ROUGE-L F1 on Dolly validation (%)")
-        .axis_desc_style(font(15))
-        .label_style(font(14))
-        .x_label_formatter(&|epoch| format!("{epoch:.0}"))
-        .y_label_formatter(&|value| tick_text(*value, y_step))
-        .draw()?;
+    let chart = axes(
+        area,
+        title,
+        Axis::new(first - pad..last + pad, x_ticks),
+        Axis::new(low..high, y_ticks),
+        ["epoch", "ROUGE-L F1 on Dolly validation (%)"],
+        &|epoch| format!("{epoch:.0}"),
+        y_step,
+    )?;
 
     // The emphasised curve comes last, on top of the others.
     let (top, others): (Vec<&Look>, Vec<&Look>) = looks.iter().partition(|look| look.emphasised());

@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, VPos};
 
-use super::{Area, Axis, Key, Look, Marker, font, frame, px, save, text_style, tick_text, ticks};
+use super::{Area, Axis, Key, Look, Marker, axes, frame, save, text_style, ticks};
 use crate::timing::TimingRow;
 
 const SIZE: (u32, u32) = (1200, 620);
@@ -68,32 +68,18 @@ fn draw(
     let (y_ticks, y_step) = ticks(0.0, top, 6.0);
     let centres: Vec<f64> = (0..rows.len()).map(|i| i as f64 + 0.5).collect();
     let caption = format!("{profile}: above each bar the ratio to SFT, ours (the paper's)");
-    let mut chart = ChartBuilder::on(&body)
-        .caption(caption, font(17))
-        .margin(px(8))
-        .margin_left(px(16))
-        .margin_right(px(20))
-        .x_label_area_size(px(30))
-        .y_label_area_size(px(72))
-        .build_cartesian_2d(
-            Axis::new(0.0..rows.len() as f64, centres),
-            Axis::new(0.0..top, y_ticks),
-        )?;
-    chart
-        .configure_mesh()
-        .disable_x_mesh()
-        .bold_line_style(RGBColor(222, 222, 222).stroke_width(px(1) as u32))
-        .light_line_style(TRANSPARENT)
-        .axis_style(BLACK.stroke_width(px(1) as u32))
-        .y_desc("milliseconds a sample")
-        .axis_desc_style(font(15))
-        .label_style(font(14))
-        .x_label_formatter(&|centre| {
-            rows.get(*centre as usize)
+    let mut chart = axes(
+        &body,
+        &caption,
+        Axis::new(0.0..rows.len() as f64, centres),
+        Axis::new(0.0..top, y_ticks),
+        ["", "milliseconds a sample"],
+        &|centre| {
+            rows.get(centre as usize)
                 .map_or(String::new(), |r| r.method.clone())
-        })
-        .y_label_formatter(&|value| tick_text(*value, y_step))
-        .draw()?;
+        },
+        y_step,
+    )?;
     for (i, row) in rows.iter().enumerate() {
         let (left, right) = (i as f64 + 0.2, i as f64 + 0.8);
         let mut low = 0.0;

@@ -1,0 +1,130 @@
+//! What there is, and what a plan holds, as text.
+
+use std::path::Path;
+
+use abkd_data::TestSet;
+use abkd_losses::Divergence;
+use abkd_training::Method;
+use anyhow::Result;
+use clap::ValueEnum;
+
+use crate::plan::{Plan, Work};
+use crate::spec::{self, Profile};
+
+/// What can be listed.
+#[derive(Clone, Copy, ValueEnum)]
+pub enum Listing {
+    /// Tables and figures
+    Experiments,
+    /// Scales
+    Profiles,
+    /// Distillation methods
+    Methods,
+    /// Divergences, with formula and parameters
+    Losses,
+    /// Test sets
+    Datasets,
+}
+
+/// The cells with what they depend on; evaluations are only counted.
+pub fn cells(plan: &Plan, done: &[bool]) -> String {
+    let mut text = String::new();
+    let mut evaluations = (0, 0);
+    for (cell, done) in plan.cells.iter().zip(done) {
+        if matches!(cell.work, Work::Evaluate { .. }) {
+            evaluations.0 += 1;
+            evaluations.1 += usize::from(*done);
+            continue;
+        }
+        let needs: Vec<&str> = cell
+            .needs
+            .iter()
+            .map(|&n| plan.cells[n].id.as_str())
+            .collect();
+        let needs = if needs.is_empty() {
+            String::new()
+        } else {
+            format!("  after {}", needs.join(", "))
+        };
+        let status = if *done { "done" } else { "to do" };
+        text += &format!("{status:8} {}{needs}\n", cell.id);
+    }
+    if evaluations.0 > 0 {
+        text += &format!(
+            "{} evaluations (model x data set x seed), {} of them done\n",
+            evaluations.0, evaluations.1
+        );
+    }
+    text
+}
+
+/// The listing of one thing, or of all.
+///
+/// # Errors
+///
+/// When the project's folder cannot be read.
+pub fn listing(what: Option<Listing>, root: &Path) -> Result<String> {
+    let all = [
+        Listing::Experiments,
+        Listing::Profiles,
+        Listing::Methods,
+        Listing::Losses,
+        Listing::Datasets,
+    ];
+    let chosen = what.map_or(all.to_vec(), |w| vec![w]);
+    let mut text = String::new();
+    for (i, listing) in chosen.iter().enumerate() {
+        if i > 0 {
+            text.push('\n');
+        }
+        match listing {
+            Listing::Experiments => {
+                text += "experiments\n";
+                let folder = root.join("experiments");
+                for name in spec::names(&folder)? {
+                    let e: spec::Experiment =
+                        spec::read_toml(&folder.join(format!("{name}.toml")))?;
+                    text += &format!("  {name:16} {}\n", e.title);
+                }
+            }
+            Listing::Profiles => {
+                text += "profiles\n";
+                let folder = root.join("experiments/profiles");
+                for name in spec::names(&folder)? {
+                    let p: Profile = spec::read_toml(&folder.join(format!("{name}.toml")))?;
+                    text += &format!("  {name:16} {}\n", p.description);
+                }
+            }
+            Listing::Methods => {
+                text += "methods\n";
+                for (id, line) in Method::IDS {
+                    text += &format!("  {id:10} {line}\n");
+                }
+            }
+            Listing::Losses => {
+                text += "losses (p teacher, q student; parameters with the paper's values)\n";
+                for id in Divergence::IDS {
+                    let d = Divergence::from_parts(id, &Default::default())?;
+                    let params: Vec<String> = d
+                        .params()
+                        .iter()
+                        .map(|(k, v)| format!("{k} = {v}"))
+                        .collect();
+                    text += &format!(
+                        "  {id:10} {:12} {}  [{}]\n",
+                        d.label(),
+                        d.formula(),
+                        params.join(", ")
+                    );
+                }
+            }
+            Listing::Datasets => {
+                text += "datasets\n";
+                for set in TestSet::ALL {
+                    text += &format!("  {:16} {}\n", set.id(), set.label());
+                }
+            }
+        }
+    }
+    Ok(text)
+}
