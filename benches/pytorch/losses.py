@@ -95,11 +95,17 @@ def torch_ms(loss, z, t):
     return 1e3 * (time.perf_counter() - begun)
 
 
-def ours_ms(binary, name):
-    out = subprocess.run([binary, "--bench", str(ROWS), str(VOCAB), name], capture_output=True, text=True, check=True)
+def ours_ms(binary, name, rows=ROWS, vocab=VOCAB):
+    out = subprocess.run([binary, "--bench", str(rows), str(vocab), name], capture_output=True, text=True, check=True)
     lines = out.stdout.split("\n")
     floor = float(lines[0].rsplit(":", 1)[1].split()[0])
     return floor, float(next(l for l in lines[1:] if l.split()[:1] == [name]).split()[1])
+
+
+def r_squared(x, y):
+    mx, my = statistics.mean(x), statistics.mean(y)
+    sxy = sum((a - mx) * (b - my) for a, b in zip(x, y))
+    return sxy ** 2 / (sum((a - mx) ** 2 for a in x) * sum((b - my) ** 2 for b in y))
 
 
 def main():
@@ -119,6 +125,11 @@ def main():
         floor, a, b = map(statistics.median, (floors, ours, theirs))
         rows.append([name, f"{a:.1f}", f"{a / floor:.1f}", f"{b:.1f}", f"{b / a:.1f}"])
         print(f"{name:10} {a:8.1f} ms {a / floor:5.1f} passes   torch {b:8.1f} ms   {b / a:5.1f} times as fast", flush=True)
+    for what, sizes in [("rows", [(n, VOCAB) for n in (256, 512, 1024, 2048)]),
+                        ("vocabulary", [(ROWS, v) for v in (12_500, 25_000, 50_000, 100_000)])]:
+        times = [ours_ms(binary, "ab", *size)[1] for size in sizes]
+        x = [n * v for n, v in sizes]
+        print(f"ab in {what}: {', '.join(f'{t:.1f}' for t in times)} ms, R^2 of a line {r_squared(x, times):.4f}")
     path = pathlib.Path("results/bench/losses.csv")
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:

@@ -1,13 +1,14 @@
 //! `abkd fetch`: data sets and checkpoints of a profile from the Hugging Face Hub.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use abkd_data::hub::{Hub, RepoKind, Wanted};
 use anyhow::{Context, Result, bail, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
 
+use crate::inputs::data_folder;
 use crate::results::write_atomic;
 use crate::spec::{ModelSpec, Profile, Source};
 
@@ -26,14 +27,6 @@ const DEV: usize = 1000;
 /// Unnatural examples that the paper evaluates on.
 const UNNATURAL: usize = 10_000;
 
-/// The folder of a profile's data: its `path`, else `ABKD_DATA`, else `data`.
-pub fn data_folder(root: &Path, profile: &Profile) -> PathBuf {
-    match &profile.data.path {
-        Some(path) => root.join(path),
-        None => std::env::var_os("ABKD_DATA").map_or_else(|| root.join("data"), PathBuf::from),
-    }
-}
-
 /// Fetches the data sets that are not there yet; gives lines on what was done.
 ///
 /// # Errors
@@ -45,7 +38,7 @@ pub fn data(hub: &Hub, root: &Path, profile: &Profile) -> Result<Vec<String>> {
         "profile `{}` has its data built in; there is nothing to fetch",
         profile.name
     );
-    let folder = data_folder(root, profile);
+    let folder = data_folder(root, &profile.data);
     let mut lines = Vec::new();
     for (repo, file, target) in DATA {
         let wanted = Wanted {

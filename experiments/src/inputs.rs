@@ -140,16 +140,24 @@ fn load_tokenizer(root: &Path, profile: &Profile) -> Result<Tokenizer> {
     Ok(Tokenizer::from_file(&path, eos)?)
 }
 
+/// The folder of the instruction sets: `[data] path`, else `ABKD_DATA`, else `data`.
+pub fn data_folder(root: &Path, data: &DataSpec) -> PathBuf {
+    match &data.path {
+        Some(path) => root.join(path),
+        None => std::env::var_os("ABKD_DATA").map_or_else(|| root.join("data"), PathBuf::from),
+    }
+}
+
 fn load_sets(root: &Path, data: &DataSpec) -> Result<DataSets> {
     match data.source {
         Source::Embedded => Ok(abkd_data::embedded(data.seed, &sizes(data))),
         Source::Folder => {
-            let folder = match &data.path {
-                Some(path) => root.join(path),
-                None => PathBuf::from(std::env::var_os("ABKD_DATA").context(
-                    "this profile reads the instruction sets from a folder: set ABKD_DATA to it (README, \"Real data\")",
-                )?),
-            };
+            let folder = data_folder(root, data);
+            ensure!(
+                folder.exists(),
+                "{}: this profile reads the instruction sets from a folder; set ABKD_DATA to one, or get them with `abkd fetch data` (README, \"Real data\")",
+                folder.display()
+            );
             Ok(abkd_data::from_folder(&folder)?)
         }
     }

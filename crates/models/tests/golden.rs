@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use abkd_models::generate::{Decoding, generate};
-use abkd_models::{Error, LanguageModel, checkpoint, lora, verify};
+use abkd_models::{Error, LanguageModel, Precision, checkpoint, lora, verify};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
 fn goldens() -> PathBuf {
@@ -20,6 +20,26 @@ fn logits_and_greedy_tokens_are_those_of_transformers() {
         for check in verify::verify_model(&goldens().join(name), &Device::flex()).unwrap() {
             assert!(check.error <= check.tolerance, "{name}: {check:?}");
         }
+    }
+}
+
+#[test]
+fn half_precision_stays_near_and_is_not_the_same() {
+    for name in ["gpt2-tiny", "llama-tiny"] {
+        let exact = load(name);
+        let half = exact.clone().with_precision(Precision::Bf16);
+        let logits = |model: &LanguageModel| {
+            let ids = Tensor::<2, Int>::from_ints([[5, 9, 2, 7, 11]], &Device::flex());
+            let hidden = model.hidden(ids, &[], None);
+            let d = hidden.dims()[2];
+            model.logits(hidden.reshape([5, d]))
+        };
+        let largest: f32 = logits(&exact).abs().max().into_scalar();
+        let error: f32 = (logits(&exact) - logits(&half)).abs().max().into_scalar();
+        assert!(
+            error > 0.0 && error < 0.05 * largest,
+            "{name}: {error} of {largest}"
+        );
     }
 }
 

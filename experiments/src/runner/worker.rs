@@ -112,7 +112,9 @@ impl Worker<'_> {
             Work::Time { row, repeat } => {
                 let mut job = self.job(row)?;
                 job.method = timing::method(job.method, job.settings.batch_size);
-                let scratch = tempfile::tempdir_in(&dir)?;
+                // Never resumed: what was timed before a stop is not comparable.
+                let scratch = dir.join("scratch");
+                remove_folder(&scratch)?;
                 let mut timing = timing::Timing::new(&profile.timing);
                 let seed = job.settings.seed + repeat as u64;
                 let settings = timing::settings(&job.settings, &profile.timing, seed);
@@ -126,7 +128,7 @@ impl Worker<'_> {
                             decoding: &profile.validation.decoding(),
                             seed: 0,
                         },
-                        ..self.run(cell, scratch.path(), &job)
+                        ..self.run(cell, &scratch, &job)
                     },
                     &mut |event| {
                         if let Event::Step {
@@ -141,6 +143,7 @@ impl Worker<'_> {
                         }
                     },
                 )?;
+                remove_folder(&scratch)?;
                 if outcome == Outcome::Interrupted {
                     return Ok(None);
                 }
@@ -363,6 +366,13 @@ struct Job<'a> {
     sequences: Cow<'a, [Sequence]>,
     /// Whether the language-modelling term is added, where the profile has text.
     with_text: bool,
+}
+
+fn remove_folder(dir: &Path) -> Result<()> {
+    if dir.exists() {
+        fs::remove_dir_all(dir).with_context(|| dir.display().to_string())?;
+    }
+    Ok(())
 }
 
 /// A finished cell needs its optimizer state no longer.
