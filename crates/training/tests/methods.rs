@@ -209,21 +209,36 @@ fn a_stopped_run_ends_with_the_bits_of_an_undisturbed_one() {
         keep_best: abkd_training::KeepBest::Loss,
         ..settings()
     };
-    for (id, method) in methods() {
+    let adapted = Settings {
+        lora: Some(LoraConfig {
+            r: 2,
+            alpha: 8.0,
+            dropout: 0.0,
+            target_modules: vec!["q_proj".into(), "v_proj".into()],
+        }),
+        ..settings.clone()
+    };
+    let kd = Method::from_parts("kd", None, json!({})).unwrap();
+    let plain = methods().into_iter().map(|(id, m)| (id, m, &settings));
+    for (id, method, settings) in plain.chain([("kd with adapters", kd, &adapted)]) {
         let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let finished = toy.run(whole.path(), &method, &settings, None);
+        let finished = toy.run(whole.path(), &method, settings, None);
         // in the middle of an epoch, of MiniLLM's round and of its inner epochs, and of the last epoch
         for stop in [3, 50] {
-            let outcome = toy.run(parts.path(), &method, &settings, Some(stop));
+            let outcome = toy.run(parts.path(), &method, settings, Some(stop));
             assert!(matches!(outcome, Outcome::Interrupted), "{id}");
         }
         assert_eq!(
-            toy.run(parts.path(), &method, &settings, None),
+            toy.run(parts.path(), &method, settings, None),
             finished,
             "{id}"
         );
-        let weights =
-            |dir: &Path| std::fs::read(student_dir(dir).join("model.safetensors")).unwrap();
+        let name = if settings.lora.is_some() {
+            "adapter_model.safetensors"
+        } else {
+            "model.safetensors"
+        };
+        let weights = |dir: &Path| std::fs::read(student_dir(dir).join(name)).unwrap();
         assert!(weights(whole.path()) == weights(parts.path()), "{id}");
     }
 }
