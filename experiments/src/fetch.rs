@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use abkd_data::hub::{Hub, RepoKind, Wanted};
+use abkd_data::hub::{Hub, RepoKind, Request, WantedFile};
 use anyhow::{Context, Result, bail, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
@@ -12,14 +12,14 @@ use crate::inputs::data_folder;
 use crate::results::write_atomic;
 use crate::spec::{ModelSpec, Profile, Source};
 
-/// Files of the data sets: repository, path there, path below the data folder.
+/// Files of the data sets: repository, path there, folder below the data folder.
 const DATA: [(&str, &str, &str); 6] = [
-    ("MiniLLM/dolly", "raw.jsonl", "dolly/raw.jsonl"),
-    ("MiniLLM/dolly", "valid.jsonl", "dolly/valid.jsonl"),
-    ("MiniLLM/self-inst", "valid.jsonl", "self-inst/valid.jsonl"),
-    ("MiniLLM/Vicuna", "valid.jsonl", "vicuna/valid.jsonl"),
-    ("MiniLLM/sinst", "11_/valid.jsonl", "sinst/11_/valid.jsonl"),
-    ("MiniLLM/uinst", "11_/valid.jsonl", "uinst/11_/valid.jsonl"),
+    ("MiniLLM/dolly", "raw.jsonl", "dolly"),
+    ("MiniLLM/dolly", "valid.jsonl", "dolly"),
+    ("MiniLLM/self-inst", "valid.jsonl", "self-inst"),
+    ("MiniLLM/Vicuna", "valid.jsonl", "vicuna"),
+    ("MiniLLM/sinst", "11_/valid.jsonl", "sinst"),
+    ("MiniLLM/uinst", "11_/valid.jsonl", "uinst"),
 ];
 
 /// Examples of Dolly that validate: the first of `raw.jsonl`, as in MiniLLM's preparation.
@@ -41,13 +41,7 @@ pub fn data(hub: &Hub, root: &Path, profile: &Profile) -> Result<Vec<String>> {
     let folder = data_folder(root, &profile.data);
     let mut lines = Vec::new();
     for (repo, file, target) in DATA {
-        let wanted = Wanted {
-            kind: RepoKind::Dataset,
-            repo: repo.into(),
-            revision: "main".into(),
-            file: file.into(),
-            sha256: None,
-        };
+        let wanted = request(RepoKind::Dataset, repo, None, file);
         lines.push(one(hub, &wanted, &folder.join(target))?);
     }
     lines.extend(derive(&folder)?);
@@ -102,21 +96,15 @@ fn checkpoint(
     dir: &Path,
     lines: &mut Vec<String>,
 ) -> Result<()> {
-    let wanted = |file: &str| Wanted {
-        kind: RepoKind::Model,
-        repo: repo.into(),
-        revision: model.revision.clone().unwrap_or("main".into()),
-        file: file.into(),
-        sha256: None,
-    };
+    let wanted = |file: &str| request(RepoKind::Model, repo, model.revision.clone(), file);
     for file in ["config.json", "tokenizer.json"] {
-        lines.push(one(hub, &wanted(file), &dir.join(file))?);
+        lines.push(one(hub, &wanted(file), dir)?);
     }
     let single = dir.join("model.safetensors");
     let index = dir.join("model.safetensors.index.json");
     // Large models are in several files that an index names.
     let sharded = !single.exists()
-        && match one(hub, &wanted("model.safetensors.index.json"), &index) {
+        && match one(hub, &wanted("model.safetensors.index.json"), dir) {
             Ok(line) => {
                 lines.push(line);
                 true
@@ -125,7 +113,7 @@ fn checkpoint(
             Err(error) => return Err(error),
         };
     if !sharded {
-        let fetched = one(hub, &wanted("model.safetensors"), &single);
+        let fetched = one(hub, &wanted("model.safetensors"), dir);
         lines.push(fetched.with_context(|| {
             format!("{repo} has no safetensors; load it with Python's transformers, save_pretrained(\"{}\")", dir.display())
         })?);
@@ -140,12 +128,25 @@ fn checkpoint(
     let files: std::collections::BTreeSet<&str> =
         map.values().filter_map(serde_json::Value::as_str).collect();
     for file in files {
-        lines.push(one(hub, &wanted(file), &dir.join(file))?);
+        lines.push(one(hub, &wanted(file), dir)?);
     }
     Ok(())
 }
 
-fn one(hub: &Hub, wanted: &Wanted, target: &Path) -> Result<String> {
+fn request(kind: RepoKind, repo: &str, revision: Option<String>, file: &str) -> Request {
+    Request {
+        repo: repo.into(),
+        kind,
+        revision,
+        files: vec![WantedFile {
+            name: file.into(),
+            ..WantedFile::default()
+        }],
+    }
+}
+
+/// Fetches the file of a request to a folder; tells what was done.
+fn one(hub: &Hub, wanted: &Request, folder: &Path) -> Result<String> {
     let bar = if std::io::stderr().is_terminal() {
         ProgressBar::new(0)
     } else {
@@ -153,16 +154,19 @@ fn one(hub: &Hub, wanted: &Wanted, target: &Path) -> Result<String> {
     };
     let style = "{msg} {bar:30} {bytes}/{total_bytes} {bytes_per_sec} eta {eta}";
     bar.set_style(ProgressStyle::with_template(style).expect("templates are constants"));
-    bar.set_message(format!("{}/{}", wanted.repo, wanted.file));
-    let fetched = hub.fetch(wanted, target, &mut |at, all| {
-        bar.set_length(all as u64);
-        bar.set_position(at as u64);
+    let file = &wanted.files[0].name;
+    bar.set_message(format!("{}/{file}", wanted.repo));
+    let target = folder.join(file);
+    let was_there = target.exists();
+    hub.fetch(wanted, folder, &mut |p| {
+        bar.set_length(p.total);
+        bar.set_position(p.done);
     })?;
     bar.finish_and_clear();
     Ok(format!(
         "{}: {}",
         target.display(),
-        if fetched { "fetched" } else { "is there" }
+        if was_there { "is there" } else { "fetched" }
     ))
 }
 

@@ -304,20 +304,8 @@ fn data_command(command: &DataCommand) -> Result<ExitCode> {
             let tokenizer = Tokenizer::from_file(tokenizer, None)?;
             let tokens = IndexedTokens::open(prefix)?;
             let mut out = std::io::stdout().lock();
-            let text = |values: &[u16]| {
-                let ids: Vec<u32> = values.iter().map(|&v| u32::from(v)).collect();
-                let end = ids.strip_suffix(&[tokenizer.eos()]).unwrap_or(&ids);
-                tokenizer.decode(end)
-            };
             for i in 0..tokens.len() {
-                let values = tokens.document(i);
-                let line = match values.iter().position(|&v| v == indexed::SEPARATOR) {
-                    Some(at) => serde_json::json!({
-                        "prompt": text(&values[..at])?, "output": text(&values[at + 1..])?,
-                    }),
-                    None => serde_json::json!({ "text": text(&values)? }),
-                };
-                writeln!(out, "{line}")?;
+                writeln!(out, "{}", tokens.line(i, &tokenizer)?)?;
             }
             Ok(ExitCode::SUCCESS)
         }

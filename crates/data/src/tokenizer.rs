@@ -157,9 +157,13 @@ impl Tokenizer {
     }
 
     fn fail(&self, error: &dyn std::error::Error) -> Error {
+        self.refuse(error.to_string())
+    }
+
+    pub(crate) fn refuse(&self, reason: String) -> Error {
         Error::Tokenizer {
             path: self.path.clone(),
-            reason: error.to_string(),
+            reason,
         }
     }
 }

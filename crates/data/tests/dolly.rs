@@ -1,12 +1,20 @@
 //! Token counts of the published Dolly data with GPT-2's tokenizer.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use abkd_data::{Limits, Tokenizer, encode_training, indexed, read_jsonl};
+use abkd_data::{Limits, Tokenizer, encode_training, indexed, prompt, read_jsonl};
+
+/// The folder that is shared between checkouts: `ABKD_SHARED`, else beside this one.
+fn shared() -> PathBuf {
+    std::env::var_os("ABKD_SHARED").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared"),
+        PathBuf::from,
+    )
+}
 
 #[test]
 fn dolly_has_the_published_token_counts() {
-    let shared = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared");
+    let shared = shared();
     let path = shared.join("tokenizers/gpt2/tokenizer.json");
     if !path.exists() {
         println!("skipped: {} is not there", path.display());
@@ -40,7 +48,7 @@ fn dolly_has_the_published_token_counts() {
 
 #[test]
 fn dolly_packs_into_the_published_number_of_values() {
-    let shared = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared");
+    let shared = shared();
     let path = shared.join("tokenizers/gpt2/tokenizer.json");
     if !path.exists() {
         println!("skipped: {} is not there", path.display());
@@ -62,4 +70,7 @@ fn dolly_packs_into_the_published_number_of_values() {
     for (i, sequence) in encoded.sequences.iter().enumerate() {
         assert_eq!(read.sequence(i, &limits).as_ref(), Some(sequence));
     }
+    let line: serde_json::Value = serde_json::from_str(&read.line(0, &tokenizer).unwrap()).unwrap();
+    assert_eq!(line["prompt"], prompt(&examples[0]));
+    assert_eq!(line["output"], examples[0].outputs[0]);
 }

@@ -1,222 +1,288 @@
 //! Fetching from a small server that plays the Hub.
 
-use std::io::{BufRead, BufReader, Write};
-use std::net::{TcpListener, TcpStream};
-use std::sync::{Arc, Mutex};
+use std::collections::BTreeSet;
+use std::fs;
+use std::net::TcpListener;
+use std::path::PathBuf;
 
-use abkd_data::hub::{Hub, RepoKind, Wanted};
-use sha2::{Digest, Sha256};
+use abkd_data::hub::{Hub, Progress, RepoKind, Request, WantedFile};
+use server::{BODY, Seen, Server, Trick, hash};
 
-/// How the server treats a file.
-#[derive(Clone, Copy, PartialEq)]
-enum Trick {
-    Honest,
-    /// Half of the first transfer, then silence.
-    Break,
-    /// Another hash than the file's.
-    WrongHash,
-    Status(u16),
-    Html,
-}
-
-/// Path of each request, and where its range begins.
-type Log = Mutex<Vec<(String, Option<usize>)>>;
-
-struct Server {
-    endpoint: String,
-    requests: Arc<Log>,
-}
-
-const BODY: &[u8] = &[42; 100_000];
-
-fn hash(bytes: &[u8]) -> String {
-    Sha256::digest(bytes)
-        .iter()
-        .map(|b| format!("{b:02x}"))
-        .collect()
-}
-
-impl Server {
-    fn start(trick: Trick) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let endpoint = format!("http://{}", listener.local_addr().unwrap());
-        let requests = Arc::new(Mutex::new(Vec::new()));
-        let log = Arc::clone(&requests);
-        std::thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                answer(stream, trick, &log);
-            }
-        });
-        Self { endpoint, requests }
-    }
-}
-
-fn answer(mut stream: TcpStream, trick: Trick, log: &Log) {
-    let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
-    let Some(Ok(request)) = lines.next() else {
-        return;
-    };
-    let path = request.split(' ').nth(1).unwrap().to_owned();
-    let mut range: Option<(usize, Option<usize>)> = None;
-    for line in lines.map_while(Result::ok).take_while(|l| !l.is_empty()) {
-        if let Some((key, value)) = line.split_once(": ")
-            && key.eq_ignore_ascii_case("range")
-        {
-            let (from, to) = value.trim_start_matches("bytes=").split_once('-').unwrap();
-            range = Some((from.parse().unwrap(), to.parse().ok()));
-        }
-    }
-    let probe = range == Some((0, Some(0)));
-    let first = {
-        let mut log = log.lock().unwrap();
-        log.push((path, range.filter(|_| !probe).map(|r| r.0)));
-        log.iter().filter(|(_, from)| from.is_some()).count() <= 1
-    };
-    match trick {
-        Trick::Status(code) => {
-            let _ = write!(
-                stream,
-                "HTTP/1.1 {code} No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
-            );
-            return;
-        }
-        Trick::Html => {
-            let page = "<!DOCTYPE html><html>please log in</html>";
-            let n = page.len();
-            let _ = write!(
-                stream,
-                "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: {n}\r\nConnection: close\r\n\r\n{page}"
-            );
-            return;
-        }
-        _ => {}
-    }
-    let etag = match trick {
-        Trick::WrongHash => hash(b"something else"),
-        _ => hash(BODY),
-    };
-    let (from, to) = range.unwrap_or((0, None));
-    let end = to.map_or(BODY.len(), |t| t + 1).min(BODY.len());
-    let part = &BODY[from.min(end)..end];
-    let _ = write!(
-        stream,
-        "HTTP/1.1 206 Partial Content\r\nx-repo-commit: abc\r\nx-linked-etag: \"{etag}\"\r\n\
-         Content-Range: bytes {from}-{}/{}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
-        end.max(1) - 1,
-        BODY.len(),
-        part.len()
-    );
-    let cut = if trick == Trick::Break && first && !probe {
-        part.len() / 2
-    } else {
-        part.len()
-    };
-    let _ = stream.write_all(&part[..cut]);
-}
+#[path = "hub/server.rs"]
+mod server;
 
 struct Case {
     dir: tempfile::TempDir,
     hub: Hub,
     server: Server,
+    file: WantedFile,
 }
 
 impl Case {
     fn new(trick: Trick) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let server = Server::start(trick);
-        let hub = Hub::new(
-            server.endpoint.clone(),
-            None,
-            Some(dir.path().join("cache")),
-        )
-        .unwrap();
-        Self { dir, hub, server }
-    }
-
-    fn fetch(&self, sha256: Option<String>) -> Result<bool, String> {
-        let wanted = Wanted {
-            kind: RepoKind::Dataset,
-            repo: "MiniLLM/dolly".into(),
-            revision: "main".into(),
-            file: "valid.jsonl".into(),
-            sha256,
+        let hub = Hub {
+            endpoint: server.endpoint.clone(),
+            token: Some("secret".into()),
+            cache: dir.path().join("cache"),
         };
-        let target = self.dir.path().join("data/dolly/valid.jsonl");
-        let result = self.hub.fetch(&wanted, &target, &mut |_, _| {});
-        assert_eq!(target.exists(), result.is_ok());
-        if result.is_ok() {
-            assert_eq!(std::fs::read(&target).unwrap(), BODY);
+        let file = WantedFile {
+            name: "11_/valid.jsonl".into(),
+            ..WantedFile::default()
+        };
+        Self {
+            dir,
+            hub,
+            server,
+            file,
         }
-        result.map_err(|e| e.to_string())
     }
 
-    fn requests(&self) -> Vec<(String, Option<usize>)> {
-        self.server.requests.lock().unwrap().clone()
+    fn target(&self) -> PathBuf {
+        self.dir.path().join("data/sinst/11_/valid.jsonl")
+    }
+
+    fn blobs(&self) -> PathBuf {
+        self.hub.cache.join("datasets--MiniLLM--sinst/blobs")
+    }
+
+    /// Leaves a part of the file in the cache, as a program that was killed does.
+    fn leave_part(&self, bytes: &[u8]) {
+        fs::create_dir_all(self.blobs()).unwrap();
+        let path = self.blobs().join(hash(BODY)).with_extension("part");
+        fs::write(path, bytes).unwrap();
+    }
+
+    /// Fetches the file; gives (bytes done, bytes in all) at each report.
+    fn fetch(&self) -> Result<Vec<(u64, u64)>, String> {
+        let request = Request {
+            repo: "MiniLLM/sinst".into(),
+            kind: RepoKind::Dataset,
+            revision: None,
+            files: vec![self.file.clone()],
+        };
+        let mut reports = Vec::new();
+        let folder = self.dir.path().join("data/sinst");
+        let result = self.hub.fetch(&request, &folder, &mut |p: Progress| {
+            assert_eq!(p.file, "11_/valid.jsonl");
+            reports.push((p.done, p.total));
+        });
+        if let Ok(paths) = &result {
+            assert_eq!(paths, &[self.target()]);
+            assert_eq!(fs::read(self.target()).unwrap(), BODY);
+            let beside = fs::read_dir(self.target().parent().unwrap()).unwrap();
+            assert_eq!(beside.count(), 1, "no partial file is left");
+        }
+        result.map(|_| reports).map_err(|e| e.to_string())
+    }
+
+    /// Fails to fetch the file, which then is not there.
+    fn fails(&self) -> String {
+        let error = self.fetch().unwrap_err();
+        assert!(!self.target().exists());
+        assert!(error.contains("MiniLLM/sinst"), "{error}");
+        let url = format!("{}/datasets/MiniLLM/sinst/resolve/main", self.hub.endpoint);
+        assert!(error.contains(&url), "{error}");
+        error
+    }
+
+    fn seen(&self) -> Vec<Seen> {
+        self.server.seen.lock().unwrap().clone()
+    }
+
+    /// Where each transfer began.
+    fn transfers(&self) -> Vec<usize> {
+        self.seen().into_iter().filter_map(|s| s.from).collect()
     }
 }
 
 #[test]
 fn a_file_is_fetched_once() {
-    let case = Case::new(Trick::Honest);
-    assert_eq!(case.fetch(Some(hash(BODY))), Ok(true));
-    let before = case.requests();
-    assert!(
-        before[0]
-            .0
-            .contains("/datasets/MiniLLM/dolly/resolve/main/valid.jsonl")
-    );
-    assert_eq!(case.fetch(Some(hash(BODY))), Ok(false));
-    assert_eq!(case.requests(), before);
+    let mut case = Case::new(Trick::Honest);
+    case.file.sha256 = Some(hash(BODY).to_uppercase());
+    case.file.size = Some(BODY.len() as u64);
+    let reports = case.fetch().unwrap();
+    assert_eq!(reports[0], (0, 100_000));
+    assert_eq!(reports.last(), Some(&(100_000, 100_000)));
+    let before = case.seen();
+    let path = "/datasets/MiniLLM/sinst/resolve/main/11_/valid.jsonl";
+    assert!(before.iter().all(|s| s.path == path), "{before:?}");
+    let token = Some("Bearer secret".to_owned());
+    assert!(before.iter().all(|s| s.token == token), "{before:?}");
+    assert_eq!(case.fetch(), Ok(vec![]));
+    assert_eq!(case.seen(), before, "what is there is not asked for");
+    fs::remove_file(case.target()).unwrap();
+    assert_eq!(case.fetch(), Ok(vec![]));
+    assert_eq!(case.seen(), before, "nor is what the cache has");
+}
+
+#[test]
+fn several_files_come_from_a_tag_of_a_model() {
+    let case = Case::new(Trick::Small);
+    let names = ["config.json", "model.safetensors"];
+    let request = Request {
+        repo: "openai-community/gpt2".into(),
+        kind: RepoKind::Model,
+        revision: Some("refs/pr/1".into()),
+        files: names
+            .map(|name| WantedFile {
+                name: name.into(),
+                ..WantedFile::default()
+            })
+            .into(),
+    };
+    let folder = case.dir.path().join("gpt2");
+    let paths = case.hub.fetch(&request, &folder, &mut |_| {}).unwrap();
+    assert_eq!(paths, names.map(|n| folder.join(n)));
+    let asked: BTreeSet<String> = case.seen().into_iter().map(|s| s.path).collect();
+    let url = |name| format!("/openai-community/gpt2/resolve/refs%2Fpr%2F1/{name}");
+    assert_eq!(asked, names.map(url).into());
 }
 
 #[test]
 fn a_broken_transfer_goes_on_where_it_was() {
-    let case = Case::new(Trick::Break);
-    let error = case.fetch(None).unwrap_err();
-    assert!(error.contains("run the command again"), "{error}");
-    assert_eq!(case.fetch(None), Ok(true));
-    let from: Vec<usize> = case.requests().into_iter().filter_map(|r| r.1).collect();
-    assert_eq!(from, [0, BODY.len() / 2]);
+    for trick in [Trick::Break, Trick::EndEarly] {
+        let case = Case::new(trick);
+        let error = case.fails();
+        assert!(
+            error.contains("run the command again, it goes on"),
+            "{error}"
+        );
+        let reports = case.fetch().unwrap();
+        assert_eq!(reports[0], (50_000, 100_000));
+        assert_eq!(reports.last(), Some(&(100_000, 100_000)));
+        assert_eq!(case.transfers(), [0, 50_000]);
+    }
 }
 
 #[test]
-fn a_wrong_hash_never_reaches_the_target() {
-    let case = Case::new(Trick::WrongHash);
-    let error = case.fetch(None).unwrap_err();
+fn a_server_without_ranges_is_found_out() {
+    let case = Case::new(Trick::BreakThenAnew);
+    case.fails();
+    let error = case.fails();
     assert!(
-        error.contains(&hash(BODY)) && error.contains("removed"),
+        error.contains("150000 bytes, it should have 100000"),
         "{error}"
     );
+    case.fetch().unwrap();
+    assert_eq!(case.transfers(), [0, 50_000, 0]);
+}
+
+#[test]
+fn parts_of_killed_programs_do_not_block() {
     let case = Case::new(Trick::Honest);
-    let error = case.fetch(Some(hash(b"wanted"))).unwrap_err();
+    case.leave_part(BODY);
+    case.fetch().unwrap();
+    assert_eq!(case.transfers(), [100_000, 99_999], "one byte is asked for");
+    let case = Case::new(Trick::Honest);
+    case.leave_part(&[BODY, b"and more"].concat());
+    case.fetch().unwrap();
+    assert_eq!(case.transfers(), [0]);
+    let case = Case::new(Trick::Honest);
+    case.leave_part(&[7; 100_000]);
+    assert!(case.fails().contains("it was removed"));
+    case.fetch().unwrap();
+}
+
+#[test]
+fn a_wrong_hash_or_size_never_reaches_the_target() {
+    let case = Case::new(Trick::WrongHash);
+    let error = case.fails();
+    let says = format!(
+        "hash {}, it should have {}",
+        hash(BODY),
+        hash(b"something else")
+    );
+    assert!(
+        error.contains(&says) && error.contains("it was removed"),
+        "{error}"
+    );
+    assert!(!case.blobs().join(hash(b"something else")).exists());
+
+    let mut case = Case::new(Trick::Small);
+    case.file.sha256 = Some(hash(b"wanted"));
+    let error = case.fails();
     assert!(error.contains(&hash(b"wanted")), "{error}");
+    case.file.sha256 = Some(hash(BODY));
+    case.file.size = Some(3);
+    let error = case.fails();
+    assert!(error.contains("100000 bytes, it should have 3"), "{error}");
+}
+
+#[test]
+fn a_wrong_file_in_the_target_is_left_alone() {
+    let mut case = Case::new(Trick::Honest);
+    fs::create_dir_all(case.target().parent().unwrap()).unwrap();
+    fs::write(case.target(), "mine").unwrap();
+    case.file.sha256 = Some(hash(BODY));
+    let error = case.fetch().unwrap_err();
+    assert!(error.contains("valid.jsonl: the file has hash"), "{error}");
+    assert!(error.contains("remove it and run"), "{error}");
+    assert_eq!(fs::read(case.target()).unwrap(), b"mine");
+    assert!(case.seen().is_empty());
+}
+
+#[test]
+fn a_damaged_cache_is_fetched_anew() {
+    let case = Case::new(Trick::Honest);
+    case.fetch().unwrap();
+    fs::remove_file(case.target()).unwrap();
+    fs::write(case.blobs().join(hash(BODY)), "damage").unwrap();
+    case.fetch().unwrap();
+    assert_eq!(case.transfers(), [0, 0]);
 }
 
 #[test]
 fn refusals_say_what_to_do() {
     for (trick, says) in [
-        (Trick::Status(404), "no file valid.jsonl at revision main"),
-        (Trick::Status(401), "HF_TOKEN"),
-        (Trick::Status(503), "status 503"),
+        (
+            Trick::Status(404, "EntryNotFound"),
+            "no file 11_/valid.jsonl at revision main",
+        ),
+        (
+            Trick::Status(404, ""),
+            "no file 11_/valid.jsonl at revision main",
+        ),
+        (Trick::Status(404, "RevisionNotFound"), "no revision main"),
+        (
+            Trick::Status(404, "RepoNotFound"),
+            "there is no MiniLLM/sinst",
+        ),
+        (Trick::Status(401, "RepoNotFound"), "HF_TOKEN"),
+        (Trick::Status(403, "GatedRepo"), "accept its licence"),
+        (Trick::Status(429, ""), "wait some minutes"),
+        (Trick::Status(503, ""), "status 503"),
         (Trick::Html, "not the Hub's"),
+        (Trick::HtmlAsFile, "a page in HTML came instead"),
     ] {
-        let error = Case::new(trick).fetch(None).unwrap_err();
+        let case = Case::new(trick);
+        let error = case.fails();
         assert!(error.contains(says), "{error}");
-        assert!(error.contains("MiniLLM/dolly/resolve"), "{error}");
+        let kept = fs::read_dir(case.blobs()).into_iter().flatten();
+        let kept = kept.filter(|e| e.as_ref().unwrap().path().extension().is_none());
+        assert_eq!(kept.count(), 0, "no blob stays");
     }
-    let dir = tempfile::tempdir().unwrap();
-    let nobody = "http://127.0.0.1:9".to_owned();
-    let hub = Hub::new(nobody, None, Some(dir.path().into())).unwrap();
-    let wanted = Wanted {
-        kind: RepoKind::Model,
-        repo: "a/b".into(),
-        revision: "main".into(),
-        file: "config.json".into(),
-        sha256: None,
-    };
-    let error = hub
-        .fetch(&wanted, &dir.path().join("x"), &mut |_, _| {})
-        .unwrap_err()
-        .to_string();
+}
+
+#[test]
+fn no_network_is_named() {
+    let mut case = Case::new(Trick::Honest);
+    // a port that was free a moment ago
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr();
+    case.hub.endpoint = format!("http://{}", free.unwrap());
+    let error = case.fails();
+    assert!(error.contains("cannot be reached"), "{error}");
     assert!(error.contains("HF_ENDPOINT"), "{error}");
+}
+
+#[test]
+fn no_name_leads_out_of_the_target() {
+    let mut case = Case::new(Trick::Honest);
+    for name in ["../valid.jsonl", "/etc/x", "a/../../x"] {
+        case.file.name = name.into();
+        let error = case.fetch().unwrap_err();
+        assert!(error.contains(name), "{error}");
+    }
+    assert!(case.seen().is_empty());
 }
