@@ -73,11 +73,38 @@ impl Inputs {
             let prompts = abkd_data::encode_prompts(&examples, &tokenizer, &limits)?;
             tests.insert(set.id(), (examples, prompts));
         }
-        let encoded = abkd_data::encode_training(&train, &tokenizer, &limits)?;
+        let mut train_examples = train.len();
+        let encoded = match &data.train_tokens {
+            None => abkd_data::encode_training(&train, &tokenizer, &limits)?,
+            Some(prefix) => {
+                let prefix = root.join(prefix);
+                let tokens = IndexedTokens::open(&prefix)?;
+                train_examples = tokens.len().min(data.train.unwrap_or(usize::MAX));
+                let mut hasher = Sha256::new();
+                hash_file(&prefix.with_added_extension("bin"), &mut hasher)
+                    .with_context(|| prefix.display().to_string())?;
+                let hash = short(&hex(&hasher.finalize()));
+                hashes.insert("train".into(), format!("{hash}-{train_examples}"));
+                let mut encoding = Encoding::default();
+                for index in 0..train_examples {
+                    match tokens.sequence(index, &limits) {
+                        Some(sequence) => encoding.sequences.push(sequence),
+                        None => encoding.skipped.push(index),
+                    }
+                }
+                let largest = encoding.sequences.iter().flat_map(|s| &s.tokens).max();
+                ensure!(
+                    largest.is_none_or(|&t| (t as usize) < tokenizer.vocab_size()),
+                    "{}: holds tokens that the tokenizer does not have; it was packed with another",
+                    prefix.display()
+                );
+                encoding
+            }
+        };
         ensure!(
             !encoded.sequences.is_empty(),
             "training data: none of {} examples has a response token left; raise [data] max_length",
-            train.len()
+            train_examples
         );
         let text = match &data.text {
             None => None,
@@ -95,7 +122,7 @@ impl Inputs {
         Ok(Self {
             text,
             train: encoded,
-            train_examples: train.len(),
+            train_examples,
             valid_prompts: abkd_data::encode_prompts(&valid, &tokenizer, &limits)?,
             valid_sequences: abkd_data::encode_training(&valid, &tokenizer, &limits)?,
             valid,
@@ -301,4 +328,32 @@ fn hex(bytes: &[u8]) -> String {
 
 fn short(hex: &str) -> String {
     hex.chars().take(16).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use abkd_data::indexed::{pack, write_indexed};
+
+    #[test]
+    fn packed_training_data_are_the_same_sequences() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let mut spec = Spec::load(&root, "table1", "tiny").unwrap();
+        spec.profile.data.train = Some(40);
+        let plain = Inputs::load(&root, &spec).unwrap();
+        let sets = load_sets(&root, &spec.profile.data).unwrap();
+        let mut documents = pack(&sets.train, &Tokenizer::embedded()).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let prefix = dir.path().join("train_0");
+        write_indexed(&prefix, &documents).unwrap();
+        spec.profile.data.train_tokens = Some(prefix.clone());
+        let packed = Inputs::load(&root, &spec).unwrap();
+        assert_eq!(packed.train, plain.train);
+        assert_ne!(packed.hashes["train"], plain.hashes["train"]);
+
+        documents[3][0] = 9000;
+        write_indexed(&prefix, &documents).unwrap();
+        let error = Inputs::load(&root, &spec).err().unwrap().to_string();
+        assert!(error.contains("packed with another"), "{error}");
+    }
 }

@@ -118,6 +118,10 @@ pub struct DataSpec {
     /// `tokenizer.json`; absent: the teacher checkpoint's.
     #[serde(default)]
     pub tokenizer: Option<PathBuf>,
+    /// Indexed token files (without suffix) of the training data, e.g. `MiniLLM/dolly-processed`, in place
+    /// of the folder's training set; they must be the tokenizer's.
+    #[serde(default)]
+    pub train_tokens: Option<PathBuf>,
     /// Indexed token files (without suffix) of plain text, e.g. OpenWebText: distillation then has a
     /// language-modelling term of weight `lm_coef`.
     #[serde(default)]
