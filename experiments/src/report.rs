@@ -44,15 +44,12 @@ pub fn compare(places: &Places, spec: &Spec) -> Result<String> {
 /// Seconds a sample and ratios to SFT, ours and the paper's.
 fn compare_timings(places: &Places, spec: &Spec) -> Result<String> {
     let e = &spec.experiment;
-    let rows = timing::read(&places.result(spec, &e.name)).with_context(|| hint(spec))?;
+    let ours = timing::read(&places.result(spec, &e.name)).with_context(|| hint(spec))?;
     let paper = timing::read_paper(&places.paper(&e.paper))?;
-    let text = timing::comparison(&rows, &paper);
+    let text = timing::comparison(&ours.rows, &paper);
     let heading = format!(
         "# {}, profile `{}`\n\n{}\n\nMachine: {}.\n\n",
-        e.title,
-        spec.profile.name,
-        spec.profile.description,
-        timing::machine()
+        e.title, spec.profile.name, spec.profile.description, ours.machine
     );
     let path = places.result(spec, &format!("{}_comparison.md", e.name));
     crate::results::write_atomic(&path, (heading + &text).as_bytes())?;
@@ -116,11 +113,11 @@ pub fn draw(places: &Places, spec: &Spec) -> Result<PathBuf> {
             plot::figure1(&ours, Some(&read_curve(&paper)?), &path, &spec.profile.name)?;
         }
         Kind::Timing => {
-            let rows = timing::read(&places.result(spec, &e.name)).with_context(|| hint(spec))?;
+            let ours = timing::read(&places.result(spec, &e.name)).with_context(|| hint(spec))?;
             let paper = timing::read_paper(&paper)?;
             let of = |method: &str| paper.iter().find(|(m, _)| m == method).map(|(_, s)| *s);
             let ratio = |method: &str| Some(of(method)? / of("SFT")?);
-            plot::stacks(&rows, ratio, &path, &e.title, &spec.profile.name)?;
+            plot::stacks(&ours.rows, ratio, &path, &e.title, &spec.profile.name)?;
         }
         Kind::Table => {
             let ours = Table::read(&ours).with_context(|| hint(spec))?;

@@ -8,7 +8,7 @@ mod worker;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Mutex, PoisonError};
 
 use abkd_training::EpochRecord;
@@ -115,15 +115,10 @@ pub fn run(
         .map(|c| is_done(places, spec, c))
         .collect();
     let finished = done.iter().filter(|d| **d).count();
-    // Updates that are timed have the machine to themselves.
-    let jobs = match spec.experiment.kind {
-        Kind::Timing => 1,
-        Kind::Table | Kind::Curve => spec.profile.jobs,
-    };
+    let jobs = spec.jobs();
     let display = Display::new(plan.cells.len(), finished, jobs);
     report_inputs(&display, inputs, finished, plan);
     let board = Board::new(plan, &done);
-    let failed = AtomicBool::new(false);
     let outcome: Vec<Result<()>> = std::thread::scope(|scope| {
         let workers: Vec<_> = (0..jobs)
             .map(|_| {
@@ -140,7 +135,6 @@ pub fn run(
                     };
                     let result = worker.work(&board);
                     if result.is_err() {
-                        failed.store(true, Ordering::Relaxed);
                         board.abandon();
                     }
                     result

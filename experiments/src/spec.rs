@@ -133,6 +133,14 @@ impl Spec {
         Ok(())
     }
 
+    /// Cells that run side by side: updates that are timed have the machine to themselves.
+    pub fn jobs(&self) -> usize {
+        match self.experiment.kind {
+            Kind::Timing => 1,
+            Kind::Table | Kind::Curve => self.profile.jobs,
+        }
+    }
+
     /// The test sets of the table.
     ///
     /// # Errors

@@ -326,7 +326,7 @@ fn micro(seconds: f64) -> Field<'static> {
 }
 
 /// The processor's name and the number of threads, as far as the system tells.
-pub fn machine() -> String {
+fn machine() -> String {
     let name = std::fs::read_to_string("/proc/cpuinfo")
         .ok()
         .and_then(|text| {
@@ -338,18 +338,22 @@ pub fn machine() -> String {
     format!("{name}, {threads} threads")
 }
 
+/// What `<stem>.json` says.
+#[derive(Deserialize)]
+pub struct Timings {
+    /// Where it was measured.
+    pub machine: String,
+    /// The methods.
+    pub rows: Vec<TimingRow>,
+}
+
 /// Reads `<stem>.json` back.
 ///
 /// # Errors
 ///
 /// When it is not there or not as written.
-pub fn read(stem: &Path) -> Result<Vec<TimingRow>> {
-    #[derive(Deserialize)]
-    struct File {
-        rows: Vec<TimingRow>,
-    }
-    let file: File = crate::runner::read_json(&stem.with_extension("json"))?;
-    Ok(file.rows)
+pub fn read(stem: &Path) -> Result<Timings> {
+    crate::runner::read_json(&stem.with_extension("json"))
 }
 
 /// The paper's seconds a sample, by method.

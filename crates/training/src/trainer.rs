@@ -293,18 +293,13 @@ struct EpochBatches {
 impl EpochBatches {
     fn get<'a>(&mut self, run: &TrainRun<'a>, epoch: usize, index: usize) -> Vec<&'a Sequence> {
         if self.epoch != Some(epoch) {
-            let size = run.settings.batch_size;
-            let mut batches = batches_of_epoch(
+            self.batches = batches_of_epoch(
                 run.sequences,
-                size,
+                run.settings.batch_size,
                 run.settings.seed,
                 epoch as u64,
                 run.settings.length_buckets,
             );
-            if batches.len() > 1 {
-                batches.retain(|b| b.len() == size);
-            }
-            self.batches = batches;
             self.epoch = Some(epoch);
         }
         self.batches[index]

@@ -134,7 +134,7 @@ pub fn report(
             peak / 1e9,
         );
     }
-    let jobs = estimate.spec.profile.jobs;
+    let jobs = estimate.spec.jobs();
     let peak = costs
         .iter()
         .map(|c| c.memory)

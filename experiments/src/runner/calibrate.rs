@@ -17,7 +17,7 @@ use anyhow::{Result, anyhow};
 use super::Places;
 use crate::inputs::{Inputs, base_model};
 use crate::plan::{Plan, Who, Work};
-use crate::spec::{Kind, ModelSpec, Spec};
+use crate::spec::{ModelSpec, Spec};
 use crate::timing;
 
 /// Updates that are not counted, and updates that are.
@@ -57,10 +57,7 @@ pub fn calibrate(places: &Places, spec: &Spec, plan: &Plan, inputs: &Inputs) -> 
         .collect();
     rest.extend([Task::Answers(Who::Student), Task::Answers(Who::Teacher)]);
     // The teacher's fine-tuning has the machine to itself for most of its time.
-    let jobs = match spec.experiment.kind {
-        Kind::Timing => 1,
-        Kind::Table | Kind::Curve => p.jobs,
-    };
+    let jobs = spec.jobs();
     let scratch = tempfile::tempdir()?;
     let sample = Sample::new(places, spec, inputs, scratch.path())?;
     let hidden = sample.seconds_a_sequence;

@@ -125,7 +125,7 @@ impl Worker<'_> {
                             examples: &[],
                             prompts: &[],
                             sequences: &self.inputs.valid_sequences.sequences,
-                            decoding: &profile.validation.decoding(),
+                            decoding: &self.decoding,
                             seed: 0,
                         },
                         ..self.run(cell, &scratch, &job)
