@@ -1,4 +1,5 @@
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
 use crate::{Error, Example, Tokenizer, prompt};
 
@@ -12,7 +13,7 @@ pub struct Limits {
 }
 
 /// Prompt, response and end of text as tokens.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sequence {
     /// Index of its example.
     pub example: usize,
@@ -20,6 +21,21 @@ pub struct Sequence {
     pub tokens: Vec<u32>,
     /// How many of them are the prompt's.
     pub prompt_len: usize,
+}
+
+impl Sequence {
+    /// The prompt's tokens.
+    pub fn prompt(&self) -> &[u32] {
+        &self.tokens[..self.prompt_len]
+    }
+
+    /// The same prompt with another response.
+    pub fn with_answer(&self, answer: &[u32]) -> Self {
+        Self {
+            tokens: [self.prompt(), answer].concat(),
+            ..*self
+        }
+    }
 }
 
 /// Encoded training examples.

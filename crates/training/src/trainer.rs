@@ -163,7 +163,7 @@ pub fn train(run: TrainRun, observe: &mut dyn FnMut(Event)) -> Result<Outcome, E
                 step: state.step,
                 steps,
                 settings,
-                student: &student.valid(),
+                student: &student,
                 teacher: run.teacher,
                 sequences: run.sequences,
                 tokenizer: run.tokenizer,

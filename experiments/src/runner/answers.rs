@@ -59,10 +59,7 @@ pub(super) fn write(
             return Ok(None);
         }
         let begun = Instant::now();
-        let prompts: Vec<Vec<u32>> = chunk
-            .iter()
-            .map(|s| s.tokens[..s.prompt_len].to_vec())
-            .collect();
+        let prompts: Vec<Vec<u32>> = chunk.iter().map(|s| s.prompt().to_vec()).collect();
         let keys: Vec<u64> = chunk.iter().map(|s| s.example as u64).collect();
         let answers = generate(
             teacher,
@@ -141,10 +138,6 @@ pub(super) fn read(dir: &Path, sequences: &[Sequence]) -> Result<Vec<Sequence>> 
     Ok(sequences
         .iter()
         .zip(lines)
-        .map(|(s, line)| Sequence {
-            example: s.example,
-            tokens: [&s.tokens[..s.prompt_len], &line.tokens].concat(),
-            prompt_len: s.prompt_len,
-        })
+        .map(|(s, line)| s.with_answer(&line.tokens))
         .collect())
 }

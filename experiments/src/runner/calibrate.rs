@@ -299,10 +299,7 @@ impl Measure<'_> {
             ..p.evaluation.decoding()
         };
         let chosen: Vec<&Sequence> = sequences.iter().take(p.evaluation.batch_size).collect();
-        let prompts: Vec<Vec<u32>> = chosen
-            .iter()
-            .map(|s| s.tokens[..s.prompt_len].to_vec())
-            .collect();
+        let prompts: Vec<Vec<u32>> = chosen.iter().map(|s| s.prompt().to_vec()).collect();
         let keys: Vec<u64> = (0..prompts.len() as u64).collect();
         let begun = Instant::now();
         let eos = self.inputs.tokenizer.eos();

@@ -8,7 +8,7 @@ use abkd_data::rng::Rng;
 use serde::{Deserialize, Serialize};
 
 use super::on_policy::{self, Labels, Sampling};
-use super::{Driver, Moment, StoredSequence};
+use super::{Driver, Moment};
 use crate::Error;
 use crate::head::Objective;
 use crate::step::Term;
@@ -90,7 +90,7 @@ struct State {
     /// Validation loss when the threshold was last set.
     reference: Option<f64>,
     /// The student's answers, oldest first.
-    buffer: VecDeque<StoredSequence>,
+    buffer: VecDeque<Sequence>,
 }
 
 impl State {
@@ -122,8 +122,7 @@ impl State {
     }
 
     fn push(&mut self, sequences: &[Sequence], capacity: usize) {
-        self.buffer
-            .extend(sequences.iter().cloned().map(StoredSequence::from));
+        self.buffer.extend(sequences.iter().cloned());
         while self.buffer.len() > capacity {
             self.buffer.pop_front();
         }
@@ -136,7 +135,7 @@ impl State {
         order
             .into_iter()
             .take(n)
-            .map(|i| self.buffer[i].clone().into())
+            .map(|i| self.buffer[i].clone())
             .collect()
     }
 }

@@ -9,10 +9,11 @@ use abkd_data::rng::Rng;
 use abkd_data::{Sequence, batch};
 use abkd_losses::{Divergence, Fidelity};
 use abkd_models::generate::generate_from_mixture;
+use burn::module::Module;
 use serde::{Deserialize, Serialize};
 
 use super::on_policy::{self, Sampling, prompts, with_answers};
-use super::{Driver, Moment, StoredSequence};
+use super::{Driver, Moment};
 use crate::Error;
 use crate::head::{CHUNK_BYTES, Objective, PolicyRows, log_probs};
 use crate::step::{Term, labels, rows_of};
@@ -129,7 +130,7 @@ impl MiniLlmSettings {
 /// A sampled answer and what is known of its tokens.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct Rollout {
-    sequence: StoredSequence,
+    sequence: Sequence,
     /// `log q` of each token when it was sampled.
     log_prob: Vec<f32>,
     /// Importance weight of each token: `q` over the sampling mixture.
@@ -186,10 +187,11 @@ impl MiniLlm {
             max_new_tokens: self.settings.max_new_tokens,
         };
         let decoding = on_policy::decoding(at, sampling, self.settings.sampling_batch_size);
-        let models = [(at.student, 1.0 - mix), (teacher, mix)];
+        let student = &at.student.valid();
+        let models = [(student, 1.0 - mix), (teacher, mix)];
         let models = if mix == 0.0 { &models[..1] } else { &models };
         let keys: Vec<u64> = (0..n as u64).collect();
-        let (seed, eos, student) = (on_policy::sampling_seed(at), at.tokenizer.eos(), at.student);
+        let (seed, eos) = (on_policy::sampling_seed(at), at.tokenizer.eos());
         let pad = at.tokenizer.pad();
         let settings = &self.settings;
         self.state.rollouts = at.phases.time(Phase::Generation, || {
@@ -249,7 +251,7 @@ fn score(
             let end = start + sequence.tokens.len() - sequence.prompt_len;
             let (log_q, log_p) = (&log_q[start..end], &log_p[start..end]);
             rollouts.push(Rollout {
-                sequence: sequence.clone().into(),
+                sequence: sequence.clone(),
                 log_prob: log_q.to_vec(),
                 weight: importance_weights(log_q, log_p, settings.teacher_mix),
                 reward_to_go: rewards_to_go(settings, log_q, log_p),
@@ -336,11 +338,8 @@ impl Driver for MiniLlm {
             clip: self.settings.ppo_clip as f32,
             single_step: self.settings.single_step,
         };
-        let sequences: Vec<Sequence> = chosen.iter().map(|r| r.sequence.clone().into()).collect();
-        let mut rollouts = at.term(
-            &sequences.iter().collect::<Vec<_>>(),
-            Objective::Policy(policy),
-        );
+        let sequences: Vec<&Sequence> = chosen.iter().map(|r| &r.sequence).collect();
+        let mut rollouts = at.term(&sequences, Objective::Policy(policy));
         rollouts.from_data = false;
         let on_data = Objective::Distill {
             divergence: Divergence::ForwardKl,

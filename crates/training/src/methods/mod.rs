@@ -12,7 +12,6 @@ mod on_policy;
 use abkd_data::{Sequence, Tokenizer, batch};
 use abkd_losses::{Divergence, Fidelity};
 use abkd_models::LanguageModel;
-use serde::{Deserialize, Serialize};
 
 use crate::head::Objective;
 use crate::step::Term;
@@ -236,7 +235,7 @@ pub struct Moment<'a> {
     pub steps: usize,
     /// Settings of the run.
     pub settings: &'a Settings,
-    /// The student, on a plain device.
+    /// The student in training; to sample from it, take its `valid()`.
     pub student: &'a LanguageModel,
     /// The teacher.
     pub teacher: Option<&'a LanguageModel>,
@@ -292,34 +291,6 @@ pub trait Driver {
     /// A state of another method or version.
     fn restore(&mut self, state: serde_json::Value) -> Result<(), serde_json::Error> {
         serde_json::from_value(state)
-    }
-}
-
-/// A sequence as a checkpoint keeps it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-struct StoredSequence {
-    example: usize,
-    tokens: Vec<u32>,
-    prompt_len: usize,
-}
-
-impl From<Sequence> for StoredSequence {
-    fn from(s: Sequence) -> Self {
-        Self {
-            example: s.example,
-            tokens: s.tokens,
-            prompt_len: s.prompt_len,
-        }
-    }
-}
-
-impl From<StoredSequence> for Sequence {
-    fn from(s: StoredSequence) -> Self {
-        Self {
-            example: s.example,
-            tokens: s.tokens,
-            prompt_len: s.prompt_len,
-        }
     }
 }
 

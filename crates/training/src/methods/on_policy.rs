@@ -3,6 +3,7 @@
 use abkd_data::rng::Rng;
 use abkd_data::{Batch, Sequence, batch};
 use abkd_models::generate::{Decoding, generate};
+use burn::module::Module;
 use serde::{Deserialize, Serialize};
 
 use super::Moment;
@@ -55,30 +56,24 @@ pub(super) fn sample(
     sampling: Sampling,
 ) -> Result<Vec<Sequence>, Error> {
     let decoding = decoding(at, sampling, data.len());
-    let (student, eos, seed) = (at.student, at.tokenizer.eos(), sampling_seed(at));
+    let (student, eos, seed) = (at.student.valid(), at.tokenizer.eos(), sampling_seed(at));
     let answers = at.phases.time(Phase::Generation, || {
         let prompts = prompts(data);
         let keys: Vec<u64> = data.iter().map(|s| s.example as u64).collect();
-        generate(student, &prompts, &keys, seed, eos, &decoding, &mut |_| {})
+        generate(&student, &prompts, &keys, seed, eos, &decoding, &mut |_| {})
     })?;
     Ok(with_answers(data, answers))
 }
 
 pub(super) fn prompts(data: &[&Sequence]) -> Vec<Vec<u32>> {
-    data.iter()
-        .map(|s| s.tokens[..s.prompt_len].to_vec())
-        .collect()
+    data.iter().map(|s| s.prompt().to_vec()).collect()
 }
 
 /// The prompts of `data`, each followed by its answer.
 pub(super) fn with_answers(data: &[&Sequence], answers: Vec<Vec<u32>>) -> Vec<Sequence> {
     data.iter()
         .zip(answers)
-        .map(|(s, answer)| Sequence {
-            example: s.example,
-            tokens: [&s.tokens[..s.prompt_len], &answer].concat(),
-            prompt_len: s.prompt_len,
-        })
+        .map(|(s, answer)| s.with_answer(&answer))
         .collect()
 }
 
