@@ -101,4 +101,28 @@ mod tests {
         assert!((cosine(5, 10, 1.0, 0.1) - 0.55).abs() < 1e-12);
         assert!((cosine(10, 10, 1.0, 0.1) - 0.1).abs() < 1e-12);
     }
+
+    #[test]
+    fn the_global_norm_is_clipped_and_a_small_one_left_alone() {
+        use burn::tensor::Device;
+        let config: abkd_models::ModelConfig = serde_json::from_str(
+            r#"{"model_type":"gpt2","vocab_size":6,"n_positions":4,"n_embd":4,"n_layer":1,"n_head":2}"#,
+        )
+        .unwrap();
+        let model = config.init(1, &Device::flex());
+        let grads = |value: f32| {
+            let mut grads = GradientsParams::new();
+            let ones = Tensor::<2>::ones([6, 4], &Device::flex());
+            grads.register(model.head().id, ones * value);
+            grads
+        };
+        // 24 entries of 2: the norm is 2 sqrt(24)
+        let norm = global_norm(&model, &grads(2.0));
+        assert!((norm - 2.0 * 24f64.sqrt()).abs() < 1e-5);
+        let clipped = global_norm(&model, &clip(&model, grads(2.0), norm, 0.5));
+        assert!((clipped - 0.5).abs() < 1e-5, "{clipped}");
+        let small = global_norm(&model, &grads(0.01));
+        let left = global_norm(&model, &clip(&model, grads(0.01), small, 0.5));
+        assert!((left - small).abs() < 1e-9);
+    }
 }
