@@ -15,7 +15,6 @@
 
 mod divergence;
 mod error;
-mod math;
 mod pointwise;
 pub mod reference;
 pub mod row;
@@ -57,7 +56,7 @@ pub fn value_and_grad(
         });
     }
     let device = student.device();
-    if !row::serves(&device) {
+    if !abkd_host::serves(&device) {
         return reference::value_and_grad(divergence, fidelity, student, teacher);
     }
     let [n, vocab] = student.dims();
@@ -145,7 +144,7 @@ pub fn cross_entropy_value_and_grad(student: Tensor<2>, labels: &[u32]) -> Resul
         return Err(Error::Label { row, label, vocab });
     }
     let device = student.device();
-    if !row::serves(&device) {
+    if !abkd_host::serves(&device) {
         return reference::cross_entropy(student, labels);
     }
     let mut logits = host(student);

@@ -1,6 +1,6 @@
 //! The two scalar formulas of each divergence: f(p, q) and h = q df/dq.
 
-use crate::math::{SATURATE, exp, expm1_over_x, ln, softplus};
+use abkd_host::math::{SATURATE, exp, expm1_over_x, ln, softplus};
 
 /// One entry of a row: probabilities and their logarithms.
 #[derive(Clone, Copy)]

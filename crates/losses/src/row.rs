@@ -6,7 +6,6 @@
 mod akl;
 mod passes;
 
-use burn::tensor::Device;
 use rayon::prelude::*;
 
 use self::akl::akl_gaps;
@@ -23,16 +22,6 @@ use crate::pointwise::{
 const SAMPLE: usize = 16;
 /// Below this |beta| the alpha-beta divergence is worked out in f64.
 const SMALL_BETA: f64 = 0.05;
-
-/// Whether tensors of `device` lie in host memory, so that this kernel serves them.
-pub(crate) fn serves(device: &Device) -> bool {
-    #[cfg(feature = "tch")]
-    #[allow(deprecated)] // Burn will drop libtorch one day
-    if *device == Device::libtorch() {
-        return true;
-    }
-    *device == Device::flex()
-}
 
 /// Values of a divergence, and its gradient in place of the student's logits.
 ///

@@ -5,10 +5,13 @@
 //! What remains is rounding: logits that differ in their last bits between batch shapes could turn a
 //! draw that falls between two tokens within that distance.
 
+use std::borrow::Cow;
+
 use burn::tensor::{Int, Tensor, TensorData};
 use rayon::prelude::*;
 
-use crate::params::{mix, to_vec, unit};
+use crate::draw::draw;
+use crate::params::{mix, unit};
 use crate::{Error, KvCache, LanguageModel};
 
 /// How answers are drawn.
@@ -142,6 +145,10 @@ pub fn generate_from_mixture(
             });
         }
     }
+    let mut decoders: Vec<Decoder> = models
+        .iter()
+        .map(|(model, share)| Decoder::new(model, *share))
+        .collect();
     // Prompts of like length share a batch, so that there is little padding.
     let mut order: Vec<usize> = (0..prompts.len()).collect();
     order.sort_by_key(|&i| (prompts[i].len(), i));
@@ -157,12 +164,52 @@ pub fn generate_from_mixture(
                 answer: Vec::new(),
             })
             .collect();
-        decode_batch(models, &mut rows, eos, decoding, &mut |row| {
+        decode_batch(&mut decoders, &mut rows, eos, decoding, &mut |row| {
             answers[row.index] = row.answer;
             progress(1);
         })?;
     }
     Ok(answers)
+}
+
+/// A model made ready to decode: what its precision rounds is rounded once.
+struct Decoder {
+    model: LanguageModel,
+    /// `[d, V]`
+    head: Tensor<2>,
+    /// Weight in the mixture.
+    share: f64,
+    cache: KvCache,
+}
+
+impl Decoder {
+    fn new(model: &LanguageModel, share: f64) -> Self {
+        let precision = model.precision();
+        Self {
+            head: precision.round(model.head().val()).transpose(),
+            model: model.clone().with_rounded_weights(),
+            share,
+            cache: KvCache::new(0, 0),
+        }
+    }
+
+    /// Logits after the last column: `batch x V` values.
+    fn last_logits(
+        &mut self,
+        ids: &[i32],
+        [batch, columns]: [usize; 2],
+        pads: &[usize],
+    ) -> TensorData {
+        let ids = TensorData::new(ids.to_vec(), [batch, columns]);
+        let input = Tensor::<2, Int>::from_data(ids, &self.model.device());
+        let hidden = self.model.hidden(input, pads, Some(&mut self.cache));
+        let d = hidden.dims()[2];
+        let last = hidden
+            .slice([0..batch, columns - 1..columns, 0..d])
+            .reshape([batch, d]);
+        let logits = self.model.precision().matmul(last, self.head.clone());
+        logits.into_data_as::<f32>()
+    }
 }
 
 struct Row<'a> {
@@ -174,7 +221,7 @@ struct Row<'a> {
 }
 
 fn decode_batch(
-    models: &[(&LanguageModel, f64)],
+    decoders: &mut [Decoder],
     rows: &mut Vec<Row>,
     eos: u32,
     decoding: &Decoding,
@@ -182,10 +229,9 @@ fn decode_batch(
 ) -> Result<(), Error> {
     let width = rows.iter().map(|r| r.prompt.len()).max().unwrap_or(0);
     let capacity = width + decoding.max_new_tokens;
-    let mut caches: Vec<KvCache> = models
-        .iter()
-        .map(|(model, _)| KvCache::new(model.config().layers(), capacity))
-        .collect();
+    for decoder in decoders.iter_mut() {
+        decoder.cache = KvCache::new(decoder.model.config().layers(), capacity);
+    }
     let mut pads: Vec<usize> = rows.iter().map(|r| width - r.prompt.len()).collect();
     let mut ids: Vec<i32> = Vec::with_capacity(rows.len() * width);
     for row in rows.iter() {
@@ -199,15 +245,17 @@ fn decode_batch(
     let mut open: Vec<Option<Row>> = rows.drain(..).map(Some).collect();
     for step in 0..decoding.max_new_tokens {
         let batch = alive.len();
-        let mut parts: Vec<Vec<f32>> = models
-            .iter()
-            .zip(&mut caches)
-            .map(|((model, _), cache)| last_logits(model, &ids, [batch, columns], &pads, cache))
+        let parts: Vec<(TensorData, f64)> = decoders
+            .iter_mut()
+            .map(|d| (d.last_logits(&ids, [batch, columns], &pads), d.share))
             .collect();
-        let logits = if let [_] = models {
-            parts.remove(0)
-        } else {
-            log_mixture(&parts, models, batch)
+        let parts: Vec<(&[f32], f64)> = parts
+            .iter()
+            .map(|(logits, share)| (logits.as_slice().expect("read as f32"), *share))
+            .collect();
+        let logits = match parts[..] {
+            [(logits, _)] => Cow::Borrowed(logits),
+            _ => Cow::Owned(log_mixture(&parts, batch)),
         };
         let vocab = logits.len() / batch;
         let drawn: Vec<Result<u32, Error>> = logits
@@ -241,7 +289,7 @@ fn decode_batch(
             break;
         }
         if kept.len() * 8 <= batch * 7 {
-            caches.iter_mut().for_each(|c| c.keep_rows(&kept));
+            decoders.iter_mut().for_each(|d| d.cache.keep_rows(&kept));
             pads = kept.iter().map(|&i| pads[i]).collect();
             alive = kept.iter().map(|&i| alive[i]).collect();
             tokens = kept.iter().map(|&i| tokens[i]).collect();
@@ -252,32 +300,14 @@ fn decode_batch(
     Ok(())
 }
 
-/// Logits after the last column: `batch x V` values.
-fn last_logits(
-    model: &LanguageModel,
-    ids: &[i32],
-    [batch, columns]: [usize; 2],
-    pads: &[usize],
-    cache: &mut KvCache,
-) -> Vec<f32> {
-    let ids = TensorData::new(ids.to_vec(), [batch, columns]);
-    let input = Tensor::<2, Int>::from_data(ids, &model.device());
-    let hidden = model.hidden(input, pads, Some(cache));
-    let d = hidden.dims()[2];
-    let last = hidden
-        .slice([0..batch, columns - 1..columns, 0..d])
-        .reshape([batch, d]);
-    to_vec(model.logits(last))
-}
-
 /// `log sum_i w_i softmax(z_i)`, row by row.
-fn log_mixture(parts: &[Vec<f32>], models: &[(&LanguageModel, f64)], batch: usize) -> Vec<f32> {
-    let vocab = parts[0].len() / batch;
-    let mut out = vec![0.0f32; parts[0].len()];
+fn log_mixture(parts: &[(&[f32], f64)], batch: usize) -> Vec<f32> {
+    let vocab = parts[0].0.len() / batch;
+    let mut out = vec![0.0f32; vocab * batch];
     out.par_chunks_exact_mut(vocab)
         .enumerate()
         .for_each(|(row, out)| {
-            for (logits, (_, share)) in parts.iter().zip(models) {
+            for (logits, share) in parts {
                 let logits = &logits[row * vocab..(row + 1) * vocab];
                 let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
                 let total: f64 = logits.iter().map(|&x| f64::from((x - max).exp())).sum();
@@ -330,115 +360,9 @@ fn banned_tokens(prompt: &[u32], answer: &[u32], n: usize) -> Vec<u32> {
         .collect()
 }
 
-/// The token whose share of the cumulative probability contains `u`; `None` without a finite logit.
-fn draw(logits: &[f32], u: f64, decoding: &Decoding) -> Option<u32> {
-    let (best, max) = logits.iter().enumerate().filter(|(_, x)| !x.is_nan()).fold(
-        (0, f32::NEG_INFINITY),
-        |a, (i, &x)| if x > a.1 { (i, x) } else { a },
-    );
-    if !max.is_finite() {
-        return None;
-    }
-    if decoding.temperature == 0.0 {
-        return Some(best as u32);
-    }
-    let scale = 1.0 / decoding.temperature as f32;
-    let weight = |x: f32| {
-        if x.is_nan() {
-            0.0
-        } else {
-            ((x - max) * scale).exp()
-        }
-    };
-    if decoding.top_k == 0 && decoding.top_p >= 1.0 {
-        let weights: Vec<f32> = logits.iter().map(|&x| weight(x)).collect();
-        return Some(pick(weights.iter().copied().enumerate(), u, best));
-    }
-    let mut ranked: Vec<(usize, f32)> = logits.iter().map(|&x| weight(x)).enumerate().collect();
-    ranked.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-    if decoding.top_k > 0 {
-        ranked.truncate(decoding.top_k);
-    }
-    if decoding.top_p < 1.0 {
-        let total: f64 = ranked.iter().map(|(_, w)| f64::from(*w)).sum();
-        let mut mass = 0.0;
-        let keep = ranked.iter().take_while(|(_, w)| {
-            let open = mass < decoding.top_p * total;
-            mass += f64::from(*w);
-            open
-        });
-        let keep = keep.count().max(1);
-        ranked.truncate(keep);
-    }
-    Some(pick(ranked.into_iter(), u, best))
-}
-
-fn pick(weights: impl Iterator<Item = (usize, f32)> + Clone, u: f64, fallback: usize) -> u32 {
-    let total: f64 = weights.clone().map(|(_, w)| f64::from(w)).sum();
-    let mut left = u * total;
-    for (token, w) in weights {
-        left -= f64::from(w);
-        if left < 0.0 {
-            return token as u32;
-        }
-    }
-    fallback as u32
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_draw_follows_the_cumulative_probability() {
-        let logits = [1.0f32.ln(), 2.0f32.ln(), 1.0f32.ln(), f32::NEG_INFINITY];
-        let sample = |u| draw(&logits, u, &Decoding::sampling()).unwrap();
-        assert_eq!(
-            [0.0, 0.24, 0.26, 0.74, 0.76, 0.999].map(sample),
-            [0, 0, 1, 1, 2, 2]
-        );
-        assert_eq!(draw(&logits, 0.9, &Decoding::greedy()), Some(1));
-        assert_eq!(
-            draw(&[f32::NAN, f32::NEG_INFINITY], 0.5, &Decoding::sampling()),
-            None
-        );
-    }
-
-    #[test]
-    fn top_k_and_top_p_leave_the_likeliest() {
-        let logits = [0.1f32.ln(), 0.5f32.ln(), 0.4f32.ln()];
-        let with = |top_k, top_p, u| {
-            draw(
-                &logits,
-                u,
-                &Decoding {
-                    top_k,
-                    top_p,
-                    ..Decoding::sampling()
-                },
-            )
-        };
-        assert_eq!(with(1, 1.0, 0.99), Some(1));
-        assert_eq!(with(2, 1.0, 0.99), Some(2));
-        assert_eq!(with(0, 0.5, 0.99), Some(1));
-        assert_eq!(with(0, 0.6, 0.99), Some(2));
-    }
-
-    #[test]
-    fn temperature_sharpens() {
-        let logits = [0.0f32, 1.0];
-        let at = |temperature| {
-            draw(
-                &logits,
-                0.2,
-                &Decoding {
-                    temperature,
-                    ..Decoding::sampling()
-                },
-            )
-        };
-        assert_eq!((at(1.0), at(0.1)), (Some(0), Some(1)));
-    }
 
     #[test]
     fn an_ngram_does_not_occur_twice() {

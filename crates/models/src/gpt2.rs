@@ -9,7 +9,8 @@ use burn::tensor::activation::sigmoid;
 use burn::tensor::{Device, Int, Tensor};
 use serde::{Deserialize, Serialize};
 
-use crate::layers::{Conv1D, Embedding, KvCache, LayerNorm, Precision, Span, attend};
+use crate::kv_cache::KvCache;
+use crate::layers::{Conv1D, Embedding, LayerNorm, Precision, Span, attend};
 
 /// The keys of a GPT-2 `config.json` that matter here, with the defaults of `transformers`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -118,11 +119,11 @@ impl Attention {
                 .reshape([b, t, self.heads, dh])
                 .swap_dims(1, 2)
         };
-        let (q, mut k, mut v) = (part(0), part(1), part(2));
-        if let Some((cache, layer)) = cache {
-            (k, v) = cache.append(layer, k, v);
-        }
-        let y = attend(q, k, v, span.bias.clone(), |w| self.attn_dropout.forward(w));
+        let (q, k, v) = (part(0), part(1), part(2));
+        let y = match cache {
+            Some((cache, layer)) => cache.attend(layer, q, k, v, span),
+            None => attend(q, k, v, span.bias.clone(), |w| self.attn_dropout.forward(w)),
+        };
         let y = y.swap_dims(1, 2).reshape([b, t, d]);
         self.resid_dropout.forward(self.c_proj.forward(y))
     }
@@ -219,17 +220,19 @@ pub struct Gpt2 {
 impl Gpt2 {
     pub(crate) fn set_precision(&mut self, precision: Precision) {
         self.precision = precision;
-        for block in &mut self.transformer.h {
+        self.projections_mut().for_each(|p| p.precision = precision);
+    }
+
+    pub(crate) fn projections_mut(&mut self) -> impl Iterator<Item = &mut Conv1D> {
+        self.transformer.h.iter_mut().flat_map(|block| {
             let (attn, mlp) = (&mut block.attn, &mut block.mlp);
-            for map in [
+            [
                 &mut attn.c_attn,
                 &mut attn.c_proj,
                 &mut mlp.c_fc,
                 &mut mlp.c_proj,
-            ] {
-                map.precision = precision;
-            }
-        }
+            ]
+        })
     }
 
     /// A model of the given shape on `device`; norms are the identity, all else is zero.

@@ -2,7 +2,7 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::activation::softmax;
-use burn::tensor::module::{attention, embedding, layer_norm, linear};
+use burn::tensor::module::{attention, embedding, layer_norm};
 use burn::tensor::ops::AttentionModuleOptions;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
@@ -29,6 +29,14 @@ pub enum Precision {
 }
 
 impl Precision {
+    /// `x` as a factor of a product.
+    pub(crate) fn round<const D: usize>(self, x: Tensor<D>) -> Tensor<D> {
+        match self {
+            Self::F32 => x,
+            Self::Bf16 => x.cast(DType::BF16),
+        }
+    }
+
     /// `a b` for matrices: `[N, K] x [K, M] -> [N, M]`, in and out f32.
     pub fn matmul(self, a: Tensor<2>, b: Tensor<2>) -> Tensor<2> {
         match self {
@@ -42,18 +50,15 @@ impl Precision {
 
     /// `x W + b`: `[B, T, in] -> [B, T, out]`, in and out f32.
     fn linear(self, x: Tensor<3>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<3> {
-        match self {
-            Self::F32 => linear(x, weight, bias),
-            Self::Bf16 => {
-                let half = |t: Tensor<1>| t.cast(DType::BF16);
-                linear(
-                    x.cast(DType::BF16),
-                    weight.cast(DType::BF16),
-                    bias.map(half),
-                )
-                .cast(DType::F32)
-            }
-        }
+        let [b, t, input] = x.dims();
+        let output = weight.dims()[1];
+        // One product of matrices: Burn's `linear` makes B products of some shapes, which is slower on a CPU.
+        let y = self.matmul(x.reshape([b * t, input]), weight);
+        let y = match bias {
+            Some(bias) => y + bias.unsqueeze(),
+            None => y,
+        };
+        y.reshape([b, t, output])
     }
 }
 
@@ -184,6 +189,8 @@ pub(crate) struct Span {
     pub positions: Vec<usize>,
     /// Rows of `positions`.
     pub rows: usize,
+    /// Positions at a row's start that are padding, one a row of `positions`.
+    pub pads: Vec<usize>,
     /// Added to the attention scores: `[B or 1, 1, T, past + T]`; `None` when nothing is masked.
     pub bias: Option<Tensor<4>>,
 }
@@ -215,6 +222,7 @@ impl Span {
         Self {
             positions,
             rows: pads.len(),
+            pads: pads.to_vec(),
             bias,
         }
     }
@@ -231,7 +239,7 @@ impl Span {
 ///
 /// # Shapes
 ///
-/// - `q`: `[B, H, T, dh]`; `k`, `v`: `[B, H, S, dh]`; output `[B, H, T, dh]`
+/// - `q`: `[B, H, T, dh]`; `k`, `v`: `[B, K, S, dh]`, each for H / K heads in a row; output `[B, H, T, dh]`
 pub(crate) fn attend(
     q: Tensor<4>,
     k: Tensor<4>,
@@ -240,6 +248,8 @@ pub(crate) fn attend(
     dropout: impl FnOnce(Tensor<4>) -> Tensor<4>,
 ) -> Tensor<4> {
     let [batch, heads, width, dh] = q.dims();
+    let groups = heads / k.dims()[1];
+    let (k, v) = (repeat_kv(k, groups), repeat_kv(v, groups));
     if !q.device().is_autodiff() {
         let keys = k.dims()[2];
         let bias = bias.map(|b| b.expand([batch, heads, width, keys]));
@@ -255,70 +265,15 @@ pub(crate) fn attend(
     dropout(softmax(scores, 3)).matmul(v)
 }
 
-/// Keys and values of the tokens seen so far, one pair a layer, allocated once.
-pub struct KvCache {
-    layers: Vec<Option<(Tensor<4>, Tensor<4>)>>,
-    capacity: usize,
-    length: usize,
-}
-
-impl KvCache {
-    /// A cache for `layers` layers and sequences of up to `capacity` tokens.
-    pub fn new(layers: usize, capacity: usize) -> Self {
-        Self {
-            layers: vec![None; layers],
-            capacity,
-            length: 0,
-        }
+/// `[B, K, S, dh] -> [B, K groups, S, dh]`, each head repeated `groups` times in a row.
+fn repeat_kv(x: Tensor<4>, groups: usize) -> Tensor<4> {
+    if groups == 1 {
+        return x;
     }
-
-    /// How many tokens it holds.
-    pub fn len(&self) -> usize {
-        self.length
-    }
-
-    /// Whether it holds nothing yet.
-    pub fn is_empty(&self) -> bool {
-        self.length == 0
-    }
-
-    /// Appends a layer's new keys and values `[B, H, T, dh]`, returns all of them `[B, H, S, dh]`.
-    pub(crate) fn append(
-        &mut self,
-        layer: usize,
-        k: Tensor<4>,
-        v: Tensor<4>,
-    ) -> (Tensor<4>, Tensor<4>) {
-        let [batch, heads, width, dh] = k.dims();
-        let end = self.length + width;
-        let (keys, values) = self.layers[layer].take().unwrap_or_else(|| {
-            let empty = Tensor::zeros([batch, heads, self.capacity, dh], &k.device());
-            (empty.clone(), empty)
-        });
-        let place = [0..batch, 0..heads, self.length..end, 0..dh];
-        let keys = keys.slice_assign(place.clone(), k);
-        let values = values.slice_assign(place, v);
-        let seen = [0..batch, 0..heads, 0..end, 0..dh];
-        let all = (keys.clone().slice(seen.clone()), values.clone().slice(seen));
-        self.layers[layer] = Some((keys, values));
-        all
-    }
-
-    /// Called once by the model after all layers have appended `width` tokens.
-    pub(crate) fn advance(&mut self, width: usize) {
-        self.length += width;
-    }
-
-    /// Keeps only the given rows of the batch, in that order.
-    pub fn keep_rows(&mut self, rows: &[usize]) {
-        for (keys, values) in self.layers.iter_mut().flatten() {
-            let ids: Vec<i32> = rows.iter().map(|&r| r as i32).collect();
-            let ids =
-                Tensor::<1, Int>::from_data(TensorData::new(ids, [rows.len()]), &keys.device());
-            *keys = keys.clone().select(0, ids.clone());
-            *values = values.clone().select(0, ids);
-        }
-    }
+    let [b, k, s, dh] = x.dims();
+    x.reshape([b, k, 1, s, dh])
+        .expand([b, k, groups, s, dh])
+        .reshape([b, k * groups, s, dh])
 }
 
 #[cfg(test)]
@@ -338,22 +293,5 @@ mod tests {
     #[test]
     fn a_single_step_without_padding_needs_no_mask() {
         assert!(Span::new(1, 5, &[0, 0], &Device::flex()).bias.is_none());
-    }
-
-    #[test]
-    fn cache_returns_what_was_appended_and_keeps_chosen_rows() {
-        let device = Device::flex();
-        let mut cache = KvCache::new(1, 4);
-        let at = |x: f32, t: usize| {
-            Tensor::<1>::from_floats([x, x + 10.0].as_slice(), &device)
-                .reshape([2, 1, 1, 1])
-                .expand([2, 1, t, 1])
-        };
-        cache.append(0, at(1.0, 2), at(1.0, 2));
-        cache.advance(2);
-        cache.keep_rows(&[1]);
-        let one = at(2.0, 1).slice([1..2, 0..1, 0..1, 0..1]);
-        let (k, _) = cache.append(0, one.clone(), one);
-        assert_eq!(k.into_data().as_slice::<f32>().unwrap(), [11.0, 11.0, 12.0]);
     }
 }

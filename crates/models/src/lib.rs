@@ -7,9 +7,11 @@
 
 pub mod checkpoint;
 mod config;
+mod draw;
 mod error;
 pub mod generate;
 pub mod gpt2;
+mod kv_cache;
 mod layers;
 pub mod llama;
 pub mod lora;
@@ -21,7 +23,8 @@ use burn::tensor::{Device, Int, Tensor};
 
 pub use config::{ModelConfig, Parameters};
 pub use error::Error;
-pub use layers::{KvCache, Precision};
+pub use kv_cache::KvCache;
+pub use layers::Precision;
 
 /// A causal language model of one of the supported architectures.
 #[derive(Module, Debug)]
@@ -82,6 +85,22 @@ impl LanguageModel {
         match &mut self {
             Self::Gpt2(m) => m.set_precision(precision),
             Self::Llama(m) => m.set_precision(precision),
+        }
+        self
+    }
+
+    /// The same model with its projections held in the numbers of its products, so that a pass rounds no weight: for
+    /// many passes over weights that do not change.
+    pub(crate) fn with_rounded_weights(mut self) -> Self {
+        let precision = self.precision();
+        let round = |weight: &mut Param<Tensor<2>>| {
+            *weight = Param::from_tensor(precision.round(weight.val()));
+        };
+        if precision != Precision::F32 {
+            match &mut self {
+                Self::Gpt2(m) => m.projections_mut().for_each(|p| round(&mut p.weight)),
+                Self::Llama(m) => m.projections_mut().for_each(|p| round(&mut p.weight)),
+            }
         }
         self
     }

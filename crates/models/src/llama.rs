@@ -9,7 +9,8 @@ use burn::tensor::activation::silu;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
-use crate::layers::{Embedding, KvCache, Linear, Precision, RmsNorm, Span, attend};
+use crate::kv_cache::KvCache;
+use crate::layers::{Embedding, Linear, Precision, RmsNorm, Span, attend};
 
 /// The keys of a LLaMA `config.json` that matter here, with the defaults of `transformers`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -126,33 +127,15 @@ impl Attention {
         // [B, T, heads dh] -> [B, heads, T, dh]
         let split = |y: Tensor<3>, heads: usize| y.reshape([b, t, heads, dh]).swap_dims(1, 2);
         let q = rotary.apply(split(self.q_proj.forward(x.clone()), self.heads));
-        let mut k = rotary.apply(split(self.k_proj.forward(x.clone()), self.kv_heads));
-        let mut v = split(self.v_proj.forward(x), self.kv_heads);
-        if let Some((cache, layer)) = cache {
-            (k, v) = cache.append(layer, k, v);
-        }
-        let groups = self.heads / self.kv_heads;
-        let y = attend(
-            q,
-            repeat_kv(k, groups),
-            repeat_kv(v, groups),
-            span.bias.clone(),
-            |w| w,
-        );
+        let k = rotary.apply(split(self.k_proj.forward(x.clone()), self.kv_heads));
+        let v = split(self.v_proj.forward(x), self.kv_heads);
+        let y = match cache {
+            Some((cache, layer)) => cache.attend(layer, q, k, v, span),
+            None => attend(q, k, v, span.bias.clone(), |w| w),
+        };
         self.o_proj
             .forward(y.swap_dims(1, 2).reshape([b, t, self.heads * dh]))
     }
-}
-
-/// `[B, K, S, dh] -> [B, K groups, S, dh]`, each head repeated `groups` times in a row.
-fn repeat_kv(x: Tensor<4>, groups: usize) -> Tensor<4> {
-    if groups == 1 {
-        return x;
-    }
-    let [b, k, s, dh] = x.dims();
-    x.reshape([b, k, 1, s, dh])
-        .expand([b, k, groups, s, dh])
-        .reshape([b, k * groups, s, dh])
 }
 
 /// Cosines and sines of the rotary embedding (Su et al. 2021) for the positions of one pass.
@@ -309,11 +292,12 @@ pub struct Llama {
 impl Llama {
     pub(crate) fn set_precision(&mut self, precision: Precision) {
         self.precision = precision;
-        for layer in &mut self.model.layers {
-            for (_, _, linear) in layer.projections_mut() {
-                linear.precision = precision;
-            }
-        }
+        self.projections_mut().for_each(|p| p.precision = precision);
+    }
+
+    pub(crate) fn projections_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
+        let layers = self.model.layers.iter_mut();
+        layers.flat_map(|l| l.projections_mut().map(|(_, _, linear)| linear))
     }
 
     /// A model of the given shape on `device`; norms are the identity, all else is zero.

@@ -1,7 +1,9 @@
 //! AKL's weights: how far teacher and student are apart in the head and in the tail.
 
+use abkd_host::LANES;
+
 use super::RowView;
-use super::passes::{LANES, dispatch_gap_sum};
+use super::passes::dispatch_gap_sum;
 use crate::Fidelity;
 
 /// Bins of the teacher's masses: 16 an octave, from the largest down by a factor of 2^16.

@@ -1,10 +1,10 @@
 //! Passes over a row, each compiled once for every instruction set.
 
-use crate::math::exp;
+use abkd_host::math::shifted_exp;
+use abkd_host::{LANES, dispatch};
+
 use crate::pointwise::{Entry, Pointwise, entropy_term};
 
-/// Sums are kept in so many lanes.
-pub(super) const LANES: usize = 16;
 /// Entries summed in f32 before the sum moves to f64.
 const BLOCK: usize = 64 * LANES;
 
@@ -76,16 +76,6 @@ fn softmax(z: &[f32], out: &mut [f32]) -> Option<Norm> {
     })
 }
 
-/// e^(x - max); 0 for -inf, NaN for NaN (which the clamp in `exp` would hide).
-#[inline(always)]
-fn shifted_exp(x: f32, max: f32) -> f32 {
-    if x == f32::NEG_INFINITY {
-        0.0
-    } else {
-        exp(x - max) + x * 0.0
-    }
-}
-
 /// f and the second value summed; the gradient in place of z. `p` and `q` hold the exponentials.
 #[inline(always)]
 fn formulas<D: Pointwise>(
@@ -145,7 +135,14 @@ fn formulas<D: Pointwise>(
         total_h += sum_h.iter().map(|&x| f64::from(x)).sum::<f64>();
         total_g += sum_g.iter().map(|&x| f64::from(x)).sum::<f64>();
     }
-    let (sum_h, scale) = (total_h as f32, norm_q.scale);
+    // h - q sum(h), with the sum in two parts: the terms nearly cancel where h is
+    // much the same share of q everywhere.
+    let sum_h = total_h as f32;
+    let rest_h = (total_h - f64::from(sum_h)) as f32;
+    let less_share = |h: f32, e: f32| {
+        let q = e * norm_q.scale;
+        q.mul_add(-rest_h, q.mul_add(-sum_h, h))
+    };
     let mut left = 0.0f64;
     for (z, q) in z.chunks_mut(BLOCK).zip(q.chunks(BLOCK)) {
         let mut lanes = [0.0f32; LANES];
@@ -153,12 +150,12 @@ fn formulas<D: Pointwise>(
         let (qs, q_rest) = q.as_chunks::<LANES>();
         for (z, q) in zs.iter_mut().zip(qs) {
             for i in 0..LANES {
-                z[i] -= q[i] * scale * sum_h;
+                z[i] = less_share(z[i], q[i]);
                 lanes[i] += z[i];
             }
         }
         for (z, q) in z_rest.iter_mut().zip(q_rest) {
-            *z -= q * scale * sum_h;
+            *z = less_share(*z, *q);
             lanes[0] += *z;
         }
         left += lanes.iter().map(|&x| f64::from(x)).sum::<f64>();
@@ -212,36 +209,7 @@ fn gap_sum(p: &[f32], q: &[f32], scale_p: f32, scale_q: f32) -> f64 {
     total
 }
 
-/// Compiles a function once for each instruction set and calls the best one that the machine has.
-macro_rules! dispatch {
-    ($name:ident => $inner:ident $(<$d:ident>)? ($($arg:ident: $ty:ty),*) -> $out:ty) => {
-        #[allow(clippy::too_many_arguments)]
-        pub(super) fn $name $(<$d: Pointwise>)? ($($arg: $ty),*) -> $out {
-            #[cfg(target_arch = "x86_64")]
-            {
-                #[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,fma")]
-                fn avx512 $(<$d: Pointwise>)? ($($arg: $ty),*) -> $out { $inner($($arg),*) }
-                #[target_feature(enable = "avx2,fma")]
-                fn avx2 $(<$d: Pointwise>)? ($($arg: $ty),*) -> $out { $inner($($arg),*) }
-                if is_x86_feature_detected!("avx512f")
-                    && is_x86_feature_detected!("avx512dq")
-                    && is_x86_feature_detected!("avx512bw")
-                    && is_x86_feature_detected!("avx512vl")
-                {
-                    // SAFETY: the features were detected.
-                    return unsafe { avx512($($arg),*) };
-                }
-                if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-                    // SAFETY: the features were detected.
-                    return unsafe { avx2($($arg),*) };
-                }
-            }
-            $inner($($arg),*)
-        }
-    };
-}
-
-dispatch!(dispatch_entropy => entropy(x: &[f32], scale: f32) -> f64);
-dispatch!(dispatch_gap_sum => gap_sum(p: &[f32], q: &[f32], scale_p: f32, scale_q: f32) -> f64);
-dispatch!(dispatch_softmax => softmax(z: &[f32], out: &mut [f32]) -> Option<Norm>);
-dispatch!(dispatch_formulas => formulas<D>(d: D, z: &mut [f32], t: &[f32], p: &[f32], q: &[f32], norm_p: Norm, norm_q: Norm) -> (f64, f64));
+dispatch!(pub(super) dispatch_entropy => entropy(x: &[f32], scale: f32) -> f64);
+dispatch!(pub(super) dispatch_gap_sum => gap_sum(p: &[f32], q: &[f32], scale_p: f32, scale_q: f32) -> f64);
+dispatch!(pub(super) dispatch_softmax => softmax(z: &[f32], out: &mut [f32]) -> Option<Norm>);
+dispatch!(pub(super) dispatch_formulas => formulas<D: Pointwise>(d: D, z: &mut [f32], t: &[f32], p: &[f32], q: &[f32], norm_p: Norm, norm_q: Norm) -> (f64, f64));

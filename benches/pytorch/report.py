@@ -1,0 +1,22 @@
+"""Where the comparisons with PyTorch go: results/bench/<name>.csv, with the machine's name."""
+import csv
+import pathlib
+import platform
+
+
+def machine():
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+        return f"{len(names)} x {names[0]}"
+    except (OSError, IndexError):
+        return platform.processor() or platform.machine()
+
+
+def write(name, columns, rows):
+    path = pathlib.Path("results/bench") / f"{name}.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        out = csv.writer(file, lineterminator="\n")
+        out.writerow([*columns, "machine"])
+        out.writerows([*row, machine()] for row in rows)

@@ -1,0 +1,50 @@
+//! What the kernels over host memory share: which devices they serve, elementary functions that compile to vector
+//! code, and the choice of an instruction set at run time.
+
+pub mod math;
+
+use burn::tensor::Device;
+
+/// Sums are kept in so many lanes, so that a result depends neither on the instruction set nor on the threads.
+pub const LANES: usize = 16;
+
+/// Whether tensors of `device` lie in host memory, so that a kernel may read them there.
+pub fn serves(device: &Device) -> bool {
+    #[cfg(feature = "tch")]
+    #[allow(deprecated)] // Burn will drop libtorch one day
+    if *device == Device::libtorch() {
+        return true;
+    }
+    *device == Device::flex()
+}
+
+/// `dispatch!(f => g(x: T) -> U)`: a function `f` that calls the inlined `g` compiled for AVX-512, AVX2 or anything else,
+/// whichever the machine has. `g` must be `#[inline(always)]`; it may have one type parameter: `g<D: Bound>`.
+#[macro_export]
+macro_rules! dispatch {
+    ($vis:vis $name:ident => $inner:ident $(<$d:ident: $bound:path>)? ($($arg:ident: $ty:ty),* $(,)?) $(-> $out:ty)?) => {
+        #[allow(clippy::too_many_arguments)]
+        $vis fn $name $(<$d: $bound>)? ($($arg: $ty),*) $(-> $out)? {
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,fma")]
+                fn avx512 $(<$d: $bound>)? ($($arg: $ty),*) $(-> $out)? { $inner($($arg),*) }
+                #[target_feature(enable = "avx2,fma")]
+                fn avx2 $(<$d: $bound>)? ($($arg: $ty),*) $(-> $out)? { $inner($($arg),*) }
+                if is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512vl")
+                {
+                    // SAFETY: the features were detected.
+                    return unsafe { avx512($($arg),*) };
+                }
+                if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                    // SAFETY: the features were detected.
+                    return unsafe { avx2($($arg),*) };
+                }
+            }
+            $inner($($arg),*)
+        }
+    };
+}
