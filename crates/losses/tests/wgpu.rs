@@ -8,6 +8,8 @@ use abkd_losses::{
 };
 use burn::tensor::{Device, DeviceKind, Tensor, TensorData};
 
+const HALF_ULP: f32 = f32::EPSILON / 2.0;
+
 fn device() -> Device {
     Device::wgpu(DeviceKind::DefaultDevice)
 }
@@ -30,12 +32,18 @@ fn served() -> Vec<Divergence> {
         (0.5, -0.49),
     ];
     all.extend(members.map(|(alpha, beta)| Divergence::AlphaBeta { alpha, beta }));
-    all.extend([0.0, 0.5, 1.0].map(|lambda| Divergence::Jensen { lambda }));
-    all.extend([0.0, 1.0].map(|lambda| Divergence::SkewForwardKl { lambda }));
-    all.extend([0.0, 1.0].map(|lambda| Divergence::SkewReverseKl { lambda }));
+    all.extend(mixtures(0.5));
     // the other member is the larger one of these logits
     all.push(Divergence::AlphaNet { a: 0.9, b: 0.2 });
     all
+}
+
+fn mixtures(lambda: f64) -> [Divergence; 3] {
+    [
+        Divergence::Jensen { lambda },
+        Divergence::SkewForwardKl { lambda },
+        Divergence::SkewReverseKl { lambda },
+    ]
 }
 
 fn noise(len: usize, seed: u64) -> Vec<f32> {
@@ -75,22 +83,27 @@ fn floats<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
         .to_vec()
 }
 
-/// Values relative, entries of the gradient relative to the row's largest.
-fn assert_close(what: &str, rows: Rows, value: &[f32], grad: &[f32], vocab: usize) {
+/// Values relative, entries of the gradient relative to the row's largest. What is allowed beside is the
+/// CPU kernel's rounding, not this one's. It adds the peak's 1 to the small terms in f32, which costs half
+/// a unit in the last place of 1, and it moves the rounding of the whole row's gradient to the peak.
+fn assert_close(what: &str, rows: Rows, z: &[f32], (value, grad): (&[f32], &[f32])) {
+    let vocab = z.len() / value.len();
     let ours = floats(rows.value);
     let our_grad = floats(rows.grad);
     assert_eq!((ours.len(), our_grad.len()), (value.len(), grad.len()));
     for (row, (a, b)) in ours.iter().zip(value).enumerate() {
         assert!(
-            (a - b).abs() <= 1e-5 * b.abs(),
+            (a - b).abs() <= 1e-5 * b.abs() + HALF_ULP,
             "{what}, row {row}: value {a}, not {b}"
         );
         let range = row * vocab..(row + 1) * vocab;
-        let (ours, theirs) = (&our_grad[range.clone()], &grad[range]);
+        let (ours, theirs, z) = (&our_grad[range.clone()], &grad[range.clone()], &z[range]);
+        let highest = z.iter().fold(f32::MIN, |a, &z| a.max(z));
         let largest = theirs.iter().fold(0.0f32, |a, g| a.max(g.abs()));
         for (i, (a, b)) in ours.iter().zip(theirs).enumerate() {
+            let tolerance = if z[i] == highest { 1e-4 } else { 1e-5 };
             assert!(
-                (a - b).abs() <= 1e-5 * largest,
+                (a - b).abs() <= tolerance * largest + HALF_ULP,
                 "{what}, row {row}, entry {i}: gradient {a}, not {b} of {largest}"
             );
         }
@@ -107,10 +120,15 @@ fn values_and_gradients_are_those_of_the_cpu_kernel() {
                 let mut grad = z.clone();
                 let mut value = vec![0.0; n];
                 row::divergence(&d, fidelity, &mut grad, &t, vocab, &mut value).unwrap();
-                let (z, t) = (tensor(&z, vocab, &device), tensor(&t, vocab, &device));
-                let rows = value_and_grad(&d, fidelity, z, t).unwrap();
+                let rows = value_and_grad(
+                    &d,
+                    fidelity,
+                    tensor(&z, vocab, &device),
+                    tensor(&t, vocab, &device),
+                )
+                .unwrap();
                 let what = format!("{n}x{vocab} {d:?} {fidelity:?}");
-                assert_close(&what, rows, &value, &grad, vocab);
+                assert_close(&what, rows, &z, (&value, &grad));
             }
         }
     }
@@ -125,7 +143,7 @@ fn cross_entropies_are_those_of_the_cpu_kernel() {
     let mut value = vec![0.0; n];
     row::cross_entropy(&mut grad, &labels, vocab, &mut value).unwrap();
     let rows = cross_entropy_value_and_grad(tensor(&z, vocab, &device()), &labels).unwrap();
-    assert_close("cross-entropy", rows, &value, &grad, vocab);
+    assert_close("cross-entropy", rows, &z, (&value, &grad));
 
     let mut labels = labels;
     labels[2] = 1;
@@ -138,13 +156,14 @@ fn cross_entropies_are_those_of_the_cpu_kernel() {
 }
 
 #[test]
-fn large_logits_stay_finite() {
+fn large_logits_and_shares_of_0_stay_finite() {
     let inf = f32::NEG_INFINITY;
     let z = [1e4, -1e4, 0.0, 5.0, inf, inf, inf, 2.0, 1e4, 1e4, 1e4, inf];
     let t = [
         -1e4, 1e4, 3.0, 0.0, 0.0, inf, inf, inf, -1e4, -1e4, 1e4, inf,
     ];
-    for d in served() {
+    let ends = [0.0, 1.0].into_iter().flat_map(mixtures);
+    for d in served().into_iter().chain(ends) {
         let (z, t) = (tensor(&z, 4, &device()), tensor(&t, 4, &device()));
         let rows = value_and_grad(&d, Fidelity::Paper, z, t).unwrap();
         let (value, grad) = (floats(rows.value), floats(rows.grad));
@@ -170,7 +189,7 @@ fn what_the_kernel_does_not_serve_is_the_reference_implementations() {
         let rows = value_and_grad(&d, Fidelity::Paper, both().0, both().1).unwrap();
         let other = reference::value_and_grad(&d, Fidelity::Paper, both().0, both().1).unwrap();
         let (value, grad) = (floats(other.value), floats(other.grad));
-        assert_close(&format!("{d:?}"), rows, &value, &grad, vocab);
+        assert_close(&format!("{d:?}"), rows, &z, (&value, &grad));
     }
 }
 
@@ -228,5 +247,5 @@ fn logits_need_not_lie_row_after_row() {
         columns(&t),
     )
     .unwrap();
-    assert_close("transposed", rows, &value, &grad, vocab);
+    assert_close("transposed", rows, &on_host(&z), (&value, &grad));
 }
