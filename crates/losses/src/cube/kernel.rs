@@ -88,7 +88,8 @@ fn normalize(logits: &Tensor<f32>, start: usize, vocab: usize, #[comptime] units
     while half > 0 {
         if unit < half {
             let other = unit + half;
-            flags[unit] = flags[unit] | flags[other];
+            let their_flags = flags[other];
+            flags[unit] |= their_flags;
             let (mine, theirs) = (maxima[unit], maxima[other]);
             if peaks[other] != NONE {
                 if peaks[unit] == NONE {
@@ -100,7 +101,8 @@ fn normalize(logits: &Tensor<f32>, start: usize, vocab: usize, #[comptime] units
                     maxima[unit] = theirs;
                     peaks[unit] = peaks[other];
                 } else {
-                    rests[unit] = rests[unit] + (rests[other] + 1.0f32) * exp(theirs - mine);
+                    let more = (rests[other] + 1.0f32) * exp(theirs - mine);
+                    rests[unit] += more;
                 }
             }
         }
@@ -129,7 +131,8 @@ fn total(x: f32, #[comptime] units: usize) -> f32 {
     let mut half = CUBE_DIM as usize / 2;
     while half > 0 {
         if unit < half {
-            sums[unit] = sums[unit] + sums[unit + half];
+            let other = sums[unit + half];
+            sums[unit] += other;
         }
         sync_cube();
         half /= 2;
