@@ -3,8 +3,9 @@
 //!
 //! Every divergence here has the form `D = sum_v f(p_v, q_v)`, summed over the vocabulary, in nats. With
 //! `h = q df/dq` its gradient in the student's logits is `dD/dz_j = h_j - q_j sum_v h_v`. So a
-//! divergence is two scalar formulas, and one row kernel serves all ([`row`]); [`reference`] says the
-//! same as tensor operations for any backend.
+//! divergence is two scalar formulas, and one row kernel serves all: [`row`] on the CPU, `cube` on wgpu
+//! and CUDA devices (with the features of these names). [`reference`] says the same as tensor operations
+//! for any backend, and serves the rest.
 //!
 //! Everything is worked out in log space: values and gradients are finite for logits up to 1e4 in
 //! size (exponents saturate at 60, which matters only for a negative alpha, beta or alpha + beta). An
@@ -13,6 +14,8 @@
 //!
 //! The mask over tokens and the mean over them are the caller's: `[N, V]` in, `[N]` out.
 
+#[cfg(feature = "cube")]
+mod cube;
 mod divergence;
 mod error;
 mod pointwise;
@@ -57,6 +60,10 @@ pub fn value_and_grad(
     }
     let device = student.device();
     if !abkd_host::serves(&device) {
+        #[cfg(feature = "cube")]
+        if let Some(rows) = cube::divergence(divergence, fidelity, &student, &teacher) {
+            return rows;
+        }
         return reference::value_and_grad(divergence, fidelity, student, teacher);
     }
     let [n, vocab] = student.dims();
@@ -145,6 +152,10 @@ pub fn cross_entropy_value_and_grad(student: Tensor<2>, labels: &[u32]) -> Resul
     }
     let device = student.device();
     if !abkd_host::serves(&device) {
+        #[cfg(feature = "cube")]
+        if let Some(rows) = cube::cross_entropy(&student, labels) {
+            return rows;
+        }
         return reference::cross_entropy(student, labels);
     }
     let mut logits = host(student);

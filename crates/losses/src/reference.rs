@@ -245,6 +245,11 @@ fn alpha_net(pair: &Pair, alphas: [f64; 2], fidelity: Fidelity) -> Rows {
         let (f, h) = alpha_beta(a, 1.0 - a, Fidelity::Paper, pair);
         rows(f, h, pair)
     });
+    larger(one, two, fidelity)
+}
+
+/// AlphaNet's choice between its members.
+pub(crate) fn larger(one: Rows, two: Rows, fidelity: Fidelity) -> Rows {
     if fidelity == Fidelity::Official {
         let larger = two.value.clone().sum().into_scalar::<f32>()
             > one.value.clone().sum().into_scalar::<f32>();

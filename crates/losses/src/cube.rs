@@ -1,0 +1,266 @@
+//! The row kernel on a device that CubeCL serves: WebGPU (Vulkan, Metal, DirectX) or CUDA. One cube a
+//! row, no softmax in memory: one pass over the logits for both normalisers, one for the sums of f and h,
+//! one for the gradient. All of it in f32, which WebGPU's shaders are limited to.
+//!
+//! AKL is not here, since it sorts, nor are alpha-beta members with beta and alpha + beta both near but
+//! not at 0, whose difference of nearly equal terms wants f64.
+
+mod formulas;
+mod kernel;
+mod math;
+
+use burn::tensor::{DType, Int, Shape, Tensor, TensorData};
+use burn_cubecl::CubeBackend;
+use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::prelude::*;
+
+use self::formulas::{Formula, Numbers, NumbersLaunch};
+use self::kernel::{cross_entropy_kernel, divergence_kernel, status};
+use crate::error::Model;
+use crate::{Divergence, Error, Fidelity, Rows, reference};
+
+/// Units a cube; no more than WebGPU grants everywhere.
+const UNITS: u32 = 256;
+/// Cubes along one axis of a launch.
+const MOST_CUBES: usize = 65_535;
+/// Below this |beta| and |alpha + beta| the alpha-beta divergence loses too many digits.
+const BOTH_SMALL: f64 = 0.05;
+
+/// See [`value_and_grad`](crate::value_and_grad); `None` where device or divergence is not served.
+pub(crate) fn divergence(
+    divergence: &Divergence,
+    fidelity: Fidelity,
+    student: &Tensor<2>,
+    teacher: &Tensor<2>,
+) -> Option<Result<Rows, Error>> {
+    let work = Work {
+        dtype: student.dtype(),
+        student: on_device(student)?,
+        teacher: on_device(teacher)?,
+    };
+    if let Divergence::AlphaNet { a, b } = *divergence {
+        let [one, two] = [a, b].map(|a| alpha_beta(a, 1.0 - a, Fidelity::Paper));
+        let (one, two) = (work.rows(one?), work.rows(two?));
+        return Some(one.and_then(|one| Ok(reference::larger(one, two?, fidelity))));
+    }
+    Some(work.rows(describe(divergence, fidelity)?))
+}
+
+/// See [`cross_entropy_value_and_grad`](crate::cross_entropy_value_and_grad); `None` where the device is
+/// not served. Labels are below the vocabulary's size.
+pub(crate) fn cross_entropy(student: &Tensor<2>, labels: &[u32]) -> Option<Result<Rows, Error>> {
+    let dtype = student.dtype();
+    let ids = TensorData::new(labels.to_vec(), [labels.len()]);
+    let ids = Tensor::<1, Int>::from_data(ids, (&student.device(), DType::U32));
+    let ids = ids.try_into_primitive::<CubeBackend>().ok()?;
+    let student = on_device(student)?;
+    let out = Out::new(&student);
+    let units = units(&student);
+    cross_entropy_kernel::launch(
+        &student.client.clone(),
+        out.cubes(),
+        CubeDim::new_1d(units),
+        student.into_tensor_arg(),
+        ids.into_tensor_arg(),
+        out.value.clone().into_tensor_arg(),
+        out.grad.clone().into_tensor_arg(),
+        out.report.clone().into_tensor_arg(),
+        units as usize,
+    );
+    Some(out.check(dtype, labels))
+}
+
+/// Formulas and their numbers; `None` for a divergence that is not served.
+fn describe(divergence: &Divergence, fidelity: Fidelity) -> Option<(Formula, Numbers)> {
+    let entropy = if fidelity == Fidelity::Paper {
+        1.0
+    } else {
+        0.0
+    };
+    // finite logarithms at the ends of [0, 1]
+    let ln = |share: f64| share.max(1e-30).ln();
+    let (formula, numbers) = match *divergence {
+        Divergence::ForwardKl => (Formula::TwoKl, [1.0, 0.0, entropy]),
+        Divergence::ReverseKl => (Formula::TwoKl, [0.0, 1.0, entropy]),
+        Divergence::Wsd { weight } => (Formula::TwoKl, [1.0 - weight, weight, entropy]),
+        Divergence::Bdkd => {
+            let heavy = if fidelity == Fidelity::Paper {
+                2.0
+            } else {
+                3.0
+            };
+            (Formula::Bidirectional, [heavy, 0.0, entropy])
+        }
+        Divergence::Jensen { lambda } => (Formula::Jensen, [ln(1.0 - lambda), ln(lambda), lambda]),
+        Divergence::SkewForwardKl { lambda } => (
+            Formula::SkewForward,
+            [ln(lambda), ln(1.0 - lambda), entropy],
+        ),
+        Divergence::SkewReverseKl { lambda } => {
+            (Formula::SkewReverse, [ln(1.0 - lambda), ln(lambda), 0.0])
+        }
+        Divergence::TotalVariation => (Formula::TotalVariation, [0.0; 3]),
+        Divergence::AlphaBeta { alpha, beta } => return alpha_beta(alpha, beta, fidelity),
+        Divergence::Akl { .. } | Divergence::AlphaNet { .. } => return None,
+    };
+    let [a, b, c] = numbers.map(|x| x as f32);
+    Some((formula, Numbers { a, b, c, d: 1.0 }))
+}
+
+fn alpha_beta(alpha: f64, beta: f64, fidelity: Fidelity) -> Option<(Formula, Numbers)> {
+    let sum = alpha + beta;
+    let formula = if alpha == 0.0 && beta == 0.0 {
+        Formula::HalfSquare
+    } else if beta.abs().max(sum.abs()) < BOTH_SMALL {
+        return None;
+    } else if beta.abs() < sum.abs() {
+        Formula::SmallBeta
+    } else {
+        Formula::AlphaBeta
+    };
+    // The released code has 1/x for 1/x^2 in the limits: a factor of x.
+    let factor = match fidelity {
+        Fidelity::Paper => 1.0,
+        Fidelity::Official if beta == 0.0 || sum == 0.0 => alpha,
+        Fidelity::Official if alpha == 0.0 => beta,
+        Fidelity::Official => 1.0,
+    };
+    let [a, b, c, d] = [alpha, beta, sum, factor].map(|x| x as f32);
+    Some((formula, Numbers { a, b, c, d }))
+}
+
+/// The logits in f32, row after row; `None` when they are on another device or there are none.
+fn on_device(logits: &Tensor<2>) -> Option<CubeTensor> {
+    if logits.dims().contains(&0) {
+        return None;
+    }
+    let logits = logits.clone().try_into_primitive::<CubeBackend>().ok()?;
+    let logits = Tensor::<2>::from_primitive::<CubeBackend>(logits).cast(DType::F32);
+    let logits = logits.try_into_primitive::<CubeBackend>().ok()?;
+    Some(into_contiguous(logits))
+}
+
+fn units(logits: &CubeTensor) -> u32 {
+    let most = logits.client.properties().hardware.max_units_per_cube;
+    // halved until one is left
+    1 << UNITS.min(most).ilog2()
+}
+
+struct Work {
+    student: CubeTensor,
+    teacher: CubeTensor,
+    /// Of the results.
+    dtype: DType,
+}
+
+impl Work {
+    fn rows(&self, (formula, n): (Formula, Numbers)) -> Result<Rows, Error> {
+        let out = Out::new(&self.student);
+        let units = units(&self.student);
+        divergence_kernel::launch(
+            &self.student.client,
+            out.cubes(),
+            CubeDim::new_1d(units),
+            self.student.clone().into_tensor_arg(),
+            self.teacher.clone().into_tensor_arg(),
+            out.value.clone().into_tensor_arg(),
+            out.grad.clone().into_tensor_arg(),
+            out.report.clone().into_tensor_arg(),
+            NumbersLaunch::new(n.a, n.b, n.c, n.d),
+            formula,
+            units as usize,
+        );
+        out.check(self.dtype, &[])
+    }
+}
+
+/// What a launch writes.
+struct Out {
+    value: CubeTensor,
+    grad: CubeTensor,
+    report: CubeTensor,
+}
+
+impl Out {
+    fn new(logits: &CubeTensor) -> Self {
+        let shape = logits.meta.shape();
+        let rows = Shape::new([shape[0]]);
+        let empty = |shape: Shape, dtype: DType| {
+            empty_device_contiguous_dtype(
+                logits.client.clone(),
+                logits.device.clone(),
+                shape,
+                dtype,
+            )
+        };
+        Self {
+            value: empty(rows.clone(), DType::F32),
+            grad: empty(shape.clone(), DType::F32),
+            report: empty(rows, DType::U32),
+        }
+    }
+
+    /// One a row; those beyond the last end at once.
+    fn cubes(&self) -> CubeCount {
+        let rows = self.value.meta.shape()[0];
+        let along = rows.min(MOST_CUBES);
+        CubeCount::Static(along as u32, rows.div_ceil(along) as u32, 1)
+    }
+
+    fn check(self, dtype: DType, labels: &[u32]) -> Result<Rows, Error> {
+        let report = Tensor::<1, Int>::from_primitive::<CubeBackend>(self.report);
+        let report = report.into_data_as::<u32>();
+        let report = report.as_slice::<u32>().expect("read as u32");
+        if let Some((row, &status)) = report.iter().enumerate().find(|(_, s)| **s != 0) {
+            let model = match status {
+                status::STUDENT_NOT_FINITE | status::STUDENT_EMPTY => Model::Student,
+                _ => Model::Teacher,
+            };
+            return Err(match status {
+                status::STUDENT_NOT_FINITE | status::TEACHER_NOT_FINITE => {
+                    Error::NotFinite { model, row }
+                }
+                status::STUDENT_EMPTY | status::TEACHER_EMPTY => Error::EmptyRow { model, row },
+                _ => Error::ImpossibleLabel {
+                    row,
+                    label: labels[row],
+                },
+            });
+        }
+        Ok(Rows {
+            value: Tensor::<1>::from_primitive::<CubeBackend>(self.value).cast(dtype),
+            grad: Tensor::<2>::from_primitive::<CubeBackend>(self.grad).cast(dtype),
+        })
+    }
+}
+
+#[cfg(all(test, feature = "wgpu"))]
+mod tests {
+    use super::*;
+    use burn::tensor::{Device, DeviceKind};
+    use std::collections::BTreeMap;
+
+    #[test]
+    fn wgpu_is_served_for_every_divergence_but_akl_and_flex_for_none() {
+        let rows = |device: Device| Tensor::<2>::from_floats([[1.0, 2.0], [3.0, 5.0]], &device);
+        let (here, there) = (
+            rows(Device::wgpu(DeviceKind::DefaultDevice)),
+            rows(Device::flex()),
+        );
+        for id in Divergence::IDS {
+            let d = Divergence::from_parts(id, &BTreeMap::new()).unwrap();
+            for fidelity in [Fidelity::Paper, Fidelity::Official] {
+                assert_eq!(
+                    divergence(&d, fidelity, &here, &here).is_some(),
+                    id != "akl",
+                    "{id}"
+                );
+                assert!(divergence(&d, fidelity, &there, &there).is_none(), "{id}");
+            }
+        }
+        assert!(cross_entropy(&here, &[0, 1]).is_some());
+        assert!(cross_entropy(&there, &[0, 1]).is_none());
+    }
+}

@@ -1,0 +1,251 @@
+//! The kernel of wgpu devices against the one of the CPU. Runs on any Vulkan, Mesa's software one too.
+#![cfg(feature = "wgpu")]
+
+use std::collections::BTreeMap;
+
+use abkd_losses::{
+    Divergence, Fidelity, Rows, cross_entropy_value_and_grad, reference, row, value_and_grad,
+};
+use burn::tensor::{Device, DeviceKind, Tensor, TensorData};
+
+const HALF_ULP: f32 = f32::EPSILON / 2.0;
+
+fn device() -> Device {
+    Device::wgpu(DeviceKind::DefaultDevice)
+}
+
+/// Every divergence that the kernel serves, the alpha-beta family with its limits and neighbours of them.
+fn served() -> Vec<Divergence> {
+    let mut all: Vec<Divergence> = Divergence::IDS
+        .into_iter()
+        .filter(|id| *id != "akl")
+        .map(|id| Divergence::from_parts(id, &BTreeMap::new()).unwrap())
+        .collect();
+    let members = [
+        (0.0, 0.5),
+        (0.5, 0.0),
+        (0.0, 0.0),
+        (0.5, -0.5),
+        (1.0, 0.01),
+        (0.01, 1.0),
+        (1.2, -0.3),
+        (0.5, -0.49),
+    ];
+    all.extend(members.map(|(alpha, beta)| Divergence::AlphaBeta { alpha, beta }));
+    all.extend(mixtures(0.5));
+    // the other member is the larger one of these logits
+    all.push(Divergence::AlphaNet { a: 0.9, b: 0.2 });
+    all
+}
+
+fn mixtures(lambda: f64) -> [Divergence; 3] {
+    [
+        Divergence::Jensen { lambda },
+        Divergence::SkewForwardKl { lambda },
+        Divergence::SkewReverseKl { lambda },
+    ]
+}
+
+fn noise(len: usize, seed: u64) -> Vec<f32> {
+    (0..len as u64)
+        .map(|i| {
+            let x = (i ^ (seed << 32)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+            let x = (x ^ (x >> 29)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+            (x >> 40) as f32 / (1u64 << 24) as f32 * 10.0 - 5.0
+        })
+        .collect()
+}
+
+/// Random rows, of which the second is peaked in the student and the teacher's third is masked in part.
+fn logits(n: usize, vocab: usize) -> (Vec<f32>, Vec<f32>) {
+    let (mut z, mut t) = (noise(n * vocab, 1), noise(n * vocab, 2));
+    z[vocab + vocab / 3] = 25.0;
+    t[vocab + vocab / 3] = 18.0;
+    for i in (0..vocab).step_by(7) {
+        t[2 * vocab + i] = f32::NEG_INFINITY;
+    }
+    z[2 * vocab + 1] = f32::NEG_INFINITY;
+    (z, t)
+}
+
+fn tensor(x: &[f32], vocab: usize, device: &Device) -> Tensor<2> {
+    Tensor::from_data(
+        TensorData::new(x.to_vec(), [x.len() / vocab, vocab]),
+        device,
+    )
+}
+
+fn floats<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+    tensor
+        .into_data_as::<f32>()
+        .as_slice::<f32>()
+        .unwrap()
+        .to_vec()
+}
+
+/// Values relative, entries of the gradient relative to the row's largest. What is allowed beside is the
+/// CPU kernel's rounding, not this one's. It adds the peak's 1 to the small terms in f32, which costs half
+/// a unit in the last place of 1, and it moves the rounding of the whole row's gradient to the peak.
+fn assert_close(what: &str, rows: Rows, z: &[f32], (value, grad): (&[f32], &[f32])) {
+    let vocab = z.len() / value.len();
+    let ours = floats(rows.value);
+    let our_grad = floats(rows.grad);
+    assert_eq!((ours.len(), our_grad.len()), (value.len(), grad.len()));
+    for (row, (a, b)) in ours.iter().zip(value).enumerate() {
+        assert!(
+            (a - b).abs() <= 1e-5 * b.abs() + HALF_ULP,
+            "{what}, row {row}: value {a}, not {b}"
+        );
+        let range = row * vocab..(row + 1) * vocab;
+        let (ours, theirs, z) = (&our_grad[range.clone()], &grad[range.clone()], &z[range]);
+        let highest = z.iter().fold(f32::MIN, |a, &z| a.max(z));
+        let largest = theirs.iter().fold(0.0f32, |a, g| a.max(g.abs()));
+        for (i, (a, b)) in ours.iter().zip(theirs).enumerate() {
+            let tolerance = if z[i] == highest { 1e-4 } else { 1e-5 };
+            assert!(
+                (a - b).abs() <= tolerance * largest + HALF_ULP,
+                "{what}, row {row}, entry {i}: gradient {a}, not {b} of {largest}"
+            );
+        }
+    }
+}
+
+#[test]
+fn values_and_gradients_are_those_of_the_cpu_kernel() {
+    let device = device();
+    for (n, vocab) in [(7, 1000), (3, 5003), (3, 5)] {
+        let (z, t) = logits(n, vocab);
+        for d in served() {
+            for fidelity in [Fidelity::Paper, Fidelity::Official] {
+                let mut grad = z.clone();
+                let mut value = vec![0.0; n];
+                row::divergence(&d, fidelity, &mut grad, &t, vocab, &mut value).unwrap();
+                let rows = value_and_grad(
+                    &d,
+                    fidelity,
+                    tensor(&z, vocab, &device),
+                    tensor(&t, vocab, &device),
+                )
+                .unwrap();
+                let what = format!("{n}x{vocab} {d:?} {fidelity:?}");
+                assert_close(&what, rows, &z, (&value, &grad));
+            }
+        }
+    }
+}
+
+#[test]
+fn cross_entropies_are_those_of_the_cpu_kernel() {
+    let (n, vocab) = (7, 1000);
+    let (z, _) = logits(n, vocab);
+    let labels: Vec<u32> = (0..n).map(|i| (i * 37 + vocab / 3 - 37) as u32).collect();
+    let mut grad = z.clone();
+    let mut value = vec![0.0; n];
+    row::cross_entropy(&mut grad, &labels, vocab, &mut value).unwrap();
+    let rows = cross_entropy_value_and_grad(tensor(&z, vocab, &device()), &labels).unwrap();
+    assert_close("cross-entropy", rows, &z, (&value, &grad));
+
+    let mut labels = labels;
+    labels[2] = 1;
+    let error = cross_entropy_value_and_grad(tensor(&z, vocab, &device()), &labels);
+    let error = error.err().unwrap().to_string();
+    assert!(
+        error.contains("row 2") && error.contains("label 1 is -inf"),
+        "{error}"
+    );
+}
+
+#[test]
+fn large_logits_and_shares_of_0_stay_finite() {
+    let inf = f32::NEG_INFINITY;
+    let z = [1e4, -1e4, 0.0, 5.0, inf, inf, inf, 2.0, 1e4, 1e4, 1e4, inf];
+    let t = [
+        -1e4, 1e4, 3.0, 0.0, 0.0, inf, inf, inf, -1e4, -1e4, 1e4, inf,
+    ];
+    let ends = [0.0, 1.0].into_iter().flat_map(mixtures);
+    for d in served().into_iter().chain(ends) {
+        let (z, t) = (tensor(&z, 4, &device()), tensor(&t, 4, &device()));
+        let rows = value_and_grad(&d, Fidelity::Paper, z, t).unwrap();
+        let (value, grad) = (floats(rows.value), floats(rows.grad));
+        assert!(
+            value.iter().chain(&grad).all(|x| x.is_finite()),
+            "{d:?}: {value:?} {grad:?}"
+        );
+    }
+}
+
+#[test]
+fn what_the_kernel_does_not_serve_is_the_reference_implementations() {
+    let (n, vocab) = (3, 200);
+    let (z, t) = logits(n, vocab);
+    let both = || (tensor(&z, vocab, &device()), tensor(&t, vocab, &device()));
+    for d in [
+        Divergence::Akl { mu: 0.5 },
+        Divergence::AlphaBeta {
+            alpha: 0.02,
+            beta: 0.01,
+        },
+    ] {
+        let rows = value_and_grad(&d, Fidelity::Paper, both().0, both().1).unwrap();
+        let other = reference::value_and_grad(&d, Fidelity::Paper, both().0, both().1).unwrap();
+        let (value, grad) = (floats(other.value), floats(other.grad));
+        assert_close(&format!("{d:?}"), rows, &z, (&value, &grad));
+    }
+}
+
+#[test]
+fn rows_that_are_no_distribution_are_named() {
+    let (n, vocab) = (5, 300);
+    let inf = f32::NEG_INFINITY;
+    for (entry, all, what) in [
+        (f32::NAN, false, "NaN"),
+        (f32::INFINITY, false, "+inf"),
+        (inf, true, "no finite"),
+    ] {
+        for model in ["student", "teacher"] {
+            let (mut z, mut t) = logits(n, vocab);
+            let bad = if model == "student" { &mut z } else { &mut t };
+            // two bad rows: the first one is named
+            for row in [3, 4] {
+                if all {
+                    bad[row * vocab..(row + 1) * vocab].fill(entry);
+                } else {
+                    bad[row * vocab + 123] = entry;
+                }
+            }
+            let (z, t) = (tensor(&z, vocab, &device()), tensor(&t, vocab, &device()));
+            let error = value_and_grad(&Divergence::Bdkd, Fidelity::Paper, z, t);
+            let error = error.err().unwrap().to_string();
+            assert!(
+                error.contains("row 3") && error.contains(model) && error.contains(what),
+                "{error}"
+            );
+        }
+    }
+}
+
+#[test]
+fn logits_need_not_lie_row_after_row() {
+    let (n, vocab) = (40, 3);
+    let (z, t) = (noise(n * vocab, 1), noise(n * vocab, 2));
+    let columns = |x: &[f32]| tensor(x, n, &device()).transpose();
+    let on_host = |x: &[f32]| floats(columns(x));
+    let (mut grad, mut value) = (on_host(&z), vec![0.0; n]);
+    row::divergence(
+        &Divergence::ForwardKl,
+        Fidelity::Paper,
+        &mut grad,
+        &on_host(&t),
+        vocab,
+        &mut value,
+    )
+    .unwrap();
+    let rows = value_and_grad(
+        &Divergence::ForwardKl,
+        Fidelity::Paper,
+        columns(&z),
+        columns(&t),
+    )
+    .unwrap();
+    assert_close("transposed", rows, &on_host(&z), (&value, &grad));
+}
