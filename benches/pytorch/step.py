@@ -1,0 +1,95 @@
+#!/usr/bin/env python3
+"""A distillation update: this project against a PyTorch step as the released code takes it, in one run.
+
+    python benches/pytorch/step.py BINARY        # the benchmark `step`, built with --features tch
+
+Models have SmolLM2's shape (teacher 30 layers, student 10) and drawn weights. The PyTorch step pads to 512 tokens, runs the
+teacher in every step and forms all logits of both models; bf16 is autocast. Ours pads to the longest sequence, reads the
+teacher's cached rows and forms the logits of response rows only. Writes results/bench/step.csv.
+"""
+import statistics
+import subprocess
+import sys
+import time
+
+import torch
+import torch.nn.functional as F
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from report import write
+
+# Tokens of prompt and response of 8 of the benchmark's 40 sequences (the PyTorch step pads them all to 512).
+LENGTHS = [(47, 70), (43, 112), (212, 251), (36, 54), (256, 27), (41, 9), (41, 290), (72, 37)]
+WIDTH, ROUNDS = 512, 2
+
+
+def model(layers):
+    config = LlamaConfig(
+        vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=layers, num_attention_heads=9,
+        num_key_value_heads=3, max_position_embeddings=2048, rope_theta=100000.0, tie_word_embeddings=True,
+    )
+    torch.manual_seed(layers)
+    return LlamaForCausalLM(config)
+
+
+def divergence(name, z, t):
+    p, q = F.softmax(t, -1), F.softmax(z, -1)
+    if name == "fkld":
+        return -(p * F.log_softmax(z, -1)).sum(-1)
+    a, b, s = 0.2, 0.7, 0.9
+    return -(p.pow(a) * q.pow(b) - a / s * p.pow(s) - b / s * q.pow(s)).sum(-1) / (a * b)
+
+
+def theirs(student, teacher, optimizer, name, precision):
+    ids = torch.randint(0, 49152, (len(LENGTHS), WIDTH), generator=torch.Generator().manual_seed(3))
+    mask = torch.zeros_like(ids)
+    answer = torch.zeros_like(ids)
+    for row, (prompt, response) in enumerate(LENGTHS):
+        mask[row, : prompt + response] = 1
+        answer[row, prompt - 1 : prompt + response - 1] = 1
+    begun = time.perf_counter()
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        z = student(ids, attention_mask=mask).logits.float()
+        if name == "sft":
+            loss = F.cross_entropy(z[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="none").view(len(LENGTHS), -1)
+            loss = F.pad(loss, (0, 1))
+        else:
+            with torch.no_grad():
+                t = teacher(ids, attention_mask=mask).logits.float()
+            loss = divergence(name, z, t)
+        loss = (loss * answer).sum() / answer.sum()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+    return (time.perf_counter() - begun) / len(LENGTHS)
+
+
+def ours(binary, *arguments):
+    out = subprocess.run([binary, *arguments], capture_output=True, text=True, check=True).stdout.split()
+    return float(out[0]), float(out[3])
+
+
+def main():
+    binary = sys.argv[1]
+    torch.set_num_threads(2)
+    student, teacher = model(10), model(30).eval()
+    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-5)
+    rows = []
+    for precision in ("f32", "bf16"):
+        for name in ("sft", "fkld", "ab"):
+            backends = ["tch"] if precision == "bf16" else ["tch", "flex"]
+            base, rates, memory = [], {b: [] for b in backends}, {}
+            for _ in range(ROUNDS):
+                base.append(theirs(student, teacher, optimizer, name, precision))
+                for b in backends:
+                    seconds, memory[b] = ours(binary, name, precision, b)
+                    rates[b].append(seconds)
+            for b in backends:
+                a, c = statistics.median(rates[b]), statistics.median(base)
+                rows.append([f"{name} {b} {precision}", f"{a:.3f}", f"{c:.3f}", f"{c / a:.1f}", f"{memory[b]:.2f}"])
+                print(f"{rows[-1][0]:14} {a:.3f} s/sample, {memory[b]:.2f} GiB   torch {c:.3f}   {c / a:.1f} times", flush=True)
+    write("step", ["what", "ours_s_per_sample", "torch_s_per_sample", "times_as_fast", "ours_peak_gib"], rows)
+
+
+main()
