@@ -205,6 +205,7 @@ impl Target {
 }
 
 fn main() -> ExitCode {
+    abkd_host::keep_freed_memory();
     match run(Cli::parse().command) {
         Ok(code) => code,
         // A reader that has gone away (`abkd list | head`) is no error of ours.

@@ -18,6 +18,18 @@ pub fn serves(device: &Device) -> bool {
     *device == Device::flex()
 }
 
+/// Keeps memory that is freed for what is allocated next, instead of giving it back to the system: every update
+/// allocates the same tens of megabytes again, and the pages of fresh memory are cleared one by one. Called once, at a
+/// program's start; does something with glibc alone.
+pub fn keep_freed_memory() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: mallopt only sets parameters of the allocator.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, i32::MAX);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX);
+    }
+}
+
 /// `dispatch!(f => g(x: T) -> U)`: a function `f` that calls the inlined `g` compiled for AVX-512, AVX2 or anything else,
 /// whichever the machine has. `g` must be `#[inline(always)]`; it may have one type parameter: `g<D: Bound>`.
 #[macro_export]

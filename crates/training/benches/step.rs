@@ -72,6 +72,7 @@ fn config(layers: usize) -> ModelConfig {
 }
 
 fn main() {
+    abkd_host::keep_freed_memory();
     let args: Vec<String> = std::env::args().collect();
     let has = |name: &str| args.iter().any(|a| a == name);
     let device = device(has("tch"));
@@ -141,6 +142,7 @@ fn main() {
                 learning_rate: 1e-5,
                 max_grad_norm: 1.0,
                 micro_batch_size: None,
+                parallel_micro_batches: 1,
                 step: i,
             };
             student = update(

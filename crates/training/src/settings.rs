@@ -41,6 +41,10 @@ pub struct Settings {
     /// over all its tokens either way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub micro_batch_size: Option<usize>,
+    /// Micro-batches that go through the models at the same time, each on a thread; absent: 1. Changes time and memory,
+    /// not the result, and helps on the CPU alone; with dropout the threads' draws mix, so a run is not repeatable.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parallel_micro_batches: Option<usize>,
     /// Whether activations are worked out again in the backward pass where Burn can, to save memory.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub gradient_checkpointing: bool,
@@ -121,6 +125,9 @@ impl Settings {
         }
         if self.micro_batch_size == Some(0) {
             return refuse("micro_batch_size", "0".into(), "it must be 1 or more");
+        }
+        if self.parallel_micro_batches == Some(0) {
+            return refuse("parallel_micro_batches", "0".into(), "it must be 1 or more");
         }
         if !(0.0..1.0).contains(&self.beta_2) {
             return refuse("beta_2", self.beta_2.to_string(), "it must lie in [0, 1)");

@@ -1,5 +1,7 @@
 //! One update of the student.
 
+use std::borrow::Cow;
+
 use abkd_data::Batch;
 use abkd_models::LanguageModel;
 use burn::module::Module;
@@ -45,6 +47,8 @@ pub struct Update {
     /// Sequences that go through the models at a time; `None` is all. Gradients add up, and the mean
     /// is that over all tokens of the update.
     pub micro_batch_size: Option<usize>,
+    /// Micro-batches that go through the models at the same time.
+    pub parallel_micro_batches: usize,
     /// Number of the update from 0, for errors.
     pub step: usize,
 }
@@ -125,26 +129,32 @@ pub fn update(
     how: &Update,
     mut phases: Phases,
 ) -> Result<(LanguageModel, StepReport), Error> {
+    let parts = parts(terms, how.micro_batch_size);
+    let work = |student: &LanguageModel, part: &Part, phases: &mut Phases| {
+        // Without a cache, or for sequences that it does not know, the teacher runs.
+        let teacher = teacher.map(|t| Teacher {
+            cache: t.cache.filter(|_| part.from_data),
+            ..t
+        });
+        gradients(
+            student,
+            teacher,
+            &part.batch,
+            &part.objective,
+            part.scale,
+            phases,
+        )
+    };
     let mut loss = 0.0;
     let mut sum: GradientsAccumulator<LanguageModel> = GradientsAccumulator::new();
-    for term in terms {
-        let scale = term.weight / term.batch.targets.len() as f64;
-        let rows = how.micro_batch_size.unwrap_or(term.batch.rows);
-        for (batch, range) in term.batch.split(rows) {
-            if range.is_empty() {
-                continue;
-            }
-            let objective = match &term.objective {
-                Objective::Policy(all) => Objective::Policy(part(all, range)),
-                other => other.clone(),
-            };
-            // Without a cache, or for sequences that it does not know, the teacher runs.
-            let teacher = teacher.map(|t| Teacher {
-                cache: t.cache.filter(|_| term.from_data),
-                ..t
-            });
-            let (value, grads) =
-                gradients(&student, teacher, &batch, &objective, scale, &mut phases)?;
+    for group in parts.chunks(how.parallel_micro_batches.max(1)) {
+        let done = if let [part] = group {
+            vec![work(&student, part, &mut phases)]
+        } else {
+            side_by_side(&student, group, &mut phases, &work)
+        };
+        for result in done {
+            let (value, grads) = result?;
             loss += value;
             sum.accumulate(&student, grads);
         }
@@ -176,6 +186,79 @@ pub fn update(
         phases,
     };
     Ok((student, report))
+}
+
+/// Some rows of a term.
+struct Part<'a> {
+    batch: Cow<'a, Batch>,
+    objective: Cow<'a, Objective>,
+    scale: f64,
+    from_data: bool,
+}
+
+fn parts(terms: &[Term], micro_batch_size: Option<usize>) -> Vec<Part<'_>> {
+    let mut parts = Vec::new();
+    for term in terms {
+        let scale = term.weight / term.batch.targets.len() as f64;
+        let mut push = |batch, objective| {
+            parts.push(Part {
+                batch,
+                objective,
+                scale,
+                from_data: term.from_data,
+            });
+        };
+        let rows = micro_batch_size.unwrap_or(term.batch.rows);
+        if rows >= term.batch.rows {
+            push(Cow::Borrowed(&term.batch), Cow::Borrowed(&term.objective));
+            continue;
+        }
+        for (batch, range) in term.batch.split(rows) {
+            if range.is_empty() {
+                continue;
+            }
+            let objective = match &term.objective {
+                Objective::Policy(all) => Cow::Owned(Objective::Policy(part(all, range))),
+                other => Cow::Borrowed(other),
+            };
+            push(Cow::Owned(batch), objective);
+        }
+    }
+    parts
+}
+
+type Gradients = Result<(f64, GradientsParams), Error>;
+
+/// Each part on a thread of its own, with a student of its own: a graph is worked on by one thread at a time.
+fn side_by_side(
+    student: &LanguageModel,
+    group: &[Part],
+    phases: &mut Phases,
+    work: &(impl Fn(&LanguageModel, &Part, &mut Phases) -> Gradients + Sync),
+) -> Vec<Gradients> {
+    let students: Vec<LanguageModel> = group
+        .iter()
+        .map(|_| student.clone().fork(&student.device()))
+        .collect();
+    let (done, times): (Vec<_>, Vec<_>) = std::thread::scope(|scope| {
+        let threads: Vec<_> = group
+            .iter()
+            .zip(students)
+            .map(|(part, student)| {
+                scope.spawn(move || {
+                    let mut phases = Phases::default();
+                    (work(&student, part, &mut phases), phases)
+                })
+            })
+            .collect();
+        let join = |t: std::thread::ScopedJoinHandle<_>| {
+            t.join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        };
+        threads.into_iter().map(join).unzip()
+    });
+    phases.add_parallel(&times);
+    done
 }
 
 fn part(all: &PolicyRows, range: std::ops::Range<usize>) -> PolicyRows {

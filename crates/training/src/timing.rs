@@ -61,6 +61,14 @@ impl Phases {
         result
     }
 
+    /// Adds the times of parts that ran side by side, each as its share of their time.
+    pub(crate) fn add_parallel(&mut self, parts: &[Self]) {
+        for (i, sum) in self.0.iter_mut().enumerate() {
+            let all: Duration = parts.iter().map(|p| p.0[i]).sum();
+            *sum += all / parts.len().max(1) as u32;
+        }
+    }
+
     /// Seconds in `phase`.
     pub fn seconds(&self, phase: Phase) -> f64 {
         self.0[phase as usize].as_secs_f64()

@@ -184,6 +184,7 @@ pub fn train(run: TrainRun, observe: &mut dyn FnMut(Event)) -> Result<Outcome, E
             ),
             max_grad_norm: settings.max_grad_norm,
             micro_batch_size: settings.micro_batch_size,
+            parallel_micro_batches: settings.parallel_micro_batches.unwrap_or(1),
             step: state.step,
         };
         device.seed(settings.seed ^ (state.step as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15));

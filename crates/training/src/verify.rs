@@ -77,6 +77,7 @@ pub fn verify_trajectory(dir: &Path, device: &Device) -> Result<Vec<Check>, Erro
                 learning_rate: rate,
                 max_grad_norm: 1.0,
                 micro_batch_size: None,
+                parallel_micro_batches: 1,
                 step: i,
             },
             Phases::default(),

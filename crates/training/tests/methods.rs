@@ -9,7 +9,7 @@ use abkd_data::{Sequence, Tokenizer, batch};
 use abkd_losses::{Divergence, Fidelity, value};
 use abkd_models::generate::{Decoding, generate};
 use abkd_models::lora::{self, LoraConfig};
-use abkd_models::{LanguageModel, ModelConfig, checkpoint};
+use abkd_models::{LanguageModel, ModelConfig, checkpoint, params};
 use abkd_training::cache::{self, CacheMode, TeacherCache};
 use abkd_training::step::{self, Teacher, Term, Update, target_rows};
 use abkd_training::timing::Phases;
@@ -257,17 +257,18 @@ fn parts_of_a_batch_make_the_update_of_the_whole() {
         weight: 1.0,
         from_data: true,
     };
-    let update = |micro_batch_size| {
+    let update = |micro_batch_size, parallel_micro_batches| {
         let student = toy.student.clone().train();
         let mut optimizer = optim::adamw(&student, 0.01, 0.999);
         let how = Update {
             learning_rate: 1e-3,
             max_grad_norm: 1e9,
             micro_batch_size,
+            parallel_micro_batches,
             step: 0,
         };
         let terms = [term.clone()];
-        let (_, report) = step::update(
+        let (student, report) = step::update(
             student,
             &mut optimizer,
             Some(Teacher {
@@ -279,11 +280,18 @@ fn parts_of_a_batch_make_the_update_of_the_whole() {
             Phases::default(),
         )
         .unwrap();
-        report
+        let weights: Vec<Vec<f32>> = params::values(&student.valid())
+            .into_iter()
+            .map(|(_, _, values)| values)
+            .collect();
+        (report, weights)
     };
-    let whole = update(None);
+    let (whole, _) = update(None, 1);
     for size in [1, 2, 5] {
-        let parts = update(Some(size));
+        let (parts, weights) = update(Some(size), 1);
+        // Side by side they make the same update, bit by bit.
+        let (parallel, parallel_weights) = update(Some(size), 3);
+        assert!(parallel.loss == parts.loss && parallel_weights == weights);
         assert!((parts.loss - whole.loss).abs() < 1e-5);
         assert!((parts.grad_norm / whole.grad_norm - 1.0).abs() < 1e-4);
     }
@@ -371,6 +379,7 @@ fn the_cached_teacher_teaches_as_the_running_one() {
         learning_rate: 1e-3,
         max_grad_norm: 1.0,
         micro_batch_size: Some(2),
+        parallel_micro_batches: 1,
         step: 0,
     };
     let update = |cache| {
