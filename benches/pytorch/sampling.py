@@ -14,7 +14,7 @@ import time
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from report import write
+from report import backends_of, write
 
 PROMPT, NEW, ROUNDS = 64, 128, 3
 
@@ -50,7 +50,7 @@ def main():
     for precision, dtype in [("f32", torch.float32), ("bf16", torch.bfloat16)]:
         m = model(dtype)
         for batch in (16, 64):
-            backends = ["tch"] if precision == "bf16" else ["tch", "flex"]
+            backends = backends_of(binary, precision)
             rates = {b: [] for b in ["transformers", *backends]}
             theirs(m, 2)
             for _ in range(ROUNDS):

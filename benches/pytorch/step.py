@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from report import write
+from report import backends_of, write
 
 # Tokens of prompt and response of 8 of the benchmark's 40 sequences (the PyTorch step pads them all to 512).
 LENGTHS = [(47, 70), (43, 112), (212, 251), (36, 54), (256, 27), (41, 9), (41, 290), (72, 37)]
@@ -78,7 +78,7 @@ def main():
     rows = []
     for precision in ("f32", "bf16"):
         for name in ("sft", "fkld", "ab"):
-            backends = ["tch"] if precision == "bf16" else ["tch", "flex"]
+            backends = backends_of(binary, precision)
             base, rates, memory = [], {b: [] for b in backends}, {}
             for _ in range(ROUNDS):
                 base.append(theirs(student, teacher, optimizer, name, precision))

@@ -15,7 +15,7 @@ use abkd_experiments::plan::Plan;
 use abkd_experiments::runner::{self, Ended, Places};
 use abkd_experiments::spec::{self, Spec};
 use abkd_experiments::verify::{Subject, verify};
-use abkd_experiments::{audit, backend, fetch, report};
+use abkd_experiments::{audit, backend, fetch, plot, report};
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -113,6 +113,11 @@ enum Command {
     /// Write and read indexed token files (.bin and .idx)
     #[command(subcommand)]
     Data(DataCommand),
+    /// Draw the benchmarks' comparison with PyTorch (results/bench/*.csv, made by `make bench`)
+    Bench {
+        #[command(flatten)]
+        folders: Folders,
+    },
     /// Show where the paper's own tables disagree
     Audit {
         #[command(flatten)]
@@ -280,6 +285,12 @@ fn run(command: Command) -> Result<ExitCode> {
             print(&(lines.join("\n") + "\n"))
         }
         Command::Data(command) => data_command(&command),
+        Command::Bench { folders } => {
+            let places = folders.places();
+            let path = places.figures.join("bench.png");
+            plot::ratios(&places.results.join("bench"), &path)?;
+            print(&format!("{}\n", path.display()))
+        }
         Command::Audit { folders } => {
             let findings = audit::audit(&folders.places().paper(""))?;
             let lines: Vec<String> = findings.iter().map(|f| format!("- {f}\n")).collect();

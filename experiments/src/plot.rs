@@ -5,6 +5,7 @@
 
 mod bars;
 mod curves;
+mod ratios;
 mod stacks;
 
 use std::fs;
@@ -22,6 +23,7 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 pub use bars::bars;
 pub use curves::figure1;
+pub use ratios::ratios;
 pub use stacks::stacks;
 
 static DEJAVU_SANS: &[u8] = include_bytes!("../assets/DejaVuSans.ttf");

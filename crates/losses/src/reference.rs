@@ -34,6 +34,13 @@ pub fn value_and_grad(
     teacher: Tensor<2>,
 ) -> Result<Rows, Error> {
     check_shapes(&student, &teacher)?;
+    if student.dims()[0] == 0 {
+        let value = Tensor::zeros([0], &student.device());
+        return Ok(Rows {
+            value,
+            grad: student,
+        });
+    }
     let minus_inf = |x: &Tensor<2>| x.clone().equal_elem(f32::NEG_INFINITY);
     let left_out = minus_inf(&student).bool_or(minus_inf(&teacher));
     let (q, lq) = normalized(student, Model::Student)?;

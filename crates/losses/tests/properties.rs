@@ -399,3 +399,33 @@ fn rows_that_are_no_distribution_are_named() {
         .unwrap();
     assert!(error.to_string().contains("[2, 2]"), "{error}");
 }
+
+#[test]
+fn a_vocabulary_of_one_and_no_rows_give_numbers_or_nothing() {
+    for d in all() {
+        for fidelity in [Fidelity::Paper, Fidelity::Official] {
+            for f in [value_and_grad, reference::value_and_grad] {
+                let one = f(
+                    &d,
+                    fidelity,
+                    tensor(&[3.0, -2.0], 1),
+                    tensor(&[0.5, 9.0], 1),
+                )
+                .unwrap();
+                for x in [one.value, one.grad.reshape([2])] {
+                    let x: Vec<f32> = x.into_data_as::<f32>().as_slice::<f32>().unwrap().to_vec();
+                    assert!(
+                        x.iter().all(|x| x.abs() < 1e-6),
+                        "{d:?} {fidelity:?}: {x:?}"
+                    );
+                }
+                let none = f(&d, fidelity, tensor(&[], 5), tensor(&[], 5)).unwrap();
+                assert_eq!(
+                    (none.value.dims(), none.grad.dims()),
+                    ([0], [0, 5]),
+                    "{d:?}"
+                );
+            }
+        }
+    }
+}

@@ -1,28 +1,36 @@
 //! AdamW as PyTorch's, cosine schedule, and clipping of the *global* gradient norm.
 
+mod fused;
+
 use abkd_models::{LanguageModel, params};
 use burn::module::{Module, ModuleVisitor, Param, ParamGroup};
 use burn::optim::{AdamWConfig, GradientsParams, ModuleOptimizer};
 use burn::tensor::Tensor;
 
+use fused::FusedAdamW;
+
 /// AdamW with betas (0.9, `beta_2`) and epsilon 1e-8; `weight_decay` on matrices, none on biases and
 /// norms, i.e. on the parameters of rank 1.
 pub fn adamw(model: &LanguageModel, weight_decay: f64, beta_2: f64) -> ModuleOptimizer {
-    let config = |decay: f64| {
-        AdamWConfig::new()
-            .with_beta_1(0.9)
-            .with_beta_2(beta_2 as f32)
-            .with_epsilon(1e-8)
+    let (beta_1, beta_2, epsilon) = (0.9, beta_2 as f32, 1e-8);
+    let optimizer = |decay: f64| FusedAdamW {
+        burn: AdamWConfig::new()
+            .with_beta_1(beta_1)
+            .with_beta_2(beta_2)
+            .with_epsilon(epsilon)
             .with_weight_decay(decay as f32)
+            .build(),
+        beta_1,
+        beta_2,
+        epsilon,
+        weight_decay: decay as f32,
     };
     let vectors = params::list(model)
         .into_iter()
         .filter(|p| p.shape.len() == 1)
         .map(|p| p.id);
     let group = ParamGroup::from_ids(vectors.collect());
-    config(weight_decay)
-        .init()
-        .with_group(group, config(0.0).build(), None)
+    ModuleOptimizer::from(optimizer(weight_decay)).with_group(group, optimizer(0.0), None)
 }
 
 /// Learning rate of the update numbered `step` from 0: half a cosine from `peak` to `floor` over

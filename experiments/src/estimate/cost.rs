@@ -158,7 +158,13 @@ pub(super) fn training(
     } else {
         0.0
     };
-    let rows = settings.micro_batch_size.unwrap_or(settings.batch_size) as f64;
+    let rows = settings
+        .micro_batch_size
+        .map_or(settings.batch_size, |rows| {
+            settings
+                .batch_size
+                .min(rows * settings.parallel_micro_batches.unwrap_or(1))
+        }) as f64;
     // the longest batches are about twice the mean
     let width = (2.0 * length).min(p.data.max_length as f64);
     cost.memory = Memory {

@@ -1,0 +1,146 @@
+//! AdamW in one pass over a parameter, its gradient and its moments.
+//!
+//! Burn's own works through some fifteen operations, each a pass over memory of its own. The numbers are the same, bit
+//! by bit, and so is the state.
+
+use abkd_host::dispatch;
+use burn::optim::{AdamW, AdamWState, AdaptiveMomentumState, LearningRate, Optimizer};
+use burn::tensor::{DType, Device, Tensor, TensorData};
+use rayon::prelude::*;
+
+/// Numbers a task works on.
+const CHUNK: usize = 1 << 14;
+
+/// Burn's [`AdamW`] with a kernel for tensors in host memory that can be taken without a copy.
+#[derive(Clone)]
+pub(super) struct FusedAdamW {
+    pub burn: AdamW,
+    pub beta_1: f32,
+    pub beta_2: f32,
+    pub epsilon: f32,
+    pub weight_decay: f32,
+}
+
+impl Optimizer for FusedAdamW {
+    type State<const D: usize> = AdamWState<D>;
+
+    fn step<const D: usize>(
+        &self,
+        lr: LearningRate,
+        tensor: Tensor<D>,
+        grad: Tensor<D>,
+        state: Option<AdamWState<D>>,
+    ) -> (Tensor<D>, Option<AdamWState<D>>) {
+        let device = tensor.device();
+        // libtorch would copy each tensor out and in again.
+        if device != Device::flex() || tensor.dtype() != DType::F32 {
+            return self.burn.step(lr, tensor, grad, state);
+        }
+        let momentum = state.map_or_else(
+            || AdaptiveMomentumState::new(0, grad.zeros_like(), grad.zeros_like()),
+            |s| s.momentum,
+        );
+        let time = momentum.time + 1;
+        let mut weights = tensor.into_data();
+        let grad = grad.into_data();
+        let (mut first, mut second) =
+            (momentum.moment_1.into_data(), momentum.moment_2.into_data());
+        let numbers = Numbers {
+            beta_1: self.beta_1,
+            beta_2: self.beta_2,
+            bias_1: 1.0 - self.beta_1.powi(time as i32),
+            bias_2: 1.0 - self.beta_2.powi(time as i32),
+            epsilon: self.epsilon,
+            keep: (1.0 - lr * f64::from(self.weight_decay)) as f32,
+            lr: lr as f32,
+        };
+        floats(&mut weights)
+            .par_chunks_mut(CHUNK)
+            .zip(
+                grad.as_slice::<f32>()
+                    .expect("as the weights")
+                    .par_chunks(CHUNK),
+            )
+            .zip(floats(&mut first).par_chunks_mut(CHUNK))
+            .zip(floats(&mut second).par_chunks_mut(CHUNK))
+            .for_each(|(((w, g), m), v)| update(numbers, w, g, m, v));
+        let tensor = |data| Tensor::from_data(data, &device);
+        let momentum = AdaptiveMomentumState::new(time, tensor(first), tensor(second));
+        (tensor(weights), Some(AdamWState::new(momentum)))
+    }
+
+    fn to_device<const D: usize>(state: AdamWState<D>, device: &Device) -> AdamWState<D> {
+        AdamW::to_device(state, device)
+    }
+}
+
+fn floats(data: &mut TensorData) -> &mut [f32] {
+    data.as_mut_slice().expect("moments are as the weights")
+}
+
+#[derive(Clone, Copy)]
+struct Numbers {
+    beta_1: f32,
+    beta_2: f32,
+    bias_1: f32,
+    bias_2: f32,
+    epsilon: f32,
+    /// 1 - lr x decay
+    keep: f32,
+    lr: f32,
+}
+
+dispatch!(update => update_scan(n: Numbers, w: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32]));
+
+#[inline(always)]
+fn update_scan(n: Numbers, w: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32]) {
+    for (((w, &g), m), v) in w.iter_mut().zip(g).zip(m).zip(v) {
+        *m = *m * n.beta_1 + g * (1.0 - n.beta_1);
+        *v = *v * n.beta_2 + g * g * (1.0 - n.beta_2);
+        let delta = (*m / n.bias_1) / ((*v / n.bias_2).sqrt() + n.epsilon);
+        *w = *w * n.keep - delta * n.lr;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::optim::AdamWConfig;
+    use burn::tensor::Distribution;
+
+    use super::*;
+
+    #[test]
+    fn it_is_burns_bit_by_bit() {
+        let device = Device::flex();
+        for decay in [0.0f32, 0.01] {
+            let burn = AdamWConfig::new()
+                .with_beta_2(0.98)
+                .with_epsilon(1e-8)
+                .with_weight_decay(decay)
+                .build();
+            let fused = FusedAdamW {
+                burn: burn.clone(),
+                beta_1: 0.9,
+                beta_2: 0.98,
+                epsilon: 1e-8,
+                weight_decay: decay,
+            };
+            let random =
+                || Tensor::<2>::random([130, 257], Distribution::Normal(0.0, 1.0), &device);
+            let start = random();
+            let (mut ours, mut theirs) = ((start.clone(), None), (start, None));
+            for step in 0..5 {
+                let grad = random();
+                let lr = 1e-3 / f64::from(step + 1);
+                ours = fused.step(lr, ours.0, grad.clone(), ours.1);
+                theirs = burn.step(lr, theirs.0, grad, theirs.1);
+                assert_eq!(ours.0.to_data(), theirs.0.to_data(), "step {step}");
+            }
+            let moments = |s: Option<AdamWState<2>>| {
+                let m = s.unwrap().momentum;
+                (m.time, m.moment_1.into_data(), m.moment_2.into_data())
+            };
+            assert_eq!(moments(ours.1), moments(theirs.1));
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! The benchmarks beside PyTorch as bars: a panel a benchmark, a bar a row, its height the number of times as fast.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use plotters::prelude::*;
+use plotters::style::text_anchor::{HPos, VPos};
+use serde::Deserialize;
+
+use super::{Area, Axis, Key, axes, frame, save, text_style, ticks};
+
+const WIDTH: u32 = 1300;
+const PANEL_HEIGHT: u32 = 330;
+const FRAME_HEIGHT: u32 = 60;
+const COLOR: RGBColor = RGBColor(0, 114, 178);
+
+/// What is compared, by the file that holds it, in the order of the panels.
+const PANELS: [(&str, &str); 3] = [
+    ("losses", "divergence, forward and backward"),
+    ("step", "update of a distillation, by seconds a sample"),
+    ("sampling", "sampling, by tokens a second"),
+];
+
+/// A row of a benchmark's CSV; it has more columns than these.
+#[derive(Debug, Deserialize)]
+struct Bar {
+    what: String,
+    times_as_fast: f64,
+    machine: String,
+}
+
+/// Draws the CSV files that are there in `results`.
+///
+/// # Errors
+/// No file is there, one is not what the benchmark writes, or the figure cannot be written.
+pub fn ratios(results: &Path, path: &Path) -> Result<()> {
+    let mut panels = Vec::new();
+    for (name, title) in PANELS {
+        let file = results.join(format!("{name}.csv"));
+        if file.exists() {
+            panels.push((title, read(&file)?));
+        }
+    }
+    ensure!(
+        !panels.is_empty(),
+        "{}: no comparison yet; `make bench PYTHON=...` with a Python that has torch and transformers makes one",
+        results.display()
+    );
+    let size = (WIDTH, FRAME_HEIGHT + panels.len() as u32 * PANEL_HEIGHT);
+    save(path, size, |area| draw(area, &panels))
+}
+
+fn read(file: &PathBuf) -> Result<Vec<Bar>> {
+    let rows = csv::Reader::from_path(file).with_context(|| file.display().to_string())?;
+    rows.into_deserialize()
+        .map(|row| row.with_context(|| file.display().to_string()))
+        .collect()
+}
+
+fn draw(area: &Area, panels: &[(&str, Vec<Bar>)]) -> Result<()> {
+    let body = frame(
+        area,
+        "Times as fast as PyTorch 2.9 on the same cores",
+        &[],
+        Key::Box,
+    )?;
+    let parts = body.split_evenly((panels.len(), 1));
+    for (part, (title, bars)) in parts.iter().zip(panels) {
+        panel(part, title, bars)?;
+    }
+    Ok(())
+}
+
+fn panel(area: &Area, title: &str, bars: &[Bar]) -> Result<()> {
+    let top = bars.iter().map(|b| b.times_as_fast).fold(1.0, f64::max) * 1.15;
+    let (y_ticks, y_step) = ticks(0.0, top, 5.0);
+    let centres: Vec<f64> = (0..bars.len()).map(|i| i as f64 + 0.5).collect();
+    let machine = bars.first().map_or("", |b| b.machine.as_str());
+    let mut chart = axes(
+        area,
+        &format!("{title} ({machine})"),
+        Axis::new(0.0..bars.len() as f64, centres),
+        Axis::new(0.0..top, y_ticks),
+        ["", "times as fast"],
+        &|centre| {
+            bars.get(centre as usize)
+                .map_or(String::new(), |b| b.what.clone())
+        },
+        y_step,
+    )?;
+    for (i, bar) in bars.iter().enumerate() {
+        let (left, right) = (i as f64 + 0.25, i as f64 + 0.75);
+        let corners = [(left, 0.0), (right, bar.times_as_fast)];
+        chart.draw_series([Rectangle::new(corners, COLOR.filled())])?;
+        chart.draw_series([Text::new(
+            format!("{:.1}", bar.times_as_fast),
+            (i as f64 + 0.5, bar.times_as_fast + top * 0.015),
+            text_style(15, HPos::Center, VPos::Bottom),
+        )])?;
+    }
+    let one = PathElement::new(
+        [(0.0, 1.0), (bars.len() as f64, 1.0)],
+        BLACK.stroke_width(1),
+    );
+    chart.draw_series([one])?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::png_size;
+    use super::*;
+
+    #[test]
+    fn a_panel_for_each_file_that_is_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("bench.png");
+        let error = ratios(dir.path(), &path).unwrap_err().to_string();
+        assert!(error.contains("make bench"), "{error}");
+        let file = dir.path().join("step.csv");
+        std::fs::write(&file, "what,times_as_fast,machine\nab,8.5,two cores\n").unwrap();
+        ratios(dir.path(), &path).unwrap();
+        assert_eq!(png_size(&path), (WIDTH, FRAME_HEIGHT + PANEL_HEIGHT));
+        std::fs::write(&file, "what,times_as_fast,machine\nab,fast,two cores\n").unwrap();
+        let error = format!("{:#}", ratios(dir.path(), &path).unwrap_err());
+        assert!(
+            error.contains("step.csv") && error.contains("times_as_fast"),
+            "{error}"
+        );
+    }
+}
