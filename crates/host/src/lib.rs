@@ -8,14 +8,18 @@ use burn::tensor::Device;
 /// Sums are kept in so many lanes, so that a result depends neither on the instruction set nor on the threads.
 pub const LANES: usize = 16;
 
-/// Whether tensors of `device` lie in host memory, so that a kernel may read them there.
-pub fn serves(device: &Device) -> bool {
+/// libtorch's CPU, where this build has it (feature `tch`).
+pub fn libtorch() -> Option<Device> {
     #[cfg(feature = "tch")]
     #[allow(deprecated)] // Burn will drop libtorch one day
-    if *device == Device::libtorch() {
-        return true;
-    }
-    *device == Device::flex()
+    return Some(Device::libtorch());
+    #[cfg(not(feature = "tch"))]
+    None
+}
+
+/// Whether tensors of `device` lie in host memory, so that a kernel may read them there.
+pub fn serves(device: &Device) -> bool {
+    *device == Device::flex() || libtorch().is_some_and(|libtorch| *device == libtorch)
 }
 
 /// Keeps memory that is freed for what is allocated next, instead of giving it back to the system: every update

@@ -58,18 +58,10 @@ fn main() {
     );
 }
 
-#[cfg(feature = "tch")]
-#[allow(deprecated)] // Burn will drop libtorch one day
 fn device(libtorch: bool) -> Device {
     if libtorch {
-        Device::libtorch()
+        abkd_host::libtorch().expect("this build has no libtorch: --features tch")
     } else {
         Device::flex()
     }
-}
-
-#[cfg(not(feature = "tch"))]
-fn device(libtorch: bool) -> Device {
-    assert!(!libtorch, "this build has no libtorch: --features tch");
-    Device::flex()
 }
