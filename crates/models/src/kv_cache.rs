@@ -19,6 +19,7 @@ pub struct KvCache {
     rows: Vec<usize>,
 }
 
+#[allow(clippy::large_enum_variant)] // there are as many as layers
 enum Layer {
     Empty,
     Host(HostLayer),

@@ -125,7 +125,7 @@ fn main() {
         .train();
     let mut optimizer = optim::adamw(&student, 0.01, 0.999);
     let mut samples = Vec::new();
-    for round in 0..3 {
+    for round in 0..2 {
         for (i, chunk) in sequences.chunks(BATCH).enumerate() {
             let begun = Instant::now();
             let term = Term {
@@ -155,21 +155,13 @@ fn main() {
             )
             .expect("drawn weights give finite losses")
             .0;
+            // The first round warms up.
             if round > 0 {
-                samples.push((i, begun.elapsed().as_secs_f64()));
+                samples.push(begun.elapsed().as_secs_f64());
             }
         }
     }
-    // The mean over the batches of each batch's faster round.
-    let batches = sequences.len() / BATCH;
-    let best = |i: usize| {
-        samples
-            .iter()
-            .filter(|s| s.0 == i)
-            .map(|s| s.1)
-            .fold(f64::INFINITY, f64::min)
-    };
-    let seconds = (0..batches).map(best).sum::<f64>() / sequences.len() as f64;
+    let seconds = samples.iter().sum::<f64>() / sequences.len() as f64;
     println!("{seconds:.4} s/sample, peak {:.2} GiB", peak());
 }
 
