@@ -124,7 +124,7 @@ mod tests {
         std::fs::write(&file, "what,times_as_fast,machine\nab,fast,two cores\n").unwrap();
         let error = format!("{:#}", ratios(dir.path(), &path).unwrap_err());
         assert!(
-            error.contains("step.csv") && error.contains("times_as_fast"),
+            error.contains("step.csv") && error.contains("line: 2"),
             "{error}"
         );
     }
