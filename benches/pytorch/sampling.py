@@ -62,7 +62,7 @@ def main():
                 rate = statistics.median(rates[b])
                 rows.append([f"{b} {precision}, batch {batch}", f"{rate:.0f}", f"{base:.0f}", f"{rate / base:.2f}"])
                 print(f"{rows[-1][0]:20} {rate:6.0f} tokens/s   transformers {base:6.0f}   {rate / base:.2f} times", flush=True)
-    write("sampling", ["what", "ours_tokens_per_s", "torch_tokens_per_s", "times_as_fast"], rows)
+                write("sampling", ["what", "ours_tokens_per_s", "torch_tokens_per_s", "times_as_fast"], rows)
 
 
 main()

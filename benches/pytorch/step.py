@@ -90,7 +90,7 @@ def main():
                 a, c = statistics.median(rates[b]), statistics.median(base)
                 rows.append([f"{name} {b} {precision}", f"{a:.3f}", f"{c:.3f}", f"{c / a:.1f}", f"{memory[b]:.2f}"])
                 print(f"{rows[-1][0]:14} {a:.3f} s/sample, {memory[b]:.2f} GiB   torch {c:.3f}   {c / a:.1f} times", flush=True)
-    write("step", ["what", "ours_s_per_sample", "torch_s_per_sample", "times_as_fast", "ours_peak_gib"], rows)
+                write("step", ["what", "ours_s_per_sample", "torch_s_per_sample", "times_as_fast", "ours_peak_gib"], rows)
 
 
 main()
