@@ -32,10 +32,8 @@ def model(layers):
     return LlamaForCausalLM(config)
 
 
-def divergence(name, z, t):
+def alpha_beta(z, t):
     p, q = F.softmax(t, -1), F.softmax(z, -1)
-    if name == "fkld":
-        return -(p * F.log_softmax(z, -1)).sum(-1)
     a, b, s = 0.2, 0.7, 0.9
     return -(p.pow(a) * q.pow(b) - a / s * p.pow(s) - b / s * q.pow(s)).sum(-1) / (a * b)
 
@@ -56,7 +54,7 @@ def theirs(student, teacher, optimizer, name, precision):
         else:
             with torch.no_grad():
                 t = teacher(ids, attention_mask=mask).logits.float()
-            loss = divergence(name, z, t)
+            loss = alpha_beta(z, t)
         loss = (loss * answer).sum() / answer.sum()
     loss.backward()
     torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)

@@ -88,18 +88,17 @@ impl KvCache {
             unreachable!("a cache stays on one device")
         };
         let data = |t: Tensor<4>| t.into_data_as::<f32>();
-        let (keys, values) = (data(k.clone()), data(v.clone()));
-        store.append(
-            &self.rows,
-            self.length,
-            width,
-            floats(&keys),
-            floats(&values),
-        );
-        if self.length == 0 {
+        let past = self.length;
+        let mut append = |k, v| {
+            let (k, v) = (data(k), data(v));
+            store.append(&self.rows, past, width, floats(&k), floats(&v));
+        };
+        if past == 0 {
+            append(k.clone(), v.clone());
             // Matrix products are faster while there are as many queries as keys.
             return attend(q, k, v, span.bias.clone(), |w| w);
         }
+        append(k, v);
         let (device, shape) = (q.device(), q.dims());
         let q = data(q);
         let pads: Vec<usize> = if span.rows == 1 {
@@ -107,7 +106,7 @@ impl KvCache {
         } else {
             span.pads.clone()
         };
-        let out = store.attend(&self.rows, &pads, self.length, width, floats(&q));
+        let out = store.attend(&self.rows, &pads, past, width, floats(&q));
         Tensor::from_data(TensorData::new(out, shape), &device)
     }
 

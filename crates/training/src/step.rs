@@ -198,7 +198,7 @@ struct Part<'a> {
 
 fn parts(terms: &[Term], micro_batch_size: Option<usize>) -> Vec<Part<'_>> {
     let mut parts = Vec::new();
-    for term in terms {
+    for term in terms.iter().filter(|t| !t.batch.targets.is_empty()) {
         let scale = term.weight / term.batch.targets.len() as f64;
         let mut push = |batch, objective| {
             parts.push(Part {
