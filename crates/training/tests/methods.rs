@@ -267,7 +267,10 @@ fn parts_of_a_batch_make_the_update_of_the_whole() {
             parallel_micro_batches,
             step: 0,
         };
-        let terms = [term.clone()];
+        // A term that predicts nothing is left out.
+        let mut nothing = term.clone();
+        nothing.batch.targets.clear();
+        let terms = [term.clone(), nothing];
         let (student, report) = step::update(
             student,
             &mut optimizer,
