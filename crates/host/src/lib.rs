@@ -17,8 +17,13 @@ pub fn libtorch() -> Option<Device> {
     None
 }
 
-/// Whether tensors of `device` lie in host memory, so that a kernel may read them there.
+/// Whether tensors of `device` lie in host memory and are in no graph, so that a kernel may read them there and leave
+/// its result.
 pub fn serves(device: &Device) -> bool {
+    // Devices are equal whether they keep a graph or not.
+    if device.is_autodiff() {
+        return false;
+    }
     *device == Device::flex() || libtorch().is_some_and(|libtorch| *device == libtorch)
 }
 

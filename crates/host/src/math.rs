@@ -95,6 +95,12 @@ pub fn softplus(x: f32) -> (f32, f32, f32) {
     )
 }
 
+/// 1 / (1 + e^-x); NaN for NaN (which the clamp in [`exp`] would hide).
+#[inline(always)]
+pub fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-x)) + x * 0.0
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -122,6 +128,7 @@ mod tests {
                 (up, e.ln_1p()),
                 (down, (1.0 / e).ln_1p()),
                 (share, e / (1.0 + e)),
+                (sigmoid(x), e / (1.0 + e)),
             ] {
                 assert!((f64::from(ours) / exact - 1.0).abs() < 4e-7, "softplus {x}");
             }

@@ -5,14 +5,12 @@
 //! What remains is rounding: logits that differ in their last bits between batch shapes could turn a
 //! draw that falls between two tokens within that distance.
 
-use std::borrow::Cow;
-
 use burn::tensor::{Int, Tensor, TensorData};
 use rayon::prelude::*;
 
 use crate::draw::draw;
 use crate::params::{mix, unit};
-use crate::{Error, KvCache, LanguageModel};
+use crate::{Error, Head, KvCache, LanguageModel, Precision};
 
 /// How answers are drawn.
 #[derive(Clone, Debug, PartialEq)]
@@ -175,8 +173,7 @@ pub fn generate_from_mixture(
 /// A model made ready to decode: what its precision rounds is rounded once.
 struct Decoder {
     model: LanguageModel,
-    /// `[d, V]`
-    head: Tensor<2>,
+    head: Head,
     /// Weight in the mixture.
     share: f64,
     cache: KvCache,
@@ -184,12 +181,12 @@ struct Decoder {
 
 impl Decoder {
     fn new(model: &LanguageModel, share: f64) -> Self {
-        let precision = model.precision();
+        let (model, head) = model.clone().for_decoding();
         Self {
-            head: precision.round(model.head().val()).transpose(),
-            model: model.clone().with_rounded_weights(),
+            model,
+            head,
             share,
-            cache: KvCache::new(0, 0),
+            cache: KvCache::new(0, 0, Precision::F32),
         }
     }
 
@@ -199,7 +196,7 @@ impl Decoder {
         ids: &[i32],
         [batch, columns]: [usize; 2],
         pads: &[usize],
-    ) -> TensorData {
+    ) -> Vec<f32> {
         let ids = TensorData::new(ids.to_vec(), [batch, columns]);
         let input = Tensor::<2, Int>::from_data(ids, &self.model.device());
         let hidden = self.model.hidden(input, pads, Some(&mut self.cache));
@@ -207,9 +204,18 @@ impl Decoder {
         let last = hidden
             .slice([0..batch, columns - 1..columns, 0..d])
             .reshape([batch, d]);
-        let logits = self.model.precision().matmul(last, self.head.clone());
-        logits.into_data_as::<f32>()
+        match &self.head {
+            Head::Packed(head) => head.product(&floats(last)),
+            Head::Tensor(head) => floats(self.model.precision().matmul(last, head.clone())),
+        }
     }
+}
+
+fn floats(tensor: Tensor<2>) -> Vec<f32> {
+    tensor
+        .into_data_as::<f32>()
+        .try_into_vec::<f32>()
+        .expect("read as f32")
 }
 
 struct Row<'a> {
@@ -230,7 +236,8 @@ fn decode_batch(
     let width = rows.iter().map(|r| r.prompt.len()).max().unwrap_or(0);
     let capacity = width + decoding.max_new_tokens;
     for decoder in decoders.iter_mut() {
-        decoder.cache = KvCache::new(decoder.model.config().layers(), capacity);
+        let model = &decoder.model;
+        decoder.cache = KvCache::new(model.config().layers(), capacity, model.precision());
     }
     let mut pads: Vec<usize> = rows.iter().map(|r| width - r.prompt.len()).collect();
     let mut ids: Vec<i32> = Vec::with_capacity(rows.len() * width);
@@ -245,17 +252,17 @@ fn decode_batch(
     let mut open: Vec<Option<Row>> = rows.drain(..).map(Some).collect();
     for step in 0..decoding.max_new_tokens {
         let batch = alive.len();
-        let parts: Vec<(TensorData, f64)> = decoders
+        let mut parts: Vec<(Vec<f32>, f64)> = decoders
             .iter_mut()
-            .map(|d| (d.last_logits(&ids, [batch, columns], &pads), d.share))
+            .map(|d| {
+                // On a thread of the pool, so that only the others have to be woken for each product.
+                let logits = rayon::scope(|_| d.last_logits(&ids, [batch, columns], &pads));
+                (logits, d.share)
+            })
             .collect();
-        let parts: Vec<(&[f32], f64)> = parts
-            .iter()
-            .map(|(logits, share)| (logits.as_slice().expect("read as f32"), *share))
-            .collect();
-        let logits = match parts[..] {
-            [(logits, _)] => Cow::Borrowed(logits),
-            _ => Cow::Owned(log_mixture(&parts, batch)),
+        let logits = match &mut parts[..] {
+            [(logits, _)] => std::mem::take(logits),
+            _ => log_mixture(&parts, batch),
         };
         let vocab = logits.len() / batch;
         let drawn: Vec<Result<u32, Error>> = logits
@@ -301,7 +308,7 @@ fn decode_batch(
 }
 
 /// `log sum_i w_i softmax(z_i)`, row by row.
-fn log_mixture(parts: &[(&[f32], f64)], batch: usize) -> Vec<f32> {
+fn log_mixture(parts: &[(Vec<f32>, f64)], batch: usize) -> Vec<f32> {
     let vocab = parts[0].0.len() / batch;
     let mut out = vec![0.0f32; vocab * batch];
     out.par_chunks_exact_mut(vocab)

@@ -5,10 +5,10 @@
 
 use burn::module::Module;
 use burn::nn::{Dropout, DropoutConfig};
-use burn::tensor::activation::sigmoid;
 use burn::tensor::{Device, Int, Tensor};
 use serde::{Deserialize, Serialize};
 
+use crate::activation::gelu_new;
 use crate::kv_cache::KvCache;
 use crate::layers::{Conv1D, Embedding, LayerNorm, Precision, Span, attend};
 
@@ -144,15 +144,6 @@ impl Mlp {
         self.dropout
             .forward(self.c_proj.forward(gelu_new(self.c_fc.forward(x))))
     }
-}
-
-/// The tanh form of GELU (Hendrycks and Gimpel 2016), as GPT-2 uses it:
-/// `x (1 + tanh u) / 2 = x sigmoid(2 u)` with `u = sqrt(2/pi) (x + 0.044715 x^3)`. The sigmoid is the
-/// same number, and faster than the tanh.
-fn gelu_new(x: Tensor<3>) -> Tensor<3> {
-    let double_root = 2.0 * (2.0 / std::f64::consts::PI).sqrt();
-    let inner = (x.clone().square() * (0.044715 * double_root) + double_root) * x.clone();
-    x * sigmoid(inner)
 }
 
 /// One pre-norm transformer block.

@@ -7,13 +7,15 @@ mod host;
 
 use burn::tensor::{Int, Tensor, TensorData};
 
+use crate::Precision;
 use crate::layers::{Span, attend};
-use host::HostLayer;
+use host::{Rows, Store};
 
 /// Keys and values of the tokens seen so far, one pair a layer, allocated once.
 pub struct KvCache {
     layers: Vec<Layer>,
     capacity: usize,
+    precision: Precision,
     length: usize,
     /// Rows in the batch by their place in the cache; set by the first tokens.
     rows: Vec<usize>,
@@ -22,17 +24,19 @@ pub struct KvCache {
 #[allow(clippy::large_enum_variant)] // there are as many as layers
 enum Layer {
     Empty,
-    Host(HostLayer),
+    Host(Box<dyn Store>),
     /// `[B, K, capacity, dh]` each.
     Device(Tensor<4>, Tensor<4>),
 }
 
 impl KvCache {
-    /// A cache for `layers` layers and sequences of up to `capacity` tokens.
-    pub fn new(layers: usize, capacity: usize) -> Self {
+    /// A cache for `layers` layers and sequences of up to `capacity` tokens. In host memory its numbers are those of the
+    /// model's products.
+    pub fn new(layers: usize, capacity: usize, precision: Precision) -> Self {
         Self {
             layers: (0..layers).map(|_| Layer::Empty).collect(),
             capacity,
+            precision,
             length: 0,
             rows: Vec::new(),
         }
@@ -82,31 +86,33 @@ impl KvCache {
         }
         let store = &mut self.layers[layer];
         if let Layer::Empty = store {
-            *store = Layer::Host(HostLayer::new(batch, kv_heads, self.capacity, dh));
+            let store_of = host::store(self.precision, batch, kv_heads, self.capacity, dh);
+            *store = Layer::Host(store_of);
         }
         let Layer::Host(store) = store else {
             unreachable!("a cache stays on one device")
         };
         let data = |t: Tensor<4>| t.into_data_as::<f32>();
-        let past = self.length;
-        let mut append = |k, v| {
-            let (k, v) = (data(k), data(v));
-            store.append(&self.rows, past, width, floats(&k), floats(&v));
-        };
-        if past == 0 {
-            append(k.clone(), v.clone());
-            // Matrix products are faster while there are as many queries as keys.
-            return attend(q, k, v, span.bias.clone(), |w| w);
-        }
-        append(k, v);
-        let (device, shape) = (q.device(), q.dims());
-        let q = data(q);
-        let pads: Vec<usize> = if span.rows == 1 {
+        let pads = if span.rows == 1 {
             vec![span.pads[0]; batch]
         } else {
             span.pads.clone()
         };
-        let out = store.attend(&self.rows, &pads, past, width, floats(&q));
+        let rows = Rows {
+            places: &self.rows,
+            pads: &pads,
+            past: self.length,
+            width,
+        };
+        if self.length == 0 {
+            let (keys, values) = (data(k.clone()), data(v.clone()));
+            store.step(&rows, &[], floats(&keys), floats(&values));
+            // Matrix products are faster while there are as many queries as keys.
+            return attend(q, k, v, span.bias.clone(), |w| w);
+        }
+        let (device, shape) = (q.device(), q.dims());
+        let (q, k, v) = (data(q), data(k), data(v));
+        let out = store.step(&rows, floats(&q), floats(&k), floats(&v));
         Tensor::from_data(TensorData::new(out, shape), &device)
     }
 
@@ -168,12 +174,12 @@ mod tests {
     use super::*;
 
     /// What a cache answers to three rows in three steps, the middle row gone before the last.
-    fn answers(device: &Device) -> Vec<Vec<f32>> {
+    fn answers(device: &Device, precision: Precision) -> Vec<Vec<f32>> {
         let (heads, kv_heads, dh) = (4, 2, 20);
-        let mut cache = KvCache::new(1, 9);
+        let mut cache = KvCache::new(1, 40, precision);
         let mut pads = vec![0, 2, 1];
         let mut out = Vec::new();
-        for (step, width) in [4, 1, 2].into_iter().enumerate() {
+        for (step, width) in [4, 1, 30].into_iter().enumerate() {
             if step == 2 {
                 cache.keep_rows(&[0, 2]);
                 pads.remove(1);
@@ -205,14 +211,17 @@ mod tests {
     #[test]
     fn in_host_memory_and_on_a_device_it_answers_alike() {
         // An autodiff device is served by the tensors' path.
-        let device = answers(&Device::flex().autodiff());
-        let host = answers(&Device::flex());
-        for (step, (a, b)) in host.iter().zip(&device).enumerate() {
-            assert_eq!(a.len(), b.len());
-            for (i, (a, b)) in a.iter().zip(b).enumerate() {
-                // Rows of padding alone differ: nobody reads them.
-                let padding = step == 0 && [0, 2, 1][i / (4 * 4 * 20)] > i / 20 % 4;
-                assert!(padding || (a - b).abs() < 1e-5, "step {step}, {i}: {a} {b}");
+        let device = answers(&Device::flex().autodiff(), Precision::F32);
+        for (precision, near) in [(Precision::F32, 1e-5), (Precision::Bf16, 2e-2)] {
+            let host = answers(&Device::flex(), precision);
+            for (step, (a, b)) in host.iter().zip(&device).enumerate() {
+                assert_eq!(a.len(), b.len());
+                for (i, (a, b)) in a.iter().zip(b).enumerate() {
+                    // Rows of padding alone differ: nobody reads them.
+                    let padding = step == 0 && [0, 2, 1][i / (4 * 4 * 20)] > i / 20 % 4;
+                    let alike = (a - b).abs() < near;
+                    assert!(padding || alike, "{precision:?}, step {step}, {i}: {a} {b}");
+                }
             }
         }
     }
@@ -223,7 +232,7 @@ mod tests {
         let at = |values: &[f32]| {
             Tensor::<1>::from_floats(values, &device).reshape([values.len(), 1, 1, 1])
         };
-        let mut cache = KvCache::new(1, 4);
+        let mut cache = KvCache::new(1, 4, Precision::F32);
         let step = |cache: &mut KvCache, values: &[f32]| {
             let span = Span::new(1, cache.len(), &vec![0; values.len()], &device);
             let zeros = at(values) * 0.0;

@@ -1,5 +1,7 @@
 //! What both architectures share: leaf layers with Hugging Face field names, attention, KV cache.
 
+use std::sync::Arc;
+
 use burn::module::{Module, Param};
 use burn::tensor::activation::softmax;
 use burn::tensor::module::{attention, embedding, layer_norm};
@@ -8,6 +10,7 @@ use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
 use crate::lora::Adapter;
+use crate::packed::Packed;
 
 /// Added to the score of a masked position. Finite, so that a row of padding alone gives numbers
 /// (that nobody reads) and not NaN, which would reach real rows through the values.
@@ -37,6 +40,15 @@ impl Precision {
         }
     }
 
+    /// A number as a factor of a product, or as a product.
+    #[inline(always)]
+    pub(crate) fn round_value(self, x: f32) -> f32 {
+        match self {
+            Self::F32 => x,
+            Self::Bf16 => f32::from_bits(bf16_bits(x) << 16),
+        }
+    }
+
     /// `a b` for matrices: `[N, K] x [K, M] -> [N, M]`, in and out f32.
     pub fn matmul(self, a: Tensor<2>, b: Tensor<2>) -> Tensor<2> {
         match self {
@@ -48,18 +60,22 @@ impl Precision {
         }
     }
 
-    /// `x W + b`: `[B, T, in] -> [B, T, out]`, in and out f32.
-    fn linear(self, x: Tensor<3>, weight: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<3> {
+    /// `x W`: `[B, T, in] -> [B, T, out]`, in and out f32.
+    fn linear(self, x: Tensor<3>, weight: Tensor<2>) -> Tensor<3> {
         let [b, t, input] = x.dims();
         let output = weight.dims()[1];
         // One product of matrices: Burn's `linear` makes B products of some shapes, which is slower on a CPU.
-        let y = self.matmul(x.reshape([b * t, input]), weight);
-        let y = match bias {
-            Some(bias) => y + bias.unsqueeze(),
-            None => y,
-        };
-        y.reshape([b, t, output])
+        self.matmul(x.reshape([b * t, input]), weight)
+            .reshape([b, t, output])
     }
+}
+
+/// The nearest bfloat16, ties to even. `half` has a branch here, which keeps the compiler from vector code.
+#[inline(always)]
+pub(crate) fn bf16_bits(x: f32) -> u32 {
+    let bits = x.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
+    if x.is_nan() { 0x7fc0 } else { rounded }
 }
 
 /// Token or position embedding; `weight` is `[V, d]`.
@@ -91,6 +107,9 @@ pub struct Conv1D {
     pub bias: Param<Tensor<1>>,
     #[module(skip)]
     pub(crate) precision: Precision,
+    /// The weight made ready to decode, where it is.
+    #[module(skip)]
+    pub(crate) packed: Option<Arc<Packed>>,
 }
 
 impl Conv1D {
@@ -99,13 +118,17 @@ impl Conv1D {
             weight: zeros([input, output], device),
             bias: zeros([output], device),
             precision: Precision::F32,
+            packed: None,
         }
     }
 
     /// `[B, T, in] -> [B, T, out]`
     pub(crate) fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        self.precision
-            .linear(x, self.weight.val(), Some(self.bias.val()))
+        let y = match &self.packed {
+            Some(packed) => packed.linear(x),
+            None => self.precision.linear(x, self.weight.val()),
+        };
+        y + self.bias.val().unsqueeze()
     }
 }
 
@@ -118,6 +141,9 @@ pub struct Linear {
     pub adapter: Option<Adapter>,
     #[module(skip)]
     pub(crate) precision: Precision,
+    /// The weight made ready to decode, where it is.
+    #[module(skip)]
+    pub(crate) packed: Option<Arc<Packed>>,
 }
 
 impl Linear {
@@ -126,17 +152,20 @@ impl Linear {
             weight: zeros([input, output], device),
             adapter: None,
             precision: Precision::F32,
+            packed: None,
         }
     }
 
     /// `[B, T, in] -> [B, T, out]`
     pub(crate) fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        match &self.adapter {
-            None => self.precision.linear(x, self.weight.val(), None),
-            Some(adapter) => {
-                let y = self.precision.linear(x.clone(), self.weight.val(), None);
-                y + adapter.forward(x)
-            }
+        let adapted = self.adapter.as_ref().map(|a| a.forward(x.clone()));
+        let y = match &self.packed {
+            Some(packed) => packed.linear(x),
+            None => self.precision.linear(x, self.weight.val()),
+        };
+        match adapted {
+            Some(more) => y + more,
+            None => y,
         }
     }
 }
@@ -288,6 +317,16 @@ mod tests {
         let m = MASKED;
         // row 0 is causal; row 1 cannot see its two padding positions
         assert_eq!(bias, [0.0, 0.0, m, 0.0, 0.0, 0.0, m, m, m, m, m, 0.0]);
+    }
+
+    #[test]
+    fn bfloat16_is_rounded_as_half_does_it() {
+        for i in 0..200_000u32 {
+            let x = f32::from_bits(i.wrapping_mul(0x9E37_79B9));
+            let exact = half::bf16::from_f32(x);
+            let ours = half::bf16::from_bits(bf16_bits(x) as u16);
+            assert!(ours == exact || (x.is_nan() && ours.is_nan()), "{x:e}");
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! that predict a response token.
 #![allow(clippy::module_name_repetitions)]
 
+mod activation;
 pub mod checkpoint;
 mod config;
 mod draw;
@@ -15,8 +16,11 @@ mod kv_cache;
 mod layers;
 pub mod llama;
 pub mod lora;
+mod packed;
 pub mod params;
 pub mod verify;
+
+use std::sync::Arc;
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor};
@@ -25,6 +29,7 @@ pub use config::{ModelConfig, Parameters};
 pub use error::Error;
 pub use kv_cache::KvCache;
 pub use layers::Precision;
+use packed::Packed;
 
 /// A causal language model of one of the supported architectures.
 #[derive(Module, Debug)]
@@ -34,6 +39,13 @@ pub enum LanguageModel {
     Gpt2(gpt2::Gpt2),
     /// LLaMA (Touvron et al. 2023).
     Llama(llama::Llama),
+}
+
+/// A head made ready to decode.
+pub(crate) enum Head {
+    Packed(Packed),
+    /// `[d, V]`
+    Tensor(Tensor<2>),
 }
 
 impl LanguageModel {
@@ -89,20 +101,35 @@ impl LanguageModel {
         self
     }
 
-    /// The same model with its projections held in the numbers of its products, so that a pass rounds no weight: for
-    /// many passes over weights that do not change.
-    pub(crate) fn with_rounded_weights(mut self) -> Self {
+    /// The same model for many passes over weights that do not change, and its head `[d, V]`. Where tensors lie in host
+    /// memory, projections are packed and what is left runs on Flex: libtorch's threads would be in the way of the
+    /// products'. Elsewhere projections are held in the numbers of their products.
+    pub(crate) fn for_decoding(mut self) -> (Self, Head) {
         let precision = self.precision();
-        let round = |weight: &mut Param<Tensor<2>>| {
-            *weight = Param::from_tensor(precision.round(weight.val()));
-        };
-        if precision != Precision::F32 {
-            match &mut self {
-                Self::Gpt2(m) => m.projections_mut().for_each(|p| round(&mut p.weight)),
-                Self::Llama(m) => m.projections_mut().for_each(|p| round(&mut p.weight)),
+        let host = abkd_host::serves(&self.device());
+        let ready = |weight: &mut Param<Tensor<2>>, packed: &mut Option<Arc<Packed>>| {
+            if host {
+                *packed = Some(Arc::new(Packed::new(weight.val(), precision)));
+                *weight = Param::from_tensor(Tensor::zeros([1, 1], &weight.val().device()));
+            } else if precision != Precision::F32 {
+                *weight = Param::from_tensor(precision.round(weight.val()));
             }
+        };
+        match &mut self {
+            Self::Gpt2(m) => m
+                .projections_mut()
+                .for_each(|p| ready(&mut p.weight, &mut p.packed)),
+            Self::Llama(m) => m
+                .projections_mut()
+                .for_each(|p| ready(&mut p.weight, &mut p.packed)),
         }
-        self
+        let head = self.head().val();
+        if host {
+            let head = Head::Packed(Packed::transposed(head, precision));
+            (self.to_device(&Device::flex()), head)
+        } else {
+            (self, Head::Tensor(precision.round(head).transpose()))
+        }
     }
 
     /// The configuration that the model was built from.

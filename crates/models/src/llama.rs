@@ -5,10 +5,10 @@
 //! d = `hidden_size`, H = query heads, K = key/value heads, dh = head width.
 
 use burn::module::{Module, Param};
-use burn::tensor::activation::silu;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
+use crate::activation::swiglu;
 use crate::kv_cache::KvCache;
 use crate::layers::{Embedding, Linear, Precision, RmsNorm, Span, attend};
 
@@ -148,13 +148,14 @@ impl Rotary {
     fn new(span: &Span, theta: f64, dh: usize, device: &Device) -> Self {
         let half = dh / 2;
         let width = span.positions.len() / span.rows;
+        let frequencies: Vec<f64> = (0..half)
+            .map(|i| theta.powf(-(2.0 * i as f64) / dh as f64))
+            .collect();
         let table = |f: fn(f64) -> f64| {
             let mut values = Vec::with_capacity(span.positions.len() * dh);
             for &position in &span.positions {
-                for i in (0..half).chain(0..half) {
-                    let frequency = theta.powf(-(2.0 * i as f64) / dh as f64);
-                    values.push(f(position as f64 * frequency) as f32);
-                }
+                values.extend(frequencies.iter().map(|x| f(position as f64 * x) as f32));
+                values.extend_from_within(values.len() - half..);
             }
             Tensor::from_data(TensorData::new(values, [span.rows, 1, width, dh]), device)
         };
@@ -188,8 +189,9 @@ pub struct Mlp {
 
 impl Mlp {
     fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let gate = silu(self.gate_proj.forward(x.clone()));
-        self.down_proj.forward(gate * self.up_proj.forward(x))
+        let gate = self.gate_proj.forward(x.clone());
+        self.down_proj
+            .forward(swiglu(gate, self.up_proj.forward(x)))
     }
 }
 

@@ -2,83 +2,143 @@
 
 use std::ops::Range;
 
-use abkd_host::dispatch;
 use abkd_host::math::exp;
+use abkd_host::{LANES, dispatch};
 use rayon::prelude::*;
 
+use crate::Precision;
+use crate::layers::bf16_bits;
+
 /// Keys and values of one layer.
-pub(super) struct HostLayer {
-    /// `[B, K, dh, capacity]`: positions lie side by side, so that scores are sums of rows.
-    keys: Vec<f32>,
-    /// `[B, K, capacity, dh]`
-    values: Vec<f32>,
+pub(super) trait Store: Send + Sync {
+    /// Writes `k` and `v`, both `[B, K, T, dh]`, for the rows at these places, then attends to all that is seen: `q` and
+    /// the result are `[B, H, T, dh]`. Without queries it only writes.
+    fn step(&mut self, rows: &Rows, q: &[f32], k: &[f32], v: &[f32]) -> Vec<f32>;
+}
+
+/// The rows of a step.
+pub(super) struct Rows<'a> {
+    /// Where each is in the cache.
+    pub places: &'a [usize],
+    /// How many of its first positions are not seen.
+    pub pads: &'a [usize],
+    /// Positions that the cache holds.
+    pub past: usize,
+    /// T: new ones.
+    pub width: usize,
+}
+
+/// Room for `capacity` positions, in the numbers of the products: reading them is what takes the time.
+pub(super) fn store(
+    precision: Precision,
+    batch: usize,
     kv_heads: usize,
     capacity: usize,
     dh: usize,
+) -> Box<dyn Store> {
+    match precision {
+        Precision::F32 => Box::new(Slabs::<f32>::new(batch, kv_heads, capacity, dh)),
+        Precision::Bf16 => Box::new(Slabs::<Bf16>::new(batch, kv_heads, capacity, dh)),
+    }
 }
 
-impl HostLayer {
-    pub fn new(batch: usize, kv_heads: usize, capacity: usize, dh: usize) -> Self {
-        let size = batch * kv_heads * capacity * dh;
+trait Number: Copy + Default + Send + Sync + 'static {
+    fn narrow(x: f32) -> Self;
+    fn widen(self) -> f32;
+}
+
+impl Number for f32 {
+    #[inline(always)]
+    fn narrow(x: f32) -> Self {
+        x
+    }
+
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self
+    }
+}
+
+/// The bits of a bfloat16.
+#[derive(Clone, Copy, Default)]
+struct Bf16(u16);
+
+impl Number for Bf16 {
+    #[inline(always)]
+    fn narrow(x: f32) -> Self {
+        Self(bf16_bits(x) as u16)
+    }
+
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        f32::from_bits(u32::from(self.0) << 16)
+    }
+}
+
+/// A slab for each row and key head.
+struct Slabs<T> {
+    /// `[B, K, blocks, dh, LANES]`: positions lie side by side, so that scores are sums of vectors.
+    keys: Vec<T>,
+    /// `[B, K, blocks LANES, dh]`
+    values: Vec<T>,
+    kv_heads: usize,
+    /// Numbers in a slab.
+    size: usize,
+    dh: usize,
+}
+
+impl<T: Number> Slabs<T> {
+    fn new(batch: usize, kv_heads: usize, capacity: usize, dh: usize) -> Self {
+        let size = capacity.next_multiple_of(LANES) * dh;
         Self {
-            keys: vec![0.0; size],
-            values: vec![0.0; size],
+            keys: vec![T::default(); batch * kv_heads * size],
+            values: vec![T::default(); batch * kv_heads * size],
             kv_heads,
-            capacity,
+            size,
             dh,
         }
     }
+}
 
-    /// Writes the tokens at positions `past..past + width` of the rows at these places; `k` and `v` are `[B, K, T, dh]`.
-    pub fn append(&mut self, places: &[usize], past: usize, width: usize, k: &[f32], v: &[f32]) {
-        let (dh, capacity) = (self.dh, self.capacity);
-        let new = width * dh;
-        for (row, &place) in places.iter().enumerate() {
-            for head in 0..self.kv_heads {
-                let from = (row * self.kv_heads + head) * new;
-                let to = (place * self.kv_heads + head) * capacity * dh;
-                let at = to + past * dh;
-                self.values[at..at + new].copy_from_slice(&v[from..from + new]);
-                for (t, key) in k[from..from + new].chunks_exact(dh).enumerate() {
-                    for (i, &x) in key.iter().enumerate() {
-                        self.keys[to + i * capacity + past + t] = x;
-                    }
-                }
-            }
-        }
-    }
-
-    /// Attention of the last `width` tokens: `q` and the result are `[B, H, T, dh]`. The first `pads[row]` positions of a
-    /// row are not seen.
-    pub fn attend(
-        &self,
-        places: &[usize],
-        pads: &[usize],
-        past: usize,
-        width: usize,
-        q: &[f32],
-    ) -> Vec<f32> {
+impl<T: Number> Store for Slabs<T> {
+    fn step(&mut self, rows: &Rows, q: &[f32], k: &[f32], v: &[f32]) -> Vec<f32> {
+        let (dh, heads, width) = (self.dh, self.kv_heads, rows.width);
+        let slabs = self
+            .keys
+            .chunks_mut(self.size)
+            .zip(self.values.chunks_mut(self.size));
+        let mut slabs: Vec<_> = slabs.map(Some).collect();
         let mut out = vec![0.0; q.len()];
-        let (dh, capacity) = (self.dh, self.capacity);
-        let tasks = places.len() * self.kv_heads;
         // Query heads that share a key head lie side by side.
-        let share = q.len() / tasks;
-        out.par_chunks_exact_mut(share)
-            .zip(q.par_chunks_exact(share))
-            .enumerate()
-            .for_each_init(Vec::new, |scores, (task, (out, q))| {
-                let (row, head) = (task / self.kv_heads, task % self.kv_heads);
-                let slab = (places[row] * self.kv_heads + head) * capacity * dh;
-                let range = slab..slab + capacity * dh;
-                let cached = (&self.keys[range.clone()], &self.values[range]);
+        let share = q.len() / (rows.places.len() * heads);
+        let mut rest = &mut out[..];
+        let mut tasks = Vec::with_capacity(rows.places.len() * heads);
+        for (row, place) in rows.places.iter().enumerate() {
+            for head in 0..heads {
+                let task = row * heads + head;
+                let answers;
+                (answers, rest) = rest.split_at_mut(share);
+                let new = task * width * dh..(task + 1) * width * dh;
                 let queries = Queries {
                     dh,
                     width,
-                    past,
-                    pad: pads[row],
+                    past: rows.past,
+                    pad: rows.pads[row],
                 };
-                attend_queries(queries, q, cached, scores, out);
-            });
+                let slab = slabs[place * heads + head]
+                    .take()
+                    .expect("a place holds one row");
+                let q = &q[task * share..(task + 1) * share];
+                tasks.push((queries, q, (&k[new.clone()], &v[new]), slab, answers));
+            }
+        }
+        tasks.into_par_iter().for_each_init(
+            Scratch::default,
+            |scratch, (queries, q, (k, v), (keys, values), answers)| {
+                append(queries, k, v, keys, values);
+                attend_queries(queries, q, keys, values, scratch, answers);
+            },
+        );
         out
     }
 }
@@ -100,50 +160,103 @@ impl Queries {
     }
 }
 
-dispatch!(attend_queries => over_cache(
-    queries: Queries, q: &[f32], cached: (&[f32], &[f32]), scores: &mut Vec<f32>, out: &mut [f32],
+fn append<T: Number>(queries: Queries, k: &[f32], v: &[f32], keys: &mut [T], values: &mut [T]) {
+    let dh = queries.dh;
+    for (to, &x) in values[queries.past * dh..].iter_mut().zip(v) {
+        *to = T::narrow(x);
+    }
+    for (t, key) in k.chunks_exact(dh).enumerate() {
+        let position = queries.past + t;
+        let block = &mut keys[position / LANES * LANES * dh..];
+        for (line, &x) in block.chunks_exact_mut(LANES).zip(key) {
+            line[position % LANES] = T::narrow(x);
+        }
+    }
+}
+
+dispatch!(attend_queries => over_cache<T: Number>(
+    queries: Queries, q: &[f32], keys: &[T], values: &[T], scratch: &mut Scratch, out: &mut [f32],
 ));
 
-/// Keys and values are gone through once, whatever the number of queries: reading them is what takes the time.
+/// Queries whose sums are held in registers.
+const GROUP: usize = 4;
+
+#[derive(Default)]
+struct Scratch {
+    /// A group's queries side by side; what is missing in the last group is 0.
+    q: Vec<[f32; GROUP]>,
+    /// A row for each query of a group.
+    scores: Vec<f32>,
+}
+
 #[inline(always)]
-fn over_cache(
+fn over_cache<T: Number>(
     queries: Queries,
     q: &[f32],
-    (keys, values): (&[f32], &[f32]),
-    scores: &mut Vec<f32>,
+    keys: &[T],
+    values: &[T],
+    Scratch { q: group, scores }: &mut Scratch,
     out: &mut [f32],
 ) {
     let dh = queries.dh;
-    let capacity = keys.len() / dh;
-    let n = q.len() / dh;
-    scores.clear();
-    scores.resize(n * capacity, 0.0);
-    for (d, keys) in keys.chunks_exact(capacity).enumerate() {
-        for (i, scores) in scores.chunks_exact_mut(capacity).enumerate() {
-            let seen = queries.seen(i);
-            add(&mut scores[seen.clone()], q[i * dh + d], &keys[seen]);
-        }
-    }
+    let end = queries.past + queries.width;
+    let columns = end.next_multiple_of(LANES);
     let scale = 1.0 / (dh as f32).sqrt();
-    for (i, scores) in scores.chunks_exact_mut(capacity).enumerate() {
-        softmax(&mut scores[queries.seen(i)], scale);
-    }
-    for (s, value) in values
-        .chunks_exact(dh)
-        .take(queries.past + queries.width)
+    for (n, (q, out)) in q
+        .chunks(GROUP * dh)
+        .zip(out.chunks_mut(GROUP * dh))
         .enumerate()
     {
-        for (i, out) in out.chunks_exact_mut(dh).enumerate() {
-            // A weight that is not seen is 0.
-            add(out, scores[i * capacity + s], value);
+        group.clear();
+        group.resize(dh, [0.0; GROUP]);
+        for (i, q) in q.chunks_exact(dh).enumerate() {
+            group.iter_mut().zip(q).for_each(|(group, &q)| group[i] = q);
+        }
+        scores.clear();
+        scores.resize(GROUP * columns, 0.0);
+        let blocks = keys.chunks_exact(LANES * dh).take(columns / LANES);
+        for (b, block) in blocks.enumerate() {
+            let mut sums = [[0.0; LANES]; GROUP];
+            for (q, line) in group.iter().zip(block.as_chunks().0) {
+                add(&mut sums, *q, line);
+            }
+            for (scores, sums) in scores.chunks_exact_mut(columns).zip(sums) {
+                scores[b * LANES..(b + 1) * LANES].copy_from_slice(&sums);
+            }
+        }
+        for (i, scores) in scores.chunks_exact_mut(columns).enumerate() {
+            let seen = queries.seen(n * GROUP + i);
+            scores[..seen.start].fill(0.0);
+            scores[seen.end..].fill(0.0);
+            softmax(&mut scores[seen], scale);
+        }
+        for first in (0..dh).step_by(LANES) {
+            let width = LANES.min(dh - first);
+            let mut sums = [[0.0; LANES]; GROUP];
+            for (s, value) in values.chunks_exact(dh).take(end).enumerate() {
+                let value = &value[first..first + width];
+                let mut line = [T::default(); LANES];
+                line[..width].copy_from_slice(value);
+                // A weight that is not seen is 0.
+                add(
+                    &mut sums,
+                    std::array::from_fn(|i| scores[i * columns + s]),
+                    &line,
+                );
+            }
+            for (out, sums) in out.chunks_exact_mut(dh).zip(sums) {
+                out[first..first + width].copy_from_slice(&sums[..width]);
+            }
         }
     }
 }
 
 #[inline(always)]
-fn add(sum: &mut [f32], weight: f32, row: &[f32]) {
-    for (s, &x) in sum.iter_mut().zip(row) {
-        *s = x.mul_add(weight, *s);
+fn add<T: Number>(sums: &mut [[f32; LANES]; GROUP], weights: [f32; GROUP], line: &[T; LANES]) {
+    for i in 0..GROUP {
+        for j in 0..LANES {
+            sums[i][j] = line[j].widen().mul_add(weights[i], sums[i][j]);
+        }
     }
 }
 
