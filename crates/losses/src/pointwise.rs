@@ -1,6 +1,6 @@
 //! The two scalar formulas of each divergence: f(p, q) and h = q df/dq.
 
-use abkd_host::math::{SATURATE, exp, expm1_over_x, ln, softplus};
+use abkd_host::math::{SATURATE, expm1_over_x, ln, power, softplus};
 
 /// One entry of a row: probabilities and their logarithms.
 #[derive(Clone, Copy)]
@@ -174,11 +174,11 @@ pub(crate) struct AlphaBeta {
     inverse_sum: f32,
 }
 
-/// `q^s phi_x(d)` of `power` = q^s and `other` = q^s e^(x d).
+/// `q^s phi_x(d)` of `base` = q^s and `moved` = q^s e^(x d).
 #[inline(always)]
-fn scaled_phi(x: f32, inverse: f32, power: f32, other: f32, d: f32) -> f32 {
-    let near = power * d * expm1_over_x(x * d);
-    let far = (other - power) * inverse;
+fn scaled_phi(x: f32, inverse: f32, base: f32, moved: f32, d: f32) -> f32 {
+    let near = base * d * expm1_over_x(x * d);
+    let far = (moved - base) * inverse;
     // Also picks `near` where x is 0, whose `far` is not a number. By bits: a branch would keep the
     // compiler from vector code.
     let mask = u32::from((x * d).abs() <= 0.5).wrapping_neg();
@@ -203,11 +203,11 @@ impl Pointwise for AlphaBeta {
     #[inline(always)]
     fn eval(&self, Entry { lp, lq, .. }: Entry) -> (f32, f32) {
         let (d, s) = (lp - lq, self.sum);
-        let power = exp((s * lq).min(SATURATE));
-        let mixed = exp((s * lq + self.alpha * d).min(SATURATE));
-        let teacher = exp((s * lq + s * d).min(SATURATE));
-        let phi = scaled_phi(self.alpha, self.inverse_alpha, power, mixed, d);
-        let f = (scaled_phi(s, self.inverse_sum, power, teacher, d) - phi) * self.inverse_beta;
+        let base = power(s * lq);
+        let mixed = power(s * lq + self.alpha * d);
+        let teacher = power(s * lq + s * d);
+        let phi = scaled_phi(self.alpha, self.inverse_alpha, base, mixed, d);
+        let f = (scaled_phi(s, self.inverse_sum, base, teacher, d) - phi) * self.inverse_beta;
         (self.factor * f, -self.factor * phi)
     }
 }
@@ -234,7 +234,7 @@ impl SumOne {
     #[inline(always)]
     fn member(&self, i: usize, Entry { p, q, lp, lq }: Entry) -> (f32, f32) {
         let (alpha, d) = (self.alphas[i], lp - lq);
-        let mixed = exp((lq + alpha * d).min(SATURATE));
+        let mixed = power(lq + alpha * d);
         let phi = scaled_phi(alpha, self.inverse_alphas[i], q, mixed, d);
         let f = (scaled_phi(1.0, 1.0, q, p, d) - phi) * self.inverse_betas[i];
         (f, -phi)
@@ -264,10 +264,10 @@ impl Pointwise for BetaZero {
     #[inline(always)]
     fn eval(&self, Entry { lp, lq, .. }: Entry) -> (f32, f32) {
         let d = lp - lq;
-        let power = exp((self.alpha * lq).min(SATURATE));
-        let teacher = exp((self.alpha * lq + self.alpha * d).min(SATURATE));
-        let phi = scaled_phi(self.alpha, 1.0 / self.alpha, power, teacher, d);
-        let f = (d * exp((self.alpha * lp).min(SATURATE)) - phi) / self.alpha;
+        let base = power(self.alpha * lq);
+        let teacher = power(self.alpha * lq + self.alpha * d);
+        let phi = scaled_phi(self.alpha, 1.0 / self.alpha, base, teacher, d);
+        let f = (d * power(self.alpha * lp) - phi) / self.alpha;
         (self.factor * f, -self.factor * phi)
     }
 }

@@ -212,7 +212,13 @@ pub fn cross_entropy(
             for (z, e) in z.iter_mut().zip(&q) {
                 *z = e * norm.scale;
             }
-            z[label as usize] -= 1.0;
+            let label = label as usize;
+            // q - 1, which the difference would lose where q is near 1
+            z[label] = if label == norm.peak {
+                -norm.rest
+            } else {
+                z[label] - 1.0
+            };
             None
         })
         .find_map_first(|error| error)

@@ -429,3 +429,37 @@ fn a_vocabulary_of_one_and_no_rows_give_numbers_or_nothing() {
         }
     }
 }
+
+#[test]
+fn a_row_with_nearly_all_mass_in_one_token_keeps_its_digits() {
+    let mut grad = [0.3f32; 6];
+    grad[2] = 17.3;
+    let mut value = [0.0];
+    row::cross_entropy(&mut grad, &[2], 6, &mut value).unwrap();
+    let rest = 5.0 * (0.3 - f64::from(17.3f32)).exp();
+    assert!((f64::from(value[0]) / rest.ln_1p() - 1.0).abs() < 1e-5);
+    assert!((f64::from(-grad[2]) / (rest / (1.0 + rest)) - 1.0).abs() < 1e-5);
+}
+
+#[test]
+fn no_entry_of_a_flat_row_takes_the_rounding_of_the_others() {
+    let noise = |seed: usize| -> Vec<f32> {
+        let at = |i: usize| ((i * seed) % 5003) as f32 / 500.0;
+        (0..5003).map(at).collect()
+    };
+    let (z, t) = (noise(1237), noise(811));
+    let d = Divergence::AlphaBeta {
+        alpha: 0.0,
+        beta: 0.5,
+    };
+    let (_, grad) = kernel(&d, Fidelity::Paper, &z, &t, z.len());
+    let (lq, lp) = (log_softmax(&z), log_softmax(&t));
+    let h = lq.iter().zip(&lp).map(|(q, p)| (0.5 * q).exp() * (q - p));
+    let h: Vec<f64> = h.collect();
+    let sum: f64 = h.iter().sum();
+    let mut worst = 0.0f64;
+    for ((h, lq), grad) in h.iter().zip(&lq).zip(&grad) {
+        worst = worst.max((h - lq.exp() * sum - f64::from(*grad)).abs());
+    }
+    assert!(worst < 1e-6, "{worst}");
+}
