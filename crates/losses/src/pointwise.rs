@@ -179,10 +179,15 @@ pub(crate) struct AlphaBeta {
 fn scaled_phi(x: f32, inverse: f32, base: f32, moved: f32, d: f32) -> f32 {
     let near = base * d * expm1_over_x(x * d);
     let far = (moved - base) * inverse;
-    // Also picks `near` where x is 0, whose `far` is not a number. By bits: a branch would keep the
-    // compiler from vector code.
-    let mask = u32::from((x * d).abs() <= 0.5).wrapping_neg();
-    f32::from_bits((near.to_bits() & mask) | (far.to_bits() & !mask))
+    // Also picks `near` where x is 0, whose `far` is not a number.
+    select((x * d).abs() <= 0.5, near, far)
+}
+
+/// By bits: a branch would keep the compiler from vector code.
+#[inline(always)]
+fn select(condition: bool, yes: f32, no: f32) -> f32 {
+    let mask = u32::from(condition).wrapping_neg();
+    f32::from_bits((yes.to_bits() & mask) | (no.to_bits() & !mask))
 }
 
 impl AlphaBeta {
@@ -212,44 +217,62 @@ impl Pointwise for AlphaBeta {
     }
 }
 
-/// Two alpha-beta divergences with alpha + beta = 1, AlphaNet's members: powers of the sum are p and q
-/// themselves. The first is the value and the gradient, the second another value.
+/// The alpha-beta divergence with alpha + beta = 1, AlphaNet's member: powers of the sum are p and q
+/// themselves.
 #[derive(Clone, Copy)]
 pub(crate) struct SumOne {
-    alphas: [f32; 2],
-    inverse_alphas: [f32; 2],
-    inverse_betas: [f32; 2],
+    alpha: f32,
+    inverse_alpha: f32,
+    inverse_beta: f32,
+    /// `f = q d^2 series(d)` near d = 0, with the coefficients `(1 + alpha + .. + alpha^k) / (k + 2)!`.
+    series: [f32; 7],
 }
 
 impl SumOne {
-    pub(crate) fn new(first: f64, second: f64) -> Self {
-        let both = [first, second];
+    pub(crate) fn new(alpha: f64) -> Self {
+        let (mut powers, mut sum, mut factorial) = (1.0, 0.0, 1.0);
+        let series = std::array::from_fn(|k| {
+            sum += powers;
+            powers *= alpha;
+            factorial *= (k + 2) as f64;
+            (sum / factorial) as f32
+        });
         Self {
-            alphas: both.map(|a| a as f32),
-            inverse_alphas: both.map(|a| (1.0 / a) as f32),
-            inverse_betas: both.map(|a| (1.0 / (1.0 - a)) as f32),
+            alpha: alpha as f32,
+            inverse_alpha: (1.0 / alpha) as f32,
+            inverse_beta: (1.0 / (1.0 - alpha)) as f32,
+            series,
         }
-    }
-
-    #[inline(always)]
-    fn member(&self, i: usize, Entry { p, q, lp, lq }: Entry) -> (f32, f32) {
-        let (alpha, d) = (self.alphas[i], lp - lq);
-        let mixed = power(lq + alpha * d);
-        let phi = scaled_phi(alpha, self.inverse_alphas[i], q, mixed, d);
-        let f = (scaled_phi(1.0, 1.0, q, p, d) - phi) * self.inverse_betas[i];
-        (f, -phi)
     }
 }
 
 impl Pointwise for SumOne {
     #[inline(always)]
+    fn eval(&self, Entry { p, q, lp, lq }: Entry) -> (f32, f32) {
+        let d = lp - lq;
+        let mixed = power(lq + self.alpha * d);
+        let phi = scaled_phi(self.alpha, self.inverse_alpha, q, mixed, d);
+        let [first @ .., last] = self.series;
+        let series = first.iter().rfold(last, |sum, &c| sum.mul_add(d, c));
+        let near = q * d * d * series;
+        let far = ((p - q) - phi) * self.inverse_beta;
+        (select(d.abs() <= 0.5, near, far), -phi)
+    }
+}
+
+/// Both members of AlphaNet; the second one gives the second value.
+#[derive(Clone, Copy)]
+pub(crate) struct Both(pub SumOne, pub SumOne);
+
+impl Pointwise for Both {
+    #[inline(always)]
     fn eval(&self, e: Entry) -> (f32, f32) {
-        self.member(0, e)
+        self.0.eval(e)
     }
 
     #[inline(always)]
     fn second(&self, e: Entry) -> f32 {
-        self.member(1, e).0
+        self.1.eval(e).0
     }
 }
 

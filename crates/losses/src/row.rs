@@ -9,17 +9,17 @@ mod passes;
 use rayon::prelude::*;
 
 use self::akl::akl_gaps;
-use self::passes::{dispatch_entropy, dispatch_formulas, dispatch_softmax};
+use self::passes::{
+    Norm, Sums, dispatch_entropy, dispatch_formulas, dispatch_gradient, dispatch_softmax,
+};
 
 use crate::divergence::{Divergence, Fidelity};
 use crate::error::{Error, Model};
 use crate::pointwise::{
-    AlphaBeta, BetaZero, BothZero, Jensen, Mixture, Pointwise, SkewForward, SkewReverse, SmallBeta,
-    SumOne, TotalVariation, TwoKl,
+    AlphaBeta, BetaZero, Both, BothZero, Jensen, Mixture, Pointwise, SkewForward, SkewReverse,
+    SmallBeta, SumOne, TotalVariation, TwoKl,
 };
 
-/// Rows that AlphaNet's choice is guessed from.
-const SAMPLE: usize = 16;
 /// Below this |beta| the alpha-beta divergence is worked out in f64.
 const SMALL_BETA: f64 = 0.05;
 
@@ -128,6 +128,7 @@ fn alpha_beta(
 }
 
 /// Official: the member with the larger sum over the rows given. Paper: the larger one of each row.
+/// The first where both are equal.
 fn alpha_net(
     run: &Run,
     alphas: [f64; 2],
@@ -135,47 +136,17 @@ fn alpha_net(
     student: &mut [f32],
     value: &mut [f32],
 ) -> Result<(), Error> {
-    let pair = |first: usize| {
-        let [a, b] = [alphas[first], alphas[1 - first]];
-        move |_: &RowView| SumOne::new(a, b)
-    };
-    let mut other = vec![0.0; value.len()];
-    if fidelity == Fidelity::Paper {
-        let mut second = student.to_vec();
-        run.rows(&mut second, &mut other, pair(1))?;
-        run.rows(student, value, pair(0))?;
-        for (i, v) in value.iter_mut().enumerate() {
-            if other[i] > *v {
-                *v = other[i];
-                let range = i * run.vocab..(i + 1) * run.vocab;
-                student[range.clone()].copy_from_slice(&second[range]);
-            }
-        }
-        return Ok(());
-    }
-    // One pass gives both values and the gradient of one member: the one that some rows speak for. Should
-    // all of them speak for the other, a second pass is due.
-    let sum = |values: &[f32]| values.iter().map(|&v| f64::from(v)).sum::<f64>();
-    let some = value.len().min(SAMPLE);
-    let mut sample = student[..some * run.vocab].to_vec();
-    let (v, o) = (&mut value[..some], &mut other[..some]);
-    run.rows_with_second(&mut sample, v, o, pair(0))?;
-    let guess = usize::from(sum(o) > sum(v));
-    let kept = (some < value.len()).then(|| student.to_vec());
-    run.rows_with_second(student, value, &mut other, pair(guess))?;
-    // The first member where the two are equal.
-    let wrong = if guess == 0 {
-        sum(&other) > sum(value)
-    } else {
-        sum(&other) >= sum(value)
-    };
-    match kept {
-        Some(logits) if wrong => {
-            student.copy_from_slice(&logits);
-            run.rows(student, value, pair(1 - guess))
-        }
-        _ => Ok(()),
-    }
+    let members = alphas.map(SumOne::new);
+    let values = run.values(student, Both(members[0], members[1]))?;
+    let all: f64 = values.iter().map(|[first, second]| second - first).sum();
+    run.rows(student, value, |row| {
+        let [first, second] = values[row.index];
+        let gain = match fidelity {
+            Fidelity::Official => all,
+            Fidelity::Paper => second - first,
+        };
+        members[usize::from(gain > 0.0)]
+    })
 }
 
 /// Cross-entropies, and their gradient in place of the logits.
@@ -227,6 +198,7 @@ pub fn cross_entropy(
 
 /// A row before f and h are known: exponentials, and what makes probabilities of them.
 struct RowView<'a> {
+    index: usize,
     p: &'a [f32],
     q: &'a [f32],
     scale_p: f32,
@@ -262,48 +234,79 @@ impl Run<'_> {
         value: &mut [f32],
         make: impl Fn(&RowView) -> D + Sync,
     ) -> Result<(), Error> {
-        let mut second = vec![0.0; value.len()];
-        self.rows_with_second(student, value, &mut second, make)
-    }
-
-    /// The same, with the sums of the formulas' second value.
-    fn rows_with_second<D: Pointwise>(
-        &self,
-        student: &mut [f32],
-        value: &mut [f32],
-        second: &mut [f32],
-        make: impl Fn(&RowView) -> D + Sync,
-    ) -> Result<(), Error> {
-        let vocab = self.vocab.max(1);
         student
-            .par_chunks_exact_mut(vocab)
-            .zip(self.teacher.par_chunks_exact(vocab))
+            .par_chunks_exact_mut(self.vocab.max(1))
             .zip(value)
-            .zip(second)
             .enumerate()
             .map_init(
-                || (vec![0.0f32; vocab], vec![0.0f32; vocab]),
-                |(q, p), (row, (((z, t), value), other))| {
-                    let Some(norm_q) = dispatch_softmax(z, q) else {
-                        return Some(bad(row, Model::Student, z));
+                || Scratch::new(self.vocab),
+                |scratch, (index, (z, value))| {
+                    let (norm, sums) = match self.row(index, z, &make, scratch) {
+                        Ok(done) => done,
+                        Err(error) => return Some(error),
                     };
-                    let Some(norm_p) = dispatch_softmax(t, p) else {
-                        return Some(bad(row, Model::Teacher, t));
-                    };
-                    let d = make(&RowView {
-                        p,
-                        q,
-                        scale_p: norm_p.scale,
-                        scale_q: norm_q.scale,
-                    });
-                    let (sum, second) = dispatch_formulas(d, z, t, p, q, norm_p, norm_q);
-                    (*value, *other) = (sum as f32, second as f32);
+                    *value = sums.f as f32;
+                    dispatch_gradient(z, &scratch.p, &scratch.q, norm, sums);
                     None
                 },
             )
             // the first bad row, whatever the order of work
             .find_map_first(|error| error)
             .map_or(Ok(()), Err)
+    }
+
+    /// Both values of every row.
+    fn values<D: Pointwise>(&self, student: &[f32], d: D) -> Result<Vec<[f64; 2]>, Error> {
+        let rows: Vec<_> = student
+            .par_chunks_exact(self.vocab.max(1))
+            .enumerate()
+            .map_init(
+                || Scratch::new(self.vocab),
+                |scratch, (index, z)| {
+                    let (_, sums) = self.row(index, z, &|_: &RowView| d, scratch)?;
+                    Ok([sums.f, sums.second])
+                },
+            )
+            .collect();
+        rows.into_iter().collect()
+    }
+
+    /// The sums over a row, and the student's normaliser; h and the student's exponentials are left in
+    /// the scratch.
+    fn row<D: Pointwise>(
+        &self,
+        index: usize,
+        z: &[f32],
+        make: &impl Fn(&RowView) -> D,
+        Scratch { p, q }: &mut Scratch,
+    ) -> Result<(Norm, Sums), Error> {
+        let t = &self.teacher[index * self.vocab..][..self.vocab];
+        let norm_q = dispatch_softmax(z, q).ok_or_else(|| bad(index, Model::Student, z))?;
+        let norm_p = dispatch_softmax(t, p).ok_or_else(|| bad(index, Model::Teacher, t))?;
+        let d = make(&RowView {
+            index,
+            p,
+            q,
+            scale_p: norm_p.scale,
+            scale_q: norm_q.scale,
+        });
+        let sums = dispatch_formulas(d, z, t, p, q, norm_p, norm_q);
+        Ok((norm_q, sums))
+    }
+}
+
+/// Exponentials of a row.
+struct Scratch {
+    p: Vec<f32>,
+    q: Vec<f32>,
+}
+
+impl Scratch {
+    fn new(vocab: usize) -> Self {
+        Self {
+            p: vec![0.0; vocab],
+            q: vec![0.0; vocab],
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use abkd_host::{LANES, dispatch};
 use crate::pointwise::{Entry, Pointwise, entropy_term};
 
 /// Entries summed in f32 before the sum moves to f64.
-const BLOCK: usize = 64 * LANES;
+pub(super) const BLOCK: usize = 64 * LANES;
 
 /// What turns a logit into a probability and its logarithm.
 #[derive(Clone, Copy)]
@@ -42,7 +42,7 @@ fn around(peak: usize, len: usize) -> [Range<usize>; 2] {
 
 /// Moves the sums of a block to f64.
 #[inline(always)]
-fn add(total: &mut [f64; LANES], block: [f32; LANES]) {
+pub(super) fn add(total: &mut [f64; LANES], block: [f32; LANES]) {
     for (total, x) in total.iter_mut().zip(block) {
         *total += f64::from(x);
     }
@@ -122,17 +122,28 @@ fn softmax(z: &[f32], out: &mut [f32]) -> Option<Norm> {
     })
 }
 
-/// f and the second value summed; the gradient in place of z. `p` and `q` hold the exponentials.
+/// Sums over a row.
+#[derive(Clone, Copy)]
+pub(super) struct Sums {
+    pub f: f64,
+    /// Of the formulas' second value.
+    pub second: f64,
+    /// h of the student's peak, and the sum of the others'.
+    peak_h: f32,
+    other_h: f64,
+}
+
+/// f, h and the second value summed; h in place of `p`. `p` and `q` hold the exponentials.
 #[inline(always)]
 fn formulas<D: Pointwise>(
     d: D,
-    z: &mut [f32],
+    z: &[f32],
     t: &[f32],
-    p: &[f32],
+    p: &mut [f32],
     q: &[f32],
     norm_p: Norm,
     norm_q: Norm,
-) -> (f64, f64) {
+) -> Sums {
     // The part of h that may be left out where all of q is summed: not where the teacher masks entries.
     let dropped = if norm_p.masked { d.dropped() } else { 0.0 };
     let eval = |z: f32, t: f32, p: f32, q: f32| {
@@ -148,57 +159,65 @@ fn formulas<D: Pointwise>(
         let keep = |x: f32| f32::from_bits(x.to_bits() & u32::from(there).wrapping_neg());
         (keep(f), keep(h + dropped * entry.q), keep(d.second(entry)))
     };
-    let peak = norm_q.peak;
     let (mut total_f, mut total_h, mut total_g) = ([0.0; LANES], [0.0; LANES], [0.0; LANES]);
-    for side in around(peak, z.len()) {
-        let (z, t) = (&mut z[side.clone()], &t[side.clone()]);
-        let (p, q) = (&p[side.clone()], &q[side]);
+    for side in around(norm_q.peak, z.len()) {
+        let (z, t) = (&z[side.clone()], &t[side.clone()]);
+        let (p, q) = (&mut p[side.clone()], &q[side]);
         let blocks = z
-            .chunks_mut(BLOCK)
+            .chunks(BLOCK)
             .zip(t.chunks(BLOCK))
-            .zip(p.chunks(BLOCK))
+            .zip(p.chunks_mut(BLOCK))
             .zip(q.chunks(BLOCK));
         for (((z, t), p), q) in blocks {
             let (mut sum_f, mut sum_h) = ([0.0f32; LANES], [0.0f32; LANES]);
             let mut sum_g = [0.0f32; LANES];
-            let (zs, z_rest) = z.as_chunks_mut::<LANES>();
+            let (zs, z_rest) = z.as_chunks::<LANES>();
             let (ts, t_rest) = t.as_chunks::<LANES>();
-            let (ps, p_rest) = p.as_chunks::<LANES>();
+            let (ps, p_rest) = p.as_chunks_mut::<LANES>();
             let (qs, q_rest) = q.as_chunks::<LANES>();
-            for (((z, t), p), q) in zs.iter_mut().zip(ts).zip(ps).zip(qs) {
+            for (((z, t), p), q) in zs.iter().zip(ts).zip(ps).zip(qs) {
                 for i in 0..LANES {
                     let (f, h, g) = eval(z[i], t[i], p[i], q[i]);
                     sum_g[i] += g;
                     sum_f[i] += f;
                     sum_h[i] += h;
-                    z[i] = h;
+                    p[i] = h;
                 }
             }
-            for (((z, t), p), q) in z_rest.iter_mut().zip(t_rest).zip(p_rest).zip(q_rest) {
+            for (((z, t), p), q) in z_rest.iter().zip(t_rest).zip(p_rest).zip(q_rest) {
                 let (f, h, g) = eval(*z, *t, *p, *q);
                 sum_g[0] += g;
                 sum_f[0] += f;
                 sum_h[0] += h;
-                *z = h;
+                *p = h;
             }
             add(&mut total_f, sum_f);
             add(&mut total_h, sum_h);
             add(&mut total_g, sum_g);
         }
     }
+    let peak = norm_q.peak;
     let (f, h, g) = eval(z[peak], t[peak], p[peak], q[peak]);
-    let others = total_h.iter().sum::<f64>();
-    // h - q sum(h), with the sum in two parts: the terms nearly cancel where h is
-    // much the same share of q everywhere.
-    let share = (others + f64::from(h)) * f64::from(norm_q.scale);
-    let (high, low) = (share as f32, (share - f64::from(share as f32)) as f32);
-    for (z, e) in z.iter_mut().zip(q) {
-        *z = e.mul_add(-low, e.mul_add(-high, *z));
+    Sums {
+        f: total_f.iter().sum::<f64>() + f64::from(f),
+        second: total_g.iter().sum::<f64>() + f64::from(g),
+        peak_h: h,
+        other_h: total_h.iter().sum(),
     }
-    // The two terms nearly cancel where q is near 1: h (1 - q) - q sum of the other h.
-    z[peak] = h * norm_q.rest - norm_q.scale * others as f32;
-    let sum = |lanes: [f64; LANES], at_peak: f32| lanes.iter().sum::<f64>() + f64::from(at_peak);
-    (sum(total_f, f), sum(total_g, g))
+}
+
+/// h - q sum(h) into `out`; `q` holds the exponentials.
+#[inline(always)]
+fn gradient(out: &mut [f32], h: &[f32], q: &[f32], norm: Norm, sums: Sums) {
+    // The sum in two parts: the terms nearly cancel where h is much the same share of q everywhere.
+    let share = (sums.other_h + f64::from(sums.peak_h)) * f64::from(norm.scale);
+    let high = share as f32;
+    let low = (share - f64::from(high)) as f32;
+    for ((out, h), q) in out.iter_mut().zip(h).zip(q) {
+        *out = q.mul_add(-low, q.mul_add(-high, *h));
+    }
+    // They nearly cancel where q is near 1 too: h (1 - q) - q sum of the other h.
+    out[norm.peak] = sums.peak_h * norm.rest - norm.scale * sums.other_h as f32;
 }
 
 /// Sum of the published code's entropy terms over a row.
@@ -221,28 +240,7 @@ fn entropy(x: &[f32], scale: f32) -> f64 {
     total
 }
 
-/// Sum of |p - q| over a row.
-#[inline(always)]
-fn gap_sum(p: &[f32], q: &[f32], scale_p: f32, scale_q: f32) -> f64 {
-    let mut total = 0.0f64;
-    for (p, q) in p.chunks(BLOCK).zip(q.chunks(BLOCK)) {
-        let mut lanes = [0.0f32; LANES];
-        let (ps, p_rest) = p.as_chunks::<LANES>();
-        let (qs, q_rest) = q.as_chunks::<LANES>();
-        for (p, q) in ps.iter().zip(qs) {
-            for i in 0..LANES {
-                lanes[i] += (p[i] * scale_p - q[i] * scale_q).abs();
-            }
-        }
-        for (p, q) in p_rest.iter().zip(q_rest) {
-            lanes[0] += (p * scale_p - q * scale_q).abs();
-        }
-        total += lanes.iter().map(|&x| f64::from(x)).sum::<f64>();
-    }
-    total
-}
-
 dispatch!(pub(super) dispatch_entropy => entropy(x: &[f32], scale: f32) -> f64);
-dispatch!(pub(super) dispatch_gap_sum => gap_sum(p: &[f32], q: &[f32], scale_p: f32, scale_q: f32) -> f64);
 dispatch!(pub(super) dispatch_softmax => softmax(z: &[f32], out: &mut [f32]) -> Option<Norm>);
-dispatch!(pub(super) dispatch_formulas => formulas<D: Pointwise>(d: D, z: &mut [f32], t: &[f32], p: &[f32], q: &[f32], norm_p: Norm, norm_q: Norm) -> (f64, f64));
+dispatch!(pub(super) dispatch_formulas => formulas<D: Pointwise>(d: D, z: &[f32], t: &[f32], p: &mut [f32], q: &[f32], norm_p: Norm, norm_q: Norm) -> Sums);
+dispatch!(pub(super) dispatch_gradient => gradient(out: &mut [f32], h: &[f32], q: &[f32], norm: Norm, sums: Sums));
