@@ -244,35 +244,46 @@ impl SumOne {
             series,
         }
     }
-}
 
-impl Pointwise for SumOne {
     #[inline(always)]
-    fn eval(&self, Entry { p, q, lp, lq }: Entry) -> (f32, f32) {
+    fn phi(&self, Entry { q, lp, lq, .. }: Entry) -> f32 {
         let d = lp - lq;
         let mixed = power(lq + self.alpha * d);
-        let phi = scaled_phi(self.alpha, self.inverse_alpha, q, mixed, d);
+        scaled_phi(self.alpha, self.inverse_alpha, q, mixed, d)
+    }
+
+    #[inline(always)]
+    fn value(&self, e: Entry) -> f32 {
+        let d = e.lp - e.lq;
         let [first @ .., last] = self.series;
         let series = first.iter().rfold(last, |sum, &c| sum.mul_add(d, c));
-        let near = q * d * d * series;
-        let far = ((p - q) - phi) * self.inverse_beta;
-        (select(d.abs() <= 0.5, near, far), -phi)
+        let near = e.q * d * d * series;
+        let far = ((e.p - e.q) - self.phi(e)) * self.inverse_beta;
+        select(d.abs() <= 0.5, near, far)
     }
 }
 
-/// Both members of AlphaNet; the second one gives the second value.
-#[derive(Clone, Copy)]
-pub(crate) struct Both(pub SumOne, pub SumOne);
-
-impl Pointwise for Both {
+/// The gradient alone, which p is not needed for.
+impl Pointwise for SumOne {
     #[inline(always)]
     fn eval(&self, e: Entry) -> (f32, f32) {
-        self.0.eval(e)
+        (0.0, -self.phi(e))
+    }
+}
+
+/// The values of both members of AlphaNet; without a gradient.
+#[derive(Clone, Copy)]
+pub(crate) struct BothValues(pub [SumOne; 2]);
+
+impl Pointwise for BothValues {
+    #[inline(always)]
+    fn eval(&self, e: Entry) -> (f32, f32) {
+        (self.0[0].value(e), 0.0)
     }
 
     #[inline(always)]
     fn second(&self, e: Entry) -> f32 {
-        self.1.eval(e).0
+        self.0[1].value(e)
     }
 }
 

@@ -10,14 +10,15 @@ use rayon::prelude::*;
 
 use self::akl::akl_gaps;
 use self::passes::{
-    Norm, Sums, dispatch_entropy, dispatch_formulas, dispatch_gradient, dispatch_softmax,
+    Norm, Sums, dispatch_entropy, dispatch_exponentials, dispatch_formulas, dispatch_gradient,
+    dispatch_softmax,
 };
 
 use crate::divergence::{Divergence, Fidelity};
 use crate::error::{Error, Model};
 use crate::pointwise::{
-    AlphaBeta, BetaZero, Both, BothZero, Jensen, Mixture, Pointwise, SkewForward, SkewReverse,
-    SmallBeta, SumOne, TotalVariation, TwoKl,
+    AlphaBeta, BetaZero, BothValues, BothZero, Jensen, Mixture, Pointwise, SkewForward,
+    SkewReverse, SmallBeta, SumOne, TotalVariation, TwoKl,
 };
 
 /// Below this |beta| the alpha-beta divergence is worked out in f64.
@@ -128,7 +129,8 @@ fn alpha_beta(
 }
 
 /// Official: the member with the larger sum over the rows given. Paper: the larger one of each row.
-/// The first where both are equal.
+/// The first where both are equal. So all values come before the first gradient, which then needs only
+/// the student's exponentials.
 fn alpha_net(
     run: &Run,
     alphas: [f64; 2],
@@ -137,16 +139,47 @@ fn alpha_net(
     value: &mut [f32],
 ) -> Result<(), Error> {
     let members = alphas.map(SumOne::new);
-    let values = run.values(student, Both(members[0], members[1]))?;
-    let all: f64 = values.iter().map(|[first, second]| second - first).sum();
-    run.rows(student, value, |row| {
-        let [first, second] = values[row.index];
-        let gain = match fidelity {
-            Fidelity::Official => all,
-            Fidelity::Paper => second - first,
-        };
-        members[usize::from(gain > 0.0)]
-    })
+    let vocab = run.vocab.max(1);
+    let rows: Vec<_> = student
+        .par_chunks_exact(vocab)
+        .enumerate()
+        .map_init(
+            || Scratch::new(vocab),
+            |scratch, (i, z)| run.row(i, z, &|_: &RowView| BothValues(members), scratch),
+        )
+        .collect();
+    // the first bad row, whatever the order of work
+    let rows = rows.into_iter().collect::<Result<Vec<_>, _>>()?;
+    let all: f64 = rows.iter().map(|row| row.sums.second - row.sums.f).sum();
+    student
+        .par_chunks_exact_mut(vocab)
+        .zip(run.teacher.par_chunks_exact(vocab))
+        .zip(value)
+        .zip(rows)
+        .for_each_init(
+            || Scratch::new(vocab),
+            |Scratch { p, q }, (((z, t), value), row)| {
+                let Row {
+                    norm_p,
+                    norm_q,
+                    sums,
+                } = row;
+                let gain = match fidelity {
+                    Fidelity::Official => all,
+                    Fidelity::Paper => sums.second - sums.f,
+                };
+                let (member, sum) = if gain > 0.0 {
+                    (members[1], sums.second)
+                } else {
+                    (members[0], sums.f)
+                };
+                *value = sum as f32;
+                dispatch_exponentials(z, norm_q.max, norm_q.peak, q);
+                let sums = dispatch_formulas(member, z, t, p, q, norm_p, norm_q);
+                dispatch_gradient(z, p, q, norm_q, sums);
+            },
+        );
+    Ok(())
 }
 
 /// Cross-entropies, and their gradient in place of the logits.
@@ -198,7 +231,6 @@ pub fn cross_entropy(
 
 /// A row before f and h are known: exponentials, and what makes probabilities of them.
 struct RowView<'a> {
-    index: usize,
     p: &'a [f32],
     q: &'a [f32],
     scale_p: f32,
@@ -241,12 +273,12 @@ impl Run<'_> {
             .map_init(
                 || Scratch::new(self.vocab),
                 |scratch, (index, (z, value))| {
-                    let (norm, sums) = match self.row(index, z, &make, scratch) {
-                        Ok(done) => done,
+                    let row = match self.row(index, z, &make, scratch) {
+                        Ok(row) => row,
                         Err(error) => return Some(error),
                     };
-                    *value = sums.f as f32;
-                    dispatch_gradient(z, &scratch.p, &scratch.q, norm, sums);
+                    *value = row.sums.f as f32;
+                    dispatch_gradient(z, &scratch.p, &scratch.q, row.norm_q, row.sums);
                     None
                 },
             )
@@ -255,47 +287,40 @@ impl Run<'_> {
             .map_or(Ok(()), Err)
     }
 
-    /// Both values of every row.
-    fn values<D: Pointwise>(&self, student: &[f32], d: D) -> Result<Vec<[f64; 2]>, Error> {
-        let rows: Vec<_> = student
-            .par_chunks_exact(self.vocab.max(1))
-            .enumerate()
-            .map_init(
-                || Scratch::new(self.vocab),
-                |scratch, (index, z)| {
-                    let (_, sums) = self.row(index, z, &|_: &RowView| d, scratch)?;
-                    Ok([sums.f, sums.second])
-                },
-            )
-            .collect();
-        rows.into_iter().collect()
-    }
-
-    /// The sums over a row, and the student's normaliser; h and the student's exponentials are left in
-    /// the scratch.
+    /// Applies `make`'s formulas to a row; leaves h and the student's exponentials in the scratch.
     fn row<D: Pointwise>(
         &self,
         index: usize,
         z: &[f32],
         make: &impl Fn(&RowView) -> D,
         Scratch { p, q }: &mut Scratch,
-    ) -> Result<(Norm, Sums), Error> {
+    ) -> Result<Row, Error> {
         let t = &self.teacher[index * self.vocab..][..self.vocab];
         let norm_q = dispatch_softmax(z, q).ok_or_else(|| bad(index, Model::Student, z))?;
         let norm_p = dispatch_softmax(t, p).ok_or_else(|| bad(index, Model::Teacher, t))?;
         let d = make(&RowView {
-            index,
             p,
             q,
             scale_p: norm_p.scale,
             scale_q: norm_q.scale,
         });
         let sums = dispatch_formulas(d, z, t, p, q, norm_p, norm_q);
-        Ok((norm_q, sums))
+        Ok(Row {
+            norm_p,
+            norm_q,
+            sums,
+        })
     }
 }
 
-/// Exponentials of a row.
+/// What a row was found to be.
+struct Row {
+    norm_p: Norm,
+    norm_q: Norm,
+    sums: Sums,
+}
+
+/// Exponentials of a row; then h in place of the teacher's.
 struct Scratch {
     p: Vec<f32>,
     q: Vec<f32>,

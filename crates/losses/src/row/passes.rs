@@ -13,7 +13,7 @@ pub(super) const BLOCK: usize = 64 * LANES;
 /// What turns a logit into a probability and its logarithm.
 #[derive(Clone, Copy)]
 pub(super) struct Norm {
-    max: f32,
+    pub max: f32,
     /// Index of the first logit that equals `max`.
     pub peak: usize,
     /// Log of the sum of e^(z - max). Apart from `max`, because the sum of both would round away the
@@ -86,6 +86,24 @@ fn softmax(z: &[f32], out: &mut [f32]) -> Option<Norm> {
         return None;
     }
     let peak = block + z[block..].iter().position(|&x| x == max)?;
+    let rest = exponentials(z, max, peak, out);
+    // NaN among the logits
+    if !rest.is_finite() {
+        return None;
+    }
+    Some(Norm {
+        max,
+        peak,
+        ln_sum: rest.ln_1p() as f32,
+        scale: (1.0 / (1.0 + rest)) as f32,
+        rest: (rest / (1.0 + rest)) as f32,
+        masked: min == f32::NEG_INFINITY,
+    })
+}
+
+/// e^(z - max) into `out`, and the sum of all but the peak's, which is 1.
+#[inline(always)]
+fn exponentials(z: &[f32], max: f32, peak: usize, out: &mut [f32]) -> f64 {
     out[peak] = 1.0;
     let mut total = [0.0f64; LANES];
     for side in around(peak, z.len()) {
@@ -107,19 +125,7 @@ fn softmax(z: &[f32], out: &mut [f32]) -> Option<Norm> {
             add(&mut total, lanes);
         }
     }
-    let rest = total.iter().sum::<f64>();
-    // NaN among the logits
-    if !rest.is_finite() {
-        return None;
-    }
-    Some(Norm {
-        max,
-        peak,
-        ln_sum: rest.ln_1p() as f32,
-        scale: (1.0 / (1.0 + rest)) as f32,
-        rest: (rest / (1.0 + rest)) as f32,
-        masked: min == f32::NEG_INFINITY,
-    })
+    total.iter().sum()
 }
 
 /// Sums over a row.
@@ -242,5 +248,6 @@ fn entropy(x: &[f32], scale: f32) -> f64 {
 
 dispatch!(pub(super) dispatch_entropy => entropy(x: &[f32], scale: f32) -> f64);
 dispatch!(pub(super) dispatch_softmax => softmax(z: &[f32], out: &mut [f32]) -> Option<Norm>);
+dispatch!(pub(super) dispatch_exponentials => exponentials(z: &[f32], max: f32, peak: usize, out: &mut [f32]) -> f64);
 dispatch!(pub(super) dispatch_formulas => formulas<D: Pointwise>(d: D, z: &[f32], t: &[f32], p: &mut [f32], q: &[f32], norm_p: Norm, norm_q: Norm) -> Sums);
 dispatch!(pub(super) dispatch_gradient => gradient(out: &mut [f32], h: &[f32], q: &[f32], norm: Norm, sums: Sums));
