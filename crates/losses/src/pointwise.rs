@@ -1,6 +1,6 @@
 //! The two scalar formulas of each divergence: f(p, q) and h = q df/dq.
 
-use abkd_host::math::{SATURATE, expm1_over_x, ln, power, softplus};
+use abkd_host::math::{expm1_over_x, ln, power, softplus};
 
 /// One entry of a row: probabilities and their logarithms.
 #[derive(Clone, Copy)]
@@ -190,6 +190,24 @@ fn select(condition: bool, yes: f32, no: f32) -> f32 {
     f32::from_bits((yes.to_bits() & mask) | (no.to_bits() & !mask))
 }
 
+/// Coefficients of `(phi_s - phi_alpha) / (beta d^2)` as a polynomial in d, where it would be a small
+/// difference of large numbers: `(s^k + s^(k-1) alpha + .. + alpha^k) / (k + 2)!`.
+fn series(alpha: f64, s: f64) -> [f32; 7] {
+    let (mut power, mut sum, mut factorial) = (1.0, 0.0, 1.0);
+    std::array::from_fn(|k| {
+        sum = alpha * sum + power;
+        power *= s;
+        factorial *= (k + 2) as f64;
+        (sum / factorial) as f32
+    })
+}
+
+#[inline(always)]
+fn polynomial(coefficients: [f32; 7], x: f32) -> f32 {
+    let [first @ .., last] = coefficients;
+    first.iter().rfold(last, |sum, &c| sum.mul_add(x, c))
+}
+
 impl AlphaBeta {
     pub(crate) fn new(alpha: f32, beta: f32, factor: f32) -> Self {
         let sum = alpha + beta;
@@ -224,24 +242,17 @@ pub(crate) struct SumOne {
     alpha: f32,
     inverse_alpha: f32,
     inverse_beta: f32,
-    /// `f = q d^2 series(d)` near d = 0, with the coefficients `(1 + alpha + .. + alpha^k) / (k + 2)!`.
+    /// See [`series`].
     series: [f32; 7],
 }
 
 impl SumOne {
     pub(crate) fn new(alpha: f64) -> Self {
-        let (mut powers, mut sum, mut factorial) = (1.0, 0.0, 1.0);
-        let series = std::array::from_fn(|k| {
-            sum += powers;
-            powers *= alpha;
-            factorial *= (k + 2) as f64;
-            (sum / factorial) as f32
-        });
         Self {
             alpha: alpha as f32,
             inverse_alpha: (1.0 / alpha) as f32,
             inverse_beta: (1.0 / (1.0 - alpha)) as f32,
-            series,
+            series: series(alpha, 1.0),
         }
     }
 
@@ -255,9 +266,7 @@ impl SumOne {
     #[inline(always)]
     fn value(&self, e: Entry) -> f32 {
         let d = e.lp - e.lq;
-        let [first @ .., last] = self.series;
-        let series = first.iter().rfold(last, |sum, &c| sum.mul_add(d, c));
-        let near = e.q * d * d * series;
+        let near = e.q * d * d * polynomial(self.series, d);
         let far = ((e.p - e.q) - self.phi(e)) * self.inverse_beta;
         select(d.abs() <= 0.5, near, far)
     }
@@ -318,32 +327,50 @@ impl Pointwise for BothZero {
     }
 }
 
-/// The alpha-beta divergence where beta is small but not 0, in f64: the difference of two nearly equal
-/// terms would lose its digits in f32. Not vectorised.
+/// The alpha-beta divergence where beta is small: `f = q^s (e^(alpha d) phi_beta - phi_alpha) / s`, equal
+/// to [`AlphaBeta`]'s for any numbers, but no small difference is divided by beta.
 #[derive(Clone, Copy)]
 pub(crate) struct SmallBeta {
-    pub alpha: f64,
-    pub beta: f64,
+    alpha: f32,
+    beta: f32,
+    sum: f32,
+    inverse_alpha: f32,
+    inverse_beta: f32,
+    inverse_sum: f32,
+    /// See [`series`].
+    series: [f32; 7],
+    /// Largest |d| that the series holds for.
+    near: f32,
+}
+
+impl SmallBeta {
+    pub(crate) fn new(alpha: f64, beta: f64) -> Self {
+        let sum = alpha + beta;
+        Self {
+            alpha: alpha as f32,
+            beta: beta as f32,
+            sum: sum as f32,
+            inverse_alpha: (1.0 / alpha) as f32,
+            inverse_beta: (1.0 / beta) as f32,
+            inverse_sum: (1.0 / sum) as f32,
+            series: series(alpha, sum),
+            near: (0.5 / alpha.abs().max(sum.abs())) as f32,
+        }
+    }
 }
 
 impl Pointwise for SmallBeta {
     #[inline(always)]
     fn eval(&self, Entry { lp, lq, .. }: Entry) -> (f32, f32) {
-        let (lp, lq) = (f64::from(lp), f64::from(lq));
-        let (d, s) = (lp - lq, self.alpha + self.beta);
-        let cap = f64::from(SATURATE);
-        let scaled = |x: f64| {
-            let power = (s * lq).min(cap).exp();
-            if x == 0.0 {
-                power * d
-            } else if (x * d).abs() < 1.0 {
-                power * (x * d).exp_m1() / x
-            } else {
-                ((s * lq + x * d).min(cap).exp() - power) / x
-            }
-        };
-        let phi = scaled(self.alpha);
-        (((scaled(s) - phi) / self.beta) as f32, -phi as f32)
+        let (d, s) = (lp - lq, self.sum);
+        let base = power(s * lq);
+        let mixed = power(s * lq + self.alpha * d);
+        let teacher = power(s * lq + s * d);
+        let phi = scaled_phi(self.alpha, self.inverse_alpha, base, mixed, d);
+        let rest = scaled_phi(self.beta, self.inverse_beta, mixed, teacher, d);
+        let near = base * d * d * polynomial(self.series, d);
+        let far = (rest - phi) * self.inverse_sum;
+        (select(d.abs() <= self.near, near, far), -phi)
     }
 }
 

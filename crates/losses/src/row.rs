@@ -21,7 +21,7 @@ use crate::pointwise::{
     SkewReverse, SmallBeta, SumOne, TotalVariation, TwoKl,
 };
 
-/// Below this |beta| the alpha-beta divergence is worked out in f64.
+/// Below this |beta| the alpha-beta divergence is not divided by beta.
 const SMALL_BETA: f64 = 0.05;
 
 /// Values of a divergence, and its gradient in place of the student's logits.
@@ -122,7 +122,7 @@ fn alpha_beta(
     } else if alpha + beta == 0.0 {
         run.rows(student, value, |_| AlphaBeta::new(a, b, official(alpha)))
     } else if beta.abs() < SMALL_BETA {
-        run.rows(student, value, |_| SmallBeta { alpha, beta })
+        run.rows(student, value, |_| SmallBeta::new(alpha, beta))
     } else {
         run.rows(student, value, |_| AlphaBeta::new(a, b, 1.0))
     }

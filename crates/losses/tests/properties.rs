@@ -463,3 +463,48 @@ fn no_entry_of_a_flat_row_takes_the_rounding_of_the_others() {
     }
     assert!(worst < 1e-6, "{worst}");
 }
+
+#[test]
+fn a_small_beta_keeps_the_digits_of_the_value() {
+    let noise = |seed: usize, size: f32| -> Vec<f32> {
+        let at = |i: usize| ((i * seed) % 1009) as f32 / 1009.0 * size;
+        (0..1009).map(at).collect()
+    };
+    for (alpha, beta) in [
+        (1.0, 1e-3),
+        (1.0, 1e-6),
+        (0.7, -0.02),
+        (-0.5, 0.01),
+        (0.04, -0.03),
+        (1e-4, 1e-4),
+        (2e-3, -1e-3),
+    ] {
+        let d = Divergence::AlphaBeta { alpha, beta };
+        for size in [0.1, 1.0, 12.0] {
+            let (z, t) = (noise(123, size), noise(811, size));
+            let (value, grad) = kernel(&d, Fidelity::Paper, &z, &t, z.len());
+            let (lq, lp) = (log_softmax(&z), log_softmax(&t));
+            let s = alpha + beta;
+            let phi = |x: f64, d: f64| (x * d).exp_m1() / x;
+            let rows = || lq.iter().zip(&lp);
+            let exact: f64 = rows()
+                .map(|(q, p)| (s * q).exp() * (phi(s, p - q) - phi(alpha, p - q)) / beta)
+                .sum();
+            let error = (f64::from(value[0]) - exact).abs();
+            assert!(
+                error < 1e-5 * exact.max(1e-2),
+                "{d:?} {size}: {value:?} {exact}"
+            );
+            let h: Vec<f64> = rows()
+                .map(|(q, p)| -(s * q).exp() * phi(alpha, p - q))
+                .collect();
+            let sum: f64 = h.iter().sum();
+            let largest = h.iter().fold(1e-2f64, |a, h| a.max(h.abs()));
+            for ((h, q), g) in h.iter().zip(&lq).zip(&grad) {
+                let exact = h - q.exp() * sum;
+                let error = (f64::from(*g) - exact).abs();
+                assert!(error < 1e-5 * largest, "{d:?} {size}: {g} {exact}");
+            }
+        }
+    }
+}
