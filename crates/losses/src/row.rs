@@ -4,11 +4,13 @@
 //! chosen at run time.
 
 mod akl;
+mod logit;
 mod passes;
 
 use rayon::prelude::*;
 
 use self::akl::akl_gaps;
+pub use self::logit::Logit;
 use self::passes::{
     Norm, Sums, dispatch_entropy, dispatch_exponentials, dispatch_formulas, dispatch_gradient,
     dispatch_softmax,
@@ -28,7 +30,7 @@ const SMALL_BETA: f64 = 0.05;
 ///
 /// # Shapes
 ///
-/// - `student`, `teacher`: N rows of `vocab` logits; `value`: N
+/// - `student`, `teacher`: N rows of `vocab` logits in f32, f16 or bf16; `value`: N
 ///
 /// # Errors
 ///
@@ -37,11 +39,11 @@ const SMALL_BETA: f64 = 0.05;
 /// # Panics
 ///
 /// When the lengths do not fit.
-pub fn divergence(
+pub fn divergence<L: Logit>(
     divergence: &Divergence,
     fidelity: Fidelity,
-    student: &mut [f32],
-    teacher: &[f32],
+    student: &mut [L],
+    teacher: &[L],
     vocab: usize,
     value: &mut [f32],
 ) -> Result<(), Error> {
@@ -93,12 +95,12 @@ pub fn divergence(
     }
 }
 
-fn alpha_beta(
-    run: &Run,
+fn alpha_beta<L: Logit>(
+    run: &Run<L>,
     alpha: f64,
     beta: f64,
     fidelity: Fidelity,
-    student: &mut [f32],
+    student: &mut [L],
     value: &mut [f32],
 ) -> Result<(), Error> {
     // The released code has 1/x for 1/x^2 in the limits: a factor of x.
@@ -131,11 +133,11 @@ fn alpha_beta(
 /// Official: the member with the larger sum over the rows given. Paper: the larger one of each row.
 /// The first where both are equal. So all values come before the first gradient, which then needs only
 /// the student's exponentials.
-fn alpha_net(
-    run: &Run,
+fn alpha_net<L: Logit>(
+    run: &Run<L>,
     alphas: [f64; 2],
     fidelity: Fidelity,
-    student: &mut [f32],
+    student: &mut [L],
     value: &mut [f32],
 ) -> Result<(), Error> {
     let members = alphas.map(SumOne::new);
@@ -158,7 +160,7 @@ fn alpha_net(
         .zip(rows)
         .for_each_init(
             || Scratch::new(vocab),
-            |Scratch { p, q }, (((z, t), value), row)| {
+            |scratch, (((z, t), value), row)| {
                 let Row {
                     norm_p,
                     norm_q,
@@ -174,9 +176,11 @@ fn alpha_net(
                     (members[0], sums.f)
                 };
                 *value = sum as f32;
-                dispatch_exponentials(z, norm_q.max, norm_q.peak, q);
-                let sums = dispatch_formulas(member, z, t, p, q, norm_p, norm_q);
-                dispatch_gradient(z, p, q, norm_q, sums);
+                let Scratch { z: zs, t: ts, p, q } = scratch;
+                let (logits, t) = (L::read(z, zs), L::read(t, ts));
+                dispatch_exponentials(logits, norm_q.max, norm_q.peak, q);
+                let sums = dispatch_formulas(member, logits, t, p, q, norm_p, norm_q);
+                L::write(z, zs, |out| dispatch_gradient(out, p, q, norm_q, sums));
             },
         );
     Ok(())
@@ -184,15 +188,19 @@ fn alpha_net(
 
 /// Cross-entropies, and their gradient in place of the logits.
 ///
+/// # Shapes
+///
+/// - `student`: N rows of `vocab` logits in f32, f16 or bf16; `labels`, `value`: N
+///
 /// # Errors
 ///
-/// A row without a finite logit, or with NaN or `+inf`.
+/// A row without a finite logit, or with NaN or `+inf`; a label whose logit is `-inf`.
 ///
 /// # Panics
 ///
 /// When the lengths do not fit or a label is not below `vocab`.
-pub fn cross_entropy(
-    student: &mut [f32],
+pub fn cross_entropy<L: Logit>(
+    student: &mut [L],
     labels: &[u32],
     vocab: usize,
     value: &mut [f32],
@@ -203,28 +211,33 @@ pub fn cross_entropy(
         .zip(labels)
         .zip(value)
         .enumerate()
-        .map(|(row, ((z, &label), value))| {
-            let logit = z[label as usize];
-            let mut q = vec![0.0; vocab];
-            let Some(norm) = dispatch_softmax(z, &mut q) else {
-                return Some(bad(row, Model::Student, z));
-            };
-            if logit == f32::NEG_INFINITY {
-                return Some(Error::ImpossibleLabel { row, label });
-            }
-            *value = -norm.log(logit);
-            for (z, e) in z.iter_mut().zip(&q) {
-                *z = e * norm.scale;
-            }
-            let label = label as usize;
-            // q - 1, which the difference would lose where q is near 1
-            z[label] = if label == norm.peak {
-                -norm.rest
-            } else {
-                z[label] - 1.0
-            };
-            None
-        })
+        .map_init(
+            || Scratch::new(vocab),
+            |Scratch { z: zs, q, .. }, (row, ((z, &label), value))| {
+                let logits = L::read(z, zs);
+                let logit = logits[label as usize];
+                let Some(norm) = dispatch_softmax(logits, q) else {
+                    return Some(bad(row, Model::Student, logits));
+                };
+                if logit == f32::NEG_INFINITY {
+                    return Some(Error::ImpossibleLabel { row, label });
+                }
+                *value = -norm.log(logit);
+                let label = label as usize;
+                L::write(z, zs, |out| {
+                    for (out, e) in out.iter_mut().zip(q) {
+                        *out = *e * norm.scale;
+                    }
+                    // q - 1, which the difference would lose where q is near 1
+                    out[label] = if label == norm.peak {
+                        -norm.rest
+                    } else {
+                        out[label] - 1.0
+                    };
+                });
+                None
+            },
+        )
         .find_map_first(|error| error)
         .map_or(Ok(()), Err)
 }
@@ -253,16 +266,16 @@ fn bdkd(row: &RowView, fidelity: Fidelity) -> TwoKl {
     }
 }
 
-struct Run<'a> {
-    teacher: &'a [f32],
+struct Run<'a, L> {
+    teacher: &'a [L],
     vocab: usize,
 }
 
-impl Run<'_> {
+impl<L: Logit> Run<'_, L> {
     /// Applies `make`'s formulas to every row.
     fn rows<D: Pointwise>(
         &self,
-        student: &mut [f32],
+        student: &mut [L],
         value: &mut [f32],
         make: impl Fn(&RowView) -> D + Sync,
     ) -> Result<(), Error> {
@@ -278,7 +291,10 @@ impl Run<'_> {
                         Err(error) => return Some(error),
                     };
                     *value = row.sums.f as f32;
-                    dispatch_gradient(z, &scratch.p, &scratch.q, row.norm_q, row.sums);
+                    let Scratch { z: zs, p, q, .. } = scratch;
+                    L::write(z, zs, |out| {
+                        dispatch_gradient(out, p, q, row.norm_q, row.sums)
+                    });
                     None
                 },
             )
@@ -291,11 +307,12 @@ impl Run<'_> {
     fn row<D: Pointwise>(
         &self,
         index: usize,
-        z: &[f32],
+        z: &[L],
         make: &impl Fn(&RowView) -> D,
-        Scratch { p, q }: &mut Scratch,
+        Scratch { z: zs, t: ts, p, q }: &mut Scratch,
     ) -> Result<Row, Error> {
         let t = &self.teacher[index * self.vocab..][..self.vocab];
+        let (z, t) = (L::read(z, zs), L::read(t, ts));
         let norm_q = dispatch_softmax(z, q).ok_or_else(|| bad(index, Model::Student, z))?;
         let norm_p = dispatch_softmax(t, p).ok_or_else(|| bad(index, Model::Teacher, t))?;
         let d = make(&RowView {
@@ -320,8 +337,11 @@ struct Row {
     sums: Sums,
 }
 
-/// Exponentials of a row; then h in place of the teacher's.
+/// A thread's room for a row: logits that have to be converted, exponentials, and h in place of the
+/// teacher's.
 struct Scratch {
+    z: Vec<f32>,
+    t: Vec<f32>,
     p: Vec<f32>,
     q: Vec<f32>,
 }
@@ -329,6 +349,8 @@ struct Scratch {
 impl Scratch {
     fn new(vocab: usize) -> Self {
         Self {
+            z: Vec::new(),
+            t: Vec::new(),
             p: vec![0.0; vocab],
             q: vec![0.0; vocab],
         }

@@ -508,3 +508,35 @@ fn a_small_beta_keeps_the_digits_of_the_value() {
         }
     }
 }
+
+/// The kernel on logits of a type, and on the same logits in f32.
+fn halves_agree<L: row::Logit + std::fmt::Debug + PartialEq>(
+    from: impl Fn(f32) -> L,
+    to: impl Fn(L) -> f32,
+) {
+    let noise = |i: usize| ((i * 811) % 1009) as f32 / 100.0 - 5.0;
+    let mut z: Vec<L> = (0..2 * 501).map(|i| from(noise(i))).collect();
+    let t: Vec<L> = (0..2 * 501).map(|i| from(noise(i + 77))).collect();
+    z[600] = from(f32::NEG_INFINITY);
+    let wide = |x: &[L]| -> Vec<f32> { x.iter().map(|&x| to(x)).collect() };
+    let rounded = |x: &[f32]| -> Vec<L> { x.iter().map(|&x| from(x)).collect() };
+    for d in all() {
+        let (value, grad) = kernel(&d, Fidelity::Official, &wide(&z), &wide(&t), 501);
+        let (mut ours, mut our_value) = (z.clone(), vec![0.0; 2]);
+        row::divergence(&d, Fidelity::Official, &mut ours, &t, 501, &mut our_value).unwrap();
+        assert_eq!(our_value, value, "{d:?}");
+        assert_eq!(ours, rounded(&grad), "{d:?}");
+    }
+    let (mut ours, mut theirs) = (z.clone(), wide(&z));
+    let (mut our_value, mut value) = ([0.0; 2], [0.0; 2]);
+    row::cross_entropy(&mut ours, &[3, 400], 501, &mut our_value).unwrap();
+    row::cross_entropy(&mut theirs, &[3, 400], 501, &mut value).unwrap();
+    assert_eq!(our_value, value);
+    assert_eq!(ours, rounded(&theirs));
+}
+
+#[test]
+fn logits_of_half_precision_give_what_they_give_in_f32() {
+    halves_agree(half::f16::from_f32, half::f16::to_f32);
+    halves_agree(half::bf16::from_f32, half::bf16::to_f32);
+}
