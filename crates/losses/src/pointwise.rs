@@ -259,7 +259,7 @@ impl SumOne {
     #[inline(always)]
     fn phi(&self, Entry { q, lp, lq, .. }: Entry) -> f32 {
         let d = lp - lq;
-        let mixed = power(lq + self.alpha * d);
+        let mixed = power(self.alpha.mul_add(d, lq));
         scaled_phi(self.alpha, self.inverse_alpha, q, mixed, d)
     }
 
