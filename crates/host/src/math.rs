@@ -7,8 +7,30 @@ pub const SATURATE: f32 = 60.0;
 /// e^x within 2e-7 relative for x in [-87, 88]; clamped to that range outside (so e^-inf is 1e-38).
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
-    const ROUND: f32 = 12_582_912.0; // 1.5 x 2^23: adding it rounds to an integer
-    let x = x.clamp(-87.0, 88.0);
+    exp_in_range(x.clamp(-87.0, 88.0))
+}
+
+/// A power of which the exponent is known: [`exp`], saturated at [`SATURATE`].
+#[inline(always)]
+pub fn power(exponent: f32) -> f32 {
+    exp_in_range(exponent.clamp(-87.0, SATURATE))
+}
+
+/// e^(x - max) of an x not above `max`: 1 at `max`, 0 below `max` - 88 (-inf too), NaN for NaN.
+#[inline(always)]
+pub fn shifted_exp(x: f32, max: f32) -> f32 {
+    let x = x - max;
+    // In this order NaN, which compares with nothing, stays. The power of 2 in e^-88 has the exponent -127,
+    // whose bits are those of 0.
+    exp_in_range(if -88.0 > x { -88.0 } else { x })
+}
+
+/// e^x for x in [-88, 88].
+#[inline(always)]
+fn exp_in_range(x: f32) -> f32 {
+    // 1.5 x 2^23: adding it rounds to an integer. And the bias of an exponent, so that the integer's bits
+    // need only be shifted to be a power of 2.
+    const ROUND: f32 = 12_582_912.0 + 127.0;
     let shifted = x.mul_add(std::f32::consts::LOG2_E, ROUND);
     let n = shifted - ROUND;
     // ln 2 in two parts (Cody and Waite)
@@ -19,31 +41,20 @@ pub fn exp(x: f32) -> f32 {
     let p = p.mul_add(r, 4.166_579_6e-2);
     let p = p.mul_add(r, 1.666_666_5e-1);
     let p = p.mul_add(r, 0.5);
-    let p = p.mul_add(r * r, r) + 1.0;
-    let scale = f32::from_bits((shifted.to_bits() << 23).wrapping_add(0x3f80_0000));
-    p * scale
+    let p = p.mul_add(r * r, r);
+    let scale = f32::from_bits(shifted.to_bits() << 23);
+    p.mul_add(scale, scale)
 }
 
-/// e^(x - max) of a logit; 0 for -inf, NaN for NaN (which the clamp in [`exp`] would hide).
-#[inline(always)]
-pub fn shifted_exp(x: f32, max: f32) -> f32 {
-    if x == f32::NEG_INFINITY {
-        0.0
-    } else {
-        exp(x - max) + x * 0.0
-    }
-}
-
-/// (e^x - 1) / x for |x| at most 0.5, within 2e-7.
+/// (e^x - 1) / x for |x| at most 0.5, within 2e-7: the Taylor polynomial economized.
 #[inline(always)]
 pub fn expm1_over_x(x: f32) -> f32 {
-    let p = 1.0f32 / 40_320.0;
-    let p = p.mul_add(x, 1.0 / 5_040.0);
-    let p = p.mul_add(x, 1.0 / 720.0);
-    let p = p.mul_add(x, 1.0 / 120.0);
-    let p = p.mul_add(x, 1.0 / 24.0);
+    let p = 1.997_905_6e-4f32;
+    let p = p.mul_add(x, 1.399_778_3e-3);
+    let p = p.mul_add(x, 8.333_118e-3);
+    let p = p.mul_add(x, 4.166_530_4e-2);
     let p = p.mul_add(x, 1.0 / 6.0);
-    let p = p.mul_add(x, 0.5);
+    let p = p.mul_add(x, 0.500_000_06);
     p.mul_add(x, 1.0)
 }
 
@@ -112,6 +123,16 @@ mod tests {
             let exact = f64::from(x).exp();
             assert!((f64::from(exp(x)) / exact - 1.0).abs() < 2e-7, "exp {x}");
         }
+        for x in [0.0, -1e-3, -1.0, -30.0, -87.0] {
+            let exact = f64::from(x).exp();
+            assert!((f64::from(shifted_exp(5.0 + x, 5.0)) / exact - 1.0).abs() < 2e-6);
+        }
+        assert_eq!(shifted_exp(5.0, 5.0), 1.0);
+        for x in [-83.0, -1e4, f32::MIN, f32::NEG_INFINITY] {
+            assert_eq!(shifted_exp(x, 5.0), 0.0);
+        }
+        assert!(shifted_exp(f32::NAN, 5.0).is_nan());
+        assert_eq!(power(f32::INFINITY), exp(SATURATE));
         for i in 1..40_000 {
             let x = (i as f32 * 1e-3 - 20.0).exp2();
             let exact = f64::from(x).ln();

@@ -1,6 +1,6 @@
 //! The two scalar formulas of each divergence: f(p, q) and h = q df/dq.
 
-use abkd_host::math::{SATURATE, exp, expm1_over_x, ln, softplus};
+use abkd_host::math::{expm1_over_x, ln, power, softplus};
 
 /// One entry of a row: probabilities and their logarithms.
 #[derive(Clone, Copy)]
@@ -174,15 +174,38 @@ pub(crate) struct AlphaBeta {
     inverse_sum: f32,
 }
 
-/// `q^s phi_x(d)` of `power` = q^s and `other` = q^s e^(x d).
+/// `q^s phi_x(d)` of `base` = q^s and `moved` = q^s e^(x d).
 #[inline(always)]
-fn scaled_phi(x: f32, inverse: f32, power: f32, other: f32, d: f32) -> f32 {
-    let near = power * d * expm1_over_x(x * d);
-    let far = (other - power) * inverse;
-    // Also picks `near` where x is 0, whose `far` is not a number. By bits: a branch would keep the
-    // compiler from vector code.
-    let mask = u32::from((x * d).abs() <= 0.5).wrapping_neg();
-    f32::from_bits((near.to_bits() & mask) | (far.to_bits() & !mask))
+fn scaled_phi(x: f32, inverse: f32, base: f32, moved: f32, d: f32) -> f32 {
+    let near = base * d * expm1_over_x(x * d);
+    let far = (moved - base) * inverse;
+    // Also picks `near` where x is 0, whose `far` is not a number.
+    select((x * d).abs() <= 0.5, near, far)
+}
+
+/// By bits: a branch would keep the compiler from vector code.
+#[inline(always)]
+fn select(condition: bool, yes: f32, no: f32) -> f32 {
+    let mask = u32::from(condition).wrapping_neg();
+    f32::from_bits((yes.to_bits() & mask) | (no.to_bits() & !mask))
+}
+
+/// Coefficients of `(phi_s - phi_alpha) / (beta d^2)` as a polynomial in d, where it would be a small
+/// difference of large numbers: `(s^k + s^(k-1) alpha + .. + alpha^k) / (k + 2)!`.
+fn series(alpha: f64, s: f64) -> [f32; 7] {
+    let (mut power, mut sum, mut factorial) = (1.0, 0.0, 1.0);
+    std::array::from_fn(|k| {
+        sum = alpha * sum + power;
+        power *= s;
+        factorial *= (k + 2) as f64;
+        (sum / factorial) as f32
+    })
+}
+
+#[inline(always)]
+fn polynomial(coefficients: [f32; 7], x: f32) -> f32 {
+    let [first @ .., last] = coefficients;
+    first.iter().rfold(last, |sum, &c| sum.mul_add(x, c))
 }
 
 impl AlphaBeta {
@@ -203,53 +226,73 @@ impl Pointwise for AlphaBeta {
     #[inline(always)]
     fn eval(&self, Entry { lp, lq, .. }: Entry) -> (f32, f32) {
         let (d, s) = (lp - lq, self.sum);
-        let power = exp((s * lq).min(SATURATE));
-        let mixed = exp((s * lq + self.alpha * d).min(SATURATE));
-        let teacher = exp((s * lq + s * d).min(SATURATE));
-        let phi = scaled_phi(self.alpha, self.inverse_alpha, power, mixed, d);
-        let f = (scaled_phi(s, self.inverse_sum, power, teacher, d) - phi) * self.inverse_beta;
+        let base = power(s * lq);
+        let mixed = power(s * lq + self.alpha * d);
+        let teacher = power(s * lq + s * d);
+        let phi = scaled_phi(self.alpha, self.inverse_alpha, base, mixed, d);
+        let f = (scaled_phi(s, self.inverse_sum, base, teacher, d) - phi) * self.inverse_beta;
         (self.factor * f, -self.factor * phi)
     }
 }
 
-/// Two alpha-beta divergences with alpha + beta = 1, AlphaNet's members: powers of the sum are p and q
-/// themselves. The first is the value and the gradient, the second another value.
+/// The alpha-beta divergence with alpha + beta = 1, AlphaNet's member: powers of the sum are p and q
+/// themselves.
 #[derive(Clone, Copy)]
 pub(crate) struct SumOne {
-    alphas: [f32; 2],
-    inverse_alphas: [f32; 2],
-    inverse_betas: [f32; 2],
+    alpha: f32,
+    inverse_alpha: f32,
+    inverse_beta: f32,
+    /// See [`series`].
+    series: [f32; 7],
 }
 
 impl SumOne {
-    pub(crate) fn new(first: f64, second: f64) -> Self {
-        let both = [first, second];
+    pub(crate) fn new(alpha: f64) -> Self {
         Self {
-            alphas: both.map(|a| a as f32),
-            inverse_alphas: both.map(|a| (1.0 / a) as f32),
-            inverse_betas: both.map(|a| (1.0 / (1.0 - a)) as f32),
+            alpha: alpha as f32,
+            inverse_alpha: (1.0 / alpha) as f32,
+            inverse_beta: (1.0 / (1.0 - alpha)) as f32,
+            series: series(alpha, 1.0),
         }
     }
 
     #[inline(always)]
-    fn member(&self, i: usize, Entry { p, q, lp, lq }: Entry) -> (f32, f32) {
-        let (alpha, d) = (self.alphas[i], lp - lq);
-        let mixed = exp((lq + alpha * d).min(SATURATE));
-        let phi = scaled_phi(alpha, self.inverse_alphas[i], q, mixed, d);
-        let f = (scaled_phi(1.0, 1.0, q, p, d) - phi) * self.inverse_betas[i];
-        (f, -phi)
+    fn phi(&self, Entry { q, lp, lq, .. }: Entry) -> f32 {
+        let d = lp - lq;
+        let mixed = power(self.alpha.mul_add(d, lq));
+        scaled_phi(self.alpha, self.inverse_alpha, q, mixed, d)
+    }
+
+    #[inline(always)]
+    fn value(&self, e: Entry) -> f32 {
+        let d = e.lp - e.lq;
+        let near = e.q * d * d * polynomial(self.series, d);
+        let far = ((e.p - e.q) - self.phi(e)) * self.inverse_beta;
+        select(d.abs() <= 0.5, near, far)
     }
 }
 
+/// The gradient alone, which p is not needed for.
 impl Pointwise for SumOne {
     #[inline(always)]
     fn eval(&self, e: Entry) -> (f32, f32) {
-        self.member(0, e)
+        (0.0, -self.phi(e))
+    }
+}
+
+/// The values of both members of AlphaNet; without a gradient.
+#[derive(Clone, Copy)]
+pub(crate) struct BothValues(pub [SumOne; 2]);
+
+impl Pointwise for BothValues {
+    #[inline(always)]
+    fn eval(&self, e: Entry) -> (f32, f32) {
+        (self.0[0].value(e), 0.0)
     }
 
     #[inline(always)]
     fn second(&self, e: Entry) -> f32 {
-        self.member(1, e).0
+        self.0[1].value(e)
     }
 }
 
@@ -264,10 +307,10 @@ impl Pointwise for BetaZero {
     #[inline(always)]
     fn eval(&self, Entry { lp, lq, .. }: Entry) -> (f32, f32) {
         let d = lp - lq;
-        let power = exp((self.alpha * lq).min(SATURATE));
-        let teacher = exp((self.alpha * lq + self.alpha * d).min(SATURATE));
-        let phi = scaled_phi(self.alpha, 1.0 / self.alpha, power, teacher, d);
-        let f = (d * exp((self.alpha * lp).min(SATURATE)) - phi) / self.alpha;
+        let base = power(self.alpha * lq);
+        let teacher = power(self.alpha * lq + self.alpha * d);
+        let phi = scaled_phi(self.alpha, 1.0 / self.alpha, base, teacher, d);
+        let f = (d * power(self.alpha * lp) - phi) / self.alpha;
         (self.factor * f, -self.factor * phi)
     }
 }
@@ -284,32 +327,50 @@ impl Pointwise for BothZero {
     }
 }
 
-/// The alpha-beta divergence where beta is small but not 0, in f64: the difference of two nearly equal
-/// terms would lose its digits in f32. Not vectorised.
+/// The alpha-beta divergence where beta is small: `f = q^s (e^(alpha d) phi_beta - phi_alpha) / s`, equal
+/// to [`AlphaBeta`]'s for any numbers, but no small difference is divided by beta.
 #[derive(Clone, Copy)]
 pub(crate) struct SmallBeta {
-    pub alpha: f64,
-    pub beta: f64,
+    alpha: f32,
+    beta: f32,
+    sum: f32,
+    inverse_alpha: f32,
+    inverse_beta: f32,
+    inverse_sum: f32,
+    /// See [`series`].
+    series: [f32; 7],
+    /// Largest |d| that the series holds for.
+    near: f32,
+}
+
+impl SmallBeta {
+    pub(crate) fn new(alpha: f64, beta: f64) -> Self {
+        let sum = alpha + beta;
+        Self {
+            alpha: alpha as f32,
+            beta: beta as f32,
+            sum: sum as f32,
+            inverse_alpha: (1.0 / alpha) as f32,
+            inverse_beta: (1.0 / beta) as f32,
+            inverse_sum: (1.0 / sum) as f32,
+            series: series(alpha, sum),
+            near: (0.5 / alpha.abs().max(sum.abs())) as f32,
+        }
+    }
 }
 
 impl Pointwise for SmallBeta {
     #[inline(always)]
     fn eval(&self, Entry { lp, lq, .. }: Entry) -> (f32, f32) {
-        let (lp, lq) = (f64::from(lp), f64::from(lq));
-        let (d, s) = (lp - lq, self.alpha + self.beta);
-        let cap = f64::from(SATURATE);
-        let scaled = |x: f64| {
-            let power = (s * lq).min(cap).exp();
-            if x == 0.0 {
-                power * d
-            } else if (x * d).abs() < 1.0 {
-                power * (x * d).exp_m1() / x
-            } else {
-                ((s * lq + x * d).min(cap).exp() - power) / x
-            }
-        };
-        let phi = scaled(self.alpha);
-        (((scaled(s) - phi) / self.beta) as f32, -phi as f32)
+        let (d, s) = (lp - lq, self.sum);
+        let base = power(s * lq);
+        let mixed = power(s * lq + self.alpha * d);
+        let teacher = power(s * lq + s * d);
+        let phi = scaled_phi(self.alpha, self.inverse_alpha, base, mixed, d);
+        let rest = scaled_phi(self.beta, self.inverse_beta, mixed, teacher, d);
+        let near = base * d * d * polynomial(self.series, d);
+        let far = (rest - phi) * self.inverse_sum;
+        (select(d.abs() <= self.near, near, far), -phi)
     }
 }
 

@@ -4,30 +4,33 @@
 //! chosen at run time.
 
 mod akl;
+mod logit;
 mod passes;
 
 use rayon::prelude::*;
 
 use self::akl::akl_gaps;
-use self::passes::{dispatch_entropy, dispatch_formulas, dispatch_softmax};
+pub use self::logit::Logit;
+use self::passes::{
+    Norm, Sums, dispatch_entropy, dispatch_exponentials, dispatch_formulas, dispatch_gradient,
+    dispatch_softmax,
+};
 
 use crate::divergence::{Divergence, Fidelity};
 use crate::error::{Error, Model};
 use crate::pointwise::{
-    AlphaBeta, BetaZero, BothZero, Jensen, Mixture, Pointwise, SkewForward, SkewReverse, SmallBeta,
-    SumOne, TotalVariation, TwoKl,
+    AlphaBeta, BetaZero, BothValues, BothZero, Jensen, Mixture, Pointwise, SkewForward,
+    SkewReverse, SmallBeta, SumOne, TotalVariation, TwoKl,
 };
 
-/// Rows that AlphaNet's choice is guessed from.
-const SAMPLE: usize = 16;
-/// Below this |beta| the alpha-beta divergence is worked out in f64.
+/// Below this |beta| the alpha-beta divergence is not divided by beta.
 const SMALL_BETA: f64 = 0.05;
 
 /// Values of a divergence, and its gradient in place of the student's logits.
 ///
 /// # Shapes
 ///
-/// - `student`, `teacher`: N rows of `vocab` logits; `value`: N
+/// - `student`, `teacher`: N rows of `vocab` logits in f32, f16 or bf16; `value`: N
 ///
 /// # Errors
 ///
@@ -36,11 +39,11 @@ const SMALL_BETA: f64 = 0.05;
 /// # Panics
 ///
 /// When the lengths do not fit.
-pub fn divergence(
+pub fn divergence<L: Logit>(
     divergence: &Divergence,
     fidelity: Fidelity,
-    student: &mut [f32],
-    teacher: &[f32],
+    student: &mut [L],
+    teacher: &[L],
     vocab: usize,
     value: &mut [f32],
 ) -> Result<(), Error> {
@@ -92,12 +95,12 @@ pub fn divergence(
     }
 }
 
-fn alpha_beta(
-    run: &Run,
+fn alpha_beta<L: Logit>(
+    run: &Run<L>,
     alpha: f64,
     beta: f64,
     fidelity: Fidelity,
-    student: &mut [f32],
+    student: &mut [L],
     value: &mut [f32],
 ) -> Result<(), Error> {
     // The released code has 1/x for 1/x^2 in the limits: a factor of x.
@@ -121,74 +124,83 @@ fn alpha_beta(
     } else if alpha + beta == 0.0 {
         run.rows(student, value, |_| AlphaBeta::new(a, b, official(alpha)))
     } else if beta.abs() < SMALL_BETA {
-        run.rows(student, value, |_| SmallBeta { alpha, beta })
+        run.rows(student, value, |_| SmallBeta::new(alpha, beta))
     } else {
         run.rows(student, value, |_| AlphaBeta::new(a, b, 1.0))
     }
 }
 
 /// Official: the member with the larger sum over the rows given. Paper: the larger one of each row.
-fn alpha_net(
-    run: &Run,
+/// The first where both are equal. So all values come before the first gradient, which then needs only
+/// the student's exponentials.
+fn alpha_net<L: Logit>(
+    run: &Run<L>,
     alphas: [f64; 2],
     fidelity: Fidelity,
-    student: &mut [f32],
+    student: &mut [L],
     value: &mut [f32],
 ) -> Result<(), Error> {
-    let pair = |first: usize| {
-        let [a, b] = [alphas[first], alphas[1 - first]];
-        move |_: &RowView| SumOne::new(a, b)
-    };
-    let mut other = vec![0.0; value.len()];
-    if fidelity == Fidelity::Paper {
-        let mut second = student.to_vec();
-        run.rows(&mut second, &mut other, pair(1))?;
-        run.rows(student, value, pair(0))?;
-        for (i, v) in value.iter_mut().enumerate() {
-            if other[i] > *v {
-                *v = other[i];
-                let range = i * run.vocab..(i + 1) * run.vocab;
-                student[range.clone()].copy_from_slice(&second[range]);
-            }
-        }
-        return Ok(());
-    }
-    // One pass gives both values and the gradient of one member: the one that some rows speak for. Should
-    // all of them speak for the other, a second pass is due.
-    let sum = |values: &[f32]| values.iter().map(|&v| f64::from(v)).sum::<f64>();
-    let some = value.len().min(SAMPLE);
-    let mut sample = student[..some * run.vocab].to_vec();
-    let (v, o) = (&mut value[..some], &mut other[..some]);
-    run.rows_with_second(&mut sample, v, o, pair(0))?;
-    let guess = usize::from(sum(o) > sum(v));
-    let kept = (some < value.len()).then(|| student.to_vec());
-    run.rows_with_second(student, value, &mut other, pair(guess))?;
-    // The first member where the two are equal.
-    let wrong = if guess == 0 {
-        sum(&other) > sum(value)
-    } else {
-        sum(&other) >= sum(value)
-    };
-    match kept {
-        Some(logits) if wrong => {
-            student.copy_from_slice(&logits);
-            run.rows(student, value, pair(1 - guess))
-        }
-        _ => Ok(()),
-    }
+    let members = alphas.map(SumOne::new);
+    let vocab = run.vocab.max(1);
+    let rows: Vec<_> = student
+        .par_chunks_exact(vocab)
+        .enumerate()
+        .map_init(
+            || Scratch::new(vocab),
+            |scratch, (i, z)| run.row(i, z, &|_: &RowView| BothValues(members), scratch),
+        )
+        .collect();
+    // the first bad row, whatever the order of work
+    let rows = rows.into_iter().collect::<Result<Vec<_>, _>>()?;
+    let all: f64 = rows.iter().map(|row| row.sums.second - row.sums.f).sum();
+    student
+        .par_chunks_exact_mut(vocab)
+        .zip(run.teacher.par_chunks_exact(vocab))
+        .zip(value)
+        .zip(rows)
+        .for_each_init(
+            || Scratch::new(vocab),
+            |scratch, (((z, t), value), row)| {
+                let Row {
+                    norm_p,
+                    norm_q,
+                    sums,
+                } = row;
+                let gain = match fidelity {
+                    Fidelity::Official => all,
+                    Fidelity::Paper => sums.second - sums.f,
+                };
+                let (member, sum) = if gain > 0.0 {
+                    (members[1], sums.second)
+                } else {
+                    (members[0], sums.f)
+                };
+                *value = sum as f32;
+                let Scratch { z: zs, t: ts, p, q } = scratch;
+                let (logits, t) = (L::read(z, zs), L::read(t, ts));
+                dispatch_exponentials(logits, norm_q.max, norm_q.peak, q);
+                let sums = dispatch_formulas(member, logits, t, p, q, norm_p, norm_q);
+                L::write(z, zs, |out| dispatch_gradient(out, p, q, norm_q, sums));
+            },
+        );
+    Ok(())
 }
 
 /// Cross-entropies, and their gradient in place of the logits.
 ///
+/// # Shapes
+///
+/// - `student`: N rows of `vocab` logits in f32, f16 or bf16; `labels`, `value`: N
+///
 /// # Errors
 ///
-/// A row without a finite logit, or with NaN or `+inf`.
+/// A row without a finite logit, or with NaN or `+inf`; a label whose logit is `-inf`.
 ///
 /// # Panics
 ///
 /// When the lengths do not fit or a label is not below `vocab`.
-pub fn cross_entropy(
-    student: &mut [f32],
+pub fn cross_entropy<L: Logit>(
+    student: &mut [L],
     labels: &[u32],
     vocab: usize,
     value: &mut [f32],
@@ -199,22 +211,33 @@ pub fn cross_entropy(
         .zip(labels)
         .zip(value)
         .enumerate()
-        .map(|(row, ((z, &label), value))| {
-            let logit = z[label as usize];
-            let mut q = vec![0.0; vocab];
-            let Some(norm) = dispatch_softmax(z, &mut q) else {
-                return Some(bad(row, Model::Student, z));
-            };
-            if logit == f32::NEG_INFINITY {
-                return Some(Error::ImpossibleLabel { row, label });
-            }
-            *value = -norm.log(logit);
-            for (z, e) in z.iter_mut().zip(&q) {
-                *z = e * norm.scale;
-            }
-            z[label as usize] -= 1.0;
-            None
-        })
+        .map_init(
+            || Scratch::new(vocab),
+            |Scratch { z: zs, q, .. }, (row, ((z, &label), value))| {
+                let logits = L::read(z, zs);
+                let logit = logits[label as usize];
+                let Some(norm) = dispatch_softmax(logits, q) else {
+                    return Some(bad(row, Model::Student, logits));
+                };
+                if logit == f32::NEG_INFINITY {
+                    return Some(Error::ImpossibleLabel { row, label });
+                }
+                *value = -norm.log(logit);
+                let label = label as usize;
+                L::write(z, zs, |out| {
+                    for (out, e) in out.iter_mut().zip(q) {
+                        *out = *e * norm.scale;
+                    }
+                    // q - 1, which the difference would lose where q is near 1
+                    out[label] = if label == norm.peak {
+                        -norm.rest
+                    } else {
+                        out[label] - 1.0
+                    };
+                });
+                None
+            },
+        )
         .find_map_first(|error| error)
         .map_or(Ok(()), Err)
 }
@@ -243,61 +266,94 @@ fn bdkd(row: &RowView, fidelity: Fidelity) -> TwoKl {
     }
 }
 
-struct Run<'a> {
-    teacher: &'a [f32],
+struct Run<'a, L> {
+    teacher: &'a [L],
     vocab: usize,
 }
 
-impl Run<'_> {
+impl<L: Logit> Run<'_, L> {
     /// Applies `make`'s formulas to every row.
     fn rows<D: Pointwise>(
         &self,
-        student: &mut [f32],
+        student: &mut [L],
         value: &mut [f32],
         make: impl Fn(&RowView) -> D + Sync,
     ) -> Result<(), Error> {
-        let mut second = vec![0.0; value.len()];
-        self.rows_with_second(student, value, &mut second, make)
-    }
-
-    /// The same, with the sums of the formulas' second value.
-    fn rows_with_second<D: Pointwise>(
-        &self,
-        student: &mut [f32],
-        value: &mut [f32],
-        second: &mut [f32],
-        make: impl Fn(&RowView) -> D + Sync,
-    ) -> Result<(), Error> {
-        let vocab = self.vocab.max(1);
         student
-            .par_chunks_exact_mut(vocab)
-            .zip(self.teacher.par_chunks_exact(vocab))
+            .par_chunks_exact_mut(self.vocab.max(1))
             .zip(value)
-            .zip(second)
             .enumerate()
             .map_init(
-                || (vec![0.0f32; vocab], vec![0.0f32; vocab]),
-                |(q, p), (row, (((z, t), value), other))| {
-                    let Some(norm_q) = dispatch_softmax(z, q) else {
-                        return Some(bad(row, Model::Student, z));
+                || Scratch::new(self.vocab),
+                |scratch, (index, (z, value))| {
+                    let row = match self.row(index, z, &make, scratch) {
+                        Ok(row) => row,
+                        Err(error) => return Some(error),
                     };
-                    let Some(norm_p) = dispatch_softmax(t, p) else {
-                        return Some(bad(row, Model::Teacher, t));
-                    };
-                    let d = make(&RowView {
-                        p,
-                        q,
-                        scale_p: norm_p.scale,
-                        scale_q: norm_q.scale,
+                    *value = row.sums.f as f32;
+                    let Scratch { z: zs, p, q, .. } = scratch;
+                    L::write(z, zs, |out| {
+                        dispatch_gradient(out, p, q, row.norm_q, row.sums)
                     });
-                    let (sum, second) = dispatch_formulas(d, z, t, p, q, norm_p, norm_q);
-                    (*value, *other) = (sum as f32, second as f32);
                     None
                 },
             )
             // the first bad row, whatever the order of work
             .find_map_first(|error| error)
             .map_or(Ok(()), Err)
+    }
+
+    /// Applies `make`'s formulas to a row; leaves h and the student's exponentials in the scratch.
+    fn row<D: Pointwise>(
+        &self,
+        index: usize,
+        z: &[L],
+        make: &impl Fn(&RowView) -> D,
+        Scratch { z: zs, t: ts, p, q }: &mut Scratch,
+    ) -> Result<Row, Error> {
+        let t = &self.teacher[index * self.vocab..][..self.vocab];
+        let (z, t) = (L::read(z, zs), L::read(t, ts));
+        let norm_q = dispatch_softmax(z, q).ok_or_else(|| bad(index, Model::Student, z))?;
+        let norm_p = dispatch_softmax(t, p).ok_or_else(|| bad(index, Model::Teacher, t))?;
+        let d = make(&RowView {
+            p,
+            q,
+            scale_p: norm_p.scale,
+            scale_q: norm_q.scale,
+        });
+        let sums = dispatch_formulas(d, z, t, p, q, norm_p, norm_q);
+        Ok(Row {
+            norm_p,
+            norm_q,
+            sums,
+        })
+    }
+}
+
+/// What a row was found to be.
+struct Row {
+    norm_p: Norm,
+    norm_q: Norm,
+    sums: Sums,
+}
+
+/// A thread's room for a row: logits that have to be converted, exponentials, and h in place of the
+/// teacher's.
+struct Scratch {
+    z: Vec<f32>,
+    t: Vec<f32>,
+    p: Vec<f32>,
+    q: Vec<f32>,
+}
+
+impl Scratch {
+    fn new(vocab: usize) -> Self {
+        Self {
+            z: Vec::new(),
+            t: Vec::new(),
+            p: vec![0.0; vocab],
+            q: vec![0.0; vocab],
+        }
     }
 }
 

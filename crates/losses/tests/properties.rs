@@ -1,38 +1,12 @@
 //! What every divergence must satisfy, checked against plain f64 formulas.
 
-use std::collections::BTreeMap;
+mod common;
 
-use abkd_losses::{Divergence, Fidelity, divergence, reference, row, value_and_grad};
+use abkd_losses::{Divergence, Fidelity, divergence, reference, value_and_grad};
 use burn::tensor::{Device, Tensor, TensorData};
 use proptest::prelude::*;
 
-fn all() -> Vec<Divergence> {
-    let mut all: Vec<Divergence> = Divergence::IDS
-        .into_iter()
-        .map(|id| Divergence::from_parts(id, &BTreeMap::new()).unwrap())
-        .collect();
-    let members = [
-        (0.0, 0.5),
-        (0.5, 0.0),
-        (0.0, 0.0),
-        (0.5, -0.5),
-        (1.0, 0.01),
-        (0.01, 1.0),
-        (1.2, -0.3),
-    ];
-    all.extend(members.map(|(alpha, beta)| Divergence::AlphaBeta { alpha, beta }));
-    all
-}
-
-fn log_softmax(z: &[f32]) -> Vec<f64> {
-    let max = z.iter().fold(f64::NEG_INFINITY, |a, &x| a.max(x.into()));
-    let lse = max
-        + z.iter()
-            .map(|&x| (f64::from(x) - max).exp())
-            .sum::<f64>()
-            .ln();
-    z.iter().map(|&x| f64::from(x) - lse).collect()
-}
+use common::{all, kernel, log_softmax};
 
 /// The published formulas, a row at a time, in f64 and without any care for speed.
 fn exact(d: &Divergence, z: &[f32], t: &[f32]) -> f64 {
@@ -108,13 +82,6 @@ fn exact(d: &Divergence, z: &[f32], t: &[f32]) -> f64 {
         }
         Divergence::TotalVariation => sum(&|lp, lq| 0.5 * (lp.exp() - lq.exp()).abs()),
     }
-}
-
-fn kernel(d: &Divergence, f: Fidelity, z: &[f32], t: &[f32], vocab: usize) -> (Vec<f32>, Vec<f32>) {
-    let mut grad = z.to_vec();
-    let mut value = vec![0.0; z.len() / vocab];
-    row::divergence(d, f, &mut grad, t, vocab, &mut value).unwrap();
-    (value, grad)
 }
 
 fn tensor(x: &[f32], vocab: usize) -> Tensor<2> {

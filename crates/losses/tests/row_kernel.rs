@@ -1,0 +1,118 @@
+//! Where the row kernel on the CPU keeps its digits, and the types of logits that it reads.
+
+mod common;
+
+use abkd_losses::{Divergence, Fidelity, row};
+
+use common::{all, kernel, log_softmax};
+
+#[test]
+fn a_row_with_nearly_all_mass_in_one_token_keeps_its_digits() {
+    let mut grad = [0.3f32; 6];
+    grad[2] = 17.3;
+    let mut value = [0.0];
+    row::cross_entropy(&mut grad, &[2], 6, &mut value).unwrap();
+    let rest = 5.0 * (0.3 - f64::from(17.3f32)).exp();
+    assert!((f64::from(value[0]) / rest.ln_1p() - 1.0).abs() < 1e-5);
+    assert!((f64::from(-grad[2]) / (rest / (1.0 + rest)) - 1.0).abs() < 1e-5);
+}
+
+#[test]
+fn no_entry_of_a_flat_row_takes_the_rounding_of_the_others() {
+    let noise = |seed: usize| -> Vec<f32> {
+        let at = |i: usize| ((i * seed) % 5003) as f32 / 500.0;
+        (0..5003).map(at).collect()
+    };
+    let (z, t) = (noise(1237), noise(811));
+    let d = Divergence::AlphaBeta {
+        alpha: 0.0,
+        beta: 0.5,
+    };
+    let (_, grad) = kernel(&d, Fidelity::Paper, &z, &t, z.len());
+    let (lq, lp) = (log_softmax(&z), log_softmax(&t));
+    let h = lq.iter().zip(&lp).map(|(q, p)| (0.5 * q).exp() * (q - p));
+    let h: Vec<f64> = h.collect();
+    let sum: f64 = h.iter().sum();
+    let mut worst = 0.0f64;
+    for ((h, lq), grad) in h.iter().zip(&lq).zip(&grad) {
+        worst = worst.max((h - lq.exp() * sum - f64::from(*grad)).abs());
+    }
+    assert!(worst < 1e-6, "{worst}");
+}
+
+#[test]
+fn a_small_beta_keeps_the_digits_of_the_value() {
+    let noise = |seed: usize, size: f32| -> Vec<f32> {
+        let at = |i: usize| ((i * seed) % 1009) as f32 / 1009.0 * size;
+        (0..1009).map(at).collect()
+    };
+    for (alpha, beta) in [
+        (1.0, 1e-3),
+        (1.0, 1e-6),
+        (0.7, -0.02),
+        (-0.5, 0.01),
+        (0.04, -0.03),
+        (1e-4, 1e-4),
+        (2e-3, -1e-3),
+    ] {
+        let d = Divergence::AlphaBeta { alpha, beta };
+        for size in [0.1, 1.0, 12.0] {
+            let (z, t) = (noise(123, size), noise(811, size));
+            let (value, grad) = kernel(&d, Fidelity::Paper, &z, &t, z.len());
+            let (lq, lp) = (log_softmax(&z), log_softmax(&t));
+            let s = alpha + beta;
+            let phi = |x: f64, d: f64| (x * d).exp_m1() / x;
+            let rows = || lq.iter().zip(&lp);
+            let exact: f64 = rows()
+                .map(|(q, p)| (s * q).exp() * (phi(s, p - q) - phi(alpha, p - q)) / beta)
+                .sum();
+            let error = (f64::from(value[0]) - exact).abs();
+            assert!(
+                error < 1e-5 * exact.max(1e-2),
+                "{d:?} {size}: {value:?} {exact}"
+            );
+            let h: Vec<f64> = rows()
+                .map(|(q, p)| -(s * q).exp() * phi(alpha, p - q))
+                .collect();
+            let sum: f64 = h.iter().sum();
+            let largest = h.iter().fold(1e-2f64, |a, h| a.max(h.abs()));
+            for ((h, q), g) in h.iter().zip(&lq).zip(&grad) {
+                let exact = h - q.exp() * sum;
+                let error = (f64::from(*g) - exact).abs();
+                assert!(error < 1e-5 * largest, "{d:?} {size}: {g} {exact}");
+            }
+        }
+    }
+}
+
+/// The kernel on logits of a type, and on the same logits in f32.
+fn halves_agree<L: row::Logit + std::fmt::Debug + PartialEq>(
+    from: impl Fn(f32) -> L,
+    to: impl Fn(L) -> f32,
+) {
+    let noise = |i: usize| ((i * 811) % 1009) as f32 / 100.0 - 5.0;
+    let mut z: Vec<L> = (0..2 * 501).map(|i| from(noise(i))).collect();
+    let t: Vec<L> = (0..2 * 501).map(|i| from(noise(i + 77))).collect();
+    z[600] = from(f32::NEG_INFINITY);
+    let wide = |x: &[L]| -> Vec<f32> { x.iter().map(|&x| to(x)).collect() };
+    let rounded = |x: &[f32]| -> Vec<L> { x.iter().map(|&x| from(x)).collect() };
+    for d in all() {
+        let (value, grad) = kernel(&d, Fidelity::Official, &wide(&z), &wide(&t), 501);
+        let (mut ours, mut our_value) = (z.clone(), vec![0.0; 2]);
+        row::divergence(&d, Fidelity::Official, &mut ours, &t, 501, &mut our_value).unwrap();
+        assert_eq!(our_value, value, "{d:?}");
+        assert_eq!(ours, rounded(&grad), "{d:?}");
+    }
+    let (mut ours, mut theirs) = (z.clone(), wide(&z));
+    let (mut our_value, mut value) = ([0.0; 2], [0.0; 2]);
+    row::cross_entropy(&mut ours, &[3, 400], 501, &mut our_value).unwrap();
+    row::cross_entropy(&mut theirs, &[3, 400], 501, &mut value).unwrap();
+    assert_eq!(our_value, value);
+    assert_eq!(ours, rounded(&theirs));
+}
+
+#[test]
+fn logits_of_half_precision_give_what_they_give_in_f32() {
+    halves_agree(half::f16::from_f32, half::f16::to_f32);
+    halves_agree(half::bf16::from_f32, half::bf16::to_f32);
+}
