@@ -74,7 +74,7 @@ mod tests {
             let tensor =
                 |step| Tensor::<3>::from_data(TensorData::new(values(step), [1, 1, n]), device);
             let (gate, up) = (tensor(40.0 / n as f32), tensor(30.0 / n as f32));
-            [gelu_new(gate.clone()), swiglu(gate, up)].map(|y| crate::params::to_vec(y))
+            [gelu_new(gate.clone()), swiglu(gate, up)].map(crate::params::to_vec)
         };
         let device = Device::flex();
         for (ours, burn) in on(&device).iter().zip(on(&device.autodiff())) {
