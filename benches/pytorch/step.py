@@ -76,18 +76,20 @@ def main():
     rows = []
     for precision in ("f32", "bf16"):
         for name in ("sft", "ab"):
-            backends = backends_of(binary, precision)
-            base, rates, memory = [], {b: [] for b in backends}, {}
+            ways = {b: [b] for b in backends_of(binary, precision)}
+            if name == "ab":
+                ways |= {f"{b}, two at a time": [b, "2"] for b in ways}
+            base, rates, memory = [], {w: [] for w in ways}, {}
             theirs(student, teacher, optimizer, name, precision)
             for _ in range(ROUNDS):
                 base.append(theirs(student, teacher, optimizer, name, precision))
-                for b in backends:
-                    seconds, memory[b] = ours(binary, name, precision, b)
-                    rates[b].append(seconds)
-            for b in backends:
-                a, c = statistics.median(rates[b]), statistics.median(base)
-                rows.append([f"{name} {b} {precision}", f"{a:.3f}", f"{c:.3f}", f"{c / a:.1f}", f"{memory[b]:.2f}"])
-                print(f"{rows[-1][0]:14} {a:.3f} s/sample, {memory[b]:.2f} GiB   torch {c:.3f}   {c / a:.1f} times", flush=True)
+                for way, arguments in ways.items():
+                    seconds, memory[way] = ours(binary, name, precision, *arguments)
+                    rates[way].append(seconds)
+            for way in ways:
+                a, c = statistics.median(rates[way]), statistics.median(base)
+                rows.append([f"{name} {precision} {way}", f"{a:.3f}", f"{c:.3f}", f"{c / a:.1f}", f"{memory[way]:.2f}"])
+                print(f"{rows[-1][0]:30} {a:.3f} s/sample, {memory[way]:.2f} GiB   torch {c:.3f}   {c / a:.1f} times", flush=True)
                 write("step", ["what", "ours_s_per_sample", "torch_s_per_sample", "times_as_fast", "ours_peak_gib"], rows)
 
 

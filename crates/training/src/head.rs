@@ -31,6 +31,17 @@ pub enum Objective {
     Policy(PolicyRows),
 }
 
+impl Objective {
+    /// Whether it needs the teacher's distributions.
+    pub fn has_teacher(&self) -> bool {
+        match self {
+            Self::CrossEntropy => false,
+            Self::Distill { kd_ratio, .. } => *kd_ratio != 0.0,
+            Self::Policy(_) => true,
+        }
+    }
+}
+
 /// What MiniLLM knows of every sampled token.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct PolicyRows {

@@ -77,6 +77,10 @@ pub struct StepReport {
     pub tokens: usize,
     /// Sequences.
     pub sequences: usize,
+    /// Response tokens that the teacher's distribution was needed for.
+    pub teacher_tokens: usize,
+    /// Those of them whose hidden states were in the cache.
+    pub cached_tokens: usize,
     /// Where the time went.
     pub phases: Phases,
 }
@@ -178,11 +182,19 @@ pub fn update(
         let grads = optim::clip(&student, grads, grad_norm, how.max_grad_norm);
         Ok::<_, Error>((grad_norm, optimizer.step(how.learning_rate, student, grads)))
     })?;
+    let tokens = |counts: &dyn Fn(&Part) -> bool| {
+        let asking = parts
+            .iter()
+            .filter(|p| p.objective.has_teacher() && counts(p));
+        asking.map(|p| p.batch.targets.len()).sum()
+    };
     let report = StepReport {
         loss,
         grad_norm,
         tokens: terms.iter().map(|t| t.batch.targets.len()).sum(),
         sequences: terms.first().map_or(0, |t| t.batch.rows),
+        teacher_tokens: tokens(&|_| teacher.is_some()),
+        cached_tokens: tokens(&|part| part.from_data && teacher.is_some_and(|t| t.cache.is_some())),
         phases,
     };
     Ok((student, report))
@@ -287,10 +299,11 @@ fn gradients(
         head: head.val().inner(),
         precision: student.precision(),
     };
-    let teacher_rows = match (objective, teacher) {
-        (Objective::CrossEntropy, _) | (_, None) => None,
-        (Objective::Distill { kd_ratio: 0.0, .. }, _) => None,
-        (_, Some(teacher)) => Some(phases.time(Phase::Teacher, || teacher.rows(batch))?),
+    let teacher_rows = match teacher {
+        Some(teacher) if objective.has_teacher() => {
+            Some(phases.time(Phase::Teacher, || teacher.rows(batch))?)
+        }
+        _ => None,
     };
     let trains_head = head.is_require_grad();
     let HeadLoss {

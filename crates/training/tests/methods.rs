@@ -399,6 +399,12 @@ fn the_cached_teacher_teaches_as_the_running_one() {
             .1
     };
     let (with, without) = (update(Some(&cache)), update(None));
+    let asked = [with.teacher_tokens, without.teacher_tokens];
+    assert_eq!(asked, [with.tokens; 2]);
+    assert_eq!(
+        (with.cached_tokens, without.cached_tokens),
+        (with.tokens, 0)
+    );
     assert!((with.loss - without.loss).abs() < 1e-5);
     assert!((with.grad_norm / without.grad_norm - 1.0).abs() < 1e-4);
 }

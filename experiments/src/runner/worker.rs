@@ -285,6 +285,7 @@ impl Worker<'_> {
         shown: &mut CellDisplay,
     ) -> Result<Option<String>> {
         let mut log = StepLog::new(&dir.join("steps.jsonl"));
+        let (mut asked, mut cached) = (0, 0);
         let outcome = train(self.run(cell, dir, job), &mut |event| match event {
             Event::Resumed { step } => {
                 log.cut_after(step);
@@ -296,6 +297,8 @@ impl Worker<'_> {
                 report,
                 learning_rate,
             } => {
+                asked += report.teacher_tokens;
+                cached += report.cached_tokens;
                 log.write(&serde_json::json!({
                     "step": step, "loss": report.loss, "grad_norm": report.grad_norm,
                     "learning_rate": learning_rate, "tokens": report.tokens,
@@ -321,9 +324,13 @@ impl Worker<'_> {
                 let last = curve.last().and_then(|r| r.validation_rouge_l);
                 write_json(&dir.join(RESULT), &Trained { curve })?;
                 remove_states(dir)?;
-                Ok(Some(last.map_or("trained".into(), |r| {
-                    format!("validation ROUGE-L {r:.2}")
-                })))
+                let mut told =
+                    last.map_or("trained".into(), |r| format!("validation ROUGE-L {r:.2}"));
+                if asked > 0 {
+                    let share = 100 * cached / asked;
+                    told += &format!(", {share}% of the teacher's states from the cache");
+                }
+                Ok(Some(told))
             }
         }
     }
