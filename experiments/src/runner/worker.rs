@@ -326,8 +326,7 @@ impl Worker<'_> {
                 remove_states(dir)?;
                 let mut told =
                     last.map_or("trained".into(), |r| format!("validation ROUGE-L {r:.2}"));
-                if asked > 0 {
-                    let share = 100 * cached / asked;
+                if let Some(share) = (100 * cached).checked_div(asked) {
                     told += &format!(", {share}% of the teacher's states from the cache");
                 }
                 Ok(Some(told))
