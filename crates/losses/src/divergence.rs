@@ -39,7 +39,7 @@ pub enum Divergence {
     },
     /// The larger of `AB(a, 1 - a)` and `AB(b, 1 - b)`. Official: by their means over the rows of one call. Paper: row by row.
     AlphaNet {
-        /// The smaller alpha.
+        /// The smaller alpha; not 1, nor is `b`.
         a: f64,
         /// The larger alpha.
         b: f64,
@@ -196,6 +196,11 @@ impl Divergence {
         for (name, value) in self.params() {
             let (good, range) = match name {
                 "weight" | "lambda" | "mu" => ((0.0..=1.0).contains(&value), "a number in [0, 1]"),
+                // The member AB(1, 0) would be divided by 0.
+                "a" | "b" => (
+                    value.abs() <= 1e3 && value != 1.0,
+                    "a finite number of at most 1000 in size, and not 1",
+                ),
                 // Beyond this, powers of probabilities mean nothing in single precision.
                 _ => (
                     value.abs() <= 1e3,
@@ -342,6 +347,7 @@ mod tests {
             assert!(parts("ab", &[("alpha", bad)]).is_err());
             assert!(parts("akl", &[("mu", bad)]).is_err());
         }
+        assert!(parts("alphanet", &[("b", 1.0)]).is_err());
         assert!(
             "Paper"
                 .parse::<Fidelity>()
