@@ -1,7 +1,8 @@
 //! The kernel of wgpu devices against the one of the CPU. Runs on any Vulkan, Mesa's software one too.
 #![cfg(feature = "wgpu")]
 
-use std::collections::BTreeMap;
+#[allow(dead_code)] // it uses one of three
+mod common;
 
 use abkd_losses::{
     Divergence, Fidelity, Rows, cross_entropy_value_and_grad, reference, row, value_and_grad,
@@ -16,22 +17,12 @@ fn device() -> Device {
 
 /// Every divergence that the kernel serves, the alpha-beta family with its limits and neighbours of them.
 fn served() -> Vec<Divergence> {
-    let mut all: Vec<Divergence> = Divergence::IDS
-        .into_iter()
-        .filter(|id| *id != "akl")
-        .map(|id| Divergence::from_parts(id, &BTreeMap::new()).unwrap())
-        .collect();
-    let members = [
-        (0.0, 0.5),
-        (0.5, 0.0),
-        (0.0, 0.0),
-        (0.5, -0.5),
-        (1.0, 0.01),
-        (0.01, 1.0),
-        (1.2, -0.3),
-        (0.5, -0.49),
-    ];
-    all.extend(members.map(|(alpha, beta)| Divergence::AlphaBeta { alpha, beta }));
+    let mut all: Vec<Divergence> = common::all();
+    all.retain(|d| d.id() != "akl");
+    all.push(Divergence::AlphaBeta {
+        alpha: 0.5,
+        beta: -0.49,
+    });
     all.extend(mixtures(0.5));
     // the other member is the larger one of these logits
     all.push(Divergence::AlphaNet { a: 0.9, b: 0.2 });

@@ -6,6 +6,8 @@ use abkd_host::{dispatch, serves};
 use burn::tensor::{Tensor, TensorData, activation};
 use rayon::prelude::*;
 
+use crate::params::{floats, to_vec};
+
 /// Numbers that a thread takes at a time.
 const PART: usize = 1 << 14;
 
@@ -15,7 +17,7 @@ pub(crate) fn swiglu(gate: Tensor<3>, up: Tensor<3>) -> Tensor<3> {
         return activation::silu(gate) * up;
     }
     let up = up.into_data_as::<f32>();
-    let up: &[f32] = up.as_slice().expect("read as f32");
+    let up = floats(&up);
     map(gate, |part, gate| swiglu_part(gate, &up[part * PART..]))
 }
 
@@ -36,7 +38,7 @@ const DOUBLE_ROOT: f64 = std::f64::consts::FRAC_2_SQRT_PI * std::f64::consts::SQ
 /// `f(number of the part, part)` changes each part of `x`.
 fn map(x: Tensor<3>, f: impl Fn(usize, &mut [f32]) + Sync) -> Tensor<3> {
     let (device, shape) = (x.device(), x.dims());
-    let mut values: Vec<f32> = x.into_data_as::<f32>().try_into_vec().expect("read as f32");
+    let mut values = to_vec(x);
     let parts = values.par_chunks_mut(PART).enumerate();
     parts.for_each(|(i, part)| f(i, part));
     Tensor::from_data(TensorData::new(values, shape), &device)
@@ -74,7 +76,7 @@ mod tests {
             let tensor =
                 |step| Tensor::<3>::from_data(TensorData::new(values(step), [1, 1, n]), device);
             let (gate, up) = (tensor(40.0 / n as f32), tensor(30.0 / n as f32));
-            [gelu_new(gate.clone()), swiglu(gate, up)].map(crate::params::to_vec)
+            [gelu_new(gate.clone()), swiglu(gate, up)].map(to_vec)
         };
         let device = Device::flex();
         for (ours, burn) in on(&device).iter().zip(on(&device.autodiff())) {

@@ -9,7 +9,7 @@ use burn::tensor::{Int, Tensor, TensorData};
 use rayon::prelude::*;
 
 use crate::draw::draw;
-use crate::params::{mix, unit};
+use crate::params::{mix, to_vec, unit};
 use crate::{Error, Head, KvCache, LanguageModel, Precision};
 
 /// How answers are drawn.
@@ -205,17 +205,10 @@ impl Decoder {
             .slice([0..batch, columns - 1..columns, 0..d])
             .reshape([batch, d]);
         match &self.head {
-            Head::Packed(head) => head.product(&floats(last)),
-            Head::Tensor(head) => floats(self.model.precision().matmul(last, head.clone())),
+            Head::Packed(head) => head.product(&to_vec(last)),
+            Head::Tensor(head) => to_vec(self.model.precision().matmul(last, head.clone())),
         }
     }
-}
-
-fn floats(tensor: Tensor<2>) -> Vec<f32> {
-    tensor
-        .into_data_as::<f32>()
-        .try_into_vec::<f32>()
-        .expect("read as f32")
 }
 
 struct Row<'a> {

@@ -9,6 +9,7 @@ use burn::tensor::{Int, Tensor, TensorData};
 
 use crate::Precision;
 use crate::layers::{Span, attend};
+use crate::params::floats;
 use host::{Rows, Store};
 
 /// Keys and values of the tokens seen so far, one pair a layer, allocated once.
@@ -161,10 +162,6 @@ impl KvCache {
             *values = values.clone().select(0, ids);
         }
     }
-}
-
-fn floats(data: &TensorData) -> &[f32] {
-    data.as_slice().expect("read as f32")
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use rayon::prelude::*;
 
 use crate::Precision;
 use crate::layers::bf16_bits;
+use crate::params::floats;
 
 /// Columns of a panel.
 const WIDTH: usize = 32;
@@ -194,10 +195,6 @@ impl<const R: usize, T: Copy + Default + Send> Interleaved<R, T> {
 /// Both numbers as bfloat16, the first in the lower half.
 fn pair(first: f32, second: f32) -> u32 {
     bf16_bits(first) | bf16_bits(second) << 16
-}
-
-fn floats(data: &TensorData) -> &[f32] {
-    data.as_slice().expect("read as f32")
 }
 
 struct F32Product<'a> {

@@ -176,9 +176,12 @@ fn normal(key: u64, i: u64) -> f64 {
 /// The values of a tensor on the host.
 pub(crate) fn to_vec<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
     let data = tensor.into_data_as::<f32>();
-    data.as_slice::<f32>()
-        .expect("converted to f32 above")
-        .to_vec()
+    data.try_into_vec().expect("converted to f32 above")
+}
+
+/// The values of data that was read as f32.
+pub(crate) fn floats(data: &TensorData) -> &[f32] {
+    data.as_slice().expect("read as f32")
 }
 
 pub(crate) fn transpose(data: &[f32], rows: usize, cols: usize) -> Vec<f32> {

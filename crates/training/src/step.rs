@@ -182,19 +182,23 @@ pub fn update(
         let grads = optim::clip(&student, grads, grad_norm, how.max_grad_norm);
         Ok::<_, Error>((grad_norm, optimizer.step(how.learning_rate, student, grads)))
     })?;
-    let tokens = |counts: &dyn Fn(&Part) -> bool| {
-        let asking = parts
-            .iter()
-            .filter(|p| p.objective.has_teacher() && counts(p));
-        asking.map(|p| p.batch.targets.len()).sum()
-    };
+    let (mut teacher_tokens, mut cached_tokens) = (0, 0);
+    if let Some(teacher) = teacher {
+        for part in parts.iter().filter(|p| p.objective.has_teacher()) {
+            let tokens = part.batch.targets.len();
+            teacher_tokens += tokens;
+            if part.from_data && teacher.cache.is_some() {
+                cached_tokens += tokens;
+            }
+        }
+    }
     let report = StepReport {
         loss,
         grad_norm,
         tokens: terms.iter().map(|t| t.batch.targets.len()).sum(),
         sequences: terms.first().map_or(0, |t| t.batch.rows),
-        teacher_tokens: tokens(&|_| teacher.is_some()),
-        cached_tokens: tokens(&|part| part.from_data && teacher.is_some_and(|t| t.cache.is_some())),
+        teacher_tokens,
+        cached_tokens,
         phases,
     };
     Ok((student, report))
