@@ -244,33 +244,37 @@ impl Gpt2 {
         }
     }
 
-    /// See [`LanguageModel::hidden`](crate::LanguageModel::hidden).
-    pub(crate) fn hidden(
-        &self,
-        ids: Tensor<2, Int>,
-        left_pad: &[usize],
-        mut cache: Option<&mut KvCache>,
-    ) -> Tensor<3> {
-        let [b, t] = ids.dims();
+    pub(crate) fn span(&self, width: usize, past: usize, left_pad: &[usize]) -> Span {
+        let device = self.transformer.wte.weight.val().device();
+        Span::new(width, past, left_pad, &device)
+    }
+
+    /// `[B, T] -> [B, T, d]`
+    pub(crate) fn embed(&self, ids: Tensor<2, Int>, span: &Span) -> Tensor<3> {
         let stack = &self.transformer;
-        let device = stack.wte.weight.val().device();
-        let past = cache.as_ref().map_or(0, |c| c.len());
-        let span = Span::new(t, past, left_pad, &device);
-        let places = stack.wpe.forward(span.ids(&device)); // [B or 1, T, d]
-        let mut x = stack.drop.forward(stack.wte.forward(ids) + places);
-        debug_assert_eq!(x.dims(), [b, t, self.config.n_embd]);
-        let eps = self.config.layer_norm_epsilon;
-        for (layer, block) in stack.h.iter().enumerate() {
-            let normed = block.ln_1.forward(x.clone(), eps);
-            x = x + block
-                .attn
-                .forward(normed, &span, cache.as_deref_mut().map(|c| (c, layer)));
-            let normed = block.ln_2.forward(x.clone(), eps);
-            x = x + block.mlp.forward(normed);
-        }
-        if let Some(cache) = cache {
-            cache.advance(t);
-        }
-        stack.ln_f.forward(x, eps)
+        let places = stack.wpe.forward(span.ids(&ids.device())); // [B or 1, T, d]
+        stack.drop.forward(stack.wte.forward(ids) + places)
+    }
+
+    /// One block: `[B, T, d] -> [B, T, d]`
+    pub(crate) fn layer(
+        &self,
+        index: usize,
+        x: Tensor<3>,
+        span: &Span,
+        cache: Option<&mut KvCache>,
+    ) -> Tensor<3> {
+        let (block, eps) = (&self.transformer.h[index], self.config.layer_norm_epsilon);
+        let normed = block.ln_1.forward(x.clone(), eps);
+        let cache = cache.map(|c| (c, index));
+        let x = x + block.attn.forward(normed, span, cache);
+        let normed = block.ln_2.forward(x.clone(), eps);
+        x + block.mlp.forward(normed)
+    }
+
+    pub(crate) fn norm(&self, x: Tensor<3>) -> Tensor<3> {
+        self.transformer
+            .ln_f
+            .forward(x, self.config.layer_norm_epsilon)
     }
 }

@@ -9,6 +9,7 @@ use burn::tensor::ops::AttentionModuleOptions;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
+use crate::llama::Rotary;
 use crate::lora::Adapter;
 use crate::packed::Packed;
 
@@ -222,6 +223,8 @@ pub(crate) struct Span {
     pub pads: Vec<usize>,
     /// Added to the attention scores: `[B or 1, 1, T, past + T]`; `None` when nothing is masked.
     pub bias: Option<Tensor<4>>,
+    /// LLaMA's rotations.
+    pub rotary: Option<Rotary>,
 }
 
 impl Span {
@@ -253,6 +256,7 @@ impl Span {
             rows: pads.len(),
             pads: pads.to_vec(),
             bias,
+            rotary: None,
         }
     }
 

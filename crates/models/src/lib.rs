@@ -7,6 +7,7 @@
 
 mod activation;
 pub mod checkpoint;
+mod checkpointing;
 mod config;
 mod draw;
 mod error;
@@ -25,10 +26,12 @@ use std::sync::Arc;
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor};
 
+pub use checkpointing::Checkpoints;
 pub use config::{ModelConfig, Parameters};
 pub use error::Error;
 pub use kv_cache::KvCache;
 pub use layers::Precision;
+use layers::Span;
 use packed::Packed;
 
 /// A causal language model of one of the supported architectures.
@@ -62,11 +65,58 @@ impl LanguageModel {
         &self,
         ids: Tensor<2, Int>,
         left_pad: &[usize],
+        mut cache: Option<&mut KvCache>,
+    ) -> Tensor<3> {
+        let width = ids.dims()[1];
+        let span = self.span(width, cache.as_ref().map_or(0, |c| c.len()), left_pad);
+        let mut x = self.embed(ids, &span);
+        for index in 0..self.layers() {
+            x = self.layer(index, x, &span, cache.as_deref_mut());
+        }
+        if let Some(cache) = cache {
+            cache.advance(width);
+        }
+        self.norm(x)
+    }
+
+    fn span(&self, width: usize, past: usize, left_pad: &[usize]) -> Span {
+        match self {
+            Self::Gpt2(m) => m.span(width, past, left_pad),
+            Self::Llama(m) => m.span(width, past, left_pad),
+        }
+    }
+
+    fn embed(&self, ids: Tensor<2, Int>, span: &Span) -> Tensor<3> {
+        match self {
+            Self::Gpt2(m) => m.embed(ids, span),
+            Self::Llama(m) => m.embed(ids),
+        }
+    }
+
+    fn layer(
+        &self,
+        index: usize,
+        x: Tensor<3>,
+        span: &Span,
         cache: Option<&mut KvCache>,
     ) -> Tensor<3> {
         match self {
-            Self::Gpt2(m) => m.hidden(ids, left_pad, cache),
-            Self::Llama(m) => m.hidden(ids, left_pad, cache),
+            Self::Gpt2(m) => m.layer(index, x, span, cache),
+            Self::Llama(m) => m.layer(index, x, span, cache),
+        }
+    }
+
+    fn norm(&self, x: Tensor<3>) -> Tensor<3> {
+        match self {
+            Self::Gpt2(m) => m.norm(x),
+            Self::Llama(m) => m.norm(x),
+        }
+    }
+
+    fn layers(&self) -> usize {
+        match self {
+            Self::Gpt2(m) => m.transformer.h.len(),
+            Self::Llama(m) => m.model.layers.len(),
         }
     }
 

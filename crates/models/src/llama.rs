@@ -119,11 +119,11 @@ impl Attention {
         &self,
         x: Tensor<3>,
         span: &Span,
-        rotary: &Rotary,
         cache: Option<(&mut KvCache, usize)>,
     ) -> Tensor<3> {
         let [b, t, _] = x.dims();
         let dh = self.dh;
+        let rotary = span.rotary.as_ref().expect("made with the span");
         // [B, T, heads dh] -> [B, heads, T, dh]
         let split = |y: Tensor<3>, heads: usize| y.reshape([b, t, heads, dh]).swap_dims(1, 2);
         let q = rotary.apply(split(self.q_proj.forward(x.clone()), self.heads));
@@ -139,7 +139,7 @@ impl Attention {
 }
 
 /// Cosines and sines of the rotary embedding (Su et al. 2021) for the positions of one pass.
-struct Rotary {
+pub(crate) struct Rotary {
     cos: Tensor<4>, // [B or 1, 1, T, dh]
     sin: Tensor<4>,
 }
@@ -327,35 +327,36 @@ impl Llama {
             .weight
     }
 
-    /// See [`LanguageModel::hidden`](crate::LanguageModel::hidden).
-    pub(crate) fn hidden(
+    pub(crate) fn span(&self, width: usize, past: usize, left_pad: &[usize]) -> Span {
+        let (config, device) = (&self.config, self.model.embed_tokens.weight.val().device());
+        let mut span = Span::new(width, past, left_pad, &device);
+        let rotary = Rotary::new(&span, config.rope_theta, config.head_width(), &device);
+        span.rotary = Some(rotary);
+        span
+    }
+
+    /// `[B, T] -> [B, T, d]`
+    pub(crate) fn embed(&self, ids: Tensor<2, Int>) -> Tensor<3> {
+        self.model.embed_tokens.forward(ids)
+    }
+
+    /// One layer: `[B, T, d] -> [B, T, d]`
+    pub(crate) fn layer(
         &self,
-        ids: Tensor<2, Int>,
-        left_pad: &[usize],
-        mut cache: Option<&mut KvCache>,
+        index: usize,
+        x: Tensor<3>,
+        span: &Span,
+        cache: Option<&mut KvCache>,
     ) -> Tensor<3> {
-        let t = ids.dims()[1];
-        let device = self.model.embed_tokens.weight.val().device();
-        let past = cache.as_ref().map_or(0, |c| c.len());
-        let span = Span::new(t, past, left_pad, &device);
-        let rotary = Rotary::new(
-            &span,
-            self.config.rope_theta,
-            self.config.head_width(),
-            &device,
-        );
-        let eps = self.config.rms_norm_eps;
-        let mut x = self.model.embed_tokens.forward(ids);
-        for (i, layer) in self.model.layers.iter().enumerate() {
-            let normed = layer.input_layernorm.forward(x.clone(), eps);
-            let cache = cache.as_deref_mut().map(|c| (c, i));
-            x = x + layer.self_attn.forward(normed, &span, &rotary, cache);
-            let normed = layer.post_attention_layernorm.forward(x.clone(), eps);
-            x = x + layer.mlp.forward(normed);
-        }
-        if let Some(cache) = cache {
-            cache.advance(t);
-        }
-        self.model.norm.forward(x, eps)
+        let (layer, eps) = (&self.model.layers[index], self.config.rms_norm_eps);
+        let normed = layer.input_layernorm.forward(x.clone(), eps);
+        let cache = cache.map(|c| (c, index));
+        let x = x + layer.self_attn.forward(normed, span, cache);
+        let normed = layer.post_attention_layernorm.forward(x.clone(), eps);
+        x + layer.mlp.forward(normed)
+    }
+
+    pub(crate) fn norm(&self, x: Tensor<3>) -> Tensor<3> {
+        self.model.norm.forward(x, self.config.rms_norm_eps)
     }
 }

@@ -1,6 +1,7 @@
 //! Seconds a sample of an update: fine-tuning, and distillation with the teacher's rows cached. Models have SmolLM2's
 //! shape (teacher 30 layers, student 10) and drawn weights, sequences the lengths of 40 of Dolly's, batches are of 8:
-//! `cargo bench -p abkd-training --bench step -- sft|fkld|ab f32|bf16 flex|tch [MICRO_BATCH_SIZE]`. Also prints the peak memory of the
+//! `cargo bench -p abkd-training --bench step -- sft|fkld|ab f32|bf16 flex|tch [MICRO_BATCH_SIZE] [recompute]`, the last for gradient
+//! checkpointing. Also prints the peak memory of the
 //! updates, with the teacher no longer in memory.
 
 use std::path::Path;
@@ -143,6 +144,8 @@ fn main() {
                 max_grad_norm: 1.0,
                 micro_batch_size: args.iter().find_map(|a| a.parse().ok()),
                 parallel_micro_batches: 1,
+                gradient_checkpointing: has("recompute"),
+                seed: i as u64,
                 step: i,
             };
             student = update(

@@ -3,10 +3,10 @@
 use std::borrow::Cow;
 
 use abkd_data::Batch;
-use abkd_models::LanguageModel;
+use abkd_models::{Checkpoints, LanguageModel};
 use burn::module::Module;
 use burn::optim::{GradientsAccumulator, GradientsParams, ModuleOptimizer};
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{Device, IndexingUpdateOp, Int, Tensor, TensorData};
 
 use crate::cache::TeacherCache;
 use crate::head::{
@@ -49,6 +49,10 @@ pub struct Update {
     pub micro_batch_size: Option<usize>,
     /// Micro-batches that go through the models at the same time.
     pub parallel_micro_batches: usize,
+    /// Whether the student's layers are worked out again in the backward pass: see [`Checkpoints`](abkd_models::Checkpoints).
+    pub gradient_checkpointing: bool,
+    /// Of the device's draws: dropout.
+    pub seed: u64,
     /// Number of the update from 0, for errors.
     pub step: usize,
 }
@@ -87,14 +91,32 @@ pub struct StepReport {
 
 /// Hidden states of the batch's target rows: `[N, d]`.
 pub fn target_rows(model: &LanguageModel, batch: &Batch) -> Tensor<2> {
-    let device = model.device();
+    let hidden = model.hidden(token_ids(batch, &model.device()), &[], None);
+    select_targets(hidden, batch)
+}
+
+/// `[B, T]`
+fn token_ids(batch: &Batch, device: &Device) -> Tensor<2, Int> {
     let ids: Vec<i32> = batch.input_ids.iter().map(|&t| t as i32).collect();
-    let ids = Tensor::<2, Int>::from_data(TensorData::new(ids, [batch.rows, batch.width]), &device);
-    let hidden = model.hidden(ids, &[], None);
-    let [b, t, d] = hidden.dims();
+    Tensor::from_data(TensorData::new(ids, [batch.rows, batch.width]), device)
+}
+
+/// `[B, T, d] -> [N, d]`
+fn select_targets(hidden: Tensor<3>, batch: &Batch) -> Tensor<2> {
+    let ([b, t, d], device) = (hidden.dims(), hidden.device());
     hidden
         .reshape([b * t, d])
         .select(0, target_positions(batch, &device))
+}
+
+/// The gradient of [`select_targets`]: `[N, d] -> [B, T, d]`, zero where nothing is predicted.
+fn spread_targets(rows: Tensor<2>, batch: &Batch) -> Tensor<3> {
+    let (d, device) = (rows.dims()[1], rows.device());
+    let (b, t) = (batch.rows, batch.width);
+    let positions = target_positions(batch, &device);
+    Tensor::<2>::zeros([b * t, d], &device)
+        .select_assign(0, positions, rows, IndexingUpdateOp::Add)
+        .reshape([b, t, d])
 }
 
 fn target_positions(batch: &Batch, device: &Device) -> Tensor<1, Int> {
@@ -133,7 +155,8 @@ pub fn update(
     how: &Update,
     mut phases: Phases,
 ) -> Result<(LanguageModel, StepReport), Error> {
-    let parts = parts(terms, how.micro_batch_size);
+    let parts = parts(terms, how);
+    student.device().seed(how.seed);
     let work = |student: &LanguageModel, part: &Part, phases: &mut Phases| {
         // Without a cache, or for sequences that it does not know, the teacher runs.
         let teacher = teacher.map(|t| Teacher {
@@ -146,6 +169,7 @@ pub fn update(
             &part.batch,
             &part.objective,
             part.scale,
+            how.gradient_checkpointing.then_some(part.seed),
             phases,
         )
     };
@@ -210,9 +234,10 @@ struct Part<'a> {
     objective: Cow<'a, Objective>,
     scale: f64,
     from_data: bool,
+    seed: u64,
 }
 
-fn parts(terms: &[Term], micro_batch_size: Option<usize>) -> Vec<Part<'_>> {
+fn parts<'a>(terms: &'a [Term], how: &Update) -> Vec<Part<'a>> {
     let mut parts = Vec::new();
     for term in terms.iter().filter(|t| !t.batch.targets.is_empty()) {
         let scale = term.weight / term.batch.targets.len() as f64;
@@ -222,9 +247,10 @@ fn parts(terms: &[Term], micro_batch_size: Option<usize>) -> Vec<Part<'_>> {
                 objective,
                 scale,
                 from_data: term.from_data,
+                seed: how.seed.wrapping_add(parts.len() as u64),
             });
         };
-        let rows = micro_batch_size.unwrap_or(term.batch.rows);
+        let rows = how.micro_batch_size.unwrap_or(term.batch.rows);
         if rows >= term.batch.rows {
             push(Cow::Borrowed(&term.batch), Cow::Borrowed(&term.objective));
             continue;
@@ -287,19 +313,57 @@ fn part(all: &PolicyRows, range: std::ops::Range<usize>) -> PolicyRows {
     }
 }
 
-/// Loss of a (part of a) batch and its gradients in the student's parameters.
+/// What the backward pass of a student starts from.
+enum Forward<'a> {
+    /// The target rows, with their graph.
+    Graph(Tensor<2>),
+    Checkpoints(Checkpoints<'a>),
+}
+
+impl Forward<'_> {
+    fn backward(
+        self,
+        d_rows: Tensor<2>,
+        student: &LanguageModel,
+        batch: &Batch,
+    ) -> GradientsParams {
+        match self {
+            Self::Checkpoints(pass) => pass.backward(spread_targets(d_rows, batch)),
+            // The product's gradient in the rows is d_rows, which is all that backward needs.
+            Self::Graph(rows) => {
+                let mut grads = (rows * Tensor::from_inner(d_rows)).sum().backward();
+                GradientsParams::from_module(&mut grads, student)
+            }
+        }
+    }
+}
+
+/// Loss of a (part of a) batch and its gradients in the student's parameters; with gradient checkpointing where there
+/// is a seed for it.
+#[allow(clippy::too_many_arguments)]
 fn gradients(
     student: &LanguageModel,
     teacher: Option<Teacher>,
     batch: &Batch,
     objective: &Objective,
     scale: f64,
+    checkpointing: Option<u64>,
     phases: &mut Phases,
 ) -> Result<(f64, GradientsParams), Error> {
-    let rows = phases.time(Phase::Student, || target_rows(student, batch));
+    let (rows, pass) = phases.time(Phase::Student, || match checkpointing {
+        Some(seed) => {
+            let pass = student.checkpointed(token_ids(batch, &student.device()), seed);
+            let rows = select_targets(pass.hidden(), batch);
+            (rows, Forward::Checkpoints(pass))
+        }
+        None => {
+            let rows = target_rows(student, batch);
+            (rows.clone().inner(), Forward::Graph(rows))
+        }
+    });
     let head = student.head();
     let student_rows = Rows {
-        hidden: rows.clone().inner(),
+        hidden: rows,
         head: head.val().inner(),
         precision: student.precision(),
     };
@@ -326,9 +390,7 @@ fn gradients(
         )
     })?;
     let grads = phases.time(Phase::Backward, || {
-        // The product's gradient in the hidden states is d_hidden, which is all that backward needs.
-        let mut grads = (rows * Tensor::from_inner(d_hidden)).sum().backward();
-        let mut grads = GradientsParams::from_module(&mut grads, student);
+        let mut grads = pass.backward(d_hidden, student, batch);
         if let Some(d_head) = d_head {
             // A tied head has a gradient from the embedding already.
             let sum = match grads.remove::<2>(head.id) {

@@ -137,7 +137,6 @@ pub fn train(run: TrainRun, observe: &mut dyn FnMut(Event)) -> Result<Outcome, E
     std::fs::create_dir_all(run.dir).map_err(Error::io(run.dir))?;
     let per_epoch = settings.steps_an_epoch(run.sequences.len());
     let steps = per_epoch * settings.epochs;
-    let device = run.student.device();
     let mut driver = run.method.driver(run.kd_ratio);
     let (mut state, mut student, mut optimizer) = begin(&run, observe)?;
     if !state.method.is_null() {
@@ -185,9 +184,10 @@ pub fn train(run: TrainRun, observe: &mut dyn FnMut(Event)) -> Result<Outcome, E
             max_grad_norm: settings.max_grad_norm,
             micro_batch_size: settings.micro_batch_size,
             parallel_micro_batches: settings.parallel_micro_batches.unwrap_or(1),
+            gradient_checkpointing: settings.gradient_checkpointing,
+            seed: settings.seed ^ (state.step as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15),
             step: state.step,
         };
-        device.seed(settings.seed ^ (state.step as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
         let report;
         (student, report) = step::update(student, &mut optimizer, teacher, &terms, &how, phases)?;
         state.step += 1;
@@ -247,11 +247,7 @@ fn begin(
     if let Some(config) = &settings.lora {
         student = lora::attach(student, config, settings.seed)?;
     }
-    let mut student = student.train();
-    if settings.gradient_checkpointing {
-        let device = run.student.device().autodiff().gradient_checkpointing();
-        student = student.fork(&device);
-    }
+    let student = student.train();
     let make_optimizer =
         |student: &LanguageModel| optim::adamw(student, settings.weight_decay, settings.beta_2);
     if let Some((state, dir)) = state::find(run.dir, run.fingerprint)? {

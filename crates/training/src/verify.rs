@@ -78,6 +78,8 @@ pub fn verify_trajectory(dir: &Path, device: &Device) -> Result<Vec<Check>, Erro
                 max_grad_norm: 1.0,
                 micro_batch_size: None,
                 parallel_micro_batches: 1,
+                gradient_checkpointing: false,
+                seed: i as u64,
                 step: i,
             },
             Phases::default(),

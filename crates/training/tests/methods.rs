@@ -257,7 +257,7 @@ fn parts_of_a_batch_make_the_update_of_the_whole() {
         weight: 1.0,
         from_data: true,
     };
-    let update = |micro_batch_size, parallel_micro_batches| {
+    let update = |micro_batch_size, parallel_micro_batches, gradient_checkpointing| {
         let student = toy.student.clone().train();
         let mut optimizer = optim::adamw(&student, 0.01, 0.999);
         let how = Update {
@@ -265,6 +265,8 @@ fn parts_of_a_batch_make_the_update_of_the_whole() {
             max_grad_norm: 1e9,
             micro_batch_size,
             parallel_micro_batches,
+            gradient_checkpointing,
+            seed: 0,
             step: 0,
         };
         // A term that predicts nothing is left out.
@@ -289,12 +291,14 @@ fn parts_of_a_batch_make_the_update_of_the_whole() {
             .collect();
         (report, weights)
     };
-    let (whole, _) = update(None, 1);
+    let (whole, _) = update(None, 1, false);
     for size in [1, 2, 5] {
-        let (parts, weights) = update(Some(size), 1);
-        // Side by side they make the same update, bit by bit.
-        let (parallel, parallel_weights) = update(Some(size), 3);
-        assert!(parallel.loss == parts.loss && parallel_weights == weights);
+        let (parts, weights) = update(Some(size), 1, false);
+        // Side by side, or with layers worked out again, they make the same update, bit by bit.
+        for (parallel, checkpointing) in [(3, false), (1, true)] {
+            let (other, other_weights) = update(Some(size), parallel, checkpointing);
+            assert!(other.loss == parts.loss && other_weights == weights);
+        }
         assert!((parts.loss - whole.loss).abs() < 1e-5);
         assert!((parts.grad_norm / whole.grad_norm - 1.0).abs() < 1e-4);
     }
@@ -383,6 +387,8 @@ fn the_cached_teacher_teaches_as_the_running_one() {
         max_grad_norm: 1.0,
         micro_batch_size: Some(2),
         parallel_micro_batches: 1,
+        gradient_checkpointing: false,
+        seed: 0,
         step: 0,
     };
     let update = |cache| {

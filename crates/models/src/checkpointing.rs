@@ -1,0 +1,181 @@
+//! Gradient checkpointing (Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost"), a layer at a time.
+//!
+//! The forward pass keeps the input of each layer and nothing else; the backward pass runs each layer again and takes
+//! its gradients before it goes on to the one below. One more forward pass buys a peak of one layer's activations,
+//! however many layers there are. (Burn's own setting of this name works out cheap operations again, which keeps the
+//! results of all products.)
+
+use burn::optim::{GradientsAccumulator, GradientsParams};
+use burn::tensor::{Int, Tensor};
+
+use crate::LanguageModel;
+use crate::layers::Span;
+use crate::params::mix;
+
+/// A forward pass of a model on an autodiff device, without its graph.
+pub struct Checkpoints<'a> {
+    model: &'a LanguageModel,
+    ids: Tensor<2, Int>,
+    span: Span,
+    /// Inputs of the layers, then the last one's output; on the plain device.
+    inputs: Vec<Tensor<3>>,
+    /// Of the device's draws (dropout), so that a layer draws the same again.
+    seed: u64,
+}
+
+impl LanguageModel {
+    /// A forward pass over `ids` `[B, T]` that keeps the layers' inputs alone. The device draws from `seed`, for each
+    /// layer anew.
+    pub fn checkpointed(&self, ids: Tensor<2, Int>, seed: u64) -> Checkpoints<'_> {
+        let mut pass = Checkpoints {
+            model: self,
+            span: self.span(ids.dims()[1], 0, &[]),
+            ids,
+            inputs: Vec::new(),
+            seed,
+        };
+        let mut x = pass.embed().inner();
+        for index in 0..self.layers() {
+            let y = without_graph(x.clone(), |x| pass.layer(index, x));
+            pass.inputs.push(x);
+            x = y;
+        }
+        pass.inputs.push(x);
+        pass
+    }
+}
+
+impl Checkpoints<'_> {
+    /// Final hidden states `[B, T, d]` on the plain device.
+    pub fn hidden(&self) -> Tensor<3> {
+        let last = self.inputs.last().expect("the last layer's output");
+        without_graph(last.clone(), |x| self.model.norm(x))
+    }
+
+    /// Gradients of the parameters where the hidden states' is `d_hidden` `[B, T, d]`, on the plain device.
+    pub fn backward(mut self, d_hidden: Tensor<3>) -> GradientsParams {
+        let mut sum = GradientsAccumulator::new();
+        // The product's gradient in y is d_y.
+        let mut backward = |y: Tensor<3>, d_y: Tensor<3>| {
+            let mut grads = (y * Tensor::from_inner(d_y)).sum().backward();
+            let params = GradientsParams::from_module(&mut grads, self.model);
+            sum.accumulate(self.model, params);
+            grads
+        };
+        let mut d_y = d_hidden;
+        while let Some(x) = self.inputs.pop() {
+            let x = Tensor::from_inner(x).require_grad();
+            let index = self.inputs.len();
+            let y = if index == self.model.layers() {
+                self.model.norm(x.clone())
+            } else {
+                self.layer(index, x.clone())
+            };
+            let mut grads = backward(y, d_y);
+            d_y = x.grad_remove(&mut grads).expect("asked for above");
+        }
+        let x = self.embed();
+        if x.is_tracked() {
+            backward(x, d_y);
+        }
+        sum.grads()
+    }
+
+    fn embed(&self) -> Tensor<3> {
+        self.model.device().seed(mix(self.seed));
+        self.model.embed(self.ids.clone(), &self.span)
+    }
+
+    fn layer(&self, index: usize, x: Tensor<3>) -> Tensor<3> {
+        self.model
+            .device()
+            .seed(mix(self.seed ^ (index as u64 + 1)));
+        self.model.layer(index, x, &self.span, None)
+    }
+}
+
+/// `f` of `x` on the autodiff device, where dropout acts. A graph that is dropped stays in Burn's memory until a backward
+/// pass is made through its neighbourhood: here is one from a corner of `x`.
+fn without_graph(x: Tensor<3>, f: impl FnOnce(Tensor<3>) -> Tensor<3>) -> Tensor<3> {
+    let x = Tensor::from_inner(x).require_grad();
+    let y = f(x.clone()).inner();
+    let _ = x.slice([0..1, 0..1, 0..1]).sum().backward();
+    y
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::module::{Module, ParamId};
+    use burn::tensor::{Device, TensorData};
+    use serde_json::json;
+
+    use super::*;
+    use crate::{ModelConfig, lora, params};
+
+    /// The same pass with its graph, and the same draws.
+    fn with_graph(model: &LanguageModel, ids: Tensor<2, Int>, d_hidden: Tensor<3>) -> Vec<f32> {
+        let pass = Checkpoints {
+            model,
+            span: model.span(ids.dims()[1], 0, &[]),
+            ids,
+            inputs: Vec::new(),
+            seed: 7,
+        };
+        let mut x = pass.embed();
+        for index in 0..model.layers() {
+            x = pass.layer(index, x);
+        }
+        let mut grads = (model.norm(x) * Tensor::from_inner(d_hidden))
+            .sum()
+            .backward();
+        values(model, GradientsParams::from_module(&mut grads, model))
+    }
+
+    fn values(model: &LanguageModel, grads: GradientsParams) -> Vec<f32> {
+        struct All<'a>(&'a GradientsParams, Vec<f32>);
+        impl burn::module::ModuleVisitor for All<'_> {
+            fn visit_float<const D: usize>(&mut self, param: &burn::module::Param<Tensor<D>>) {
+                let id: ParamId = param.id;
+                if let Some(grad) = self.0.get::<D>(id) {
+                    self.1.extend(params::to_vec(grad));
+                }
+            }
+        }
+        let mut all = All(&grads, Vec::new());
+        model.visit(&mut all);
+        all.1
+    }
+
+    #[test]
+    fn gradients_are_those_of_the_pass_with_its_graph() {
+        let gpt2 = json!({
+            "model_type": "gpt2", "vocab_size": 50, "n_positions": 16, "n_embd": 16, "n_layer": 3, "n_head": 2,
+            "attn_pdrop": 0.2, "resid_pdrop": 0.2, "embd_pdrop": 0.2,
+        });
+        let llama = json!({
+            "model_type": "llama", "vocab_size": 50, "hidden_size": 16, "intermediate_size": 24,
+            "num_hidden_layers": 3, "num_attention_heads": 2, "num_key_value_heads": 1,
+            "max_position_embeddings": 16,
+        });
+        let adapters: lora::LoraConfig =
+            serde_json::from_value(json!({"r": 4, "alpha": 8, "dropout": 0.3})).unwrap();
+        for (config, adapters) in [(gpt2, None), (llama.clone(), None), (llama, Some(adapters))] {
+            let config: ModelConfig = serde_json::from_value(config).unwrap();
+            let mut model = config.init(3, &Device::flex());
+            if let Some(adapters) = &adapters {
+                model = lora::attach(model, adapters, 1).unwrap();
+            }
+            let model = model.train();
+            let ids: Vec<i32> = (0..12).map(|i| i * 7 % 50).collect();
+            let ids = Tensor::<2, Int>::from_data(TensorData::new(ids, [2, 6]), &model.device());
+            let d_hidden: Vec<f32> = (0..2 * 6 * 16).map(|i| (i as f32).sin()).collect();
+            let d_hidden =
+                Tensor::<3>::from_data(TensorData::new(d_hidden, [2, 6, 16]), &Device::flex());
+            let pass = model.checkpointed(ids.clone(), 7);
+            assert_eq!(pass.inputs.len(), 4);
+            let ours = values(&model, pass.backward(d_hidden.clone()));
+            assert!(ours.iter().any(|&x| x != 0.0));
+            assert_eq!(ours, with_graph(&model, ids, d_hidden));
+        }
+    }
+}
