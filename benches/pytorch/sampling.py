@@ -4,7 +4,8 @@
     python benches/pytorch/sampling.py BINARY        # the benchmark `sampling`, built with --features tch
 
 A model of SmolLM2's shape with 10 layers and drawn weights (the time does not depend on them), prompts of 64 tokens, 128
-new tokens, temperature 1, nothing ends early. Writes results/bench/sampling.csv: medians over interleaved rounds.
+new tokens, temperature 1, nothing ends early. A round is one batch of theirs, loaded and warm, and four of ours, with the
+weights' rearrangement. Writes results/bench/sampling.csv: medians over interleaved rounds.
 """
 import statistics
 import subprocess
@@ -16,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from report import backends_of, write
 
-PROMPT, NEW, ROUNDS = 64, 128, 2
+PROMPT, NEW, ROUNDS = 64, 128, 3
 
 
 def model(dtype):

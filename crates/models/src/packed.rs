@@ -14,10 +14,8 @@ use crate::params::floats;
 
 /// Columns of a panel.
 const WIDTH: usize = 32;
-/// Rows whose sums are held in registers: 4 x 2 vectors leave room in AVX2's 16 registers.
-const F32_ROWS: usize = 4;
-/// The same where there are 32 of them.
-const BF16_ROWS: usize = 8;
+/// Rows that a line of a panel is read for at once: their sums, two vectors a row, fill half of AVX-512's registers.
+const ROWS: usize = 8;
 /// Parts of a product for each thread.
 const PARTS: usize = 4;
 
@@ -99,7 +97,7 @@ impl Packed {
         match &self.panels {
             Panels::F32(panels) => {
                 let round = |row: &[f32], i: usize| self.precision.round_value(row[i]);
-                let x = Interleaved::<F32_ROWS, _>::new(x, self.input, self.input, round);
+                let x = Interleaved::<ROWS, _>::new(x, self.input, self.input, round);
                 self.over_panels(&x, panels, |x, panel| {
                     pulp::Arch::new().dispatch(F32Product { x, panel })
                 })
@@ -109,8 +107,7 @@ impl Packed {
                     let second = row.get(2 * i + 1).copied().unwrap_or(0.0);
                     pair(row[2 * i], second)
                 };
-                let x =
-                    Interleaved::<BF16_ROWS, _>::new(x, self.input, self.input.div_ceil(2), pairs);
+                let x = Interleaved::<ROWS, _>::new(x, self.input, self.input.div_ceil(2), pairs);
                 self.over_panels(&x, panels, bf16_product)
             }
         }
@@ -198,33 +195,53 @@ fn pair(first: f32, second: f32) -> u32 {
 }
 
 struct F32Product<'a> {
-    x: &'a [[f32; F32_ROWS]],
+    x: &'a [[f32; ROWS]],
     panel: &'a [[f32; WIDTH]],
 }
 
 impl pulp::WithSimd for F32Product<'_> {
-    type Output = [[f32; WIDTH]; F32_ROWS];
+    type Output = [[f32; WIDTH]; ROWS];
 
     #[inline(always)]
     fn with_simd<S: pulp::Simd>(self, simd: S) -> Self::Output {
-        let mut out = [[0.0; WIDTH]; F32_ROWS];
+        let mut out = [[0.0; WIDTH]; ROWS];
         // Two vectors of a panel's columns at a time.
         for first in (0..WIDTH / S::F32_LANES).step_by(2) {
-            let mut sums = [[simd.splat_f32s(0.0); 2]; F32_ROWS];
-            for (x, line) in self.x.iter().zip(self.panel) {
-                let line = S::as_simd_f32s(line).0;
-                for r in 0..F32_ROWS {
-                    let x = simd.splat_f32s(x[r]);
-                    for v in 0..2 {
-                        sums[r][v] = simd.mul_add_f32s(x, line[first + v], sums[r][v]);
-                    }
+            if S::REGISTER_COUNT >= 32 {
+                self.columns::<S, ROWS>(simd, first, 0, &mut out);
+            } else {
+                for row in (0..ROWS).step_by(ROWS / 2) {
+                    self.columns::<S, { ROWS / 2 }>(simd, first, row, &mut out);
                 }
-            }
-            for (out, sums) in out.iter_mut().zip(sums) {
-                S::as_mut_simd_f32s(out).0[first..first + 2].copy_from_slice(&sums);
             }
         }
         out
+    }
+}
+
+impl F32Product<'_> {
+    /// Two vectors of columns for the R rows from `row` on.
+    #[inline(always)]
+    fn columns<S: pulp::Simd, const R: usize>(
+        &self,
+        simd: S,
+        first: usize,
+        row: usize,
+        out: &mut [[f32; WIDTH]; ROWS],
+    ) {
+        let mut sums = [[simd.splat_f32s(0.0); 2]; R];
+        for (x, line) in self.x.iter().zip(self.panel) {
+            let (x, line) = (&x[row..row + R], S::as_simd_f32s(line).0);
+            for r in 0..R {
+                let x = simd.splat_f32s(x[r]);
+                for v in 0..2 {
+                    sums[r][v] = simd.mul_add_f32s(x, line[first + v], sums[r][v]);
+                }
+            }
+        }
+        for (out, sums) in out[row..row + R].iter_mut().zip(sums) {
+            S::as_mut_simd_f32s(out).0[first..first + 2].copy_from_slice(&sums);
+        }
     }
 }
 
@@ -237,17 +254,17 @@ fn has_bf16() -> bool {
 }
 
 #[cfg(target_arch = "x86_64")]
-fn bf16_product(x: &[[u32; BF16_ROWS]], panel: &[[u32; WIDTH]]) -> [[f32; WIDTH]; BF16_ROWS] {
+fn bf16_product(x: &[[u32; ROWS]], panel: &[[u32; WIDTH]]) -> [[f32; WIDTH]; ROWS] {
     use std::arch::x86_64::{
         __m512bh, __m512i, _mm512_dpbf16_ps, _mm512_loadu_si512, _mm512_set1_epi32,
         _mm512_setzero_ps, _mm512_storeu_ps,
     };
 
     #[target_feature(enable = "avx512f,avx512bf16")]
-    fn product(x: &[[u32; BF16_ROWS]], panel: &[[u32; WIDTH]]) -> [[f32; WIDTH]; BF16_ROWS] {
+    fn product(x: &[[u32; ROWS]], panel: &[[u32; WIDTH]]) -> [[f32; WIDTH]; ROWS] {
         // SAFETY: both are 512 bits without a meaning of their own.
         let pairs = |x: __m512i| unsafe { std::mem::transmute::<__m512i, __m512bh>(x) };
-        let mut sums = [[_mm512_setzero_ps(); 2]; BF16_ROWS];
+        let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
         for (x, line) in x.iter().zip(panel) {
             // SAFETY: a line is 32 numbers of 32 bits, two vectors.
             let line = unsafe {
@@ -256,14 +273,14 @@ fn bf16_product(x: &[[u32; BF16_ROWS]], panel: &[[u32; WIDTH]]) -> [[f32; WIDTH]
                     pairs(_mm512_loadu_si512(line.as_ptr().add(16).cast())),
                 ]
             };
-            for r in 0..BF16_ROWS {
+            for r in 0..ROWS {
                 let x = pairs(_mm512_set1_epi32(x[r].cast_signed()));
                 for v in 0..2 {
                     sums[r][v] = _mm512_dpbf16_ps(sums[r][v], x, line[v]);
                 }
             }
         }
-        let mut out = [[0.0; WIDTH]; BF16_ROWS];
+        let mut out = [[0.0; WIDTH]; ROWS];
         for (out, sums) in out.iter_mut().zip(sums) {
             for (out, sum) in out.chunks_exact_mut(16).zip(sums) {
                 // SAFETY: 16 numbers.
@@ -277,7 +294,7 @@ fn bf16_product(x: &[[u32; BF16_ROWS]], panel: &[[u32; WIDTH]]) -> [[f32; WIDTH]
 }
 
 #[cfg(not(target_arch = "x86_64"))]
-fn bf16_product(_: &[[u32; BF16_ROWS]], _: &[[u32; WIDTH]]) -> [[f32; WIDTH]; BF16_ROWS] {
+fn bf16_product(_: &[[u32; ROWS]], _: &[[u32; WIDTH]]) -> [[f32; WIDTH]; ROWS] {
     unreachable!("panels of pairs are made only where the processor multiplies them")
 }
 

@@ -234,15 +234,16 @@ fn over_cache<T: Number>(
             let width = LANES.min(dh - first);
             let mut sums = [[0.0; LANES]; GROUP];
             for (s, value) in values.chunks_exact(dh).take(end).enumerate() {
-                let value = &value[first..first + width];
-                let mut line = [T::default(); LANES];
-                line[..width].copy_from_slice(value);
                 // A weight that is not seen is 0.
-                add(
-                    &mut sums,
-                    std::array::from_fn(|i| scores[i * columns + s]),
-                    &line,
-                );
+                let weights = std::array::from_fn(|i| scores[i * columns + s]);
+                let value = &value[first..];
+                if let Some(line) = value.first_chunk() {
+                    add(&mut sums, weights, line);
+                } else {
+                    let mut line = [T::default(); LANES];
+                    line[..width].copy_from_slice(value);
+                    add(&mut sums, weights, &line);
+                }
             }
             for (out, sums) in out.chunks_exact_mut(dh).zip(sums) {
                 out[first..first + width].copy_from_slice(&sums[..width]);
@@ -262,15 +263,32 @@ fn add<T: Number>(sums: &mut [[f32; LANES]; GROUP], weights: [f32; GROUP], line:
 
 #[inline(always)]
 fn softmax(scores: &mut [f32], scale: f32) {
-    let max = scores
-        .iter()
-        .fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a });
-    let mut total = 0.0;
-    for s in scores.iter_mut() {
-        *s = exp((*s - max) * scale);
-        total += *s;
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let (chunks, rest) = scores.as_chunks::<LANES>();
+    for chunk in chunks {
+        for i in 0..LANES {
+            lanes[i] = larger(lanes[i], chunk[i]);
+        }
     }
-    let share = 1.0 / total;
+    let max = lanes
+        .iter()
+        .chain(rest)
+        .copied()
+        .fold(f32::NEG_INFINITY, larger);
+    let mut lanes = [0.0; LANES];
+    let (chunks, rest) = scores.as_chunks_mut::<LANES>();
+    for chunk in chunks {
+        for i in 0..LANES {
+            chunk[i] = exp((chunk[i] - max) * scale);
+            lanes[i] += chunk[i];
+        }
+    }
+    for s in rest {
+        *s = exp((*s - max) * scale);
+        lanes[0] += *s;
+    }
+    let share = 1.0 / lanes.iter().sum::<f32>();
     for s in scores {
         *s *= share;
     }
