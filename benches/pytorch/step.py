@@ -6,7 +6,7 @@
 Models have SmolLM2's shape (teacher 30 layers, student 10) and drawn weights. The PyTorch step pads to 512 tokens, runs the
 teacher in every step and forms all logits of both models; bf16 is autocast. Ours pads to the longest sequence, reads the
 teacher's cached rows and forms the logits of response rows only; "by 2" is the same update
-in micro-batches of 2 sequences. Writes results/bench/step.csv.
+in micro-batches of 2 sequences, "recomputed" with gradient checkpointing. Writes results/bench/step.csv.
 """
 import statistics
 import subprocess
@@ -77,9 +77,11 @@ def main():
     rows = []
     for precision in ("f32", "bf16"):
         for name in ("sft", "ab"):
-            ways = {b: [b] for b in backends_of(binary, precision)}
+            backends = backends_of(binary, precision)
+            ways = {b: [b] for b in backends}
             if name == "ab":
-                ways |= {f"{b} by 2": [b, "2"] for b in ways}
+                ways |= {f"{b} by 2": [b, "2"] for b in backends}
+            ways |= {f"{b} recomputed": [b, "recompute"] for b in backends if precision == "bf16"}
             base, rates, memory = [], {w: [] for w in ways}, {}
             theirs(student, teacher, optimizer, name, precision)
             for _ in range(ROUNDS):
