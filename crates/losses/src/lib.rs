@@ -18,6 +18,7 @@
 mod cube;
 mod divergence;
 mod error;
+mod op;
 mod pointwise;
 pub mod reference;
 pub mod row;
@@ -27,6 +28,7 @@ use burn::tensor::{DType, Tensor, TensorData};
 
 pub use divergence::{Divergence, Fidelity};
 pub use error::{Error, Model};
+pub use op::{cross_entropy, divergence};
 
 /// Values and gradients of a batch of rows.
 pub struct Rows {
@@ -96,34 +98,6 @@ pub fn value(
     teacher: Tensor<2>,
 ) -> Result<Tensor<1>, Error> {
     Ok(value_and_grad(divergence, fidelity, student, teacher)?.value)
-}
-
-/// Divergence of each row, differentiable in the student's logits.
-///
-/// Value and gradient are worked out at once; the returned tensor carries them as
-/// `D + sum_v G_v (z_v - z_v)`, whose gradient in z is exactly G. That needs no operation of our own
-/// and works on every backend. Infinite logits are replaced in that product, where they would make NaN.
-///
-/// # Errors
-///
-/// As [`value_and_grad`].
-pub fn divergence(
-    divergence: &Divergence,
-    fidelity: Fidelity,
-    student: Tensor<2>,
-    teacher: Tensor<2>,
-) -> Result<Tensor<1>, Error> {
-    let Rows { value, grad } = value_and_grad(
-        divergence,
-        fidelity,
-        student.clone().inner(),
-        teacher.inner(),
-    )?;
-    let finite = student.clone().mask_fill(student.is_inf(), 0.0);
-    let carrier = (Tensor::from_inner(grad) * (finite.clone() - finite.detach()))
-        .sum_dim(1)
-        .squeeze_dim(1);
-    Ok(Tensor::from_inner(value) + carrier)
 }
 
 /// Cross-entropy `-log q[label]` of each row and its gradient `q - onehot(label)`.
