@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::llama::Rotary;
 use crate::lora::Adapter;
+use crate::ops;
 use crate::packed::Packed;
 
 /// Added to the score of a masked position. Finite, so that a row of padding alone gives numbers
@@ -291,11 +292,12 @@ pub(crate) fn attend(
     let scores = q
         .mul_scalar(1.0 / (dh as f64).sqrt())
         .matmul(k.swap_dims(2, 3));
-    let scores = match bias {
-        Some(bias) => scores + bias,
-        None => scores,
+    let weights = match bias {
+        Some(bias) if ops::serve(&scores.device()) => ops::masked_softmax(scores, bias),
+        Some(bias) => softmax(scores + bias, 3),
+        None => softmax(scores, 3),
     };
-    dropout(softmax(scores, 3)).matmul(v)
+    dropout(weights).matmul(v)
 }
 
 /// `[B, K, S, dh] -> [B, K groups, S, dh]`, each head repeated `groups` times in a row.

@@ -17,6 +17,7 @@ mod kv_cache;
 mod layers;
 pub mod llama;
 pub mod lora;
+mod ops;
 mod packed;
 pub mod params;
 pub mod verify;
