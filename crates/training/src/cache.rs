@@ -56,7 +56,18 @@ struct Header {
     examples: Vec<usize>,
     /// Response rows of each.
     rows: Vec<usize>,
+    /// Of the rows and of what is above.
     sha256: String,
+}
+
+impl Header {
+    /// The header with the checksum that it should have.
+    fn sealed(mut self, rows: &Path) -> Result<Self, Error> {
+        self.sha256.clear();
+        let text = serde_json::to_vec(&self).map_err(|e| Error::checkpoint(rows, e))?;
+        self.sha256 = sha256(rows, &text)?;
+        Ok(self)
+    }
 }
 
 const ROWS: &str = "hidden.bin";
@@ -139,8 +150,9 @@ pub fn write(
         width,
         examples: order.iter().map(|s| s.example).collect(),
         rows: order.iter().map(|s| rows_of(s)).collect(),
-        sha256: sha256(&partial)?,
-    };
+        sha256: String::new(),
+    }
+    .sealed(&partial)?;
     let path = dir.join(HEADER);
     let text = serde_json::to_vec(&header).map_err(|e| Error::checkpoint(&path, e))?;
     let target = dir.join(ROWS);
@@ -158,9 +170,9 @@ impl TeacherCache {
     pub fn open(dir: &Path, key: &str) -> Result<Self, Error> {
         let path = dir.join(HEADER);
         let text = fs::read(&path).map_err(Error::io(&path))?;
-        let header: Header =
-            serde_json::from_slice(&text).map_err(|e| Error::checkpoint(&path, e))?;
         let again = "remove the folder, and it is made again";
+        let header: Header = serde_json::from_slice(&text)
+            .map_err(|e| Error::checkpoint(&path, format!("{e}: damaged; {again}")))?;
         if header.key != key {
             return Err(Error::checkpoint(
                 &path,
@@ -185,10 +197,12 @@ impl TeacherCache {
                 ),
             ));
         }
-        if sha256(&path)? != header.sha256 {
+        let told = header.sha256.clone();
+        let header = header.sealed(&path)?;
+        if header.sha256 != told {
             return Err(Error::checkpoint(
                 &path,
-                format!("the content does not fit its checksum: damaged; {again}"),
+                format!("it or {HEADER} does not fit the checksum: damaged; {again}"),
             ));
         }
         let mut first = 0;
@@ -266,9 +280,10 @@ impl TeacherCache {
     }
 }
 
-fn sha256(path: &Path) -> Result<String, Error> {
+/// Of the file's content and `more`.
+fn sha256(path: &Path, more: &[u8]) -> Result<String, Error> {
     let mut file = File::open(path).map_err(Error::io(path))?;
-    let mut hasher = Sha256::new();
+    let mut hasher = Sha256::new_with_prefix(more);
     let mut buffer = vec![0; 1 << 20];
     loop {
         let n = file.read(&mut buffer).map_err(Error::io(path))?;
@@ -362,6 +377,16 @@ mod tests {
                 .to_string()
         };
         assert!(error("other").contains("another teacher"));
+        let path = dir.path().join(HEADER);
+        let header = fs::read(&path).unwrap();
+        for at in 0..header.len() {
+            let mut changed = header.clone();
+            changed[at] ^= 1;
+            fs::write(&path, changed).unwrap();
+            let text = error("key");
+            assert!(text.contains("remove the folder"), "byte {at}: {text}");
+        }
+        fs::write(&path, header).unwrap();
         let path = dir.path().join(ROWS);
         let mut bytes = fs::read(&path).unwrap();
         bytes[17] ^= 1;
