@@ -30,6 +30,26 @@ pub(crate) trait Pointwise: Copy + Sync {
     fn dropped(&self) -> f32 {
         0.0
     }
+
+    /// c, where h is c p: then c (p - q) is the gradient, and needs no sum over the row.
+    fn of_teacher(&self) -> Option<f32> {
+        None
+    }
+}
+
+/// The cross-entropy `-sum p log q`: forward KL without the teacher's entropy.
+#[derive(Clone, Copy)]
+pub(crate) struct CrossEntropy;
+
+impl Pointwise for CrossEntropy {
+    #[inline(always)]
+    fn eval(&self, Entry { p, lq, .. }: Entry) -> (f32, f32) {
+        (-p * lq, -p)
+    }
+
+    fn of_teacher(&self) -> Option<f32> {
+        Some(-1.0)
+    }
 }
 
 /// `forward x KL(p, q) + reverse x KL(q, p)`; with `entropy` = 0 the forward half is the
@@ -53,6 +73,10 @@ impl Pointwise for TwoKl {
 
     fn dropped(&self) -> f32 {
         self.reverse
+    }
+
+    fn of_teacher(&self) -> Option<f32> {
+        (self.reverse == 0.0).then_some(-self.forward)
     }
 }
 
