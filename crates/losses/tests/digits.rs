@@ -85,6 +85,52 @@ fn a_small_beta_keeps_the_digits_of_the_value() {
     }
 }
 
+#[test]
+fn alpha_nets_members_keep_their_digits() {
+    let noise = |seed: usize, size: f32| -> Vec<f32> {
+        let at = |i: usize| ((i * seed) % 5003) as f32 / 5003.0 * size;
+        (0..5003).map(at).collect()
+    };
+    for [a, b] in [
+        [0.2, 0.9],
+        [-0.5, 0.6],
+        [0.05, 1.3],
+        [0.3, 0.97],
+        [0.0, 0.5],
+    ] {
+        // the last with probabilities below e^-60
+        for size in [0.03, 0.3, 1.0, 12.0, 45.0, 90.0] {
+            let (z, t) = (noise(1237, size), noise(811, size));
+            let (lq, lp) = (log_softmax(&z), log_softmax(&t));
+            let phi = |x: f64, d: f64| if x == 0.0 { d } else { (x * d).exp_m1() / x };
+            let rows = || lq.iter().zip(&lp);
+            let member = |alpha: f64| -> f64 {
+                let f = |(q, p): (&f64, &f64)| q.exp() * (phi(1.0, p - q) - phi(alpha, p - q));
+                rows().map(f).sum::<f64>() / (1.0 - alpha)
+            };
+            let (alpha, exact) = if member(b) > member(a) {
+                (b, member(b))
+            } else {
+                (a, member(a))
+            };
+            let d = Divergence::AlphaNet { a, b };
+            let (value, grad) = kernel(&d, Fidelity::Official, &z, &t, z.len());
+            let error = (f64::from(value[0]) / exact - 1.0).abs();
+            // Logarithms take their rounding from their size.
+            let slack = 1e-6 + 1e-7 * f64::from(size);
+            assert!(error < slack, "{d:?} {size}: {value:?} {exact}");
+            let h = rows().map(|(q, p)| -q.exp() * phi(alpha, p - q));
+            let h: Vec<f64> = h.collect();
+            let sum: f64 = h.iter().sum();
+            let largest = h.iter().fold(0.0f64, |a, h| a.max(h.abs()));
+            for ((h, q), g) in h.iter().zip(&lq).zip(&grad) {
+                let error = (h - q.exp() * sum - f64::from(*g)).abs();
+                assert!(error < 5e-6 * largest.max(1e-4), "{d:?} {size}: {g}");
+            }
+        }
+    }
+}
+
 /// Rows of several blocks whose largest logit is anywhere and above the first block's by anything.
 fn late_peaks() -> Vec<Vec<f32>> {
     let noise = |i: usize| ((i * 811) % 5003) as f32 / 500.0 - 5.0;

@@ -34,8 +34,8 @@ pub(super) struct Norm {
     top: f32,
     /// 1 - `top`, which a difference would lose where it is near 0.
     pub rest: f64,
-    /// Whether an entry is -inf.
-    pub masked: bool,
+    /// Log of the smallest probability; -inf where an entry is masked.
+    pub low: f32,
 }
 
 /// The teacher's and the student's.
@@ -49,6 +49,10 @@ impl Norm {
     #[inline(always)]
     pub fn log(self, logit: f32) -> f32 {
         (logit - self.max) - self.ln_sum
+    }
+
+    pub fn masked(self) -> bool {
+        self.low == f32::NEG_INFINITY
     }
 }
 
@@ -135,7 +139,7 @@ fn softmax(z: &[f32], out: &mut [f32]) -> Option<Norm> {
     }
     let top = f64::from(out[peak]);
     let scale = (1.0 / (top + others)) as f32;
-    Some(Norm {
+    let mut norm = Norm {
         max,
         peak,
         shift,
@@ -144,8 +148,10 @@ fn softmax(z: &[f32], out: &mut [f32]) -> Option<Norm> {
         top: (top / (top + others)) as f32,
         // with the scale's rounding, which the other probabilities have too
         rest: others * f64::from(scale),
-        masked: min == f32::NEG_INFINITY,
-    })
+        low: 0.0,
+    };
+    norm.low = norm.log(min);
+    Some(norm)
 }
 
 /// What is found in a row while its exponentials are taken; no NaN is in `max` and `min`.
@@ -231,14 +237,18 @@ fn sum(x: &[f32]) -> f64 {
 #[derive(Clone, Copy)]
 pub(super) struct Sums {
     pub f: f64,
-    /// Of the formulas' second value.
-    pub second: f64,
     /// h of the student's peak, and the sum of the others'.
     peak_h: f32,
     other_h: f64,
 }
 
-/// f, h and the second value summed; h in place of `p`. `p` and `q` hold the exponentials.
+impl Sums {
+    pub fn h(self) -> f64 {
+        self.other_h + f64::from(self.peak_h)
+    }
+}
+
+/// f and h summed; h in place of `p`. `p` and `q` hold the exponentials.
 #[inline(always)]
 fn formulas<D: Pointwise>(
     d: D,
@@ -248,17 +258,34 @@ fn formulas<D: Pointwise>(
     q: &[f32],
     norms: Norms,
 ) -> Sums {
+    let eval = |z: f32, t: f32, p: f32, q: f32| d.eval(Entry::new(z, t, p, q, norms));
+    if !norms.p.masked() && !norms.q.masked() {
+        return sums(eval, d.teacher_is_far(), z, t, p, q, norms);
+    }
     // The part of h that may be left out where all of q is summed: not where the teacher masks entries.
-    let dropped = if norms.p.masked { d.dropped() } else { 0.0 };
+    let dropped = if norms.p.masked() { d.dropped() } else { 0.0 };
     let eval = |z: f32, t: f32, p: f32, q: f32| {
-        let entry = Entry::new(z, t, p, q, norms);
-        let (f, h) = d.eval(entry);
+        let (f, h) = eval(z, t, p, q);
         // By bits: a branch would keep the compiler from vector code.
         let there = (z != f32::NEG_INFINITY) & (t != f32::NEG_INFINITY);
         let keep = |x: f32| f32::from_bits(x.to_bits() & u32::from(there).wrapping_neg());
-        (keep(f), keep(h + dropped * entry.q), keep(d.second(entry)))
+        (keep(f), keep(h + dropped * (q * norms.q.scale)))
     };
-    let (mut total_f, mut total_h, mut total_g) = ([0.0; LANES], [0.0; LANES], [0.0; LANES]);
+    sums(eval, d.teacher_is_far(), z, t, p, q, norms)
+}
+
+/// See [`formulas`].
+#[inline(always)]
+fn sums(
+    eval: impl Fn(f32, f32, f32, f32) -> (f32, f32),
+    teacher_is_far: bool,
+    z: &[f32],
+    t: &[f32],
+    p: &mut [f32],
+    q: &[f32],
+    norms: Norms,
+) -> Sums {
+    let (mut total_f, mut total_h) = ([0.0; LANES], [0.0; LANES]);
     for side in around(norms.q.peak, z.len()) {
         let (z, t) = (&z[side.clone()], &t[side.clone()]);
         let (p, q) = (&mut p[side.clone()], &q[side]);
@@ -269,37 +296,35 @@ fn formulas<D: Pointwise>(
             .zip(q.chunks(BLOCK));
         for (((z, t), p), q) in blocks {
             let (mut sum_f, mut sum_h) = ([0.0f32; LANES], [0.0f32; LANES]);
-            let mut sum_g = [0.0f32; LANES];
             let (zs, z_rest) = z.as_chunks::<LANES>();
             let (ts, t_rest) = t.as_chunks::<LANES>();
             let (ps, p_rest) = p.as_chunks_mut::<LANES>();
             let (qs, q_rest) = q.as_chunks::<LANES>();
             for (((z, t), p), q) in zs.iter().zip(ts).zip(ps).zip(qs) {
+                if teacher_is_far {
+                    prefetch(t);
+                }
                 for i in 0..LANES {
-                    let (f, h, g) = eval(z[i], t[i], p[i], q[i]);
-                    sum_g[i] += g;
+                    let (f, h) = eval(z[i], t[i], p[i], q[i]);
                     sum_f[i] += f;
                     sum_h[i] += h;
                     p[i] = h;
                 }
             }
             for (((z, t), p), q) in z_rest.iter().zip(t_rest).zip(p_rest).zip(q_rest) {
-                let (f, h, g) = eval(*z, *t, *p, *q);
-                sum_g[0] += g;
+                let (f, h) = eval(*z, *t, *p, *q);
                 sum_f[0] += f;
                 sum_h[0] += h;
                 *p = h;
             }
             add(&mut total_f, sum_f);
             add(&mut total_h, sum_h);
-            add(&mut total_g, sum_g);
         }
     }
     let peak = norms.q.peak;
-    let (f, h, g) = eval(z[peak], t[peak], p[peak], q[peak]);
+    let (f, h) = eval(z[peak], t[peak], p[peak], q[peak]);
     Sums {
         f: total_f.iter().sum::<f64>() + f64::from(f),
-        second: total_g.iter().sum::<f64>() + f64::from(g),
         peak_h: h,
         other_h: total_h.iter().sum(),
     }
@@ -361,7 +386,7 @@ fn together<D: Pointwise>(
 #[inline(always)]
 fn gradient(out: &mut [f32], h: &[f32], q: &[f32], norm: Norm, sums: Sums) {
     // The sum in two parts: the terms nearly cancel where h is much the same share of q everywhere.
-    let share = (sums.other_h + f64::from(sums.peak_h)) * f64::from(norm.scale);
+    let share = sums.h() * f64::from(norm.scale);
     let high = share as f32;
     let low = (share - f64::from(high)) as f32;
     for ((out, h), q) in out.iter_mut().zip(h).zip(q) {
