@@ -1,6 +1,6 @@
 //! The two scalar formulas of each divergence: f(p, q) and h = q df/dq.
 
-use abkd_host::math::{expm1_over_x, ln, power, softplus};
+use abkd_host::math::{SATURATE, expm1_over_x, ln, power, softplus};
 
 /// One entry of a row: probabilities and their logarithms.
 #[derive(Clone, Copy)]
@@ -19,16 +19,36 @@ pub(crate) struct Entry {
 pub(crate) trait Pointwise: Copy + Sync {
     fn eval(&self, e: Entry) -> (f32, f32);
 
-    /// A second value, where one pass gives two.
+    /// Whether the teacher's logits are not in a cache yet.
     #[inline(always)]
-    fn second(&self, _: Entry) -> f32 {
-        0.0
+    fn teacher_is_far(&self) -> bool {
+        false
     }
 
     /// c, where `eval` leaves a part c q out of h. That part does not change the gradient as long as
     /// all of q is summed, and h is more accurate without it.
     fn dropped(&self) -> f32 {
         0.0
+    }
+
+    /// c, where h is c p: then c (p - q) is the gradient, and needs no sum over the row.
+    fn of_teacher(&self) -> Option<f32> {
+        None
+    }
+}
+
+/// The cross-entropy `-sum p log q`: forward KL without the teacher's entropy.
+#[derive(Clone, Copy)]
+pub(crate) struct CrossEntropy;
+
+impl Pointwise for CrossEntropy {
+    #[inline(always)]
+    fn eval(&self, Entry { p, lq, .. }: Entry) -> (f32, f32) {
+        (-p * lq, -p)
+    }
+
+    fn of_teacher(&self) -> Option<f32> {
+        Some(-1.0)
     }
 }
 
@@ -53,6 +73,10 @@ impl Pointwise for TwoKl {
 
     fn dropped(&self) -> f32 {
         self.reverse
+    }
+
+    fn of_teacher(&self) -> Option<f32> {
+        (self.reverse == 0.0).then_some(-self.forward)
     }
 }
 
@@ -235,10 +259,34 @@ impl Pointwise for AlphaBeta {
     }
 }
 
+/// e^u - 1 - u without a difference of nearly equal numbers, and e^u - 1; for |u| up to [`SATURATE`].
+#[inline(always)]
+fn beyond_linear(u: f32) -> (f32, f32) {
+    // As [`power`], but that 1 and u are taken off before the power of 2 is multiplied in: where it is 1,
+    // nothing is left of them.
+    const ROUND: f32 = 12_582_912.0 + 127.0;
+    let shifted = u.mul_add(std::f32::consts::LOG2_E, ROUND);
+    let r = (shifted - ROUND).mul_add(-std::f32::consts::LN_2, u);
+    let p = 1.987_569_1e-4f32;
+    let p = p.mul_add(r, 1.398_199_9e-3);
+    let p = p.mul_add(r, 8.333_452e-3);
+    let p = p.mul_add(r, 4.166_579_6e-2);
+    let p = p.mul_add(r, 1.666_666_5e-1);
+    let p = p.mul_add(r, 0.5) * (r * r);
+    let scale = f32::from_bits(shifted.to_bits() << 23);
+    let linear = r.mul_add(scale, scale - 1.0);
+    (
+        p.mul_add(scale, linear - u),
+        (p + r).mul_add(scale, scale - 1.0),
+    )
+}
+
 /// The alpha-beta divergence with alpha + beta = 1, AlphaNet's member: powers of the sum are p and q
-/// themselves.
+/// themselves. `NARROW` is for rows without an extreme probability, see [`reach`](SumOne::reach): there
+/// e^(alpha d) is a number that q may be multiplied by, and neither a power of its own nor a series is
+/// needed.
 #[derive(Clone, Copy)]
-pub(crate) struct SumOne {
+pub(crate) struct SumOne<const NARROW: bool> {
     alpha: f32,
     inverse_alpha: f32,
     inverse_beta: f32,
@@ -246,12 +294,15 @@ pub(crate) struct SumOne {
     series: [f32; 7],
 }
 
-impl SumOne {
+impl<const NARROW: bool> SumOne<NARROW> {
     pub(crate) fn new(alpha: f64) -> Self {
+        // of the rounded number, so that the parts of a difference fit
+        let alpha = f64::from(alpha as f32);
+        let beta = 1.0 - alpha;
         Self {
             alpha: alpha as f32,
             inverse_alpha: (1.0 / alpha) as f32,
-            inverse_beta: (1.0 / (1.0 - alpha)) as f32,
+            inverse_beta: (1.0 / beta) as f32,
             series: series(alpha, 1.0),
         }
     }
@@ -259,40 +310,65 @@ impl SumOne {
     #[inline(always)]
     fn phi(&self, Entry { q, lp, lq, .. }: Entry) -> f32 {
         let d = lp - lq;
+        if NARROW {
+            return q * (beyond_linear(self.alpha * d).1 * self.inverse_alpha);
+        }
         let mixed = power(self.alpha.mul_add(d, lq));
         scaled_phi(self.alpha, self.inverse_alpha, q, mixed, d)
     }
 
+    /// The value, but for a factor: [`scale`](SumOne::scale).
     #[inline(always)]
     fn value(&self, e: Entry) -> f32 {
         let d = e.lp - e.lq;
+        if NARROW {
+            let mixed = beyond_linear(self.alpha * d).0;
+            return e.q * self.alpha.mul_add(beyond_linear(d).0, -mixed);
+        }
         let near = e.q * d * d * polynomial(self.series, d);
         let far = ((e.p - e.q) - self.phi(e)) * self.inverse_beta;
         select(d.abs() <= 0.5, near, far)
     }
 }
 
+impl SumOne<true> {
+    /// Largest -log p and -log q that `NARROW` serves.
+    pub(crate) fn reach(&self) -> f32 {
+        if self.alpha == 0.0 {
+            // Nothing can be divided by it.
+            return 0.0;
+        }
+        SATURATE / self.alpha.abs().max(1.0)
+    }
+
+    /// What sums of `value` are to be multiplied by; 1 where not `NARROW`.
+    pub(crate) fn scale(&self) -> f64 {
+        let alpha = f64::from(self.alpha);
+        1.0 / (alpha * (1.0 - alpha))
+    }
+}
+
 /// The gradient alone, which p is not needed for.
-impl Pointwise for SumOne {
+impl<const NARROW: bool> Pointwise for SumOne<NARROW> {
     #[inline(always)]
     fn eval(&self, e: Entry) -> (f32, f32) {
         (0.0, -self.phi(e))
     }
+
+    #[inline(always)]
+    fn teacher_is_far(&self) -> bool {
+        true
+    }
 }
 
-/// The values of both members of AlphaNet; without a gradient.
+/// The values of both members of AlphaNet, the second in place of h.
 #[derive(Clone, Copy)]
-pub(crate) struct BothValues(pub [SumOne; 2]);
+pub(crate) struct BothValues<const NARROW: bool>(pub [SumOne<NARROW>; 2]);
 
-impl Pointwise for BothValues {
+impl<const NARROW: bool> Pointwise for BothValues<NARROW> {
     #[inline(always)]
     fn eval(&self, e: Entry) -> (f32, f32) {
-        (self.0[0].value(e), 0.0)
-    }
-
-    #[inline(always)]
-    fn second(&self, e: Entry) -> f32 {
-        self.0[1].value(e)
+        (self.0[0].value(e), self.0[1].value(e))
     }
 }
 

@@ -1,5 +1,5 @@
-//! The row kernel on the CPU: log-sum-exp of both rows, then f and h of every entry, then the gradient
-//! over the student's logits in place. Rows run in parallel; within a row sums are kept in 16 lanes, so
+//! The row kernel on the CPU: exponentials and log-sum-exp of both rows, then f and h of every entry, then
+//! the gradient over the student's logits in place (at once with f, where no sum of h is needed). Rows run in parallel; within a row sums are kept in 16 lanes, so
 //! a result does not depend on the number of threads. Compiled for AVX-512, AVX2 and anything else, and
 //! chosen at run time.
 
@@ -12,15 +12,15 @@ use rayon::prelude::*;
 use self::akl::akl_gaps;
 pub use self::logit::Logit;
 use self::passes::{
-    Norm, Sums, dispatch_entropy, dispatch_exponentials, dispatch_formulas, dispatch_gradient,
-    dispatch_softmax,
+    Norms, dispatch_entropy, dispatch_exponentials, dispatch_formulas, dispatch_gradient,
+    dispatch_softmax, dispatch_together,
 };
 
 use crate::divergence::{Divergence, Fidelity};
 use crate::error::{Error, Model};
 use crate::pointwise::{
-    AlphaBeta, BetaZero, BothValues, BothZero, Jensen, Mixture, Pointwise, SkewForward,
-    SkewReverse, SmallBeta, SumOne, TotalVariation, TwoKl,
+    AlphaBeta, BetaZero, BothValues, BothZero, CrossEntropy, Jensen, Mixture, Pointwise,
+    SkewForward, SkewReverse, SmallBeta, SumOne, TotalVariation, TwoKl,
 };
 
 /// Below this |beta| the alpha-beta divergence is not divided by beta.
@@ -61,6 +61,7 @@ pub fn divergence<L: Logit>(
         entropy,
     };
     match *divergence {
+        Divergence::ForwardKl if entropy == 0.0 => run.rows(student, value, |_| CrossEntropy),
         Divergence::ForwardKl => run.rows(student, value, |_| two(1.0, 0.0, entropy)),
         Divergence::ReverseKl => run.rows(student, value, |_| two(0.0, 1.0, entropy)),
         Divergence::Wsd { weight } => {
@@ -140,19 +141,34 @@ fn alpha_net<L: Logit>(
     student: &mut [L],
     value: &mut [f32],
 ) -> Result<(), Error> {
-    let members = alphas.map(SumOne::new);
+    let narrow = alphas.map(SumOne::<true>::new);
+    let wide = alphas.map(SumOne::<false>::new);
+    let [one, two] = narrow.map(|member| member.reach());
+    let is_narrow = |norms: &Norms| -norms.p.low.min(norms.q.low) <= one.min(two);
     let vocab = run.vocab.max(1);
     let rows: Vec<_> = student
         .par_chunks_exact(vocab)
         .enumerate()
         .map_init(
             || Scratch::new(vocab),
-            |scratch, (i, z)| run.row(i, z, &|_: &RowView| BothValues(members), scratch),
+            |Scratch { z: zs, t: ts, p, q }, (index, z)| {
+                let (z, t) = (L::read(z, zs), L::read(run.teacher(index), ts));
+                let norms = normalize(index, z, t, p, q)?;
+                let sums = if is_narrow(&norms) {
+                    let sums = dispatch_formulas(BothValues(narrow), z, t, p, q, norms);
+                    let [one, two] = narrow.map(|member| member.scale());
+                    [one * sums.f, two * sums.h()]
+                } else {
+                    let sums = dispatch_formulas(BothValues(wide), z, t, p, q, norms);
+                    [sums.f, sums.h()]
+                };
+                Ok((norms, sums))
+            },
         )
         .collect();
     // the first bad row, whatever the order of work
-    let rows = rows.into_iter().collect::<Result<Vec<_>, _>>()?;
-    let all: f64 = rows.iter().map(|row| row.sums.second - row.sums.f).sum();
+    let rows = rows.into_iter().collect::<Result<Vec<_>, Error>>()?;
+    let all: f64 = rows.iter().map(|(_, [one, two])| two - one).sum();
     student
         .par_chunks_exact_mut(vocab)
         .zip(run.teacher.par_chunks_exact(vocab))
@@ -160,27 +176,22 @@ fn alpha_net<L: Logit>(
         .zip(rows)
         .for_each_init(
             || Scratch::new(vocab),
-            |scratch, (((z, t), value), row)| {
-                let Row {
-                    norm_p,
-                    norm_q,
-                    sums,
-                } = row;
+            |Scratch { z: zs, t: ts, p, q }, (((z, t), value), row)| {
+                let (norms, [one, two]) = row;
                 let gain = match fidelity {
                     Fidelity::Official => all,
-                    Fidelity::Paper => sums.second - sums.f,
+                    Fidelity::Paper => two - one,
                 };
-                let (member, sum) = if gain > 0.0 {
-                    (members[1], sums.second)
-                } else {
-                    (members[0], sums.f)
-                };
+                let (member, sum) = if gain > 0.0 { (1, two) } else { (0, one) };
                 *value = sum as f32;
-                let Scratch { z: zs, t: ts, p, q } = scratch;
                 let (logits, t) = (L::read(z, zs), L::read(t, ts));
-                dispatch_exponentials(logits, norm_q.max, norm_q.peak, q);
-                let sums = dispatch_formulas(member, logits, t, p, q, norm_p, norm_q);
-                L::write(z, zs, |out| dispatch_gradient(out, p, q, norm_q, sums));
+                dispatch_exponentials(logits, norms.q.shift, q);
+                let sums = if is_narrow(&norms) {
+                    dispatch_formulas(narrow[member], logits, t, p, q, norms)
+                } else {
+                    dispatch_formulas(wide[member], logits, t, p, q, norms)
+                };
+                L::write(z, zs, |out| dispatch_gradient(out, p, q, norms.q, sums));
             },
         );
     Ok(())
@@ -230,7 +241,7 @@ pub fn cross_entropy<L: Logit>(
                     }
                     // q - 1, which the difference would lose where q is near 1
                     out[label] = if label == norm.peak {
-                        -norm.rest
+                        -norm.rest as f32
                     } else {
                         out[label] - 1.0
                     };
@@ -286,16 +297,8 @@ impl<L: Logit> Run<'_, L> {
             .map_init(
                 || Scratch::new(self.vocab),
                 |scratch, (index, (z, value))| {
-                    let row = match self.row(index, z, &make, scratch) {
-                        Ok(row) => row,
-                        Err(error) => return Some(error),
-                    };
-                    *value = row.sums.f as f32;
-                    let Scratch { z: zs, p, q, .. } = scratch;
-                    L::write(z, zs, |out| {
-                        dispatch_gradient(out, p, q, row.norm_q, row.sums)
-                    });
-                    None
+                    let sum = self.row(index, z, &make, scratch);
+                    sum.map(|sum| *value = sum as f32).err()
                 },
             )
             // the first bad row, whatever the order of work
@@ -303,38 +306,56 @@ impl<L: Logit> Run<'_, L> {
             .map_or(Ok(()), Err)
     }
 
-    /// Applies `make`'s formulas to a row; leaves h and the student's exponentials in the scratch.
+    /// Applies `make`'s formulas to a row; the gradient in place of its logits.
     fn row<D: Pointwise>(
         &self,
         index: usize,
-        z: &[L],
+        z: &mut [L],
         make: &impl Fn(&RowView) -> D,
         Scratch { z: zs, t: ts, p, q }: &mut Scratch,
-    ) -> Result<Row, Error> {
-        let t = &self.teacher[index * self.vocab..][..self.vocab];
-        let (z, t) = (L::read(z, zs), L::read(t, ts));
-        let norm_q = dispatch_softmax(z, q).ok_or_else(|| bad(index, Model::Student, z))?;
-        let norm_p = dispatch_softmax(t, p).ok_or_else(|| bad(index, Model::Teacher, t))?;
+    ) -> Result<f64, Error> {
+        let (logits, t) = (L::read(z, zs), L::read(self.teacher(index), ts));
+        let norms = normalize(index, logits, t, p, q)?;
         let d = make(&RowView {
             p,
             q,
-            scale_p: norm_p.scale,
-            scale_q: norm_q.scale,
+            scale_p: norms.p.scale,
+            scale_q: norms.q.scale,
         });
-        let sums = dispatch_formulas(d, z, t, p, q, norm_p, norm_q);
-        Ok(Row {
-            norm_p,
-            norm_q,
-            sums,
-        })
+        if let Some(c) = d.of_teacher()
+            && !norms.p.masked()
+            && !norms.q.masked()
+        {
+            let mut sum = 0.0;
+            L::write(z, zs, |z| {
+                sum = dispatch_together(d, c, z, t, p, q, norms);
+            });
+            return Ok(sum);
+        }
+        let sums = dispatch_formulas(d, logits, t, p, q, norms);
+        L::write(z, zs, |out| dispatch_gradient(out, p, q, norms.q, sums));
+        Ok(sums.f)
+    }
+
+    fn teacher(&self, index: usize) -> &[L] {
+        &self.teacher[index * self.vocab..][..self.vocab]
     }
 }
 
-/// What a row was found to be.
-struct Row {
-    norm_p: Norm,
-    norm_q: Norm,
-    sums: Sums,
+/// Exponentials of the teacher's row into `p` and of the student's into `q`, and their normalisers.
+fn normalize(
+    index: usize,
+    z: &[f32],
+    t: &[f32],
+    p: &mut [f32],
+    q: &mut [f32],
+) -> Result<Norms, Error> {
+    let student = dispatch_softmax(z, q).ok_or_else(|| bad(index, Model::Student, z))?;
+    let teacher = dispatch_softmax(t, p).ok_or_else(|| bad(index, Model::Teacher, t))?;
+    Ok(Norms {
+        p: teacher,
+        q: student,
+    })
 }
 
 /// A thread's room for a row: logits that have to be converted, exponentials, and h in place of the

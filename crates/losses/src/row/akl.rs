@@ -20,8 +20,8 @@ const OCTAVE: u32 = 1 << 23;
 /// the (positive) numbers they stand for.
 pub(super) fn akl_gaps(row: &RowView, mu: f64, fidelity: Fidelity) -> (f64, f64) {
     let scale = f64::from(row.scale_p);
-    // The likeliest token's exponential is 1. Masses: of all from `high` on, and from `low` on.
-    let (mut low, mut high) = (0, 1.0f32.to_bits() + 1);
+    // Masses: of all from `high` on, and from `low` on.
+    let (mut low, mut high) = (0, dispatch_largest(row.p) + 1);
     let (mut mass, mut mass_low) = (0.0, 1.0);
     let mut step = OCTAVE;
     while high - low > 1 && mass_low - mass > FEW * scale * f64::from(f32::from_bits(low)) {
@@ -60,6 +60,12 @@ pub(super) fn akl_gaps(row: &RowView, mu: f64, fidelity: Fidelity) -> (f64, f64)
         head += f64::from((p - row.q[token] * row.scale_q).abs());
     }
     (head, (total - head).max(0.0))
+}
+
+/// Bits of the largest exponential.
+#[inline(always)]
+fn largest(e: &[f32]) -> u32 {
+    e.iter().fold(0, |largest, e| largest.max(e.to_bits()))
 }
 
 /// For each cut the sum of the exponentials not below it.
@@ -148,6 +154,7 @@ fn members(e: &[f32], low: u32, high: u32) -> Vec<u64> {
     members
 }
 
+dispatch!(dispatch_largest => largest(e: &[f32]) -> u32);
 dispatch!(dispatch_masses => masses(e: &[f32], cuts: [f32; CUTS]) -> [f64; CUTS]);
 dispatch!(dispatch_gaps => gaps(row: &RowView, cuts: [f32; 2]) -> [f64; 2]);
 dispatch!(dispatch_members => members(e: &[f32], low: u32, high: u32) -> Vec<u64>);
