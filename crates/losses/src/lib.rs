@@ -18,17 +18,20 @@
 mod cube;
 mod divergence;
 mod error;
+mod host;
 mod op;
 mod pointwise;
 pub mod reference;
 pub mod row;
 pub mod verify;
 
-use burn::tensor::{DType, Tensor, TensorData};
+use burn::tensor::{Tensor, TensorData};
 
 pub use divergence::{Divergence, Fidelity};
 pub use error::{Error, Model};
 pub use op::{cross_entropy, divergence};
+
+use self::host::{f32s, f32s_mut, host};
 
 /// Values and gradients of a batch of rows.
 pub struct Rows {
@@ -150,16 +153,4 @@ pub(crate) fn check_shapes(student: &Tensor<2>, teacher: &Tensor<2>) -> Result<(
             teacher: teacher.dims(),
         })
     }
-}
-
-fn host(tensor: Tensor<2>) -> TensorData {
-    tensor.into_data_dtype(DType::F32)
-}
-
-fn f32s(data: &TensorData) -> &[f32] {
-    data.as_slice().expect("read as f32")
-}
-
-fn f32s_mut(data: &mut TensorData) -> &mut [f32] {
-    data.as_mut_slice().expect("read as f32")
 }
