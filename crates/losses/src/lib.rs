@@ -23,16 +23,17 @@ pub mod reference;
 pub mod row;
 pub mod verify;
 
-use burn::tensor::{DType, Tensor, TensorData};
+use burn::tensor::{DType, Element, Tensor, TensorData};
+use half::{bf16, f16};
 
 pub use divergence::{Divergence, Fidelity};
 pub use error::{Error, Model};
 
 /// Values and gradients of a batch of rows.
 pub struct Rows {
-    /// `[N]`, nats.
+    /// `[N]`, nats. In f32 where the row kernel serves, whatever the logits' type; else in the student's type.
     pub value: Tensor<1>,
-    /// `[N, V]`: gradient of each row's value in that row's student logits.
+    /// `[N, V]`: gradient of each row's value in that row's student logits, in their type.
     pub grad: Tensor<2>,
 }
 
@@ -40,7 +41,8 @@ pub struct Rows {
 ///
 /// # Shapes
 ///
-/// - `student`, `teacher`: logits `[N, V]` on a plain (not autodiff) device
+/// - `student`, `teacher`: logits `[N, V]` on a plain (not autodiff) device; the row kernel reads f16 and
+///   bf16 as they are where both are of one type
 ///
 /// # Errors
 ///
@@ -58,29 +60,53 @@ pub fn value_and_grad(
             row: 0,
         });
     }
-    let device = student.device();
-    if !abkd_host::serves(&device) {
+    if !abkd_host::serves(&student.device()) {
         #[cfg(feature = "cube")]
         if let Some(rows) = cube::divergence(divergence, fidelity, &student, &teacher) {
             return rows;
         }
         return reference::value_and_grad(divergence, fidelity, student, teacher);
     }
-    let [n, vocab] = student.dims();
-    let mut logits = host(student);
-    let teacher = host(teacher);
-    let mut values = vec![0.0; n];
-    row::divergence(
-        divergence,
-        fidelity,
-        f32s_mut(&mut logits),
-        f32s(&teacher),
-        vocab,
-        &mut values,
+    let dtype = student.dtype();
+    let kernel = match dtype {
+        DType::F16 if teacher.dtype() == dtype => on_host::<f16>,
+        DType::BF16 if teacher.dtype() == dtype => on_host::<bf16>,
+        // Neither of the half types holds the other's numbers.
+        _ => on_host::<f32>,
+    };
+    kernel(divergence, fidelity, student, teacher)
+}
+
+/// [`value_and_grad`] by the row kernel, with logits read as `L`.
+fn on_host<L: row::Logit + Element>(
+    divergence: &Divergence,
+    fidelity: Fidelity,
+    student: Tensor<2>,
+    teacher: Tensor<2>,
+) -> Result<Rows, Error> {
+    let vocab = student.dims()[1];
+    let teacher = teacher.into_data_as::<L>();
+    let teacher = teacher.as_slice::<L>().expect("read in this type");
+    in_place(student, |logits: &mut [L], value| {
+        row::divergence(divergence, fidelity, logits, teacher, vocab, value)
+    })
+}
+
+/// Values, and gradients in place of the student's logits, which are read as `L`.
+fn in_place<L: Element>(
+    student: Tensor<2>,
+    kernel: impl FnOnce(&mut [L], &mut [f32]) -> Result<(), Error>,
+) -> Result<Rows, Error> {
+    let (device, dtype, n) = (student.device(), student.dtype(), student.dims()[0]);
+    let mut logits = student.into_data_as::<L>();
+    let mut value = vec![0.0; n];
+    kernel(
+        logits.as_mut_slice().expect("read in this type"),
+        &mut value,
     )?;
     Ok(Rows {
-        value: Tensor::from_data(TensorData::new(values, [n]), &device),
-        grad: Tensor::from_data(logits, &device),
+        value: Tensor::from_data(TensorData::new(value, [n]), (&device, DType::F32)),
+        grad: Tensor::from_data(logits, (&device, dtype)),
     })
 }
 
@@ -150,21 +176,24 @@ pub fn cross_entropy_value_and_grad(student: Tensor<2>, labels: &[u32]) -> Resul
     {
         return Err(Error::Label { row, label, vocab });
     }
-    let device = student.device();
-    if !abkd_host::serves(&device) {
+    if !abkd_host::serves(&student.device()) {
         #[cfg(feature = "cube")]
         if let Some(rows) = cube::cross_entropy(&student, labels) {
             return rows;
         }
         return reference::cross_entropy(student, labels);
     }
-    let mut logits = host(student);
-    let mut values = vec![0.0; n];
-    row::cross_entropy(f32s_mut(&mut logits), labels, vocab, &mut values)?;
-    Ok(Rows {
-        value: Tensor::from_data(TensorData::new(values, [n]), &device),
-        grad: Tensor::from_data(logits, &device),
-    })
+    match student.dtype() {
+        DType::F16 => in_place::<f16>(student, |z, value| {
+            row::cross_entropy(z, labels, vocab, value)
+        }),
+        DType::BF16 => in_place::<bf16>(student, |z, value| {
+            row::cross_entropy(z, labels, vocab, value)
+        }),
+        _ => in_place::<f32>(student, |z, value| {
+            row::cross_entropy(z, labels, vocab, value)
+        }),
+    }
 }
 
 pub(crate) fn check_shapes(student: &Tensor<2>, teacher: &Tensor<2>) -> Result<(), Error> {
@@ -176,16 +205,4 @@ pub(crate) fn check_shapes(student: &Tensor<2>, teacher: &Tensor<2>) -> Result<(
             teacher: teacher.dims(),
         })
     }
-}
-
-fn host(tensor: Tensor<2>) -> TensorData {
-    tensor.into_data_dtype(DType::F32)
-}
-
-fn f32s(data: &TensorData) -> &[f32] {
-    data.as_slice().expect("read as f32")
-}
-
-fn f32s_mut(data: &mut TensorData) -> &mut [f32] {
-    data.as_mut_slice().expect("read as f32")
 }
