@@ -2,67 +2,77 @@
 
 use burn::backend::Flex;
 use burn::backend::tensor::FloatTensor;
-use burn::tensor::{DType, Tensor, TensorData};
+use burn::tensor::{Element, Tensor, TensorData};
+use bytemuck::Pod;
 use rayon::prelude::*;
+use std::marker::PhantomData;
 
-/// Rows in f32, one after the other.
-pub(crate) enum Host {
-    /// Flex's own memory, where a tensor is not the only one that it belongs to.
+/// Rows of `L`, one after the other.
+pub(crate) struct Host<L> {
+    memory: Memory,
+    read_as: PhantomData<L>,
+}
+
+enum Memory {
+    /// Flex's own, where a tensor is not the only one that it belongs to.
     Shared(FloatTensor<Flex>),
     Own(TensorData),
 }
 
-/// The values of `tensor`.
-pub(crate) fn host(tensor: Tensor<2>) -> Host {
-    if let Ok(flex) = tensor.clone().try_into_primitive::<Flex>() {
-        drop(tensor);
-        if !flex.is_unique() && flex.as_slice::<f32>().is_some() {
-            return Host::Shared(flex);
-        }
-        let tensor = Tensor::<2>::from_primitive::<Flex>(flex);
-        return Host::Own(tensor.into_data_dtype(DType::F32));
-    }
-    Host::Own(tensor.into_data_dtype(DType::F32))
-}
-
-pub(crate) fn f32s(host: &Host) -> &[f32] {
-    match host {
-        Host::Shared(flex) => flex.as_slice(),
-        Host::Own(data) => data.as_slice().ok(),
-    }
-    .expect("read as f32")
-}
-
-pub(crate) fn f32s_mut(host: &mut Host) -> &mut [f32] {
-    if let Host::Shared(flex) = host {
-        *host = Host::Own(copy(flex));
-    }
-    match host {
-        Host::Own(data) => data.as_mut_slice().expect("read as f32"),
-        Host::Shared(_) => unreachable!("just copied"),
-    }
-}
-
-impl From<Host> for TensorData {
-    fn from(host: Host) -> Self {
-        match host {
-            Host::Shared(flex) => copy(&flex),
-            Host::Own(data) => data,
+impl<L: Element + Pod> Host<L> {
+    /// The values of `tensor`, converted where they are of another type.
+    pub fn new(tensor: Tensor<2>) -> Self {
+        let memory = match tensor.clone().try_into_primitive::<Flex>() {
+            Ok(flex) => {
+                drop(tensor);
+                if !flex.is_unique() && flex.as_slice::<L>().is_some() {
+                    Memory::Shared(flex)
+                } else {
+                    let tensor = Tensor::<2>::from_primitive::<Flex>(flex);
+                    Memory::Own(tensor.into_data_as::<L>())
+                }
+            }
+            Err(_) => Memory::Own(tensor.into_data_as::<L>()),
+        };
+        Self {
+            memory,
+            read_as: PhantomData,
         }
     }
-}
 
-/// Once; Burn's own copy of shared memory is made again where the allocator aligns it too loosely.
-fn copy(flex: &FloatTensor<Flex>) -> TensorData {
-    let values = flex.as_slice::<f32>().expect("read as f32");
-    let values: Vec<f32> = values.par_iter().copied().collect();
-    TensorData::new(values, flex.layout().shape().clone())
+    pub fn read(&self) -> &[L] {
+        match &self.memory {
+            Memory::Shared(flex) => flex.as_slice(),
+            Memory::Own(data) => data.as_slice().ok(),
+        }
+        .expect("read in this type")
+    }
+
+    pub fn write(&mut self) -> &mut [L] {
+        if let Memory::Shared(flex) = &self.memory {
+            // Once; Burn's own copy of shared memory is made again where the allocator aligns it too loosely.
+            let values: Vec<L> = self.read().par_iter().copied().collect();
+            let shape = flex.layout().shape().clone();
+            self.memory = Memory::Own(TensorData::new(values, shape));
+        }
+        match &mut self.memory {
+            Memory::Own(data) => data.as_mut_slice().expect("read in this type"),
+            Memory::Shared(_) => unreachable!("just copied"),
+        }
+    }
+
+    pub fn into_data(self) -> TensorData {
+        match self.memory {
+            Memory::Shared(flex) => flex.into_data(),
+            Memory::Own(data) => data,
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use burn::tensor::Device;
+    use burn::tensor::{DType, Device};
 
     #[test]
     fn views_are_read_as_they_are_and_what_others_hold_stays() {
@@ -89,11 +99,11 @@ mod tests {
             ),
         ] {
             let shape = tensor.shape();
-            let mut host = host(tensor);
-            assert_eq!(matches!(host, Host::Shared(_)), shared);
-            assert_eq!(f32s(&host), expected);
-            f32s_mut(&mut host).fill(9.0);
-            let written = TensorData::from(host);
+            let mut host = Host::<f32>::new(tensor);
+            assert_eq!(matches!(host.memory, Memory::Shared(_)), shared);
+            assert_eq!(host.read(), expected);
+            host.write().fill(9.0);
+            let written = host.into_data();
             assert_eq!(*written.shape(), shape);
             assert_eq!(
                 written.as_slice::<f32>().unwrap(),

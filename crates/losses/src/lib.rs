@@ -25,19 +25,21 @@ pub mod reference;
 pub mod row;
 pub mod verify;
 
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{DType, Element, Tensor, TensorData};
+use bytemuck::Pod;
+use half::{bf16, f16};
 
 pub use divergence::{Divergence, Fidelity};
 pub use error::{Error, Model};
 pub use op::{cross_entropy, divergence};
 
-use self::host::{f32s, f32s_mut, host};
+use self::host::Host;
 
 /// Values and gradients of a batch of rows.
 pub struct Rows {
-    /// `[N]`, nats.
+    /// `[N]`, nats. In f32 where the row kernel serves, whatever the logits' type; else in the student's type.
     pub value: Tensor<1>,
-    /// `[N, V]`: gradient of each row's value in that row's student logits.
+    /// `[N, V]`: gradient of each row's value in that row's student logits, in their type.
     pub grad: Tensor<2>,
 }
 
@@ -45,7 +47,8 @@ pub struct Rows {
 ///
 /// # Shapes
 ///
-/// - `student`, `teacher`: logits `[N, V]` on a plain (not autodiff) device
+/// - `student`, `teacher`: logits `[N, V]` on a plain (not autodiff) device; the row kernel reads f16 and
+///   bf16 as they are where both are of one type
 ///
 /// # Errors
 ///
@@ -63,29 +66,50 @@ pub fn value_and_grad(
             row: 0,
         });
     }
-    let device = student.device();
-    if !abkd_host::serves(&device) {
+    if !abkd_host::serves(&student.device()) {
         #[cfg(feature = "cube")]
         if let Some(rows) = cube::divergence(divergence, fidelity, &student, &teacher) {
             return rows;
         }
         return reference::value_and_grad(divergence, fidelity, student, teacher);
     }
-    let [n, vocab] = student.dims();
-    let mut logits = host(student);
-    let teacher = host(teacher);
-    let mut values = vec![0.0; n];
-    row::divergence(
-        divergence,
-        fidelity,
-        f32s_mut(&mut logits),
-        f32s(&teacher),
-        vocab,
-        &mut values,
-    )?;
+    let dtype = student.dtype();
+    let kernel = match dtype {
+        DType::F16 if teacher.dtype() == dtype => on_host::<f16>,
+        DType::BF16 if teacher.dtype() == dtype => on_host::<bf16>,
+        // Neither of the half types holds the other's numbers.
+        _ => on_host::<f32>,
+    };
+    kernel(divergence, fidelity, student, teacher)
+}
+
+/// [`value_and_grad`] by the row kernel, with logits read as `L`.
+fn on_host<L: row::Logit + Element + Pod>(
+    divergence: &Divergence,
+    fidelity: Fidelity,
+    student: Tensor<2>,
+    teacher: Tensor<2>,
+) -> Result<Rows, Error> {
+    let vocab = student.dims()[1];
+    let teacher = Host::<L>::new(teacher);
+    let teacher = teacher.read();
+    in_place(student, |logits: &mut [L], value| {
+        row::divergence(divergence, fidelity, logits, teacher, vocab, value)
+    })
+}
+
+/// Values, and gradients in place of the student's logits, which are read as `L`.
+fn in_place<L: Element + Pod>(
+    student: Tensor<2>,
+    kernel: impl FnOnce(&mut [L], &mut [f32]) -> Result<(), Error>,
+) -> Result<Rows, Error> {
+    let (device, dtype, n) = (student.device(), student.dtype(), student.dims()[0]);
+    let mut logits = Host::<L>::new(student);
+    let mut value = vec![0.0; n];
+    kernel(logits.write(), &mut value)?;
     Ok(Rows {
-        value: Tensor::from_data(TensorData::new(values, [n]), &device),
-        grad: Tensor::from_data(logits, &device),
+        value: Tensor::from_data(TensorData::new(value, [n]), (&device, DType::F32)),
+        grad: Tensor::from_data(logits.into_data(), (&device, dtype)),
     })
 }
 
@@ -127,21 +151,24 @@ pub fn cross_entropy_value_and_grad(student: Tensor<2>, labels: &[u32]) -> Resul
     {
         return Err(Error::Label { row, label, vocab });
     }
-    let device = student.device();
-    if !abkd_host::serves(&device) {
+    if !abkd_host::serves(&student.device()) {
         #[cfg(feature = "cube")]
         if let Some(rows) = cube::cross_entropy(&student, labels) {
             return rows;
         }
         return reference::cross_entropy(student, labels);
     }
-    let mut logits = host(student);
-    let mut values = vec![0.0; n];
-    row::cross_entropy(f32s_mut(&mut logits), labels, vocab, &mut values)?;
-    Ok(Rows {
-        value: Tensor::from_data(TensorData::new(values, [n]), &device),
-        grad: Tensor::from_data(logits, &device),
-    })
+    match student.dtype() {
+        DType::F16 => in_place::<f16>(student, |z, value| {
+            row::cross_entropy(z, labels, vocab, value)
+        }),
+        DType::BF16 => in_place::<bf16>(student, |z, value| {
+            row::cross_entropy(z, labels, vocab, value)
+        }),
+        _ => in_place::<f32>(student, |z, value| {
+            row::cross_entropy(z, labels, vocab, value)
+        }),
+    }
 }
 
 pub(crate) fn check_shapes(student: &Tensor<2>, teacher: &Tensor<2>) -> Result<(), Error> {

@@ -1,7 +1,7 @@
 //! The row kernel on the CPU: exponentials and log-sum-exp of both rows, then f and h of every entry, then
-//! the gradient over the student's logits in place (at once with f, where no sum of h is needed). Rows run in parallel; within a row sums are kept in 16 lanes, so
-//! a result does not depend on the number of threads. Compiled for AVX-512, AVX2 and anything else, and
-//! chosen at run time.
+//! the gradient over the student's logits in place (at once with f, where no sum of h is needed). Rows run
+//! in parallel; within a row sums are kept in 16 lanes, so a result does not depend on the number of
+//! threads. Compiled for AVX-512, AVX2 and anything else, and chosen at run time.
 
 mod akl;
 mod logit;

@@ -2,8 +2,10 @@
 
 mod common;
 
-use abkd_losses::{Divergence, Fidelity, divergence, reference, value_and_grad};
-use burn::tensor::{Device, Tensor, TensorData};
+use abkd_losses::{
+    Divergence, Fidelity, Rows, cross_entropy_value_and_grad, divergence, reference, value_and_grad,
+};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use proptest::prelude::*;
 
 use common::{all, kernel, log_softmax};
@@ -394,5 +396,41 @@ fn a_vocabulary_of_one_and_no_rows_give_numbers_or_nothing() {
                 );
             }
         }
+    }
+}
+
+#[test]
+fn logits_of_half_precision_stay_what_they_are() {
+    let noise = |i: usize| ((i * 811) % 1009) as f32 / 100.0 - 5.0;
+    let (n, vocab) = (3, 501);
+    let logits = |from: usize, dtype: DType| -> Tensor<2> {
+        let numbers: Vec<f32> = (from..from + n * vocab).map(noise).collect();
+        tensor(&numbers, vocab).cast(dtype)
+    };
+    let types = [DType::F16, DType::BF16, DType::F32];
+    let check = |what: &str, ours: Rows, theirs: Rows, dtype: DType| {
+        assert_eq!(ours.value.dtype(), DType::F32, "{what}");
+        assert_eq!(ours.value.into_data(), theirs.value.into_data(), "{what}");
+        assert_eq!(ours.grad.dtype(), dtype, "{what}");
+        let rounded = theirs.grad.cast(dtype);
+        assert_eq!(ours.grad.into_data(), rounded.into_data(), "{what}");
+    };
+    for ours in types {
+        let z = logits(0, ours);
+        let wide = || z.clone().cast(DType::F32);
+        for theirs in types {
+            let t = logits(77, theirs);
+            for d in all() {
+                let rows = |z, t| value_and_grad(&d, Fidelity::Official, z, t).unwrap();
+                check(
+                    &format!("{d:?} {ours:?} {theirs:?}"),
+                    rows(z.clone(), t.clone()),
+                    rows(wide(), t.clone().cast(DType::F32)),
+                    ours,
+                );
+            }
+        }
+        let rows = |z| cross_entropy_value_and_grad(z, &[3, 400, 77]).unwrap();
+        check("cross-entropy", rows(z.clone()), rows(wide()), ours);
     }
 }
