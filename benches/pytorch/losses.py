@@ -7,9 +7,13 @@ The PyTorch side is written from the formulas as the released losses compute the
 softmaxes materialised; and the same through torch.compile, where that finds a C++ compiler. Writes
 results/bench/losses.csv: milliseconds (medians over interleaved rounds) and ratios.
 """
+import json
+import os
+import pathlib
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 
 import torch
@@ -106,11 +110,14 @@ def compile_loss(loss, z, t):
         return None
 
 
-def ours_ms(binary, name, rows=ROWS, vocab=VOCAB):
-    out = subprocess.run([binary, "--bench", str(rows), str(vocab), name], capture_output=True, text=True, check=True)
-    lines = out.stdout.split("\n")
-    floor = float(lines[0].rsplit(":", 1)[1].split()[0])
-    return floor, float(next(l for l in lines[1:] if l.split()[:1] == [name]).split()[1])
+def ours_ms(binary, *ids):
+    """Medians of benchmarks (ab/1024x50257) from one run, as criterion writes them."""
+    with tempfile.TemporaryDirectory() as home:
+        short = ["--warm-up-time", "0.3", "--measurement-time", "1"]
+        subprocess.run([binary, "--bench", *short, f"^({'|'.join(ids)})$"], env={**os.environ, "CRITERION_HOME": home},
+                       capture_output=True, check=True)
+        estimates = [json.loads(pathlib.Path(home, id, "new/estimates.json").read_text()) for id in ids]
+    return [e["median"]["point_estimate"] / 1e6 for e in estimates]
 
 
 def r_squared(x, y):
@@ -131,7 +138,7 @@ def main():
         torch_ms(loss, z, t)
         theirs, ours, floors, compiled_ms = [], [], [], []
         for _ in range(ROUNDS):
-            floor, ms = ours_ms(binary, name)
+            floor, ms = ours_ms(binary, f"pass/{ROWS}x{VOCAB}", f"{name}/{ROWS}x{VOCAB}")
             floors.append(floor), ours.append(ms)
             theirs.append(torch_ms(loss, z, t))
             if compiled:
@@ -144,7 +151,7 @@ def main():
               f"compiled {more[0] or '-':>8} ms {more[1] or '-':>5} times", flush=True)
     for what, sizes in [("rows", [(n, VOCAB) for n in (256, 512, 1024, 2048)]),
                         ("vocabulary", [(ROWS, v) for v in (12_500, 25_000, 50_000, 100_000)])]:
-        times = [ours_ms(binary, "ab", *size)[1] for size in sizes]
+        times = ours_ms(binary, *(f"ab/{n}x{v}" for n, v in sizes))
         x = [n * v for n, v in sizes]
         print(f"ab in {what}: {', '.join(f'{t:.1f}' for t in times)} ms, R^2 of a line {r_squared(x, times):.4f}")
     columns = ["what", "ours_ms", "passes", "torch_ms", "times_as_fast", "compiled_ms", "times_as_fast_as_compiled"]
