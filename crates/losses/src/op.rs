@@ -1,6 +1,8 @@
 //! The differentiable forms: an operation of Burn's whose value and gradient are already known, so that
 //! a backward pass is one product, and with a gradient that nothing else holds, one in place.
 
+#![allow(deprecated)] // Burn will drop libtorch one day
+
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
@@ -106,6 +108,8 @@ impl<B: Backend> Backward<B, 1> for RowsBackward {
         if let Some(logits) = logits {
             let (grad, dtype) = ops.state;
             let [n] = upstream.shape().dims();
+            // Values may be wider than the gradient.
+            let upstream = B::float_cast(upstream, grad.dtype().into());
             let upstream = B::float_reshape(upstream, [n, 1].into());
             let grad = B::float_mul(grad, upstream);
             grads.register::<B>(logits.id, B::float_cast(grad, dtype.into()));

@@ -168,13 +168,16 @@ fn a_gradient_has_the_type_of_the_logits() {
         .require_grad();
     let teacher = Tensor::<2>::from_floats(TEACHER, &Device::flex());
     let d = Divergence::TotalVariation;
-    let values = divergence(&d, Fidelity::Paper, student.clone(), teacher.clone()).unwrap();
-    let grads = (values * 2.0).sum().backward();
-    let grad = student.grad(&grads).unwrap();
-    assert_eq!(grad.dtype(), DType::BF16);
-    let rows = value_and_grad(&d, Fidelity::Paper, student.inner(), teacher).unwrap();
-    let expected = (rows.grad * 2.0).cast(DType::BF16);
-    assert_eq!(floats(grad), floats(expected));
+    for teacher in [teacher.clone(), teacher.cast(DType::BF16)] {
+        let student = student.clone();
+        let values = divergence(&d, Fidelity::Paper, student.clone(), teacher.clone()).unwrap();
+        let grads = (values * 2.0).sum().backward();
+        let grad = student.grad(&grads).unwrap();
+        assert_eq!(grad.dtype(), DType::BF16);
+        let rows = value_and_grad(&d, Fidelity::Paper, student.inner(), teacher).unwrap();
+        let expected = (rows.grad * 2.0).cast(DType::BF16);
+        assert_eq!(floats(grad), floats(expected));
+    }
 }
 
 #[test]
