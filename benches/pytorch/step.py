@@ -6,7 +6,7 @@
 Models have SmolLM2's shape (teacher 30 layers, student 10) and drawn weights. The PyTorch step pads to 512 tokens, runs the
 teacher in every step and forms all logits of both models; bf16 is autocast. Ours pads to the longest sequence, reads the
 teacher's cached rows and forms the logits of response rows only; "by 2" is the same update
-in micro-batches of 2 sequences, "recomputed" with gradient checkpointing. Writes results/bench/step.csv.
+in micro-batches of 2 sequences, "ckpt" with gradient checkpointing. Writes results/bench/step.csv.
 """
 import statistics
 import subprocess
@@ -81,7 +81,7 @@ def main():
             ways = {b: [b] for b in backends}
             if name == "ab":
                 ways |= {f"{b} by 2": [b, "2"] for b in backends}
-            ways |= {f"{b} recomputed": [b, "recompute"] for b in backends if precision == "bf16"}
+            ways |= {f"{b} ckpt": [b, "recompute"] for b in backends if precision == "bf16"}
             base, rates, memory = [], {w: [] for w in ways}, {}
             theirs(student, teacher, optimizer, name, precision)
             for _ in range(ROUNDS):

@@ -46,6 +46,7 @@ pub enum LanguageModel {
 }
 
 /// A head made ready to decode.
+#[allow(clippy::large_enum_variant)] // one a model
 pub(crate) enum Head {
     Packed(Packed),
     /// `[d, V]`
