@@ -317,7 +317,7 @@ fn part(all: &PolicyRows, range: std::ops::Range<usize>) -> PolicyRows {
 enum Forward<'a> {
     /// The target rows, with their graph.
     Graph(Tensor<2>),
-    Checkpoints(Checkpoints<'a>),
+    Checkpoints(Box<Checkpoints<'a>>),
 }
 
 impl Forward<'_> {
@@ -354,7 +354,7 @@ fn gradients(
         Some(seed) => {
             let pass = student.checkpointed(token_ids(batch, &student.device()), seed);
             let rows = select_targets(pass.hidden(), batch);
-            (rows, Forward::Checkpoints(pass))
+            (rows, Forward::Checkpoints(Box::new(pass)))
         }
         None => {
             let rows = target_rows(student, batch);
