@@ -84,14 +84,14 @@ mod tests {
         let kept = all();
         for (tensor, expected, shared) in [
             (kept.clone(), vec![0.0, 1.0, 2.0, 3.0, 4.0, 5.0], true),
-            (kept.clone().slice([1..3]), vec![2.0, 3.0, 4.0, 5.0], true),
+            (kept.clone().narrow(0, 1, 2), vec![2.0, 3.0, 4.0, 5.0], true),
             (
                 kept.clone().transpose(),
                 vec![0.0, 2.0, 4.0, 1.0, 3.0, 5.0],
                 false,
             ),
             (all(), vec![0.0, 1.0, 2.0, 3.0, 4.0, 5.0], false),
-            (all().slice([1..3]), vec![2.0, 3.0, 4.0, 5.0], false),
+            (all().narrow(0, 1, 2), vec![2.0, 3.0, 4.0, 5.0], false),
             (
                 kept.clone().cast(DType::F64),
                 vec![0.0, 1.0, 2.0, 3.0, 4.0, 5.0],

@@ -25,8 +25,8 @@ fn the_peak_is_far_below_that_of_the_graph() {
     }))
     .unwrap();
     let model = config.init(1, &Device::flex()).train();
-    let [b, t, d] = [8, 256, 64];
-    let ids: Vec<i32> = (0..b * t).map(|i| (i * 7 % 100) as i32).collect();
+    let (b, t, d) = (8, 256, 64);
+    let ids: Vec<i32> = (0..b * t).map(|i| i * 7 % 100).collect();
     let ids = Tensor::<2, Int>::from_data(TensorData::new(ids, [b, t]), &model.device());
     let d_hidden = Tensor::<3>::ones([b, t, d], &Device::flex());
     let grads = model.checkpointed(ids.clone(), 1).backward(d_hidden);

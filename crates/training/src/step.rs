@@ -314,10 +314,11 @@ fn part(all: &PolicyRows, range: std::ops::Range<usize>) -> PolicyRows {
 }
 
 /// What the backward pass of a student starts from.
+#[allow(clippy::large_enum_variant)] // one an update
 enum Forward<'a> {
     /// The target rows, with their graph.
     Graph(Tensor<2>),
-    Checkpoints(Box<Checkpoints<'a>>),
+    Checkpoints(Checkpoints<'a>),
 }
 
 impl Forward<'_> {
@@ -354,7 +355,7 @@ fn gradients(
         Some(seed) => {
             let pass = student.checkpointed(token_ids(batch, &student.device()), seed);
             let rows = select_targets(pass.hidden(), batch);
-            (rows, Forward::Checkpoints(Box::new(pass)))
+            (rows, Forward::Checkpoints(pass))
         }
         None => {
             let rows = target_rows(student, batch);
