@@ -335,6 +335,7 @@ fn run_experiment(target: &Target, jobs: Option<usize>) -> Result<ExitCode> {
     if let Some(jobs) = jobs {
         anyhow::ensure!(jobs > 0, "--jobs 0: at least one cell must run");
         spec.profile.jobs = jobs;
+        spec.check_jobs()?;
     }
     let places = target.folders.places();
     ctrlc::set_handler(|| {

@@ -125,10 +125,31 @@ impl Spec {
             place()
         );
         ensure!(p.jobs > 0, "{}: jobs = 0: it must be 1 or more", place());
+        self.check_jobs().with_context(place)?;
         ensure!(
             p.data.max_prompt_length < p.data.max_length,
             "{}: [data] max_prompt_length must be below max_length",
             place()
+        );
+        Ok(())
+    }
+
+    /// Layers that are worked out again draw their dropout again, from a random state that all cells share.
+    ///
+    /// # Errors
+    ///
+    /// Gradient checkpointing with cells side by side.
+    pub fn check_jobs(&self) -> Result<()> {
+        let p = &self.profile;
+        let trainings = [&p.teacher_sft, &p.student_sft, &Some(p.distill.clone())];
+        let again = trainings
+            .into_iter()
+            .flatten()
+            .any(|s| s.gradient_checkpointing);
+        ensure!(
+            p.jobs == 1 || !again,
+            "jobs = {} with gradient_checkpointing: cells side by side would mix their dropout; use jobs = 1",
+            p.jobs
         );
         Ok(())
     }

@@ -16,10 +16,11 @@ pub fn power(exponent: f32) -> f32 {
     exp_in_range(exponent.clamp(-87.0, SATURATE))
 }
 
-/// e^(x - max) of an x not above `max`: 1 at `max`, 0 below `max` - 88 (-inf too), NaN for NaN.
+/// e^(x - shift) of an x not above `shift` + 88, and no number beyond: 1 at `shift`, 0 below `shift` - 88 (-inf too), NaN
+/// for NaN.
 #[inline(always)]
-pub fn shifted_exp(x: f32, max: f32) -> f32 {
-    let x = x - max;
+pub fn shifted_exp(x: f32, shift: f32) -> f32 {
+    let x = x - shift;
     // In this order NaN, which compares with nothing, stays. The power of 2 in e^-88 has the exponent -127,
     // whose bits are those of 0.
     exp_in_range(if -88.0 > x { -88.0 } else { x })

@@ -198,7 +198,7 @@ impl Divergence {
                 "weight" | "lambda" | "mu" => ((0.0..=1.0).contains(&value), "a number in [0, 1]"),
                 // The member AB(1, 0) would be divided by 0.
                 "a" | "b" => (
-                    value.abs() <= 1e3 && value != 1.0,
+                    value.abs() <= 1e3 && value as f32 != 1.0,
                     "a finite number of at most 1000 in size, and not 1",
                 ),
                 // Beyond this, powers of probabilities mean nothing in single precision.

@@ -49,6 +49,14 @@ impl<L: Element + Pod> Host<L> {
     }
 
     pub fn write(&mut self) -> &mut [L] {
+        self.own().as_mut_slice().expect("read in this type")
+    }
+
+    pub fn into_data(mut self) -> TensorData {
+        std::mem::replace(self.own(), TensorData::new(Vec::<L>::new(), [0]))
+    }
+
+    fn own(&mut self) -> &mut TensorData {
         if let Memory::Shared(flex) = &self.memory {
             // Once; Burn's own copy of shared memory is made again where the allocator aligns it too loosely.
             let values: Vec<L> = self.read().par_iter().copied().collect();
@@ -56,15 +64,8 @@ impl<L: Element + Pod> Host<L> {
             self.memory = Memory::Own(TensorData::new(values, shape));
         }
         match &mut self.memory {
-            Memory::Own(data) => data.as_mut_slice().expect("read in this type"),
-            Memory::Shared(_) => unreachable!("just copied"),
-        }
-    }
-
-    pub fn into_data(self) -> TensorData {
-        match self.memory {
-            Memory::Shared(flex) => flex.into_data(),
             Memory::Own(data) => data,
+            Memory::Shared(_) => unreachable!("just copied"),
         }
     }
 }

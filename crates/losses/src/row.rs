@@ -217,6 +217,7 @@ pub fn cross_entropy<L: Logit>(
     value: &mut [f32],
 ) -> Result<(), Error> {
     assert_eq!(student.len(), value.len() * vocab);
+    assert_eq!(labels.len(), value.len());
     student
         .par_chunks_exact_mut(vocab.max(1))
         .zip(labels)

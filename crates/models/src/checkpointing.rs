@@ -82,14 +82,15 @@ impl Checkpoints<'_> {
     }
 
     fn embed(&self) -> Tensor<3> {
-        self.model.device().seed(mix(self.seed));
+        self.model.device().seed(mix(mix(self.seed)));
         self.model.embed(self.ids.clone(), &self.span)
     }
 
     fn layer(&self, index: usize, x: Tensor<3>) -> Tensor<3> {
         self.model
             .device()
-            .seed(mix(self.seed ^ (index as u64 + 1)));
+            // mixed first: seeds of micro-batches follow each other as layers do
+            .seed(mix(mix(self.seed) ^ (index as u64 + 1)));
         self.model.layer(index, x, &self.span, None)
     }
 }

@@ -1,5 +1,5 @@
-//! What a training pass does beside products, each way in one walk over host memory: the masked softmax of attention, and
-//! activations. Burn's are several operations that each keep a result for the backward pass, and Flex's exponentials are
+//! What a pass does beside products, each way in one walk over host memory: activations, and the masked softmax of
+//! attention in a graph. Burn's are several operations that each keep a result for the backward pass, and Flex's exponentials are
 //! scalar. For Flex alone: libtorch and GPUs have kernels of their own.
 
 use abkd_host::math::{shifted_exp, sigmoid};

@@ -202,7 +202,9 @@ impl TeacherCache {
         if header.sha256 != told {
             return Err(Error::checkpoint(
                 &path,
-                format!("it or {HEADER} does not fit the checksum: damaged; {again}"),
+                format!(
+                    "it or {HEADER} does not fit the checksum: damaged, or of an older version; {again}"
+                ),
             ));
         }
         let mut first = 0;
