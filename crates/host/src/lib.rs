@@ -39,6 +39,14 @@ pub fn keep_freed_memory() {
     }
 }
 
+/// Peak memory of this process in bytes, on Linux.
+pub fn peak_memory() -> Option<usize> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|l| l.starts_with("VmHWM"))?;
+    let kib: usize = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kib << 10)
+}
+
 /// `dispatch!(f => g(x: T) -> U)`: a function `f` that calls the inlined `g` compiled for AVX-512, AVX2 or anything else,
 /// whichever the machine has. `g` must be `#[inline(always)]`; it may have one type parameter: `g<D: Bound>`.
 #[macro_export]

@@ -26,23 +26,45 @@ pub fn shifted_exp(x: f32, shift: f32) -> f32 {
     exp_in_range(if -88.0 > x { -88.0 } else { x })
 }
 
-/// e^x for x in [-88, 88].
+/// 1.5 x 2^23: adding it rounds to an integer. And the bias of an exponent, so that the integer's bits
+/// need only be shifted to be a power of 2.
+const ROUND: f32 = 12_582_912.0 + 127.0;
+
+/// (e^r - 1 - r) / r^2 for |r| up to ln 2 / 2 (Cephes `expf`).
 #[inline(always)]
-fn exp_in_range(x: f32) -> f32 {
-    // 1.5 x 2^23: adding it rounds to an integer. And the bias of an exponent, so that the integer's bits
-    // need only be shifted to be a power of 2.
-    const ROUND: f32 = 12_582_912.0 + 127.0;
-    let shifted = x.mul_add(std::f32::consts::LOG2_E, ROUND);
-    let n = shifted - ROUND;
-    // ln 2 in two parts (Cody and Waite)
-    let r = n.mul_add(2.121_944_4e-4, n.mul_add(-0.693_359_4, x));
+fn exp_tail(r: f32) -> f32 {
     let p = 1.987_569_1e-4f32;
     let p = p.mul_add(r, 1.398_199_9e-3);
     let p = p.mul_add(r, 8.333_452e-3);
     let p = p.mul_add(r, 4.166_579_6e-2);
     let p = p.mul_add(r, 1.666_666_5e-1);
-    let p = p.mul_add(r, 0.5);
-    let p = p.mul_add(r * r, r);
+    p.mul_add(r, 0.5)
+}
+
+/// e^u - 1 - u without a difference of nearly equal numbers, and e^u - 1; for |u| up to [`SATURATE`].
+#[inline(always)]
+pub fn beyond_linear(u: f32) -> (f32, f32) {
+    // As [`power`], but that 1 and u are taken off before the power of 2 is multiplied in: where it is 1,
+    // nothing is left of them.
+    let shifted = u.mul_add(std::f32::consts::LOG2_E, ROUND);
+    let r = (shifted - ROUND).mul_add(-std::f32::consts::LN_2, u);
+    let p = exp_tail(r) * (r * r);
+    let scale = f32::from_bits(shifted.to_bits() << 23);
+    let linear = r.mul_add(scale, scale - 1.0);
+    (
+        p.mul_add(scale, linear - u),
+        (p + r).mul_add(scale, scale - 1.0),
+    )
+}
+
+/// e^x for x in [-88, 88].
+#[inline(always)]
+fn exp_in_range(x: f32) -> f32 {
+    let shifted = x.mul_add(std::f32::consts::LOG2_E, ROUND);
+    let n = shifted - ROUND;
+    // ln 2 in two parts (Cody and Waite)
+    let r = n.mul_add(2.121_944_4e-4, n.mul_add(-0.693_359_4, x));
+    let p = exp_tail(r).mul_add(r * r, r);
     let scale = f32::from_bits(shifted.to_bits() << 23);
     p.mul_add(scale, scale)
 }
@@ -133,6 +155,19 @@ mod tests {
             assert_eq!(shifted_exp(x, 5.0), 0.0);
         }
         assert!(shifted_exp(f32::NAN, 5.0).is_nan());
+        // where rows may be above the shift
+        assert!((f64::from(shifted_exp(21.0, 5.0)) / 16f64.exp() - 1.0).abs() < 2e-6);
+        for i in -60_000..60_000 {
+            let u = (i as f32 + 0.5) * 1e-3;
+            let exact = f64::from(u).exp_m1();
+            let (beyond, less_one) = beyond_linear(u);
+            assert!((f64::from(less_one) / exact - 1.0).abs() < 1e-6, "{u}");
+            // from here on the difference has digits enough in f64
+            if u.abs() > 1e-2 {
+                let exact = exact - f64::from(u);
+                assert!((f64::from(beyond) / exact - 1.0).abs() < 1e-6, "{u}");
+            }
+        }
         assert_eq!(power(f32::INFINITY), exp(SATURATE));
         for i in 1..40_000 {
             let x = (i as f32 * 1e-3 - 20.0).exp2();

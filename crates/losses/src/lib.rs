@@ -158,17 +158,23 @@ pub fn cross_entropy_value_and_grad(student: Tensor<2>, labels: &[u32]) -> Resul
         }
         return reference::cross_entropy(student, labels);
     }
-    match student.dtype() {
-        DType::F16 => in_place::<f16>(student, |z, value| {
-            row::cross_entropy(z, labels, vocab, value)
-        }),
-        DType::BF16 => in_place::<bf16>(student, |z, value| {
-            row::cross_entropy(z, labels, vocab, value)
-        }),
-        _ => in_place::<f32>(student, |z, value| {
-            row::cross_entropy(z, labels, vocab, value)
-        }),
-    }
+    let kernel = match student.dtype() {
+        DType::F16 => labelled::<f16>,
+        DType::BF16 => labelled::<bf16>,
+        _ => labelled::<f32>,
+    };
+    kernel(student, labels)
+}
+
+/// [`cross_entropy_value_and_grad`] by the row kernel, with logits read as `L`.
+fn labelled<L: row::Logit + Element + Pod>(
+    student: Tensor<2>,
+    labels: &[u32],
+) -> Result<Rows, Error> {
+    let vocab = student.dims()[1];
+    in_place(student, |logits: &mut [L], value| {
+        row::cross_entropy(logits, labels, vocab, value)
+    })
 }
 
 pub(crate) fn check_shapes(student: &Tensor<2>, teacher: &Tensor<2>) -> Result<(), Error> {

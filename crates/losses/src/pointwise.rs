@@ -1,6 +1,6 @@
 //! The two scalar formulas of each divergence: f(p, q) and h = q df/dq.
 
-use abkd_host::math::{SATURATE, expm1_over_x, ln, power, softplus};
+use abkd_host::math::{SATURATE, beyond_linear, expm1_over_x, ln, power, softplus};
 
 /// One entry of a row: probabilities and their logarithms.
 #[derive(Clone, Copy)]
@@ -257,28 +257,6 @@ impl Pointwise for AlphaBeta {
         let f = (scaled_phi(s, self.inverse_sum, base, teacher, d) - phi) * self.inverse_beta;
         (self.factor * f, -self.factor * phi)
     }
-}
-
-/// e^u - 1 - u without a difference of nearly equal numbers, and e^u - 1; for |u| up to [`SATURATE`].
-#[inline(always)]
-fn beyond_linear(u: f32) -> (f32, f32) {
-    // As [`power`], but that 1 and u are taken off before the power of 2 is multiplied in: where it is 1,
-    // nothing is left of them.
-    const ROUND: f32 = 12_582_912.0 + 127.0;
-    let shifted = u.mul_add(std::f32::consts::LOG2_E, ROUND);
-    let r = (shifted - ROUND).mul_add(-std::f32::consts::LN_2, u);
-    let p = 1.987_569_1e-4f32;
-    let p = p.mul_add(r, 1.398_199_9e-3);
-    let p = p.mul_add(r, 8.333_452e-3);
-    let p = p.mul_add(r, 4.166_579_6e-2);
-    let p = p.mul_add(r, 1.666_666_5e-1);
-    let p = p.mul_add(r, 0.5) * (r * r);
-    let scale = f32::from_bits(shifted.to_bits() << 23);
-    let linear = r.mul_add(scale, scale - 1.0);
-    (
-        p.mul_add(scale, linear - u),
-        (p + r).mul_add(scale, scale - 1.0),
-    )
 }
 
 /// The alpha-beta divergence with alpha + beta = 1, AlphaNet's member: powers of the sum are p and q

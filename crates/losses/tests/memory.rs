@@ -14,10 +14,8 @@ const DIVERGENCE: Divergence = Divergence::AlphaBeta {
 
 /// Largest resident size of this process so far, in `[N, V]` of f32.
 fn peak() -> f64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find(|l| l.starts_with("VmHWM")).unwrap();
-    let kib: f64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
-    1024.0 * kib / (4 * ROWS * VOCAB) as f64
+    let bytes = abkd_host::peak_memory().expect("Linux tells it");
+    bytes as f64 / (4 * ROWS * VOCAB) as f64
 }
 
 fn logits(seed: usize) -> Tensor<2> {

@@ -243,28 +243,45 @@ fn gelu_slopes(g: &mut [f32], x: &[f32]) {
     }
 }
 
-/// Sums in lanes, so that they become vector code.
 #[inline(always)]
 fn softmax_values(scores: &mut [f32], bias: &[f32]) {
+    for (score, bias) in scores.iter_mut().zip(bias) {
+        *score += bias;
+    }
+    softmax_of(scores, 1.0);
+}
+
+/// Softmax of `scale` times the scores, in their place; in lanes, so that it becomes vector code.
+#[inline(always)]
+pub(crate) fn softmax_of(scores: &mut [f32], scale: f32) {
     let larger = |a: f32, b: f32| if b > a { b } else { a };
     let mut lanes = [f32::NEG_INFINITY; LANES];
-    for (scores, bias) in scores.chunks_mut(LANES).zip(bias.chunks(LANES)) {
-        for ((score, bias), lane) in scores.iter_mut().zip(bias).zip(&mut lanes) {
-            *score += bias;
-            *lane = larger(*lane, *score);
+    let (chunks, rest) = scores.as_chunks::<LANES>();
+    for chunk in chunks {
+        for i in 0..LANES {
+            lanes[i] = larger(lanes[i], chunk[i]);
         }
     }
-    let max = lanes.into_iter().fold(f32::NEG_INFINITY, larger);
+    let max = lanes
+        .iter()
+        .chain(rest)
+        .copied()
+        .fold(f32::NEG_INFINITY, larger);
     let mut lanes = [0.0; LANES];
-    for scores in scores.chunks_mut(LANES) {
-        for (score, lane) in scores.iter_mut().zip(&mut lanes) {
-            *score = shifted_exp(*score, max);
-            *lane += *score;
+    let (chunks, rest) = scores.as_chunks_mut::<LANES>();
+    for chunk in chunks {
+        for i in 0..LANES {
+            chunk[i] = shifted_exp((chunk[i] - max) * scale, 0.0);
+            lanes[i] += chunk[i];
         }
+    }
+    for s in rest {
+        *s = shifted_exp((*s - max) * scale, 0.0);
+        lanes[0] += *s;
     }
     let share = 1.0 / lanes.iter().sum::<f32>();
-    for score in scores {
-        *score *= share;
+    for s in scores {
+        *s *= share;
     }
 }
 

@@ -1,17 +1,10 @@
 //! Gradient checkpointing holds one layer's activations: peaks are read from the system, in a process of its own.
 
+use abkd_host::peak_memory as peak;
 use abkd_models::ModelConfig;
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use serde_json::json;
-
-/// Peak of the process in bytes.
-fn peak() -> Option<usize> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find(|l| l.starts_with("VmHWM"))?;
-    let kib: usize = line.split_whitespace().nth(1)?.parse().ok()?;
-    Some(kib << 10)
-}
 
 #[test]
 fn the_peak_is_far_below_that_of_the_graph() {

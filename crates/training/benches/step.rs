@@ -190,12 +190,7 @@ fn reset_peak() {
 }
 
 fn peak() -> f64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find(|l| l.starts_with("VmHWM:"));
-    let kib = line
-        .and_then(|l| l.split_whitespace().nth(1))
-        .and_then(|n| n.parse::<f64>().ok());
-    kib.unwrap_or(f64::NAN) / (1 << 20) as f64
+    abkd_host::peak_memory().map_or(f64::NAN, |bytes| bytes as f64 / f64::from(1 << 30))
 }
 
 fn device(libtorch: bool) -> Device {

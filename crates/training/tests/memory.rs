@@ -7,16 +7,8 @@ use abkd_training::Objective;
 use abkd_training::head::{CHUNK_BYTES, Rows, head_loss};
 use burn::tensor::{Device, Distribution, Tensor};
 
-/// Largest resident size of this process so far, bytes.
 fn peak() -> usize {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find(|l| l.starts_with("VmHWM")).unwrap();
-    1024 * line
-        .split_whitespace()
-        .nth(1)
-        .unwrap()
-        .parse::<usize>()
-        .unwrap()
+    abkd_host::peak_memory().expect("Linux tells it")
 }
 
 #[test]

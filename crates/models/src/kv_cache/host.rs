@@ -2,12 +2,12 @@
 
 use std::ops::Range;
 
-use abkd_host::math::exp;
 use abkd_host::{LANES, dispatch};
 use rayon::prelude::*;
 
 use crate::Precision;
 use crate::layers::bf16_bits;
+use crate::ops::softmax_of;
 
 /// Keys and values of one layer.
 pub(super) trait Store: Send + Sync {
@@ -228,7 +228,7 @@ fn over_cache<T: Number>(
             let seen = queries.seen(n * GROUP + i);
             scores[..seen.start].fill(0.0);
             scores[seen.end..].fill(0.0);
-            softmax(&mut scores[seen], scale);
+            softmax_of(&mut scores[seen], scale);
         }
         for first in (0..dh).step_by(LANES) {
             let width = LANES.min(dh - first);
@@ -258,38 +258,5 @@ fn add<T: Number>(sums: &mut [[f32; LANES]; GROUP], weights: [f32; GROUP], line:
         for j in 0..LANES {
             sums[i][j] = line[j].widen().mul_add(weights[i], sums[i][j]);
         }
-    }
-}
-
-#[inline(always)]
-fn softmax(scores: &mut [f32], scale: f32) {
-    let larger = |a: f32, b: f32| if b > a { b } else { a };
-    let mut lanes = [f32::NEG_INFINITY; LANES];
-    let (chunks, rest) = scores.as_chunks::<LANES>();
-    for chunk in chunks {
-        for i in 0..LANES {
-            lanes[i] = larger(lanes[i], chunk[i]);
-        }
-    }
-    let max = lanes
-        .iter()
-        .chain(rest)
-        .copied()
-        .fold(f32::NEG_INFINITY, larger);
-    let mut lanes = [0.0; LANES];
-    let (chunks, rest) = scores.as_chunks_mut::<LANES>();
-    for chunk in chunks {
-        for i in 0..LANES {
-            chunk[i] = exp((chunk[i] - max) * scale);
-            lanes[i] += chunk[i];
-        }
-    }
-    for s in rest {
-        *s = exp((*s - max) * scale);
-        lanes[0] += *s;
-    }
-    let share = 1.0 / lanes.iter().sum::<f32>();
-    for s in scores {
-        *s *= share;
     }
 }
