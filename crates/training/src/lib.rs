@@ -6,6 +6,7 @@
 //! ([`state`]); all randomness is a function of (seed, step), so a run that was killed and started
 //! again ends with the same bits as one that was not.
 
+mod ahead;
 pub mod cache;
 mod error;
 pub mod evaluate;
@@ -19,6 +20,7 @@ pub mod timing;
 pub mod trainer;
 pub mod verify;
 
+pub use ahead::Prepared;
 pub use error::Error;
 pub use head::Objective;
 pub use methods::Method;

@@ -5,8 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use abkd_data::indexed::IndexedTokens;
-use abkd_data::rng::Rng;
-use abkd_data::{Batch, Example, Sequence, Tokenizer, batch, batches_of_epoch};
+use abkd_data::{Batch, Example, Sequence, Tokenizer, batch};
 use abkd_models::LanguageModel;
 use abkd_models::checkpoint::{self, StoredAs};
 use abkd_models::generate::Decoding;
@@ -19,8 +18,8 @@ use crate::cache::TeacherCache;
 use crate::methods::Moment;
 use crate::state::{self, State};
 use crate::step::{Teacher, Term, Update};
-use crate::timing::Phases;
-use crate::{Error, KeepBest, Method, Objective, Settings, evaluate, optim, step};
+use crate::timing::{Phase, Phases};
+use crate::{Error, KeepBest, Method, Objective, Settings, ahead, evaluate, optim, step};
 
 /// What is measured after each epoch.
 pub struct Validation<'a> {
@@ -151,90 +150,82 @@ pub fn train(run: TrainRun, observe: &mut dyn FnMut(Event)) -> Result<Outcome, E
         model,
         cache: run.cache,
     });
-    let mut order = EpochBatches::default();
     let mut saved = (state.step, Instant::now());
-    while state.step < steps {
-        let epoch = state.step / per_epoch;
-        let mut phases = Phases::default();
-        let data = order.get(&run, epoch, state.step % per_epoch);
-        let mut terms = driver.terms(
-            &mut Moment {
+    std::thread::scope(|scope| {
+        let prepared = ahead::prepare(scope, &run, state.step..steps);
+        while state.step < steps {
+            let mut phases = Phases::default();
+            let mut data = phases
+                .time(Phase::Data, || prepared.recv())
+                .expect("every update is prepared");
+            let text = data.text.take();
+            let mut terms = driver.terms(
+                &mut Moment {
+                    step: state.step,
+                    steps,
+                    settings,
+                    student: &student,
+                    teacher: run.teacher,
+                    sequences: run.sequences,
+                    tokenizer: run.tokenizer,
+                    max_new_tokens: run.max_new_tokens,
+                    phases: &mut phases,
+                },
+                data,
+            )?;
+            terms.extend(text.map(|batch| Term {
+                batch,
+                objective: Objective::CrossEntropy,
+                weight: settings.lm_coef,
+                from_data: false,
+            }));
+            let how = Update {
+                learning_rate: optim::cosine(
+                    state.step,
+                    steps,
+                    settings.learning_rate,
+                    settings.min_learning_rate,
+                ),
+                max_grad_norm: settings.max_grad_norm,
+                micro_batch_size: settings.micro_batch_size,
+                parallel_micro_batches: settings.parallel_micro_batches.unwrap_or(1),
+                gradient_checkpointing: settings.gradient_checkpointing,
+                seed: settings.seed ^ (state.step as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15),
+                step: state.step,
+            };
+            let report;
+            (student, report) =
+                step::update(student, &mut optimizer, teacher, &terms, &how, phases)?;
+            state.step += 1;
+            state.loss_sum += report.loss;
+            observe(Event::Step {
                 step: state.step,
                 steps,
-                settings,
-                student: &student,
-                teacher: run.teacher,
-                sequences: run.sequences,
-                tokenizer: run.tokenizer,
-                max_new_tokens: run.max_new_tokens,
-                phases: &mut phases,
-            },
-            &data,
-        )?;
-        if let Some(text) = run.text {
-            terms.push(text_term(text, settings, run.tokenizer.pad(), state.step));
-        }
-        let how = Update {
-            learning_rate: optim::cosine(
-                state.step,
-                steps,
-                settings.learning_rate,
-                settings.min_learning_rate,
-            ),
-            max_grad_norm: settings.max_grad_norm,
-            micro_batch_size: settings.micro_batch_size,
-            parallel_micro_batches: settings.parallel_micro_batches.unwrap_or(1),
-            gradient_checkpointing: settings.gradient_checkpointing,
-            seed: settings.seed ^ (state.step as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15),
-            step: state.step,
-        };
-        let report;
-        (student, report) = step::update(student, &mut optimizer, teacher, &terms, &how, phases)?;
-        state.step += 1;
-        state.loss_sum += report.loss;
-        observe(Event::Step {
-            step: state.step,
-            steps,
-            report,
-            learning_rate: how.learning_rate,
-        });
-        if state.step.is_multiple_of(per_epoch) {
-            finish_epoch(&run, &mut state, &student, per_epoch, observe)?;
-            if let Some(record) = state.curve.last() {
-                driver.validated(record.validation_loss);
+                report,
+                learning_rate: how.learning_rate,
+            });
+            if state.step.is_multiple_of(per_epoch) {
+                finish_epoch(&run, &mut state, &student, per_epoch, observe)?;
+                if let Some(record) = state.curve.last() {
+                    driver.validated(record.validation_loss);
+                }
+            }
+            let stop = run.stop.load(Ordering::Relaxed);
+            let due = stop
+                || state.step.is_multiple_of(per_epoch)
+                || saved.1.elapsed() > run.checkpoint_every;
+            if due && saved.0 != state.step {
+                state.method = driver.state();
+                state::save(run.dir, &state, &student, &optimizer)?;
+                saved = (state.step, Instant::now());
+            }
+            if stop && state.step < steps {
+                return Ok(Outcome::Interrupted);
             }
         }
-        let stop = run.stop.load(Ordering::Relaxed);
-        let due = stop
-            || state.step.is_multiple_of(per_epoch)
-            || saved.1.elapsed() > run.checkpoint_every;
-        if due && saved.0 != state.step {
-            state.method = driver.state();
-            state::save(run.dir, &state, &student, &optimizer)?;
-            saved = (state.step, Instant::now());
-        }
-        if stop && state.step < steps {
-            return Ok(Outcome::Interrupted);
-        }
-    }
-    keep_best(&run, &state)?;
-    Ok(Outcome::Finished { curve: state.curve })
-}
-
-/// Cross-entropy on a batch of documents that depends on (seed, step) alone.
-fn text_term(text: &IndexedTokens, settings: &Settings, pad: u32, step: usize) -> Term {
-    let mut rng = Rng::new(&[settings.seed, step as u64, 6]);
-    // A document of one token predicts nothing.
-    let documents: Vec<Sequence> = std::iter::repeat_with(|| text.text(rng.below(text.len())))
-        .filter(|d| d.tokens.len() > 1)
-        .take(settings.batch_size)
-        .collect();
-    Term {
-        batch: batch(&documents.iter().collect::<Vec<_>>(), pad),
-        objective: Objective::CrossEntropy,
-        weight: settings.lm_coef,
-        from_data: false,
-    }
+        keep_best(&run, &state)?;
+        Ok(Outcome::Finished { curve: state.curve })
+    })
 }
 
 /// State, student and optimizer at the newest checkpoint, or at the start.
@@ -278,32 +269,6 @@ fn check_vocabulary(run: &TrainRun) -> Result<(), Error> {
         });
     }
     Ok(())
-}
-
-/// The batches of the epoch at hand.
-#[derive(Default)]
-struct EpochBatches {
-    epoch: Option<usize>,
-    batches: Vec<Vec<usize>>,
-}
-
-impl EpochBatches {
-    fn get<'a>(&mut self, run: &TrainRun<'a>, epoch: usize, index: usize) -> Vec<&'a Sequence> {
-        if self.epoch != Some(epoch) {
-            self.batches = batches_of_epoch(
-                run.sequences,
-                run.settings.batch_size,
-                run.settings.seed,
-                epoch as u64,
-                run.settings.length_buckets,
-            );
-            self.epoch = Some(epoch);
-        }
-        self.batches[index]
-            .iter()
-            .map(|&i| &run.sequences[i])
-            .collect()
-    }
 }
 
 /// Measures the student, records the epoch, keeps the weights if they are the best so far.

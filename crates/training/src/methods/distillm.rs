@@ -9,9 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use super::on_policy::{self, Labels, Sampling};
 use super::{Driver, Moment};
-use crate::Error;
 use crate::head::Objective;
 use crate::step::Term;
+use crate::{Error, Prepared};
 
 /// Settings of DistiLLM.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -161,7 +161,7 @@ impl DistiLlm {
 }
 
 impl Driver for DistiLlm {
-    fn terms(&mut self, at: &mut Moment, data: &[&Sequence]) -> Result<Vec<Term>, Error> {
+    fn terms(&mut self, at: &mut Moment, data: Prepared) -> Result<Vec<Term>, Error> {
         let capacity = self.settings.capacity;
         let coin = on_policy::coin(at, 2);
         let answers = match self.state.source(coin, at.step, at.steps, capacity) {
@@ -171,13 +171,13 @@ impl Driver for DistiLlm {
                     temperature: self.settings.temperature,
                     max_new_tokens: self.settings.max_new_tokens,
                 };
-                let answers = on_policy::sample(at, data, sampling)?;
+                let answers = on_policy::sample(at, &data.sequences, sampling)?;
                 self.state.push(&answers, capacity);
                 answers
             }
             Source::Buffer => {
                 let mut rng = Rng::new(&[at.settings.seed, at.step as u64, 3]);
-                self.state.draw(data.len(), &mut rng)
+                self.state.draw(data.sequences.len(), &mut rng)
             }
         };
         let objective = self.objective.clone();
@@ -188,7 +188,7 @@ impl Driver for DistiLlm {
                 weight: 1.0,
                 from_data: false,
             }]),
-            None => Ok(vec![at.term(data, objective)]),
+            None => Ok(vec![data.term(objective)]),
         }
     }
 

@@ -1,13 +1,12 @@
 //! SFT, KD, ABKD and SeqKD: one objective on given sequences. For SeqKD these are the teacher's answers.
 
-use abkd_data::Sequence;
 use abkd_losses::Divergence;
 use serde::{Deserialize, Serialize};
 
 use super::{Driver, Loss, Moment};
-use crate::Error;
 use crate::head::Objective;
 use crate::step::Term;
+use crate::{Error, Prepared};
 
 /// For methods without settings of their own.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -56,7 +55,7 @@ impl Fixed {
 }
 
 impl Driver for Fixed {
-    fn terms(&mut self, at: &mut Moment, data: &[&Sequence]) -> Result<Vec<Term>, Error> {
-        Ok(vec![at.term(data, self.0.clone())])
+    fn terms(&mut self, _: &mut Moment, data: Prepared) -> Result<Vec<Term>, Error> {
+        Ok(vec![data.term(self.0.clone())])
     }
 }

@@ -1,15 +1,14 @@
 //! GKD: Agarwal et al., "On-Policy Distillation of Language Models: Learning from Self-Generated
 //! Mistakes" (ICLR 2024), Algorithm 1.
 
-use abkd_data::Sequence;
 use abkd_losses::{Divergence, Fidelity};
 use serde::{Deserialize, Serialize};
 
 use super::on_policy::{self, Labels, Sampling};
 use super::{Driver, Loss, Moment};
-use crate::Error;
 use crate::head::Objective;
 use crate::step::Term;
+use crate::{Error, Prepared};
 
 /// Settings of GKD.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -83,13 +82,13 @@ impl Gkd {
 }
 
 impl Driver for Gkd {
-    fn terms(&mut self, at: &mut Moment, data: &[&Sequence]) -> Result<Vec<Term>, Error> {
+    fn terms(&mut self, at: &mut Moment, data: Prepared) -> Result<Vec<Term>, Error> {
         if on_policy::coin(at, 1) < self.settings.lambda {
             let sampling = Sampling {
                 temperature: self.settings.temperature,
                 max_new_tokens: self.settings.max_new_tokens,
             };
-            let answers = on_policy::sample(at, data, sampling)?;
+            let answers = on_policy::sample(at, &data.sequences, sampling)?;
             if let Some(batch) = on_policy::lay(&answers, self.settings.labels, at.tokenizer.eos())
             {
                 return Ok(vec![Term {
@@ -100,6 +99,6 @@ impl Driver for Gkd {
                 }]);
             }
         }
-        Ok(vec![at.term(data, self.objective.clone())])
+        Ok(vec![data.term(self.objective.clone())])
     }
 }

@@ -14,10 +14,10 @@ use serde::{Deserialize, Serialize};
 
 use super::on_policy::{self, Sampling, prompts, with_answers};
 use super::{Driver, Moment};
-use crate::Error;
 use crate::head::{CHUNK_BYTES, Objective, PolicyRows, log_probs};
 use crate::step::{Term, labels, rows_of};
 use crate::timing::Phase;
+use crate::{Error, Prepared};
 
 /// Settings of MiniLLM. Defaults are the released scripts'.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -307,8 +307,8 @@ fn whiten(values: &mut [f32]) {
 }
 
 impl Driver for MiniLlm {
-    fn terms(&mut self, at: &mut Moment, data: &[&Sequence]) -> Result<Vec<Term>, Error> {
-        let size = data.len();
+    fn terms(&mut self, at: &mut Moment, data: Prepared) -> Result<Vec<Term>, Error> {
+        let size = data.sequences.len();
         let place = self.place(at.step, size);
         if self.state.round != Some(place.round) {
             self.sample_round(at, place.round)?;
@@ -339,14 +339,18 @@ impl Driver for MiniLlm {
             single_step: self.settings.single_step,
         };
         let sequences: Vec<&Sequence> = chosen.iter().map(|r| &r.sequence).collect();
-        let mut rollouts = at.term(&sequences, Objective::Policy(policy));
-        rollouts.from_data = false;
+        let rollouts = Term {
+            batch: batch(&sequences, at.tokenizer.pad()),
+            objective: Objective::Policy(policy),
+            weight: 1.0,
+            from_data: false,
+        };
         let on_data = Objective::Distill {
             divergence: Divergence::ForwardKl,
             fidelity: Fidelity::Paper,
             kd_ratio: self.settings.kd_ratio,
         };
-        let mut data = at.term(data, on_data);
+        let mut data = data.term(on_data);
         data.weight = self.settings.lm_coef;
         Ok(vec![rollouts, data])
     }

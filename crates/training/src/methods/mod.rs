@@ -9,14 +9,14 @@ mod gkd;
 mod minillm;
 mod on_policy;
 
-use abkd_data::{Sequence, Tokenizer, batch};
+use abkd_data::{Sequence, Tokenizer};
 use abkd_losses::{Divergence, Fidelity};
 use abkd_models::LanguageModel;
 
 use crate::head::Objective;
 use crate::step::Term;
-use crate::timing::{Phase, Phases};
-use crate::{Error, Settings};
+use crate::timing::Phases;
+use crate::{Error, Prepared, Settings};
 
 pub use distillm::DistiLlmSettings;
 pub use fixed::{NoSettings, SeqKdSettings};
@@ -249,27 +249,14 @@ pub struct Moment<'a> {
     pub phases: &'a mut Phases,
 }
 
-impl Moment<'_> {
-    /// A term on sequences of the data.
-    fn term(&mut self, sequences: &[&Sequence], objective: Objective) -> Term {
-        let pad = self.tokenizer.pad();
-        Term {
-            batch: self.phases.time(Phase::Data, || batch(sequences, pad)),
-            objective,
-            weight: 1.0,
-            from_data: true,
-        }
-    }
-}
-
 /// A method at work.
 pub trait Driver {
-    /// The terms of the next update; `data` are the sequences that the epoch's order has for it.
+    /// The terms of the next update; `data` is what the epoch's order has for it.
     ///
     /// # Errors
     ///
     /// Sampling that fails.
-    fn terms(&mut self, at: &mut Moment, data: &[&Sequence]) -> Result<Vec<Term>, Error>;
+    fn terms(&mut self, at: &mut Moment, data: Prepared) -> Result<Vec<Term>, Error>;
 
     /// Whether [`validated`](Self::validated) must be called once before the first update.
     fn wants_first_validation(&self) -> bool {

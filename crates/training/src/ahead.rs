@@ -1,0 +1,116 @@
+//! What the updates need of the data, prepared by another thread while the update before runs.
+
+use std::ops::Range;
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::thread::Scope;
+
+use abkd_data::indexed::IndexedTokens;
+use abkd_data::rng::Rng;
+use abkd_data::{Batch, Sequence, batch, batches_of_epoch};
+
+use crate::cache::TeacherCache;
+use crate::head::Objective;
+use crate::step::Term;
+use crate::{Settings, TrainRun};
+
+/// The data of one update.
+pub struct Prepared<'a> {
+    /// The sequences that the epoch's order has for it.
+    pub sequences: Vec<&'a Sequence>,
+    /// The same, side by side.
+    pub batch: Batch,
+    /// Documents of the plain text, where there is one.
+    pub(crate) text: Option<Batch>,
+}
+
+impl Prepared<'_> {
+    /// A term on the sequences as they are.
+    pub fn term(self, objective: Objective) -> Term {
+        Term {
+            batch: self.batch,
+            objective,
+            weight: 1.0,
+            from_data: true,
+        }
+    }
+}
+
+/// Prepares the data of these updates, one ahead of the update that runs.
+pub(crate) fn prepare<'scope, 'a: 'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    run: &TrainRun<'a>,
+    steps: Range<usize>,
+) -> Receiver<Prepared<'a>> {
+    let source = Source {
+        sequences: run.sequences,
+        settings: run.settings,
+        pad: run.tokenizer.pad(),
+        cache: run.cache,
+        text: run.text,
+    };
+    let (sender, receiver) = sync_channel(0);
+    scope.spawn(move || {
+        let per_epoch = source.settings.steps_an_epoch(source.sequences.len());
+        let (mut epoch, mut batches) = (None, Vec::new());
+        for step in steps {
+            if epoch != Some(step / per_epoch) {
+                epoch = Some(step / per_epoch);
+                batches = source.epoch(step / per_epoch);
+            }
+            // Nobody receives once training has been stopped.
+            if sender
+                .send(source.update(step, &batches[step % per_epoch]))
+                .is_err()
+            {
+                break;
+            }
+        }
+    });
+    receiver
+}
+
+struct Source<'a> {
+    sequences: &'a [Sequence],
+    settings: &'a Settings,
+    pad: u32,
+    cache: Option<&'a TeacherCache>,
+    text: Option<&'a IndexedTokens>,
+}
+
+impl<'a> Source<'a> {
+    fn epoch(&self, epoch: usize) -> Vec<Vec<usize>> {
+        let settings = self.settings;
+        batches_of_epoch(
+            self.sequences,
+            settings.batch_size,
+            settings.seed,
+            epoch as u64,
+            settings.length_buckets,
+        )
+    }
+
+    fn update(&self, step: usize, indices: &[usize]) -> Prepared<'a> {
+        let sequences: Vec<&Sequence> = indices.iter().map(|&i| &self.sequences[i]).collect();
+        let batch = batch(&sequences, self.pad);
+        if let Some(cache) = self.cache {
+            cache.fetch(&batch);
+        }
+        let text = self.text.map(|text| self.documents(text, step));
+        Prepared {
+            sequences,
+            batch,
+            text,
+        }
+    }
+
+    /// Documents that depend on (seed, step) alone.
+    fn documents(&self, text: &IndexedTokens, step: usize) -> Batch {
+        let mut rng = Rng::new(&[self.settings.seed, step as u64, 6]);
+        // A document of one token predicts nothing.
+        let documents: Vec<Sequence> = std::iter::repeat_with(|| text.text(rng.below(text.len())))
+            .filter(|d| d.tokens.len() > 1)
+            .take(self.settings.batch_size)
+            .collect();
+        batch(&documents.iter().collect::<Vec<_>>(), self.pad)
+    }
+}
