@@ -8,9 +8,10 @@
 use burn::tensor::{Int, Tensor, TensorData};
 use rayon::prelude::*;
 
+use crate::decoder::HostModel;
 use crate::draw::draw;
 use crate::params::{mix, to_vec, unit};
-use crate::{Error, Head, KvCache, LanguageModel, Precision};
+use crate::{Error, KvCache, LanguageModel};
 
 /// How answers are drawn.
 #[derive(Clone, Debug, PartialEq)]
@@ -172,41 +173,68 @@ pub fn generate_from_mixture(
 
 /// A model made ready to decode: what its precision rounds is rounded once.
 struct Decoder {
-    model: LanguageModel,
-    head: Head,
+    engine: Engine,
     /// Weight in the mixture.
     share: f64,
-    cache: KvCache,
+    /// After the last column: `[B, V]`
+    logits: Vec<f32>,
+}
+
+#[allow(clippy::large_enum_variant)] // one a model
+enum Engine {
+    /// Where tensors lie in host memory.
+    Host(HostModel),
+    /// Elsewhere; the head is `[d, V]`.
+    Device(LanguageModel, Tensor<2>, KvCache),
 }
 
 impl Decoder {
     fn new(model: &LanguageModel, share: f64) -> Self {
-        let (model, head) = model.clone().for_decoding();
+        let engine = if abkd_host::serves(&model.device()) {
+            Engine::Host(HostModel::new(model))
+        } else {
+            let (model, head) = model.clone().for_decoding();
+            Engine::Device(model, head, KvCache::new(0, 0))
+        };
         Self {
-            model,
-            head,
+            engine,
             share,
-            cache: KvCache::new(0, 0, Precision::F32),
+            logits: Vec::new(),
         }
     }
 
-    /// Logits after the last column: `batch x V` values.
-    fn last_logits(
-        &mut self,
-        ids: &[i32],
-        [batch, columns]: [usize; 2],
-        pads: &[usize],
-    ) -> Vec<f32> {
-        let ids = TensorData::new(ids.to_vec(), [batch, columns]);
-        let input = Tensor::<2, Int>::from_data(ids, &self.model.device());
-        let hidden = self.model.hidden(input, pads, Some(&mut self.cache));
-        let d = hidden.dims()[2];
-        let last = hidden
-            .slice([0..batch, columns - 1..columns, 0..d])
-            .reshape([batch, d]);
-        match &self.head {
-            Head::Packed(head) => head.product(&to_vec(last)),
-            Head::Tensor(head) => to_vec(self.model.precision().matmul(last, head.clone())),
+    /// Forgets what was seen; from here on it is `batch` rows of at most `capacity` positions.
+    fn begin(&mut self, batch: usize, capacity: usize) {
+        match &mut self.engine {
+            Engine::Host(model) => model.begin(batch, capacity),
+            Engine::Device(model, _, cache) => {
+                *cache = KvCache::new(model.config().layers(), capacity);
+            }
+        }
+    }
+
+    fn keep_rows(&mut self, rows: &[usize]) {
+        match &mut self.engine {
+            Engine::Host(model) => model.keep_rows(rows),
+            Engine::Device(_, _, cache) => cache.keep_rows(rows),
+        }
+    }
+
+    /// Goes on by the columns of `ids` `[B, T]`.
+    fn step(&mut self, ids: &[i32], pads: &[usize]) {
+        match &mut self.engine {
+            Engine::Host(model) => model.last_logits(ids, pads, &mut self.logits),
+            Engine::Device(model, head, cache) => {
+                let [batch, columns] = [pads.len(), ids.len() / pads.len()];
+                let ids = TensorData::new(ids.to_vec(), [batch, columns]);
+                let input = Tensor::<2, Int>::from_data(ids, &model.device());
+                let hidden = model.hidden(input, pads, Some(cache));
+                let d = hidden.dims()[2];
+                let last = hidden
+                    .slice([0..batch, columns - 1..columns, 0..d])
+                    .reshape([batch, d]);
+                self.logits = to_vec(model.precision().matmul(last, head.clone()));
+            }
         }
     }
 }
@@ -228,34 +256,29 @@ fn decode_batch(
 ) -> Result<(), Error> {
     let width = rows.iter().map(|r| r.prompt.len()).max().unwrap_or(0);
     let capacity = width + decoding.max_new_tokens;
-    for decoder in decoders.iter_mut() {
-        let model = &decoder.model;
-        decoder.cache = KvCache::new(model.config().layers(), capacity, model.precision());
-    }
+    decoders
+        .iter_mut()
+        .for_each(|d| d.begin(rows.len(), capacity));
     let mut pads: Vec<usize> = rows.iter().map(|r| width - r.prompt.len()).collect();
     let mut ids: Vec<i32> = Vec::with_capacity(rows.len() * width);
     for row in rows.iter() {
         ids.extend(std::iter::repeat_n(eos as i32, width - row.prompt.len()));
         ids.extend(row.prompt.iter().map(|&t| t as i32));
     }
-    let mut columns = width;
     // Rows that have ended stay in the tensors until an eighth of the batch has, since leaving
     // copies the cache; `alive` holds, for each row of the tensors, its place in `rows`.
     let mut alive: Vec<Option<usize>> = (0..rows.len()).map(Some).collect();
     let mut open: Vec<Option<Row>> = rows.drain(..).map(Some).collect();
     for step in 0..decoding.max_new_tokens {
         let batch = alive.len();
-        let mut parts: Vec<(Vec<f32>, f64)> = decoders
-            .iter_mut()
-            .map(|d| {
-                // On a thread of the pool, so that only the others have to be woken for each product.
-                let logits = rayon::scope(|_| d.last_logits(&ids, [batch, columns], &pads));
-                (logits, d.share)
-            })
-            .collect();
-        let logits = match &mut parts[..] {
-            [(logits, _)] => std::mem::take(logits),
-            _ => log_mixture(&parts, batch),
+        // On a thread of the pool, so that only the others have to be woken for each product.
+        rayon::scope(|_| decoders.iter_mut().for_each(|d| d.step(&ids, &pads)));
+        let mixed;
+        let logits = if let [one] = decoders {
+            &one.logits
+        } else {
+            mixed = log_mixture(decoders, batch);
+            &mixed
         };
         let vocab = logits.len() / batch;
         let drawn: Vec<Result<u32, Error>> = logits
@@ -289,29 +312,28 @@ fn decode_batch(
             break;
         }
         if kept.len() * 8 <= batch * 7 {
-            decoders.iter_mut().for_each(|d| d.cache.keep_rows(&kept));
+            decoders.iter_mut().for_each(|d| d.keep_rows(&kept));
             pads = kept.iter().map(|&i| pads[i]).collect();
             alive = kept.iter().map(|&i| alive[i]).collect();
             tokens = kept.iter().map(|&i| tokens[i]).collect();
         }
         ids = tokens;
-        columns = 1;
     }
     Ok(())
 }
 
 /// `log sum_i w_i softmax(z_i)`, row by row.
-fn log_mixture(parts: &[(Vec<f32>, f64)], batch: usize) -> Vec<f32> {
-    let vocab = parts[0].0.len() / batch;
+fn log_mixture(decoders: &[Decoder], batch: usize) -> Vec<f32> {
+    let vocab = decoders[0].logits.len() / batch;
     let mut out = vec![0.0f32; vocab * batch];
     out.par_chunks_exact_mut(vocab)
         .enumerate()
         .for_each(|(row, out)| {
-            for (logits, share) in parts {
-                let logits = &logits[row * vocab..(row + 1) * vocab];
+            for decoder in decoders {
+                let logits = &decoder.logits[row * vocab..(row + 1) * vocab];
                 let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
                 let total: f64 = logits.iter().map(|&x| f64::from((x - max).exp())).sum();
-                let scale = (share / total) as f32;
+                let scale = (decoder.share / total) as f32;
                 for (o, &x) in out.iter_mut().zip(logits) {
                     *o += scale * (x - max).exp();
                 }

@@ -1,7 +1,5 @@
 //! What both architectures share: leaf layers with Hugging Face field names, attention, KV cache.
 
-use std::sync::Arc;
-
 use burn::module::{Module, Param};
 use burn::tensor::activation::softmax;
 use burn::tensor::module::{attention, embedding, layer_norm};
@@ -12,7 +10,6 @@ use serde::{Deserialize, Serialize};
 use crate::llama::Rotary;
 use crate::lora::Adapter;
 use crate::ops;
-use crate::packed::Packed;
 
 /// Added to the score of a masked position. Finite, so that a row of padding alone gives numbers
 /// (that nobody reads) and not NaN, which would reach real rows through the values.
@@ -109,9 +106,6 @@ pub struct Conv1D {
     pub bias: Param<Tensor<1>>,
     #[module(skip)]
     pub(crate) precision: Precision,
-    /// The weight made ready to decode, where it is.
-    #[module(skip)]
-    pub(crate) packed: Option<Arc<Packed>>,
 }
 
 impl Conv1D {
@@ -120,16 +114,12 @@ impl Conv1D {
             weight: zeros([input, output], device),
             bias: zeros([output], device),
             precision: Precision::F32,
-            packed: None,
         }
     }
 
     /// `[B, T, in] -> [B, T, out]`
     pub(crate) fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let y = match &self.packed {
-            Some(packed) => packed.linear(x),
-            None => self.precision.linear(x, self.weight.val()),
-        };
+        let y = self.precision.linear(x, self.weight.val());
         y + self.bias.val().unsqueeze()
     }
 }
@@ -143,9 +133,6 @@ pub struct Linear {
     pub adapter: Option<Adapter>,
     #[module(skip)]
     pub(crate) precision: Precision,
-    /// The weight made ready to decode, where it is.
-    #[module(skip)]
-    pub(crate) packed: Option<Arc<Packed>>,
 }
 
 impl Linear {
@@ -154,17 +141,13 @@ impl Linear {
             weight: zeros([input, output], device),
             adapter: None,
             precision: Precision::F32,
-            packed: None,
         }
     }
 
     /// `[B, T, in] -> [B, T, out]`
     pub(crate) fn forward(&self, x: Tensor<3>) -> Tensor<3> {
         let adapted = self.adapter.as_ref().map(|a| a.forward(x.clone()));
-        let y = match &self.packed {
-            Some(packed) => packed.linear(x),
-            None => self.precision.linear(x, self.weight.val()),
-        };
+        let y = self.precision.linear(x, self.weight.val());
         match adapted {
             Some(more) => y + more,
             None => y,
@@ -220,8 +203,6 @@ pub(crate) struct Span {
     pub positions: Vec<usize>,
     /// Rows of `positions`.
     pub rows: usize,
-    /// Positions at a row's start that are padding, one a row of `positions`.
-    pub pads: Vec<usize>,
     /// Added to the attention scores: `[B or 1, 1, T, past + T]`; `None` when nothing is masked.
     pub bias: Option<Tensor<4>>,
     /// LLaMA's rotations.
@@ -255,7 +236,6 @@ impl Span {
         Self {
             positions,
             rows: pads.len(),
-            pads: pads.to_vec(),
             bias,
             rotary: None,
         }

@@ -6,9 +6,11 @@
 #![allow(clippy::module_name_repetitions)]
 
 mod activation;
+mod attention;
 pub mod checkpoint;
 mod checkpointing;
 mod config;
+mod decoder;
 mod draw;
 mod error;
 pub mod generate;
@@ -22,8 +24,6 @@ mod packed;
 pub mod params;
 pub mod verify;
 
-use std::sync::Arc;
-
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor};
 
@@ -33,7 +33,6 @@ pub use error::Error;
 pub use kv_cache::KvCache;
 pub use layers::Precision;
 use layers::Span;
-use packed::Packed;
 
 /// A causal language model of one of the supported architectures.
 #[derive(Module, Debug)]
@@ -43,14 +42,6 @@ pub enum LanguageModel {
     Gpt2(gpt2::Gpt2),
     /// LLaMA (Touvron et al. 2023).
     Llama(llama::Llama),
-}
-
-/// A head made ready to decode.
-#[allow(clippy::large_enum_variant)] // one a model
-pub(crate) enum Head {
-    Packed(Packed),
-    /// `[d, V]`
-    Tensor(Tensor<2>),
 }
 
 impl LanguageModel {
@@ -153,35 +144,21 @@ impl LanguageModel {
         self
     }
 
-    /// The same model for many passes over weights that do not change, and its head `[d, V]`. Where tensors lie in host
-    /// memory, projections are packed and what is left runs on Flex: libtorch's threads would be in the way of the
-    /// products'. Elsewhere projections are held in the numbers of their products.
-    pub(crate) fn for_decoding(mut self) -> (Self, Head) {
+    /// The same model for many passes over weights that do not change, and its head `[d, V]`: projections are held in
+    /// the numbers of their products.
+    pub(crate) fn for_decoding(mut self) -> (Self, Tensor<2>) {
         let precision = self.precision();
-        let host = abkd_host::serves(&self.device());
-        let ready = |weight: &mut Param<Tensor<2>>, packed: &mut Option<Arc<Packed>>| {
-            if host {
-                *packed = Some(Arc::new(Packed::new(weight.val(), precision)));
-                *weight = Param::from_tensor(Tensor::zeros([1, 1], &weight.val().device()));
-            } else if precision != Precision::F32 {
+        if precision != Precision::F32 {
+            let ready = |weight: &mut Param<Tensor<2>>| {
                 *weight = Param::from_tensor(precision.round(weight.val()));
+            };
+            match &mut self {
+                Self::Gpt2(m) => m.projections_mut().for_each(|p| ready(&mut p.weight)),
+                Self::Llama(m) => m.projections_mut().for_each(|p| ready(&mut p.weight)),
             }
-        };
-        match &mut self {
-            Self::Gpt2(m) => m
-                .projections_mut()
-                .for_each(|p| ready(&mut p.weight, &mut p.packed)),
-            Self::Llama(m) => m
-                .projections_mut()
-                .for_each(|p| ready(&mut p.weight, &mut p.packed)),
         }
-        let head = self.head().val();
-        if host {
-            let head = Head::Packed(Packed::transposed(head, precision));
-            (self.to_device(&Device::flex()), head)
-        } else {
-            (self, Head::Tensor(precision.round(head).transpose()))
-        }
+        let head = precision.round(self.head().val()).transpose();
+        (self, head)
     }
 
     /// The configuration that the model was built from.

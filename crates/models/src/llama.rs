@@ -85,11 +85,11 @@ mod defaults {
 }
 
 impl LlamaConfig {
-    fn kv_heads(&self) -> usize {
+    pub(crate) fn kv_heads(&self) -> usize {
         self.num_key_value_heads.unwrap_or(self.num_attention_heads)
     }
 
-    fn head_width(&self) -> usize {
+    pub(crate) fn head_width(&self) -> usize {
         self.head_dim
             .unwrap_or(self.hidden_size / self.num_attention_heads)
     }
@@ -138,6 +138,11 @@ impl Attention {
     }
 }
 
+/// Of the rotary embedding (Su et al. 2021): dh / 2 angles a position.
+pub(crate) fn frequencies(theta: f64, dh: usize) -> impl Iterator<Item = f64> {
+    (0..dh / 2).map(move |i| theta.powf(-(2.0 * i as f64) / dh as f64))
+}
+
 /// Cosines and sines of the rotary embedding (Su et al. 2021) for the positions of one pass.
 pub(crate) struct Rotary {
     cos: Tensor<4>, // [B or 1, 1, T, dh]
@@ -148,9 +153,7 @@ impl Rotary {
     fn new(span: &Span, theta: f64, dh: usize, device: &Device) -> Self {
         let half = dh / 2;
         let width = span.positions.len() / span.rows;
-        let frequencies: Vec<f64> = (0..half)
-            .map(|i| theta.powf(-(2.0 * i as f64) / dh as f64))
-            .collect();
+        let frequencies: Vec<f64> = frequencies(theta, dh).collect();
         let table = |f: fn(f64) -> f64| {
             let mut values = Vec::with_capacity(span.positions.len() * dh);
             for &position in &span.positions {

@@ -81,7 +81,7 @@ pub struct Adapter {
     pub b: Param<Tensor<2>>,
     dropout: Dropout,
     #[module(skip)]
-    scale: f64,
+    pub(crate) scale: f64,
 }
 
 impl Adapter {

@@ -199,8 +199,8 @@ impl<B: HostOps + HostGradients, C: CheckpointStrategy> HostOps for Autodiff<B, 
     }
 }
 
-dispatch!(silu => silu_values(x: &mut [f32]));
-dispatch!(gelu => gelu_values(x: &mut [f32]));
+dispatch!(pub(crate) silu => silu_values(x: &mut [f32]));
+dispatch!(pub(crate) gelu => gelu_values(x: &mut [f32]));
 dispatch!(silu_gradient => silu_slopes(g: &mut [f32], x: &[f32]));
 dispatch!(gelu_gradient => gelu_slopes(g: &mut [f32], x: &[f32]));
 dispatch!(softmax => softmax_values(scores: &mut [f32], bias: &[f32]));

@@ -3,9 +3,8 @@
 //! A general product rearranges the matrix each time, which costs more than the product itself when there are 16 rows.
 //! Here it is rearranged once: panels of 32 columns, so that the inner loop reads memory in order.
 
-use std::fmt;
-
-use burn::tensor::{Tensor, TensorData};
+use abkd_host::dispatch;
+use burn::tensor::Tensor;
 use rayon::prelude::*;
 
 use crate::Precision;
@@ -16,12 +15,114 @@ use crate::params::floats;
 const WIDTH: usize = 32;
 /// Rows that a line of a panel is read for at once: their sums, two vectors a row, fill half of AVX-512's registers.
 const ROWS: usize = 8;
+/// Rows that stay in the cache while the panels go by.
+const BLOCK: usize = 8 * ROWS;
 /// Parts of a product for each thread.
 const PARTS: usize = 4;
+
+/// Sums of some rows in the columns of a panel.
+type Sums = [[f32; WIDTH]; ROWS];
+
+/// Rows of numbers `[N, width]`, also as factors of products.
+pub(crate) struct Factors {
+    width: usize,
+    values: Vec<f32>,
+    rounded: Rounded,
+}
+
+/// The factors where they are not the values.
+enum Rounded {
+    Same,
+    F32(Vec<f32>),
+    /// Bits of bfloat16, an even number of them a row.
+    Bf16(Vec<u16>),
+}
+
+impl Factors {
+    /// No rows yet.
+    pub fn new(width: usize, precision: Precision) -> Self {
+        let rounded = match precision {
+            Precision::F32 => Rounded::Same,
+            Precision::Bf16 if has_bf16() => Rounded::Bf16(Vec::new()),
+            Precision::Bf16 => Rounded::F32(Vec::new()),
+        };
+        Self {
+            width,
+            values: Vec::new(),
+            rounded,
+        }
+    }
+
+    /// `rows` new rows, each written by `write`, in parallel.
+    pub fn fill(&mut self, rows: usize, write: impl Fn(usize, &mut [f32]) + Sync) {
+        let width = self.width;
+        self.values.resize(rows * width, 0.0);
+        let values = self.values.par_chunks_mut(width).enumerate();
+        match &mut self.rounded {
+            Rounded::Same => values.for_each(|(row, values)| write(row, values)),
+            Rounded::F32(rounded) => {
+                rounded.resize(rows * width, 0.0);
+                let rows = values.zip(rounded.par_chunks_mut(width));
+                rows.for_each(|((row, values), rounded)| {
+                    write(row, values);
+                    rounded.copy_from_slice(values);
+                    round(rounded);
+                });
+            }
+            Rounded::Bf16(halves) => {
+                let stride = width.next_multiple_of(2);
+                halves.resize(rows * stride, 0);
+                let rows = values.zip(halves.par_chunks_mut(stride));
+                rows.for_each(|((row, values), halves)| {
+                    write(row, values);
+                    narrow(halves, values);
+                });
+            }
+        }
+    }
+
+    /// How many rows there are.
+    pub fn rows(&self) -> usize {
+        self.values.len() / self.width
+    }
+
+    /// The values themselves, row after row.
+    pub fn values(&self) -> &[f32] {
+        &self.values
+    }
+}
+
+dispatch!(round => round_values(x: &mut [f32]));
+dispatch!(narrow => narrow_values(to: &mut [u16], from: &[f32]));
+
+#[inline(always)]
+fn round_values(x: &mut [f32]) {
+    for x in x {
+        *x = Precision::Bf16.round_value(*x);
+    }
+}
+
+#[inline(always)]
+fn narrow_values(to: &mut [u16], from: &[f32]) {
+    for (to, &from) in to.iter_mut().zip(from) {
+        *to = bf16_bits(from) as u16;
+    }
+}
+
+/// What becomes of a product.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Put {
+    /// It is written.
+    Over,
+    /// It is added to what is there.
+    Onto,
+}
 
 /// A matrix `[in, out]` in panels.
 pub(crate) struct Packed {
     panels: Panels,
+    /// Added to the product: a number for each column of the panels.
+    bias: Vec<f32>,
     precision: Precision,
     input: usize,
     output: usize,
@@ -67,7 +168,7 @@ impl Packed {
             let depth = input.div_ceil(2);
             let line = |n: usize| {
                 let (i, o) = (2 * (n % depth), n / depth * WIDTH);
-                std::array::from_fn(|j| pair(at(i, o + j), at(i + 1, o + j)))
+                std::array::from_fn(|j| bf16_bits(at(i, o + j)) | bf16_bits(at(i + 1, o + j)) << 16)
             };
             Panels::Bf16((0..count * depth).into_par_iter().map(line).collect())
         } else {
@@ -79,167 +180,163 @@ impl Packed {
         };
         Self {
             panels,
+            bias: vec![0.0; count * WIDTH],
             precision,
             input,
             output,
         }
     }
 
-    /// `[B, T, in] -> [B, T, out]`
-    pub fn linear(&self, x: Tensor<3>) -> Tensor<3> {
-        let (device, [b, t, _]) = (x.device(), x.dims());
-        let y = self.product(floats(&x.into_data_as::<f32>()));
-        Tensor::from_data(TensorData::new(y, [b, t, self.output]), &device)
+    /// The same and `bias`, which is added to the rounded product.
+    pub fn with_bias(mut self, bias: &[f32]) -> Self {
+        self.bias[..self.output].copy_from_slice(bias);
+        self
     }
 
-    /// `[N, in] -> [N, out]`, both row after row.
-    pub fn product(&self, x: &[f32]) -> Vec<f32> {
-        match &self.panels {
-            Panels::F32(panels) => {
-                let round = |row: &[f32], i: usize| self.precision.round_value(row[i]);
-                let x = Interleaved::<ROWS, _>::new(x, self.input, self.input, round);
-                self.over_panels(&x, panels, |x, panel| {
-                    pulp::Arch::new().dispatch(F32Product { x, panel })
-                })
+    /// Columns of the product.
+    pub fn output(&self) -> usize {
+        self.output
+    }
+
+    /// `[N, in] -> [N, out]`, rounded as the precision's products are.
+    ///
+    /// # Panics
+    ///
+    /// Where the factors are of another width or precision.
+    pub fn product(&self, x: &Factors, put: Put, out: &mut [f32]) {
+        assert_eq!(x.width, self.input, "rows of another width");
+        match (&self.panels, &x.rounded) {
+            (Panels::F32(panels), Rounded::F32(values)) => {
+                self.f32_product(values, panels, put, out);
             }
-            Panels::Bf16(panels) => {
-                let pairs = |row: &[f32], i: usize| {
-                    let second = row.get(2 * i + 1).copied().unwrap_or(0.0);
-                    pair(row[2 * i], second)
-                };
-                let x = Interleaved::<ROWS, _>::new(x, self.input, self.input.div_ceil(2), pairs);
-                self.over_panels(&x, panels, bf16_product)
+            (Panels::F32(panels), Rounded::Same) => {
+                self.f32_product(&x.values, panels, put, out);
             }
+            (Panels::Bf16(panels), Rounded::Bf16(halves)) => {
+                let depth = self.input.div_ceil(2);
+                self.over_panels(halves, 2 * depth, panels, depth, put, out, bf16_product);
+            }
+            _ => panic!("factors of another precision"),
         }
     }
 
-    /// Some columns of the result at a time, for all rows; `product` makes one panel of R rows.
-    fn over_panels<const R: usize, T: Sync>(
+    /// [`product`](Self::product) of `rows` rows that are at hand, in f32.
+    pub fn product_of(&self, x: &[f32], rows: usize) -> Vec<f32> {
+        let mut out = vec![0.0; rows * self.output];
+        let Panels::F32(panels) = &self.panels else {
+            panic!("factors of another precision")
+        };
+        self.f32_product(x, panels, Put::Over, &mut out);
+        out
+    }
+
+    fn f32_product(&self, x: &[f32], panels: &[[f32; WIDTH]], put: Put, out: &mut [f32]) {
+        let precision = self.precision;
+        let product = |x: [&[f32]; ROWS], panel: &[[f32; WIDTH]], sums: &mut Sums| {
+            pulp::Arch::new().dispatch(F32Product { x, panel, sums });
+            if precision == Precision::Bf16 {
+                round(sums.as_flattened_mut());
+            }
+        };
+        self.over_panels(x, self.input, panels, self.input, put, out, product);
+    }
+
+    /// Some columns of the result at a time, for all rows; `product` makes one panel of some rows. A row is `stride`
+    /// numbers, a panel `depth` lines.
+    #[allow(clippy::too_many_arguments)]
+    fn over_panels<X: Sync, T: Sync>(
         &self,
-        x: &Interleaved<R, T>,
+        x: &[X],
+        stride: usize,
         panels: &[[T; WIDTH]],
-        product: impl Fn(&[[T; R]], &[[T; WIDTH]]) -> [[f32; WIDTH]; R] + Sync,
-    ) -> Vec<f32> {
-        let mut out = vec![0.0; x.rows * self.output];
-        let count = panels.len() / x.depth;
+        depth: usize,
+        put: Put,
+        out: &mut [f32],
+        product: impl Fn([&[X]; ROWS], &[[T; WIDTH]], &mut Sums) + Sync,
+    ) {
+        let rows = x.len() / stride;
+        assert_eq!(out.len(), rows * self.output, "a row for each row");
+        let count = panels.len() / depth;
         let part = count.div_ceil(PARTS * rayon::current_num_threads()).max(1);
         // The columns of each part: a slice of every row.
-        let mut stripes: Vec<Vec<&mut [f32]>> =
-            (0..count.div_ceil(part)).map(|_| Vec::new()).collect();
+        let mut stripes: Vec<Vec<&mut [f32]>> = (0..count.div_ceil(part))
+            .map(|_| Vec::with_capacity(rows))
+            .collect();
         for row in out.chunks_exact_mut(self.output) {
             for (stripe, columns) in stripes.iter_mut().zip(row.chunks_mut(part * WIDTH)) {
                 stripe.push(columns);
             }
         }
-        let parts = panels.par_chunks(part * x.depth);
-        stripes
+        let row = |r: usize| &x[r.min(rows - 1) * stride..][..stride];
+        let parts = stripes
             .into_par_iter()
-            .zip(parts)
-            .for_each(|(mut rows, panels)| {
-                for (n, panel) in panels.chunks_exact(x.depth).enumerate() {
-                    for (x, rows) in x.values.chunks_exact(x.depth).zip(rows.chunks_mut(R)) {
-                        for (sums, row) in product(x, panel).iter().zip(rows) {
-                            let to = &mut row[n * WIDTH..];
-                            for (to, &sum) in to.iter_mut().zip(sums) {
-                                *to = self.precision.round_value(sum);
+            .zip(panels.par_chunks(part * depth))
+            .zip(self.bias.par_chunks(part * WIDTH));
+        parts.for_each(|((mut stripe, panels), bias)| {
+            let mut sums = [[0.0; WIDTH]; ROWS];
+            for (b, block) in stripe.chunks_mut(BLOCK).enumerate() {
+                for (n, panel) in panels.chunks_exact(depth).enumerate() {
+                    for (g, group) in block.chunks_mut(ROWS).enumerate() {
+                        let first = b * BLOCK + g * ROWS;
+                        // In the last rows' place the very last is worked out again.
+                        product(std::array::from_fn(|r| row(first + r)), panel, &mut sums);
+                        let bias = &bias[n * WIDTH..(n + 1) * WIDTH];
+                        for (to, sums) in group.iter_mut().zip(&sums) {
+                            let to = to[n * WIDTH..].iter_mut().zip(sums).zip(bias);
+                            match put {
+                                Put::Over => to.for_each(|((to, sum), bias)| *to = sum + bias),
+                                Put::Onto => to.for_each(|((to, sum), bias)| *to += sum + bias),
                             }
                         }
                     }
                 }
-            });
-        out
-    }
-}
-
-impl fmt::Debug for Packed {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        write!(
-            f,
-            "Packed([{}, {}], {:?})",
-            self.input, self.output, self.precision
-        )
-    }
-}
-
-/// R rows at a time, number by number; the last ones are filled up with zeros.
-struct Interleaved<const R: usize, T> {
-    values: Vec<[T; R]>,
-    depth: usize,
-    rows: usize,
-}
-
-impl<const R: usize, T: Copy + Default + Send> Interleaved<R, T> {
-    /// Rows of `input` numbers, of which `get` makes `depth`.
-    fn new(x: &[f32], input: usize, depth: usize, get: impl Fn(&[f32], usize) -> T + Sync) -> Self {
-        let rows = x.len() / input;
-        let mut values = vec![[T::default(); R]; rows.div_ceil(R) * depth];
-        let blocks = values.par_chunks_mut(depth).zip(x.par_chunks(R * input));
-        blocks.for_each(|(values, x)| {
-            for (r, row) in x.chunks_exact(input).enumerate() {
-                for (i, values) in values.iter_mut().enumerate() {
-                    values[r] = get(row, i);
-                }
             }
         });
-        Self {
-            values,
-            depth,
-            rows,
-        }
     }
-}
-
-/// Both numbers as bfloat16, the first in the lower half.
-fn pair(first: f32, second: f32) -> u32 {
-    bf16_bits(first) | bf16_bits(second) << 16
 }
 
 struct F32Product<'a> {
-    x: &'a [[f32; ROWS]],
+    x: [&'a [f32]; ROWS],
     panel: &'a [[f32; WIDTH]],
+    sums: &'a mut Sums,
 }
 
 impl pulp::WithSimd for F32Product<'_> {
-    type Output = [[f32; WIDTH]; ROWS];
+    type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: pulp::Simd>(self, simd: S) -> Self::Output {
-        let mut out = [[0.0; WIDTH]; ROWS];
+    fn with_simd<S: pulp::Simd>(mut self, simd: S) {
         // Two vectors of a panel's columns at a time.
         for first in (0..WIDTH / S::F32_LANES).step_by(2) {
             if S::REGISTER_COUNT >= 32 {
-                self.columns::<S, ROWS>(simd, first, 0, &mut out);
+                self.columns::<S, ROWS>(simd, first, 0);
             } else {
                 for row in (0..ROWS).step_by(ROWS / 2) {
-                    self.columns::<S, { ROWS / 2 }>(simd, first, row, &mut out);
+                    self.columns::<S, { ROWS / 2 }>(simd, first, row);
                 }
             }
         }
-        out
     }
 }
 
 impl F32Product<'_> {
     /// Two vectors of columns for the R rows from `row` on.
     #[inline(always)]
-    fn columns<S: pulp::Simd, const R: usize>(
-        &self,
-        simd: S,
-        first: usize,
-        row: usize,
-        out: &mut [[f32; WIDTH]; ROWS],
-    ) {
+    fn columns<S: pulp::Simd, const R: usize>(&mut self, simd: S, first: usize, row: usize) {
+        let depth = self.panel.len();
+        let rows: [&[f32]; R] = std::array::from_fn(|r| &self.x[row + r][..depth]);
         let mut sums = [[simd.splat_f32s(0.0); 2]; R];
-        for (x, line) in self.x.iter().zip(self.panel) {
-            let (x, line) = (&x[row..row + R], S::as_simd_f32s(line).0);
+        for (i, line) in self.panel.iter().enumerate() {
+            let line = S::as_simd_f32s(line).0;
             for r in 0..R {
-                let x = simd.splat_f32s(x[r]);
+                // SAFETY: every row has as many numbers as the panel has lines.
+                let x = simd.splat_f32s(unsafe { *rows[r].get_unchecked(i) });
                 for v in 0..2 {
                     sums[r][v] = simd.mul_add_f32s(x, line[first + v], sums[r][v]);
                 }
             }
         }
-        for (out, sums) in out[row..row + R].iter_mut().zip(sums) {
+        for (out, sums) in self.sums[row..row + R].iter_mut().zip(sums) {
             S::as_mut_simd_f32s(out).0[first..first + 2].copy_from_slice(&sums);
         }
     }
@@ -253,19 +350,21 @@ fn has_bf16() -> bool {
     false
 }
 
+/// The sums, rounded.
 #[cfg(target_arch = "x86_64")]
-fn bf16_product(x: &[[u32; ROWS]], panel: &[[u32; WIDTH]]) -> [[f32; WIDTH]; ROWS] {
+fn bf16_product(x: [&[u16]; ROWS], panel: &[[u32; WIDTH]], sums: &mut Sums) {
     use std::arch::x86_64::{
-        __m512bh, __m512i, _mm512_dpbf16_ps, _mm512_loadu_si512, _mm512_set1_epi32,
-        _mm512_setzero_ps, _mm512_storeu_ps,
+        __m512bh, __m512i, _mm512_cvtneps_pbh, _mm512_cvtpbh_ps, _mm512_dpbf16_ps,
+        _mm512_loadu_si512, _mm512_set1_epi32, _mm512_setzero_ps, _mm512_storeu_ps,
     };
 
     #[target_feature(enable = "avx512f,avx512bf16")]
-    fn product(x: &[[u32; ROWS]], panel: &[[u32; WIDTH]]) -> [[f32; WIDTH]; ROWS] {
+    fn product(x: [&[u16]; ROWS], panel: &[[u32; WIDTH]], out: &mut Sums) {
         // SAFETY: both are 512 bits without a meaning of their own.
         let pairs = |x: __m512i| unsafe { std::mem::transmute::<__m512i, __m512bh>(x) };
+        let rows = x.map(|x| x[..2 * panel.len()].as_ptr().cast::<i32>());
         let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
-        for (x, line) in x.iter().zip(panel) {
+        for (i, line) in panel.iter().enumerate() {
             // SAFETY: a line is 32 numbers of 32 bits, two vectors.
             let line = unsafe {
                 [
@@ -274,33 +373,35 @@ fn bf16_product(x: &[[u32; ROWS]], panel: &[[u32; WIDTH]]) -> [[f32; WIDTH]; ROW
                 ]
             };
             for r in 0..ROWS {
-                let x = pairs(_mm512_set1_epi32(x[r].cast_signed()));
+                // SAFETY: every row has two numbers for each line of the panel.
+                let x = pairs(_mm512_set1_epi32(unsafe {
+                    rows[r].add(i).read_unaligned()
+                }));
                 for v in 0..2 {
                     sums[r][v] = _mm512_dpbf16_ps(sums[r][v], x, line[v]);
                 }
             }
         }
-        let mut out = [[0.0; WIDTH]; ROWS];
         for (out, sums) in out.iter_mut().zip(sums) {
             for (out, sum) in out.chunks_exact_mut(16).zip(sums) {
+                let sum = _mm512_cvtpbh_ps(_mm512_cvtneps_pbh(sum));
                 // SAFETY: 16 numbers.
                 unsafe { _mm512_storeu_ps(out.as_mut_ptr(), sum) };
             }
         }
-        out
     }
     // SAFETY: panels of pairs are made only where the processor has both.
-    unsafe { product(x, panel) }
+    unsafe { product(x, panel, sums) }
 }
 
 #[cfg(not(target_arch = "x86_64"))]
-fn bf16_product(_: &[[u32; ROWS]], _: &[[u32; WIDTH]]) -> [[f32; WIDTH]; ROWS] {
+fn bf16_product(_: [&[u16]; ROWS], _: &[[u32; WIDTH]], _: &mut Sums) {
     unreachable!("panels of pairs are made only where the processor multiplies them")
 }
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::Device;
+    use burn::tensor::{Device, TensorData};
 
     use super::*;
 
@@ -318,13 +419,19 @@ mod tests {
                 (4, 64, 32),
                 (9, 33, 70),
                 (17, 20, 129),
+                (150, 16, 40),
             ] {
                 let (x, w) = (noise(rows * input, 1), noise(input * output, 2));
                 let matrix =
                     Tensor::<2>::from_data(TensorData::new(w.clone(), [input, output]), &device);
-                let y = Packed::new(matrix.clone(), precision).product(&x);
-                let other = Packed::transposed(matrix.transpose(), precision).product(&x);
-                assert_eq!(y, other);
+                let mut factors = Factors::new(input, precision);
+                factors.fill(rows, |r, to| to.copy_from_slice(&x[r * input..][..input]));
+                let mut y = vec![f32::NAN; rows * output];
+                Packed::new(matrix.clone(), precision).product(&factors, Put::Over, &mut y);
+                let mut other = vec![1.0; rows * output];
+                let transposed = Packed::transposed(matrix.transpose(), precision);
+                transposed.product(&factors, Put::Onto, &mut other);
+                assert!(y.iter().zip(&other).all(|(y, other)| y + 1.0 == *other));
                 assert_eq!(y.len(), rows * output);
                 for (n, y) in y.into_iter().enumerate() {
                     let (row, column) = (n / output, n % output);

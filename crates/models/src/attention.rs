@@ -1,4 +1,5 @@
-//! Attention of new tokens over keys and values in host memory, a task for each row and key head.
+//! Keys and values in host memory, allocated once: new tokens are written in place, a row that leaves the batch costs
+//! nothing, and attention reads them where they lie, a task for each row and key head.
 
 use std::ops::Range;
 
@@ -7,17 +8,59 @@ use rayon::prelude::*;
 
 use crate::Precision;
 use crate::layers::bf16_bits;
+use crate::llama::frequencies;
 use crate::ops::softmax_of;
 
 /// Keys and values of one layer.
-pub(super) trait Store: Send + Sync {
-    /// Writes `k` and `v`, both `[B, K, T, dh]`, for the rows at these places, then attends to all that is seen: `q` and
-    /// the result are `[B, H, T, dh]`. Without queries it only writes.
-    fn step(&mut self, rows: &Rows, q: &[f32], k: &[f32], v: &[f32]) -> Vec<f32>;
+pub(crate) trait Store: Send + Sync {
+    /// Writes keys and values for the rows at these places, then attends to all that is seen.
+    ///
+    /// # Shapes
+    ///
+    /// - `qkv`: `[B, T, (H + 2 K) dh]`: the heads of queries, then of keys, then of values
+    /// - `out`: `[B, H, T, dh]`
+    fn step(&mut self, rows: &Rows, qkv: &[f32], rotary: Option<&Rotary>, out: &mut [f32]);
+}
+
+/// Cosines and sines of LLaMA's rotary embedding, `[positions, dh / 2]` each.
+pub(crate) struct Rotary {
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+}
+
+impl Rotary {
+    pub fn new(positions: usize, theta: f64, dh: usize) -> Self {
+        let frequencies: Vec<f64> = frequencies(theta, dh).collect();
+        let table = |f: fn(f64) -> f64| {
+            (0..positions)
+                .flat_map(|position| {
+                    frequencies
+                        .iter()
+                        .map(move |x| f(position as f64 * x) as f32)
+                })
+                .collect()
+        };
+        Self {
+            cos: table(f64::cos),
+            sin: table(f64::sin),
+        }
+    }
+
+    /// Rotates the pairs (i, i + dh/2) of a head at a position.
+    #[inline(always)]
+    fn turn(&self, head: &mut [f32], position: usize) {
+        let half = head.len() / 2;
+        let (first, second) = head.split_at_mut(half);
+        let place = position * half..(position + 1) * half;
+        let angles = self.cos[place.clone()].iter().zip(&self.sin[place]);
+        for ((a, b), (cos, sin)) in first.iter_mut().zip(second).zip(angles) {
+            (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+        }
+    }
 }
 
 /// The rows of a step.
-pub(super) struct Rows<'a> {
+pub(crate) struct Rows<'a> {
     /// Where each is in the cache.
     pub places: &'a [usize],
     /// How many of its first positions are not seen.
@@ -29,7 +72,7 @@ pub(super) struct Rows<'a> {
 }
 
 /// Room for `capacity` positions, in the numbers of the products: reading them is what takes the time.
-pub(super) fn store(
+pub(crate) fn store(
     precision: Precision,
     batch: usize,
     kv_heads: usize,
@@ -101,45 +144,69 @@ impl<T: Number> Slabs<T> {
 }
 
 impl<T: Number> Store for Slabs<T> {
-    fn step(&mut self, rows: &Rows, q: &[f32], k: &[f32], v: &[f32]) -> Vec<f32> {
-        let (dh, heads, width) = (self.dh, self.kv_heads, rows.width);
+    fn step(&mut self, rows: &Rows, qkv: &[f32], rotary: Option<&Rotary>, out: &mut [f32]) {
+        let (dh, kv_heads, width) = (self.dh, self.kv_heads, rows.width);
         let slabs = self
             .keys
             .chunks_mut(self.size)
             .zip(self.values.chunks_mut(self.size));
         let mut slabs: Vec<_> = slabs.map(Some).collect();
-        let mut out = vec![0.0; q.len()];
         // Query heads that share a key head lie side by side.
-        let share = q.len() / (rows.places.len() * heads);
-        let mut rest = &mut out[..];
-        let mut tasks = Vec::with_capacity(rows.places.len() * heads);
-        for (row, place) in rows.places.iter().enumerate() {
-            for head in 0..heads {
-                let task = row * heads + head;
-                let answers;
-                (answers, rest) = rest.split_at_mut(share);
-                let new = task * width * dh..(task + 1) * width * dh;
-                let queries = Queries {
-                    dh,
-                    width,
-                    past: rows.past,
-                    pad: rows.pads[row],
-                };
-                let slab = slabs[place * heads + head]
-                    .take()
-                    .expect("a place holds one row");
-                let q = &q[task * share..(task + 1) * share];
-                tasks.push((queries, q, (&k[new.clone()], &v[new]), slab, answers));
-            }
+        let share = out.len() / (rows.places.len() * kv_heads);
+        let columns = qkv.len() / (rows.places.len() * width);
+        let mut tasks = Vec::with_capacity(rows.places.len() * kv_heads);
+        for (i, answers) in out.chunks_exact_mut(share).enumerate() {
+            let (row, head) = (i / kv_heads, i % kv_heads);
+            let queries = Queries {
+                dh,
+                width,
+                past: rows.past,
+                pad: rows.pads[row],
+            };
+            let slab = slabs[rows.places[row] * kv_heads + head]
+                .take()
+                .expect("a place holds one row");
+            tasks.push((queries, i, slab, answers));
         }
         tasks.into_par_iter().for_each_init(
             Scratch::default,
-            |scratch, (queries, q, (k, v), (keys, values), answers)| {
-                append(queries, k, v, keys, values);
-                attend_queries(queries, q, keys, values, scratch, answers);
+            |scratch, (queries, i, (keys, values), answers)| {
+                let new = New {
+                    qkv: &qkv[i / kv_heads * width * columns..][..width * columns],
+                    columns,
+                    head: i % kv_heads,
+                    kv_heads,
+                    rotary,
+                };
+                serve(queries, &new, keys, values, scratch, answers);
             },
         );
-        out
+    }
+}
+
+/// A row's new tokens, for one key head.
+struct New<'a> {
+    /// `[T, columns]`
+    qkv: &'a [f32],
+    columns: usize,
+    head: usize,
+    kv_heads: usize,
+    rotary: Option<&'a Rotary>,
+}
+
+impl New<'_> {
+    /// A head's numbers for all new tokens, turned if they are to be.
+    #[inline(always)]
+    fn gather(&self, queries: Queries, head: usize, turned: bool, to: &mut Vec<f32>) {
+        let dh = queries.dh;
+        for (t, token) in self.qkv.chunks_exact(self.columns).enumerate() {
+            let start = to.len();
+            to.extend_from_slice(&token[head * dh..(head + 1) * dh]);
+            if let Some(rotary) = self.rotary.filter(|_| turned) {
+                let position = (queries.past + t).saturating_sub(queries.pad);
+                rotary.turn(&mut to[start..], position);
+            }
+        }
     }
 }
 
@@ -160,6 +227,7 @@ impl Queries {
     }
 }
 
+#[inline(always)]
 fn append<T: Number>(queries: Queries, k: &[f32], v: &[f32], keys: &mut [T], values: &mut [T]) {
     let dh = queries.dh;
     for (to, &x) in values[queries.past * dh..].iter_mut().zip(v) {
@@ -174,17 +242,43 @@ fn append<T: Number>(queries: Queries, k: &[f32], v: &[f32], keys: &mut [T], val
     }
 }
 
-dispatch!(attend_queries => over_cache<T: Number>(
-    queries: Queries, q: &[f32], keys: &[T], values: &[T], scratch: &mut Scratch, out: &mut [f32],
+dispatch!(serve => serve_head<T: Number>(
+    queries: Queries, new: &New, keys: &mut [T], values: &mut [T], scratch: &mut Scratch, out: &mut [f32],
 ));
+
+#[inline(always)]
+fn serve_head<T: Number>(
+    queries: Queries,
+    new: &New,
+    keys: &mut [T],
+    values: &mut [T],
+    scratch: &mut Scratch,
+    out: &mut [f32],
+) {
+    let heads = new.columns / queries.dh - 2 * new.kv_heads;
+    let share = heads / new.kv_heads;
+    let Scratch { new: [q, k, v], .. } = scratch;
+    for part in [&mut *q, &mut *k, &mut *v] {
+        part.clear();
+    }
+    for head in new.head * share..(new.head + 1) * share {
+        new.gather(queries, head, true, q);
+    }
+    new.gather(queries, heads + new.head, true, k);
+    new.gather(queries, heads + new.kv_heads + new.head, false, v);
+    append(queries, k, v, keys, values);
+    over_cache(queries, keys, values, scratch, out);
+}
 
 /// Queries whose sums are held in registers.
 const GROUP: usize = 4;
 
 #[derive(Default)]
 struct Scratch {
+    /// Queries, keys and values of the new tokens.
+    new: [Vec<f32>; 3],
     /// A group's queries side by side; what is missing in the last group is 0.
-    q: Vec<[f32; GROUP]>,
+    group: Vec<[f32; GROUP]>,
     /// A row for each query of a group.
     scores: Vec<f32>,
 }
@@ -192,10 +286,13 @@ struct Scratch {
 #[inline(always)]
 fn over_cache<T: Number>(
     queries: Queries,
-    q: &[f32],
     keys: &[T],
     values: &[T],
-    Scratch { q: group, scores }: &mut Scratch,
+    Scratch {
+        new: [q, ..],
+        group,
+        scores,
+    }: &mut Scratch,
     out: &mut [f32],
 ) {
     let dh = queries.dh;

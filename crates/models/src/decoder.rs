@@ -1,0 +1,487 @@
+//! Decoding where tensors lie in host memory: the pass of either architecture over packed weights and rows of numbers.
+//!
+//! A step has one token a row, so that an operation on a tensor costs more in its calls than in its numbers. Here a
+//! layer is eight loops, each in parallel: norm, queries with keys and values, attention, its output, norm, the two halves
+//! of the feed-forward network and the activation between them.
+
+use abkd_host::{LANES, dispatch};
+use burn::tensor::{Device, Int, Tensor, TensorData};
+
+use crate::attention::{self, Rotary, Rows, Store};
+use crate::layers::{Conv1D, LayerNorm, Linear, RmsNorm};
+use crate::ops::{gelu, silu};
+use crate::packed::{Factors, Packed, Put};
+use crate::params::to_vec;
+use crate::{LanguageModel, Precision, gpt2, llama};
+
+/// A model made ready to decode, and the keys and values of a batch.
+pub(crate) struct HostModel {
+    /// `[V, d]`
+    tokens: Tensor<2>,
+    /// `[positions, d]`, where positions are embedded.
+    positions: Option<Vec<f32>>,
+    layers: Vec<Layer>,
+    norm: Norm,
+    head: Packed,
+    /// Base of the rotary frequencies, where positions are rotations.
+    theta: Option<f64>,
+    /// Whether the activation is SwiGLU; GELU if not.
+    gated: bool,
+    kv_heads: usize,
+    dh: usize,
+    precision: Precision,
+    cache: Cache,
+}
+
+struct Layer {
+    norm_1: Norm,
+    /// Queries, keys and values.
+    qkv: Dense,
+    out: Dense,
+    norm_2: Norm,
+    /// Gate and value side by side, where there is a gate.
+    up: Dense,
+    down: Dense,
+}
+
+#[derive(Default)]
+struct Cache {
+    layers: Vec<Box<dyn Store>>,
+    rotary: Option<Rotary>,
+    /// Rows of the batch by their place in the cache.
+    places: Vec<usize>,
+    /// Positions that it holds.
+    length: usize,
+}
+
+impl HostModel {
+    pub fn new(model: &LanguageModel) -> Self {
+        match model {
+            LanguageModel::Gpt2(m) => Self::gpt2(m),
+            LanguageModel::Llama(m) => Self::llama(m),
+        }
+    }
+
+    fn gpt2(model: &gpt2::Gpt2) -> Self {
+        let (stack, config, precision) = (&model.transformer, &model.config, model.precision);
+        let epsilon = config.layer_norm_epsilon;
+        let layers = stack.h.iter().map(|block| Layer {
+            norm_1: Norm::layer(&block.ln_1, epsilon),
+            qkv: Dense::conv(&block.attn.c_attn),
+            out: Dense::conv(&block.attn.c_proj),
+            norm_2: Norm::layer(&block.ln_2, epsilon),
+            up: Dense::conv(&block.mlp.c_fc),
+            down: Dense::conv(&block.mlp.c_proj),
+        });
+        let tokens = stack.wte.weight.val();
+        Self {
+            positions: Some(to_vec(stack.wpe.weight.val())),
+            layers: layers.collect(),
+            norm: Norm::layer(&stack.ln_f, epsilon),
+            head: Packed::transposed(tokens.clone(), precision),
+            tokens: tokens.to_device(&Device::flex()),
+            theta: None,
+            gated: false,
+            kv_heads: config.n_head,
+            dh: config.n_embd / config.n_head,
+            precision,
+            cache: Cache::default(),
+        }
+    }
+
+    fn llama(model: &llama::Llama) -> Self {
+        let (stack, config, precision) = (&model.model, &model.config, model.precision);
+        let epsilon = config.rms_norm_eps;
+        let layers = stack.layers.iter().map(|layer| {
+            let (attn, mlp) = (&layer.self_attn, &layer.mlp);
+            Layer {
+                norm_1: Norm::rms(&layer.input_layernorm, epsilon),
+                qkv: Dense::side_by_side(&[&attn.q_proj, &attn.k_proj, &attn.v_proj]),
+                out: Dense::side_by_side(&[&attn.o_proj]),
+                norm_2: Norm::rms(&layer.post_attention_layernorm, epsilon),
+                up: Dense::side_by_side(&[&mlp.gate_proj, &mlp.up_proj]),
+                down: Dense::side_by_side(&[&mlp.down_proj]),
+            }
+        });
+        let tokens = stack.embed_tokens.weight.val();
+        Self {
+            positions: None,
+            layers: layers.collect(),
+            norm: Norm::rms(&stack.norm, epsilon),
+            head: Packed::transposed(model.head().val(), precision),
+            tokens: tokens.to_device(&Device::flex()),
+            theta: Some(config.rope_theta),
+            gated: true,
+            kv_heads: config.kv_heads(),
+            dh: config.head_width(),
+            precision,
+            cache: Cache::default(),
+        }
+    }
+
+    /// Forgets what was seen; from here on it is `batch` rows of at most `capacity` positions.
+    pub fn begin(&mut self, batch: usize, capacity: usize) {
+        let (kv_heads, dh) = (self.kv_heads, self.dh);
+        let store = |_| attention::store(self.precision, batch, kv_heads, capacity, dh);
+        self.cache = Cache {
+            layers: (0..self.layers.len()).map(store).collect(),
+            rotary: self.theta.map(|theta| Rotary::new(capacity, theta, dh)),
+            places: (0..batch).collect(),
+            length: 0,
+        };
+    }
+
+    /// Keeps only the given rows of the batch, in that order.
+    pub fn keep_rows(&mut self, rows: &[usize]) {
+        let places = &self.cache.places;
+        self.cache.places = rows.iter().map(|&r| places[r]).collect();
+    }
+
+    /// Logits after the last column of `ids`, which follow what was seen.
+    ///
+    /// # Shapes
+    ///
+    /// - `ids`: `[B, T]`; `pads`: B, how many of a row's first positions over all are padding
+    /// - `logits`: `[B, V]`
+    pub fn last_logits(&mut self, ids: &[i32], pads: &[usize], logits: &mut Vec<f32>) {
+        let (kv_heads, dh, d) = (self.kv_heads, self.dh, self.tokens.dims()[1]);
+        let (batch, past) = (pads.len(), self.cache.length);
+        let columns = ids.len() / batch;
+        let factors = |width| Factors::new(width, self.precision);
+        let (mut normed, mut qkv, mut attended, mut up) =
+            (factors(d), Vec::new(), Vec::new(), Vec::new());
+        let mut x = self.embed(ids, columns, pads); // [B T, d]
+        // Of the last layer only keys and values are needed in other columns than the last.
+        let mut first = 0;
+        let last = self.layers.len() - 1;
+        for (i, layer) in self.layers.iter().enumerate() {
+            normed.fill(batch * columns, |r, to| {
+                layer.norm_1.apply(&x[r * d..(r + 1) * d], to);
+            });
+            layer.qkv.apply(&normed, Put::Over, &mut qkv);
+            let heads = layer.qkv.weight.output() / dh - 2 * kv_heads;
+            attended.resize(batch * columns * heads * dh, 0.0); // [B, H, T, dh]
+            let rows = Rows {
+                places: &self.cache.places,
+                pads,
+                past,
+                width: columns,
+            };
+            let rotary = self.cache.rotary.as_ref();
+            self.cache.layers[i].step(&rows, &qkv, rotary, &mut attended);
+            if i == last && columns > 1 {
+                first = columns - 1;
+                x = (x.chunks_exact(columns * d))
+                    .flat_map(|row| &row[first * d..])
+                    .copied()
+                    .collect();
+            }
+            let width = columns - first;
+            let mut heads_of = factors(heads * dh);
+            heads_of.fill(batch * width, |r, to| {
+                let (row, column) = (r / width, first + r % width);
+                for (h, to) in to.chunks_exact_mut(dh).enumerate() {
+                    let from = ((row * heads + h) * columns + column) * dh;
+                    to.copy_from_slice(&attended[from..from + dh]);
+                }
+            });
+            layer.out.apply(&heads_of, Put::Onto, &mut x);
+            normed.fill(batch * width, |r, to| {
+                layer.norm_2.apply(&x[r * d..(r + 1) * d], to);
+            });
+            layer.up.apply(&normed, Put::Over, &mut up);
+            let inner = up.len() / (batch * width);
+            let mut active = factors(if self.gated { inner / 2 } else { inner });
+            active.fill(batch * width, |r, to| {
+                let (value, more) = up[r * inner..(r + 1) * inner].split_at(to.len());
+                to.copy_from_slice(value);
+                if self.gated {
+                    silu(to);
+                    to.iter_mut().zip(more).for_each(|(to, up)| *to *= up);
+                } else {
+                    gelu(to);
+                }
+            });
+            layer.down.apply(&active, Put::Onto, &mut x);
+        }
+        self.cache.length += columns;
+        normed.fill(batch, |r, to| {
+            self.norm.apply(&x[r * d..(r + 1) * d], to);
+        });
+        logits.resize(batch * self.head.output(), 0.0);
+        self.head.product(&normed, Put::Over, logits);
+    }
+
+    /// `[B, T] -> [B T, d]`
+    fn embed(&self, ids: &[i32], columns: usize, pads: &[usize]) -> Vec<f32> {
+        let data = TensorData::new(ids.to_vec(), [ids.len()]);
+        let ids = Tensor::<1, Int>::from_data(data, &self.tokens.device());
+        let mut x = to_vec(self.tokens.clone().select(0, ids));
+        if let Some(positions) = &self.positions {
+            let d = self.tokens.dims()[1];
+            for (i, x) in x.chunks_exact_mut(d).enumerate() {
+                let column = self.cache.length + i % columns;
+                let position = column.saturating_sub(pads[i / columns]);
+                let place = &positions[position * d..(position + 1) * d];
+                x.iter_mut().zip(place).for_each(|(x, place)| *x += place);
+            }
+        }
+        x
+    }
+}
+
+/// A projection, or several of the same input side by side.
+struct Dense {
+    weight: Packed,
+    /// The first column of each, and what it adds there.
+    adapters: Vec<(usize, Adapter)>,
+}
+
+/// `scale x A B`, in f32.
+struct Adapter {
+    a: Packed,
+    b: Packed,
+    scale: f32,
+}
+
+impl Dense {
+    fn conv(conv: &Conv1D) -> Self {
+        let weight = Packed::new(conv.weight.val(), conv.precision);
+        Self {
+            weight: weight.with_bias(&to_vec(conv.bias.val())),
+            adapters: Vec::new(),
+        }
+    }
+
+    fn side_by_side(linears: &[&Linear]) -> Self {
+        let weights = linears.iter().map(|l| l.weight.val()).collect();
+        let mut adapters = Vec::new();
+        let mut column = 0;
+        for linear in linears {
+            if let Some(adapter) = &linear.adapter {
+                let pack = |factor| Packed::new(factor, Precision::F32);
+                let adapter = Adapter {
+                    a: pack(adapter.a.val()),
+                    b: pack(adapter.b.val()),
+                    scale: adapter.scale as f32,
+                };
+                adapters.push((column, adapter));
+            }
+            column += linear.weight.dims()[1];
+        }
+        Self {
+            weight: Packed::new(Tensor::cat(weights, 1), linears[0].precision),
+            adapters,
+        }
+    }
+
+    /// `[N, in] -> [N, out]`
+    fn apply(&self, x: &Factors, put: Put, out: &mut Vec<f32>) {
+        let (rows, output) = (x.rows(), self.weight.output());
+        out.resize(rows * output, 0.0);
+        self.weight.product(x, put, out);
+        for (column, adapter) in &self.adapters {
+            let low = adapter.a.product_of(x.values(), rows);
+            let more = adapter.b.product_of(&low, rows);
+            let width = adapter.b.output();
+            for (to, more) in out.chunks_exact_mut(output).zip(more.chunks_exact(width)) {
+                let to = to[*column..].iter_mut().zip(more);
+                to.for_each(|(to, more)| *to += adapter.scale * more);
+            }
+        }
+    }
+}
+
+/// A norm over a row.
+struct Norm {
+    weight: Vec<f32>,
+    /// Where there is one, the mean is taken off.
+    bias: Option<Vec<f32>>,
+    epsilon: f32,
+}
+
+impl Norm {
+    fn layer(norm: &LayerNorm, epsilon: f64) -> Self {
+        Self {
+            weight: to_vec(norm.weight.val()),
+            bias: Some(to_vec(norm.bias.val())),
+            epsilon: epsilon as f32,
+        }
+    }
+
+    fn rms(norm: &RmsNorm, epsilon: f64) -> Self {
+        Self {
+            weight: to_vec(norm.weight.val()),
+            bias: None,
+            epsilon: epsilon as f32,
+        }
+    }
+
+    fn apply(&self, x: &[f32], to: &mut [f32]) {
+        match &self.bias {
+            Some(bias) => layer_norm(x, &self.weight, bias, self.epsilon, to),
+            None => rms_norm(x, &self.weight, self.epsilon, to),
+        }
+    }
+}
+
+dispatch!(rms_norm => rms_norm_row(x: &[f32], weight: &[f32], epsilon: f32, to: &mut [f32]));
+dispatch!(layer_norm => layer_norm_row(
+    x: &[f32], weight: &[f32], bias: &[f32], epsilon: f32, to: &mut [f32],
+));
+
+#[inline(always)]
+fn rms_norm_row(x: &[f32], weight: &[f32], epsilon: f32, to: &mut [f32]) {
+    let scale = 1.0 / (mean(x, |x| x * x) + epsilon).sqrt();
+    for ((to, x), weight) in to.iter_mut().zip(x).zip(weight) {
+        *to = x * scale * weight;
+    }
+}
+
+#[inline(always)]
+fn layer_norm_row(x: &[f32], weight: &[f32], bias: &[f32], epsilon: f32, to: &mut [f32]) {
+    let middle = mean(x, |x| x);
+    let scale = 1.0 / (mean(x, |x| (x - middle) * (x - middle)) + epsilon).sqrt();
+    for (((to, x), weight), bias) in to.iter_mut().zip(x).zip(weight).zip(bias) {
+        *to = ((x - middle) * scale).mul_add(*weight, *bias);
+    }
+}
+
+#[inline(always)]
+fn mean(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
+    let mut lanes = [0.0; LANES];
+    let (chunks, rest) = x.as_chunks::<LANES>();
+    for chunk in chunks {
+        for i in 0..LANES {
+            lanes[i] += f(chunk[i]);
+        }
+    }
+    for (lane, x) in lanes.iter_mut().zip(rest) {
+        *lane += f(*x);
+    }
+    lanes.iter().sum::<f32>() / x.len() as f32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lora::{self, LoraConfig};
+    use crate::{KvCache, ModelConfig};
+
+    const GPT2: &str = r#"{"model_type": "gpt2", "vocab_size": 37, "n_positions": 24, "n_embd": 20, "n_layer": 2,
+        "n_head": 4, "initializer_range": 0.3}"#;
+    const LLAMA: &str = r#"{"model_type": "llama", "vocab_size": 37, "hidden_size": 24, "intermediate_size": 36,
+        "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.3}"#;
+
+    fn model(config: &str) -> LanguageModel {
+        let config: ModelConfig = serde_json::from_str(config).unwrap();
+        // Norms and biases that change something, too.
+        let model = config.init(3, &Device::flex());
+        let changed = crate::params::replace(model, |name, shape| {
+            let key = name.bytes().map(u32::from).sum::<u32>();
+            let value = |i: usize| ((i as f32 + key as f32) * 0.7).sin();
+            let base = if name.contains("bias") { 0.0 } else { 1.0 };
+            Ok::<_, std::convert::Infallible>(
+                (shape.len() < 2).then(|| (0..shape[0]).map(|i| base + 0.3 * value(i)).collect()),
+            )
+        });
+        changed.unwrap()
+    }
+
+    /// Logits of three rows in four steps, the middle row gone before the third.
+    fn steps(mut step: impl FnMut(&[i32], &[usize], Option<&[usize]>) -> Vec<f32>) -> Vec<f32> {
+        let mut pads = vec![0, 2, 1];
+        let mut all = Vec::new();
+        for (n, columns) in [5, 1, 1, 4].into_iter().enumerate() {
+            let kept = [0, 2];
+            let kept = (n == 2).then_some(&kept[..]);
+            if kept.is_some() {
+                pads.remove(1);
+            }
+            let ids: Vec<i32> = (0..pads.len() * columns)
+                .map(|i| ((i * 13 + n * 5) % 37) as i32)
+                .collect();
+            all.extend(step(&ids, &pads, kept));
+        }
+        all
+    }
+
+    fn on_host(model: &LanguageModel) -> Vec<f32> {
+        let mut host = HostModel::new(model);
+        // A batch before this one leaves nothing behind.
+        host.begin(1, 4);
+        host.last_logits(&[1, 2, 3], &[0], &mut Vec::new());
+        host.begin(3, 11);
+        steps(|ids, pads, kept| {
+            if let Some(rows) = kept {
+                host.keep_rows(rows);
+            }
+            let mut logits = Vec::new();
+            host.last_logits(ids, pads, &mut logits);
+            logits
+        })
+    }
+
+    fn in_tensors(model: &LanguageModel) -> Vec<f32> {
+        let mut cache = KvCache::new(model.config().layers(), 11);
+        steps(|ids, pads, kept| {
+            if let Some(rows) = kept {
+                cache.keep_rows(rows);
+            }
+            let (batch, columns) = (pads.len(), ids.len() / pads.len());
+            let data = TensorData::new(ids.to_vec(), [batch, columns]);
+            let ids = Tensor::<2, Int>::from_data(data, &Device::flex());
+            let hidden = model.hidden(ids, pads, Some(&mut cache));
+            let d = hidden.dims()[2];
+            let last = hidden.slice([0..batch, columns - 1..columns, 0..d]);
+            to_vec(model.logits(last.reshape([batch, d])))
+        })
+    }
+
+    fn assert_alike(model: &LanguageModel) {
+        for (precision, near) in [(Precision::F32, 1e-4), (Precision::Bf16, 0.15)] {
+            let model = model.clone().with_precision(precision);
+            let (host, tensors) = (on_host(&model), in_tensors(&model));
+            assert_eq!(host.len(), tensors.len());
+            let spread = tensors.iter().fold(0.0f32, |a, b| a.max(b.abs()));
+            assert!(spread > 1.0, "{spread}");
+            for (i, (a, b)) in host.iter().zip(&tensors).enumerate() {
+                assert!((a - b).abs() < near, "{precision:?} {i}: {a} {b}");
+            }
+        }
+    }
+
+    #[test]
+    fn logits_are_those_of_the_tensors() {
+        assert_alike(&model(GPT2));
+        assert_alike(&model(LLAMA));
+    }
+
+    #[test]
+    fn adapters_add_what_they_add_to_tensors() {
+        let plain = model(LLAMA);
+        let config = LoraConfig {
+            r: 3,
+            alpha: 6.0,
+            dropout: 0.0,
+            target_modules: ["q_proj", "v_proj", "up_proj", "down_proj"]
+                .map(String::from)
+                .to_vec(),
+        };
+        let adapted = lora::attach(plain.clone(), &config, 1).unwrap();
+        let adapted = crate::params::replace(adapted, |name, shape| {
+            let n: usize = shape.iter().product();
+            Ok::<_, std::convert::Infallible>(
+                name.ends_with("adapter.b")
+                    .then(|| (0..n).map(|i| 0.1 * (i as f32).sin()).collect()),
+            )
+        })
+        .unwrap();
+        let difference = on_host(&adapted)
+            .iter()
+            .zip(on_host(&plain))
+            .fold(0.0f32, |most, (a, b)| most.max((a - b).abs()));
+        assert!(difference > 0.1, "{difference}");
+        assert_alike(&adapted);
+    }
+}
