@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use abkd_host::{LANES, dispatch};
+use abkd_host::{LANES, dispatch, prefetch};
 use rayon::prelude::*;
 
 use crate::Precision;
@@ -81,106 +81,266 @@ pub(crate) fn store(
 ) -> Box<dyn Store> {
     match precision {
         Precision::F32 => Box::new(Slabs::<f32>::new(batch, kv_heads, capacity, dh)),
-        Precision::Bf16 => Box::new(Slabs::<Bf16>::new(batch, kv_heads, capacity, dh)),
+        #[cfg(target_arch = "x86_64")]
+        Precision::Bf16 if crate::packed::has_bf16() => {
+            Box::new(Slabs::<DotPair>::new(batch, kv_heads, capacity, dh))
+        }
+        Precision::Bf16 => Box::new(Slabs::<Pair>::new(batch, kv_heads, capacity, dh)),
     }
 }
 
-trait Number: Copy + Default + Send + Sync + 'static {
-    fn narrow(x: f32) -> Self;
-    fn widen(self) -> f32;
-}
+/// A number, or two neighbours in bfloat16 that are multiplied at once.
+trait Cell: Copy + Default + Send + Sync + 'static {
+    /// Numbers in it.
+    const PER: usize;
+    /// Sums in [`LANES`] lanes.
+    type Lanes: Copy;
 
-impl Number for f32 {
+    /// Of as many numbers as it holds.
+    fn new(numbers: &[f32]) -> Self;
+    /// Sets number `i`.
+    fn set(&mut self, i: usize, x: f32);
+    fn zero() -> Self::Lanes;
+    /// `sums[j] + weight . line[j]`
+    fn add(sums: Self::Lanes, weight: Self, line: &[Self; LANES]) -> Self::Lanes;
+    fn floats(sums: Self::Lanes) -> [f32; LANES];
+
+    /// A head's task, compiled for this machine.
+    fn serve(
+        new: &New,
+        slab: (&mut [Self], &mut [Self]),
+        scratch: &mut Scratch<Self>,
+        out: &mut [f32],
+    ) {
+        serve(new, slab, scratch, out);
+    }
+
+    /// Numbers as cells; what is missing in the last is 0.
     #[inline(always)]
-    fn narrow(x: f32) -> Self {
-        x
-    }
-
-    #[inline(always)]
-    fn widen(self) -> f32 {
-        self
+    fn cells(numbers: &[f32], cells: &mut Vec<Self>) {
+        let start = cells.len();
+        cells.resize(start + numbers.len().div_ceil(Self::PER), Self::default());
+        let cells = &mut cells[start..];
+        let whole = numbers.chunks_exact(Self::PER);
+        for (i, &x) in whole.remainder().iter().enumerate() {
+            cells[numbers.len() / Self::PER].set(i, x);
+        }
+        for (cell, numbers) in cells.iter_mut().zip(whole) {
+            *cell = Self::new(numbers);
+        }
     }
 }
 
-/// The bits of a bfloat16.
+impl Cell for f32 {
+    const PER: usize = 1;
+    type Lanes = [f32; LANES];
+
+    #[inline(always)]
+    fn new(numbers: &[f32]) -> Self {
+        numbers[0]
+    }
+
+    #[inline(always)]
+    fn set(&mut self, _: usize, x: f32) {
+        *self = x;
+    }
+
+    #[inline(always)]
+    fn zero() -> Self::Lanes {
+        [0.0; LANES]
+    }
+
+    #[inline(always)]
+    fn add(mut sums: Self::Lanes, weight: Self, line: &[Self; LANES]) -> Self::Lanes {
+        for j in 0..LANES {
+            sums[j] = line[j].mul_add(weight, sums[j]);
+        }
+        sums
+    }
+
+    #[inline(always)]
+    fn floats(sums: Self::Lanes) -> [f32; LANES] {
+        sums
+    }
+}
+
+/// The first number's bits lie in the lower half.
 #[derive(Clone, Copy, Default)]
-struct Bf16(u16);
+struct Pair(u32);
 
-impl Number for Bf16 {
+impl Pair {
     #[inline(always)]
-    fn narrow(x: f32) -> Self {
-        Self(bf16_bits(x) as u16)
+    fn halves(self) -> [f32; 2] {
+        [self.0 << 16, self.0 & 0xffff_0000].map(f32::from_bits)
+    }
+}
+
+impl Cell for Pair {
+    const PER: usize = 2;
+    type Lanes = [f32; LANES];
+
+    #[inline(always)]
+    fn new(numbers: &[f32]) -> Self {
+        Self(bf16_bits(numbers[0]) | bf16_bits(numbers[1]) << 16)
     }
 
     #[inline(always)]
-    fn widen(self) -> f32 {
-        f32::from_bits(u32::from(self.0) << 16)
+    fn set(&mut self, i: usize, x: f32) {
+        let other = self.0 & (0xffff_0000 >> (16 * i));
+        self.0 = other | bf16_bits(x) << (16 * i);
+    }
+
+    #[inline(always)]
+    fn zero() -> Self::Lanes {
+        [0.0; LANES]
+    }
+
+    #[inline(always)]
+    fn add(mut sums: Self::Lanes, weight: Self, line: &[Self; LANES]) -> Self::Lanes {
+        let weight = weight.halves();
+        for j in 0..LANES {
+            let line = line[j].halves();
+            sums[j] = line[1].mul_add(weight[1], line[0].mul_add(weight[0], sums[j]));
+        }
+        sums
+    }
+
+    #[inline(always)]
+    fn floats(sums: Self::Lanes) -> [f32; LANES] {
+        sums
+    }
+}
+
+/// A [`Pair`] for processors that multiply them: `vdpbf16ps`.
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy, Default)]
+struct DotPair(Pair);
+
+#[cfg(target_arch = "x86_64")]
+impl Cell for DotPair {
+    const PER: usize = 2;
+    type Lanes = std::arch::x86_64::__m512;
+
+    #[inline(always)]
+    fn new(numbers: &[f32]) -> Self {
+        Self(Pair::new(numbers))
+    }
+
+    #[inline(always)]
+    fn set(&mut self, i: usize, x: f32) {
+        self.0.set(i, x);
+    }
+
+    #[inline(always)]
+    fn zero() -> Self::Lanes {
+        // SAFETY: all bits 0 are 16 zeros.
+        unsafe { std::mem::zeroed() }
+    }
+
+    #[inline(always)]
+    fn add(sums: Self::Lanes, weight: Self, line: &[Self; LANES]) -> Self::Lanes {
+        use std::arch::x86_64::{__m512i, _mm512_dpbf16_ps, _mm512_loadu_si512, _mm512_set1_epi32};
+        // SAFETY: a line is 512 bits, which have no meaning of their own; slabs of these cells are made only where the
+        // processor has the instructions.
+        unsafe {
+            let pairs = |x: __m512i| std::mem::transmute(x);
+            let weight = pairs(_mm512_set1_epi32(weight.0.0.cast_signed()));
+            _mm512_dpbf16_ps(
+                sums,
+                weight,
+                pairs(_mm512_loadu_si512(line.as_ptr().cast())),
+            )
+        }
+    }
+
+    #[inline(always)]
+    fn floats(sums: Self::Lanes) -> [f32; LANES] {
+        // SAFETY: both are 16 numbers.
+        unsafe { std::mem::transmute(sums) }
+    }
+
+    fn serve(
+        new: &New,
+        slab: (&mut [Self], &mut [Self]),
+        scratch: &mut Scratch<Self>,
+        out: &mut [f32],
+    ) {
+        #[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,fma,avx512bf16")]
+        fn serve(
+            new: &New,
+            slab: (&mut [DotPair], &mut [DotPair]),
+            scratch: &mut Scratch<DotPair>,
+            out: &mut [f32],
+        ) {
+            serve_head(new, slab, scratch, out);
+        }
+        // SAFETY: as above.
+        unsafe { serve(new, slab, scratch, out) }
     }
 }
 
 /// A slab for each row and key head.
 struct Slabs<T> {
-    /// `[B, K, blocks, dh, LANES]`: positions lie side by side, so that scores are sums of vectors.
+    /// `[B, K, blocks, dh / PER, LANES]`: positions lie side by side, so that scores are sums of lanes.
     keys: Vec<T>,
-    /// `[B, K, blocks LANES, dh]`
+    /// `[B, K, positions / PER, lines LANES]`: a head's numbers lie side by side, filled up to whole lines.
     values: Vec<T>,
     kv_heads: usize,
-    /// Numbers in a slab.
-    size: usize,
+    /// Cells in a slab of keys, and of values.
+    sizes: [usize; 2],
     dh: usize,
 }
 
-impl<T: Number> Slabs<T> {
+impl<T: Cell> Slabs<T> {
     fn new(batch: usize, kv_heads: usize, capacity: usize, dh: usize) -> Self {
-        let size = capacity.next_multiple_of(LANES) * dh;
+        let sizes = [
+            capacity.next_multiple_of(LANES) * dh.div_ceil(T::PER),
+            capacity.div_ceil(T::PER) * dh.next_multiple_of(LANES),
+        ];
+        let [keys, values] = sizes.map(|size| vec![T::default(); batch * kv_heads * size]);
         Self {
-            keys: vec![T::default(); batch * kv_heads * size],
-            values: vec![T::default(); batch * kv_heads * size],
+            keys,
+            values,
             kv_heads,
-            size,
+            sizes,
             dh,
         }
     }
 }
 
-impl<T: Number> Store for Slabs<T> {
+impl<T: Cell> Store for Slabs<T> {
     fn step(&mut self, rows: &Rows, qkv: &[f32], rotary: Option<&Rotary>, out: &mut [f32]) {
-        let (dh, kv_heads, width) = (self.dh, self.kv_heads, rows.width);
-        let slabs = self
-            .keys
-            .chunks_mut(self.size)
-            .zip(self.values.chunks_mut(self.size));
+        let kv_heads = self.kv_heads;
+        let slabs =
+            (self.keys.chunks_mut(self.sizes[0])).zip(self.values.chunks_mut(self.sizes[1]));
         let mut slabs: Vec<_> = slabs.map(Some).collect();
         // Query heads that share a key head lie side by side.
         let share = out.len() / (rows.places.len() * kv_heads);
-        let columns = qkv.len() / (rows.places.len() * width);
+        let columns = qkv.len() / (rows.places.len() * rows.width);
         let mut tasks = Vec::with_capacity(rows.places.len() * kv_heads);
         for (i, answers) in out.chunks_exact_mut(share).enumerate() {
             let (row, head) = (i / kv_heads, i % kv_heads);
-            let queries = Queries {
-                dh,
-                width,
+            let new = New {
+                qkv: &qkv[row * rows.width * columns..][..rows.width * columns],
+                columns,
+                head,
+                kv_heads,
+                rotary,
+                dh: self.dh,
+                width: rows.width,
                 past: rows.past,
                 pad: rows.pads[row],
             };
             let slab = slabs[rows.places[row] * kv_heads + head]
                 .take()
                 .expect("a place holds one row");
-            tasks.push((queries, i, slab, answers));
+            tasks.push((new, slab, answers));
         }
-        tasks.into_par_iter().for_each_init(
-            Scratch::default,
-            |scratch, (queries, i, (keys, values), answers)| {
-                let new = New {
-                    qkv: &qkv[i / kv_heads * width * columns..][..width * columns],
-                    columns,
-                    head: i % kv_heads,
-                    kv_heads,
-                    rotary,
-                };
-                serve(queries, &new, keys, values, scratch, answers);
-            },
-        );
+        tasks
+            .into_par_iter()
+            .for_each_init(Scratch::default, |scratch, (new, slab, answers)| {
+                T::serve(&new, slab, scratch, answers);
+            });
     }
 }
 
@@ -192,168 +352,303 @@ struct New<'a> {
     head: usize,
     kv_heads: usize,
     rotary: Option<&'a Rotary>,
-}
-
-impl New<'_> {
-    /// A head's numbers for all new tokens, turned if they are to be.
-    #[inline(always)]
-    fn gather(&self, queries: Queries, head: usize, turned: bool, to: &mut Vec<f32>) {
-        let dh = queries.dh;
-        for (t, token) in self.qkv.chunks_exact(self.columns).enumerate() {
-            let start = to.len();
-            to.extend_from_slice(&token[head * dh..(head + 1) * dh]);
-            if let Some(rotary) = self.rotary.filter(|_| turned) {
-                let position = (queries.past + t).saturating_sub(queries.pad);
-                rotary.turn(&mut to[start..], position);
-            }
-        }
-    }
-}
-
-/// Queries of one row that share a key head: a head after another, `width` positions each.
-#[derive(Clone, Copy)]
-struct Queries {
     dh: usize,
     width: usize,
     past: usize,
     pad: usize,
 }
 
-impl Queries {
-    /// Positions that query `i` sees: itself at least.
-    fn seen(self, i: usize) -> Range<usize> {
+impl New<'_> {
+    /// Positions that query `i` sees, itself at least; the queries are a head after another.
+    fn seen(&self, i: usize) -> Range<usize> {
         let end = self.past + i % self.width + 1;
         self.pad.min(end - 1)..end
     }
-}
 
-#[inline(always)]
-fn append<T: Number>(queries: Queries, k: &[f32], v: &[f32], keys: &mut [T], values: &mut [T]) {
-    let dh = queries.dh;
-    for (to, &x) in values[queries.past * dh..].iter_mut().zip(v) {
-        *to = T::narrow(x);
-    }
-    for (t, key) in k.chunks_exact(dh).enumerate() {
-        let position = queries.past + t;
-        let block = &mut keys[position / LANES * LANES * dh..];
-        for (line, &x) in block.chunks_exact_mut(LANES).zip(key) {
-            line[position % LANES] = T::narrow(x);
+    /// A head's numbers for all new tokens, turned if they are to be.
+    #[inline(always)]
+    fn gather(&self, head: usize, turned: bool, to: &mut Vec<f32>) {
+        for (t, token) in self.qkv.chunks_exact(self.columns).enumerate() {
+            let start = to.len();
+            to.extend_from_slice(&token[head * self.dh..(head + 1) * self.dh]);
+            if let Some(rotary) = self.rotary.filter(|_| turned) {
+                let position = (self.past + t).saturating_sub(self.pad);
+                rotary.turn(&mut to[start..], position);
+            }
         }
     }
 }
 
-dispatch!(serve => serve_head<T: Number>(
-    queries: Queries, new: &New, keys: &mut [T], values: &mut [T], scratch: &mut Scratch, out: &mut [f32],
-));
-
-#[inline(always)]
-fn serve_head<T: Number>(
-    queries: Queries,
-    new: &New,
-    keys: &mut [T],
-    values: &mut [T],
-    scratch: &mut Scratch,
-    out: &mut [f32],
-) {
-    let heads = new.columns / queries.dh - 2 * new.kv_heads;
-    let share = heads / new.kv_heads;
-    let Scratch { new: [q, k, v], .. } = scratch;
-    for part in [&mut *q, &mut *k, &mut *v] {
-        part.clear();
-    }
-    for head in new.head * share..(new.head + 1) * share {
-        new.gather(queries, head, true, q);
-    }
-    new.gather(queries, heads + new.head, true, k);
-    new.gather(queries, heads + new.kv_heads + new.head, false, v);
-    append(queries, k, v, keys, values);
-    over_cache(queries, keys, values, scratch, out);
-}
+/// Blocks of keys that are asked for before they are read.
+const AHEAD: usize = 2;
 
 /// Queries whose sums are held in registers.
 const GROUP: usize = 4;
 
-#[derive(Default)]
-struct Scratch {
+struct Scratch<T> {
     /// Queries, keys and values of the new tokens.
     new: [Vec<f32>; 3],
-    /// A group's queries side by side; what is missing in the last group is 0.
-    group: Vec<[f32; GROUP]>,
     /// A row for each query of a group.
     scores: Vec<f32>,
+    /// The queries of a group, then their weights.
+    cells: Vec<T>,
 }
 
-#[inline(always)]
-fn over_cache<T: Number>(
-    queries: Queries,
-    keys: &[T],
-    values: &[T],
-    Scratch {
-        new: [q, ..],
-        group,
-        scores,
-    }: &mut Scratch,
-    out: &mut [f32],
-) {
-    let dh = queries.dh;
-    let end = queries.past + queries.width;
-    let columns = end.next_multiple_of(LANES);
-    let scale = 1.0 / (dh as f32).sqrt();
-    for (n, (q, out)) in q
-        .chunks(GROUP * dh)
-        .zip(out.chunks_mut(GROUP * dh))
-        .enumerate()
-    {
-        group.clear();
-        group.resize(dh, [0.0; GROUP]);
-        for (i, q) in q.chunks_exact(dh).enumerate() {
-            group.iter_mut().zip(q).for_each(|(group, &q)| group[i] = q);
-        }
-        scores.clear();
-        scores.resize(GROUP * columns, 0.0);
-        let blocks = keys.chunks_exact(LANES * dh).take(columns / LANES);
-        for (b, block) in blocks.enumerate() {
-            let mut sums = [[0.0; LANES]; GROUP];
-            for (q, line) in group.iter().zip(block.as_chunks().0) {
-                add(&mut sums, *q, line);
-            }
-            for (scores, sums) in scores.chunks_exact_mut(columns).zip(sums) {
-                scores[b * LANES..(b + 1) * LANES].copy_from_slice(&sums);
-            }
-        }
-        for (i, scores) in scores.chunks_exact_mut(columns).enumerate() {
-            let seen = queries.seen(n * GROUP + i);
-            scores[..seen.start].fill(0.0);
-            scores[seen.end..].fill(0.0);
-            softmax_of(&mut scores[seen], scale);
-        }
-        for first in (0..dh).step_by(LANES) {
-            let width = LANES.min(dh - first);
-            let mut sums = [[0.0; LANES]; GROUP];
-            for (s, value) in values.chunks_exact(dh).take(end).enumerate() {
-                // A weight that is not seen is 0.
-                let weights = std::array::from_fn(|i| scores[i * columns + s]);
-                let value = &value[first..];
-                if let Some(line) = value.first_chunk() {
-                    add(&mut sums, weights, line);
-                } else {
-                    let mut line = [T::default(); LANES];
-                    line[..width].copy_from_slice(value);
-                    add(&mut sums, weights, &line);
-                }
-            }
-            for (out, sums) in out.chunks_exact_mut(dh).zip(sums) {
-                out[first..first + width].copy_from_slice(&sums[..width]);
-            }
+impl<T> Default for Scratch<T> {
+    fn default() -> Self {
+        Self {
+            new: Default::default(),
+            scores: Vec::new(),
+            cells: Vec::new(),
         }
     }
 }
 
+dispatch!(serve => serve_head<T: Cell>(
+    new: &New, slab: (&mut [T], &mut [T]), scratch: &mut Scratch<T>, out: &mut [f32],
+));
+
 #[inline(always)]
-fn add<T: Number>(sums: &mut [[f32; LANES]; GROUP], weights: [f32; GROUP], line: &[T; LANES]) {
-    for i in 0..GROUP {
-        for j in 0..LANES {
-            sums[i][j] = line[j].widen().mul_add(weights[i], sums[i][j]);
+fn serve_head<T: Cell>(
+    new: &New,
+    (keys, values): (&mut [T], &mut [T]),
+    scratch: &mut Scratch<T>,
+    out: &mut [f32],
+) {
+    let heads = new.columns / new.dh - 2 * new.kv_heads;
+    let share = heads / new.kv_heads;
+    fetch_places(new, keys, values);
+    let [q, k, v] = &mut scratch.new;
+    for part in [&mut *q, &mut *k, &mut *v] {
+        part.clear();
+    }
+    for head in new.head * share..(new.head + 1) * share {
+        new.gather(head, true, q);
+    }
+    new.gather(heads + new.head, true, k);
+    new.gather(heads + new.kv_heads + new.head, false, v);
+    append(new, k, v, keys, values);
+    let size = GROUP * new.dh;
+    for (n, out) in out.chunks_mut(size).enumerate() {
+        let first = n * GROUP;
+        match out.len() / new.dh {
+            1 => over_cache::<T, 1>(new, first, keys, values, scratch, out),
+            2 => over_cache::<T, 2>(new, first, keys, values, scratch, out),
+            3 => over_cache::<T, 3>(new, first, keys, values, scratch, out),
+            _ => over_cache::<T, GROUP>(new, first, keys, values, scratch, out),
+        }
+    }
+}
+
+/// Asks for the memory that [`append`] writes to: a key's numbers lie in a line of the cache each.
+#[inline(always)]
+fn fetch_places<T: Cell>(new: &New, keys: &[T], values: &[T]) {
+    if new.width > 1 {
+        return;
+    }
+    let (depth, row) = (new.dh.div_ceil(T::PER), new.dh.next_multiple_of(LANES));
+    for c in 0..depth {
+        let cell = (new.past / LANES * depth + c) * LANES;
+        prefetch(keys.as_ptr().wrapping_add(cell));
+    }
+    for c in (0..row).step_by(LANES) {
+        prefetch(values.as_ptr().wrapping_add(new.past / T::PER * row + c));
+    }
+}
+
+#[inline(always)]
+fn append<T: Cell>(new: &New, k: &[f32], v: &[f32], keys: &mut [T], values: &mut [T]) {
+    let (depth, row) = (new.dh.div_ceil(T::PER), new.dh.next_multiple_of(LANES));
+    for (t, (k, v)) in k
+        .chunks_exact(new.dh)
+        .zip(v.chunks_exact(new.dh))
+        .enumerate()
+    {
+        let position = new.past + t;
+        let block = &mut keys[position / LANES * LANES * depth..][..LANES * depth];
+        for (line, k) in block.chunks_exact_mut(LANES).zip(k.chunks(T::PER)) {
+            for (i, &x) in k.iter().enumerate() {
+                line[position % LANES].set(i, x);
+            }
+        }
+        for (cell, &x) in values[position / T::PER * row..].iter_mut().zip(v) {
+            cell.set(position % T::PER, x);
+        }
+    }
+}
+
+/// Attention of G queries from `first` on.
+#[inline(always)]
+fn over_cache<T: Cell, const G: usize>(
+    new: &New,
+    first: usize,
+    keys: &[T],
+    values: &[T],
+    scratch: &mut Scratch<T>,
+    out: &mut [f32],
+) {
+    let Scratch {
+        new: [q, ..],
+        scores,
+        cells,
+    } = scratch;
+    let dh = new.dh;
+    let depth = dh.div_ceil(T::PER);
+    let end = new.past + new.width;
+    let columns = end.next_multiple_of(LANES);
+    let scale = 1.0 / (dh as f32).sqrt();
+    cells.clear();
+    for q in q[first * dh..].chunks_exact(dh).take(G) {
+        T::cells(q, cells);
+    }
+    scores.clear();
+    scores.resize(G * columns, 0.0);
+    let queries: [&[T]; G] = std::array::from_fn(|i| &cells[i * depth..(i + 1) * depth]);
+    let count = columns / LANES;
+    let blocks = keys.chunks_exact(LANES * depth).take(count);
+    let mut coming = values.as_ptr();
+    for (b, block) in blocks.enumerate() {
+        let mut sums = [T::zero(); G];
+        // Both come from memory: the keys that are next, if need be the next slab's, and values, which take as many
+        // lines.
+        let next = if b + AHEAD < count {
+            b + AHEAD
+        } else {
+            b + AHEAD - count
+        };
+        let slab = if b + AHEAD < count { 0 } else { keys.len() };
+        let mut next = keys.as_ptr().wrapping_add(slab + next * LANES * depth);
+        for (c, line) in block.as_chunks::<LANES>().0.iter().enumerate() {
+            prefetch(next);
+            prefetch(coming);
+            next = next.wrapping_add(LANES);
+            coming = coming.wrapping_add(LANES);
+            for i in 0..G {
+                sums[i] = T::add(sums[i], queries[i][c], line);
+            }
+        }
+        for (scores, sums) in scores.chunks_exact_mut(columns).zip(sums) {
+            scores[b * LANES..(b + 1) * LANES].copy_from_slice(&T::floats(sums));
+        }
+    }
+    cells.clear();
+    for (i, scores) in scores.chunks_exact_mut(columns).enumerate() {
+        // The weight of what is not seen is 0.
+        let seen = new.seen(first + i);
+        scores[..seen.start].fill(0.0);
+        scores[seen.end..].fill(0.0);
+        softmax_of(&mut scores[seen], scale);
+        T::cells(&scores[..end], cells);
+    }
+    let depth = end.div_ceil(T::PER);
+    let weights: [&[T]; G] = std::array::from_fn(|i| &cells[i * depth..(i + 1) * depth]);
+    let lines = dh.div_ceil(LANES);
+    let mut line = 0;
+    while line + 4 <= lines {
+        mix::<T, G, 4>(weights, values, line, dh, out);
+        line += 4;
+    }
+    while line < lines {
+        mix::<T, G, 1>(weights, values, line, dh, out);
+        line += 1;
+    }
+}
+
+/// L lines of the mean of the values.
+#[inline(always)]
+fn mix<T: Cell, const G: usize, const L: usize>(
+    weights: [&[T]; G],
+    values: &[T],
+    line: usize,
+    dh: usize,
+    out: &mut [f32],
+) {
+    let mut sums = [[T::zero(); L]; G];
+    let rows = values.chunks_exact(dh.next_multiple_of(LANES));
+    for (c, row) in rows.take(weights[0].len()).enumerate() {
+        let row: &[[T; LANES]] = &row.as_chunks().0[line..line + L];
+        for i in 0..G {
+            for l in 0..L {
+                sums[i][l] = T::add(sums[i][l], weights[i][c], &row[l]);
+            }
+        }
+    }
+    for (out, sums) in out.chunks_exact_mut(dh).zip(sums) {
+        for (out, sums) in out[line * LANES..].chunks_mut(LANES).zip(sums) {
+            out.copy_from_slice(&T::floats(sums)[..out.len()]);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::params::{mix, unit};
+
+    /// Answers of a slab to two rows in three steps, against attention worked out position by position.
+    fn worst<T: Cell>(round: fn(f32) -> f32) -> f64 {
+        let (batch, kv_heads, share, dh, capacity) = (2, 2, 5, 70, 40);
+        let mut slabs = Slabs::<T>::new(batch, kv_heads, capacity, dh);
+        let heads = kv_heads * share;
+        let columns = (heads + 2 * kv_heads) * dh;
+        let pads = [0, 3];
+        let number = |i: usize| (unit(mix(i as u64)) * 4.0 - 2.0) as f32;
+        // [B, positions, columns]
+        let all: Vec<f32> = (0..batch * capacity * columns).map(number).collect();
+        let at = |row: usize, t: usize, head: usize, i: usize| {
+            f64::from(round(all[(row * capacity + t) * columns + head * dh + i]))
+        };
+        let (mut past, mut worst) = (0, 0.0f64);
+        for width in [7, 1, 32] {
+            let qkv: Vec<f32> = (0..batch)
+                .flat_map(|row| &all[(row * capacity + past) * columns..][..width * columns])
+                .copied()
+                .collect();
+            let mut out = vec![f32::NAN; batch * heads * width * dh];
+            let rows = Rows {
+                places: &[0, 1],
+                pads: &pads,
+                past,
+                width,
+            };
+            slabs.step(&rows, &qkv, None, &mut out);
+            for (n, out) in out.chunks_exact(dh).enumerate() {
+                let (row, head, t) = (n / width / heads, n / width % heads, past + n % width);
+                let seen = pads[row].min(t)..t + 1;
+                let key = heads + head / share;
+                let dot = |s: usize| -> f64 {
+                    (0..dh)
+                        .map(|i| at(row, t, head, i) * at(row, s, key, i))
+                        .sum()
+                };
+                let weights: Vec<f64> = seen
+                    .clone()
+                    .map(|s| (dot(s) / (dh as f64).sqrt()).exp())
+                    .collect();
+                let total: f64 = weights.iter().sum();
+                for (i, &out) in out.iter().enumerate() {
+                    let values = seen.clone().map(|s| at(row, s, key + kv_heads, i));
+                    let exact: f64 = values.zip(&weights).map(|(v, w)| v * w / total).sum();
+                    worst = worst.max((f64::from(out) - exact).abs());
+                }
+            }
+            past += width;
+        }
+        worst
+    }
+
+    #[test]
+    fn it_is_the_mean_of_the_values_that_are_seen() {
+        let f32 = worst::<f32>(|x| x);
+        assert!(f32 < 1e-5, "{f32}");
+        let half = |x| Precision::Bf16.round_value(x);
+        // Weights are rounded, too: 2^-8 of values up to 2.
+        let pair = worst::<Pair>(half);
+        assert!(pair < 8e-3, "{pair}");
+        #[cfg(target_arch = "x86_64")]
+        if crate::packed::has_bf16() {
+            let pair = worst::<DotPair>(half);
+            assert!(pair < 8e-3, "{pair}");
         }
     }
 }

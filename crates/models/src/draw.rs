@@ -83,14 +83,13 @@ fn draw_from_all(logits: &[f32], max: f32, scale: f32, u: f64) -> u32 {
     }
     let start = chosen * BLOCK;
     let block = &logits[start..logits.len().min(start + BLOCK)];
-    let weights = block
-        .iter()
-        .map(|&x| shifted_exp(x * scale, max * scale))
-        .enumerate();
-    start as u32 + pick(weights, left)
+    let mut weights = [0.0; BLOCK];
+    weights_of(block, max, scale, &mut weights);
+    start as u32 + pick(weights[..block.len()].iter().copied().enumerate(), left)
 }
 
 dispatch!(largest_of => largest_scan(logits: &[f32]) -> (f32, bool));
+dispatch!(weights_of => weights_scan(logits: &[f32], max: f32, scale: f32, weights: &mut [f32]));
 dispatch!(block_sums => block_sums_scan(logits: &[f32], max: f32, scale: f32, sums: &mut Vec<f64>));
 
 #[inline(always)]
@@ -110,6 +109,13 @@ fn largest_scan(logits: &[f32]) -> (f32, bool) {
         .fold(f32::NEG_INFINITY, f32::max);
     let good = bad.iter().all(|&b| b == 0) && !rest.iter().any(|x| x.is_nan());
     (max, good)
+}
+
+#[inline(always)]
+fn weights_scan(logits: &[f32], max: f32, scale: f32, weights: &mut [f32]) {
+    for (weight, &x) in weights.iter_mut().zip(logits) {
+        *weight = shifted_exp(x * scale, max * scale);
+    }
 }
 
 #[inline(always)]

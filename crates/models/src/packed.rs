@@ -3,7 +3,7 @@
 //! A general product rearranges the matrix each time, which costs more than the product itself when there are 16 rows.
 //! Here it is rearranged once: panels of 32 columns, so that the inner loop reads memory in order.
 
-use abkd_host::dispatch;
+use abkd_host::{dispatch, prefetch};
 use burn::tensor::Tensor;
 use rayon::prelude::*;
 
@@ -18,7 +18,7 @@ const ROWS: usize = 8;
 /// Rows that stay in the cache while the panels go by.
 const BLOCK: usize = 8 * ROWS;
 /// Parts of a product for each thread.
-const PARTS: usize = 4;
+const PARTS: usize = 16;
 
 /// Sums of some rows in the columns of a panel.
 type Sums = [[f32; WIDTH]; ROWS];
@@ -278,20 +278,33 @@ impl Packed {
                 for (n, panel) in panels.chunks_exact(depth).enumerate() {
                     for (g, group) in block.chunks_mut(ROWS).enumerate() {
                         let first = b * BLOCK + g * ROWS;
+                        for to in group.iter() {
+                            prefetch(to.as_ptr().wrapping_add(n * WIDTH));
+                            prefetch(to.as_ptr().wrapping_add(n * WIDTH + WIDTH / 2));
+                        }
                         // In the last rows' place the very last is worked out again.
                         product(std::array::from_fn(|r| row(first + r)), panel, &mut sums);
                         let bias = &bias[n * WIDTH..(n + 1) * WIDTH];
-                        for (to, sums) in group.iter_mut().zip(&sums) {
-                            let to = to[n * WIDTH..].iter_mut().zip(sums).zip(bias);
-                            match put {
-                                Put::Over => to.for_each(|((to, sum), bias)| *to = sum + bias),
-                                Put::Onto => to.for_each(|((to, sum), bias)| *to += sum + bias),
-                            }
-                        }
+                        put_rows(put, group, n * WIDTH, &sums, bias);
                     }
                 }
             }
         });
+    }
+}
+
+dispatch!(put_rows => put_sums(
+    put: Put, rows: &mut [&mut [f32]], column: usize, sums: &Sums, bias: &[f32],
+));
+
+#[inline(always)]
+fn put_sums(put: Put, rows: &mut [&mut [f32]], column: usize, sums: &Sums, bias: &[f32]) {
+    for (to, sums) in rows.iter_mut().zip(sums) {
+        let to = to[column..].iter_mut().zip(sums).zip(bias);
+        match put {
+            Put::Over => to.for_each(|((to, sum), bias)| *to = sum + bias),
+            Put::Onto => to.for_each(|((to, sum), bias)| *to += sum + bias),
+        }
     }
 }
 
@@ -342,10 +355,15 @@ impl F32Product<'_> {
     }
 }
 
-/// Whether the processor multiplies bfloat16.
-fn has_bf16() -> bool {
+/// Whether the processor multiplies bfloat16 in AVX-512.
+pub(crate) fn has_bf16() -> bool {
     #[cfg(target_arch = "x86_64")]
-    return is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bf16");
+    return is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512dq")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("fma")
+        && is_x86_feature_detected!("avx512bf16");
     #[cfg(not(target_arch = "x86_64"))]
     false
 }

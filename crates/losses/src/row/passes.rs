@@ -168,14 +168,7 @@ pub(super) struct Found {
 /// its exponentials are taken, and these take so long that the processor does not look far enough ahead.
 #[inline(always)]
 fn prefetch(chunk: &[f32; LANES]) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-        // SAFETY: part of x86-64, and no address faults.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(chunk.as_ptr().wrapping_add(AHEAD).cast()) };
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = chunk;
+    abkd_host::prefetch(chunk.as_ptr().wrapping_add(AHEAD));
 }
 
 /// e^(z - shift) into `out`.
