@@ -251,7 +251,7 @@ impl HostModel {
             self.norm.apply(&x[r * d..(r + 1) * d], to);
         });
         logits.resize(batch * self.head.output(), 0.0);
-        self.head.product(&normed, Put::Over, logits);
+        self.head.product(normed, Put::Over, logits);
     }
 
     /// `[B, T] -> [B T, d]`
