@@ -66,6 +66,14 @@ impl ModelConfig {
                 hint: hint.into(),
             })
         };
+        // First, since some divide others below.
+        if let Some((key, _)) = self.sizes().into_iter().find(|(_, size)| *size == Some(0)) {
+            return refuse(
+                key,
+                "0".into(),
+                "1 or more, as in the checkpoint's own file",
+            );
+        }
         match self {
             Self::Gpt2(c) => {
                 if c.activation_function != "gelu_new" {
@@ -75,7 +83,7 @@ impl ModelConfig {
                         "only gelu_new",
                     );
                 }
-                if c.n_head == 0 || !c.n_embd.is_multiple_of(c.n_head) {
+                if !c.n_embd.is_multiple_of(c.n_head) {
                     return refuse("n_head", c.n_head.to_string(), "it must divide n_embd");
                 }
                 for (key, p) in [
@@ -103,7 +111,7 @@ impl ModelConfig {
                     return refuse("hidden_act", c.hidden_act.clone(), "only silu");
                 }
                 let kv = c.num_key_value_heads.unwrap_or(c.num_attention_heads);
-                if kv == 0 || !c.num_attention_heads.is_multiple_of(kv) {
+                if !c.num_attention_heads.is_multiple_of(kv) {
                     return refuse(
                         "num_key_value_heads",
                         kv.to_string(),
@@ -111,16 +119,40 @@ impl ModelConfig {
                     );
                 }
                 let dh = c.head_dim.unwrap_or(c.hidden_size / c.num_attention_heads);
-                if !dh.is_multiple_of(2) {
+                if dh == 0 || !dh.is_multiple_of(2) {
                     return refuse(
                         "head_dim",
                         dh.to_string(),
-                        "rotary embeddings need an even width",
+                        "rotary embeddings need an even width; absent, it is hidden_size / num_attention_heads",
                     );
                 }
             }
         }
         Ok(())
+    }
+
+    /// Every size by its key; `None` where the file may leave it out and does.
+    fn sizes(&self) -> Vec<(&'static str, Option<usize>)> {
+        match self {
+            Self::Gpt2(c) => vec![
+                ("vocab_size", Some(c.vocab_size)),
+                ("n_positions", Some(c.n_positions)),
+                ("n_embd", Some(c.n_embd)),
+                ("n_layer", Some(c.n_layer)),
+                ("n_head", Some(c.n_head)),
+                ("n_inner", c.n_inner),
+            ],
+            Self::Llama(c) => vec![
+                ("vocab_size", Some(c.vocab_size)),
+                ("hidden_size", Some(c.hidden_size)),
+                ("intermediate_size", Some(c.intermediate_size)),
+                ("num_hidden_layers", Some(c.num_hidden_layers)),
+                ("num_attention_heads", Some(c.num_attention_heads)),
+                ("num_key_value_heads", c.num_key_value_heads),
+                ("head_dim", c.head_dim),
+                ("max_position_embeddings", Some(c.max_position_embeddings)),
+            ],
+        }
     }
 
     /// A model of this shape with all weights zero (norms the identity).
@@ -252,6 +284,60 @@ impl ModelConfig {
 mod tests {
     use super::*;
     use burn::module::Module;
+
+    const GPT2: &str = r#"{"model_type":"gpt2","vocab_size":50,"n_positions":9,"n_embd":8,"n_layer":3,"n_head":2,"n_inner":16}"#;
+    const LLAMA: &str = r#"{"model_type":"llama","vocab_size":50,"hidden_size":8,"intermediate_size":12,"num_hidden_layers":3,
+        "num_attention_heads":4,"num_key_value_heads":2,"head_dim":2,"max_position_embeddings":9}"#;
+
+    /// What is said of a file in which some keys have other values.
+    fn read_with(json: &str, changes: &[(&str, serde_json::Value)]) -> Result<ModelConfig, String> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.json");
+        let mut json: serde_json::Value = serde_json::from_str(json).unwrap();
+        for (key, value) in changes {
+            json[key] = value.clone();
+        }
+        std::fs::write(&path, json.to_string()).unwrap();
+        ModelConfig::read(&path).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_size_of_0_is_refused_by_its_key() {
+        for json in [GPT2, LLAMA] {
+            // no size
+            assert!(read_with(json, &[("eos_token_id", 0.into())]).is_ok());
+            let keys: serde_json::Map<String, serde_json::Value> =
+                serde_json::from_str(json).unwrap();
+            for (key, _) in keys.iter().filter(|(_, value)| value.is_number()) {
+                let error = read_with(json, &[(key, 0.into())]).unwrap_err();
+                let wanted =
+                    format!("config.json: `{key}` is 0, which is not supported (1 or more");
+                assert!(error.contains(&wanted), "{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn heads_that_do_not_fit_are_refused_by_their_key() {
+        let refused = |json, changes: &[(&str, serde_json::Value)], wanted: &str| {
+            let error = read_with(json, changes).unwrap_err();
+            assert!(error.contains(wanted), "{error}");
+        };
+        let absent = || ("head_dim", serde_json::Value::Null);
+        assert!(read_with(LLAMA, &[absent()]).is_ok());
+        refused(GPT2, &[("n_head", 3.into())], "`n_head` is 3");
+        refused(
+            LLAMA,
+            &[("num_key_value_heads", 3.into())],
+            "`num_key_value_heads` is 3",
+        );
+        refused(LLAMA, &[("head_dim", 3.into())], "`head_dim` is 3");
+        refused(
+            LLAMA,
+            &[absent(), ("hidden_size", 2.into())],
+            "`head_dim` is 0",
+        );
+    }
 
     #[test]
     fn parameters_are_counted_as_the_model_has_them() {

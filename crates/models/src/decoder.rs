@@ -4,17 +4,19 @@
 //! layer is eight loops, each in parallel: norm, queries with keys and values, attention, its output, norm, the two halves
 //! of the feed-forward network and the activation between them.
 
-use abkd_host::{LANES, dispatch};
+mod parts;
+
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
+use parts::{Dense, Norm};
+
 use crate::attention::{self, Rotary, Rows, Store};
-use crate::layers::{Conv1D, LayerNorm, Linear, RmsNorm};
 use crate::ops::{gelu, silu};
 use crate::packed::{Factors, Packed, Put};
 use crate::params::to_vec;
 use crate::{LanguageModel, Precision, gpt2, llama};
 
-/// A model made ready to decode, and the keys and values of a batch.
+/// A model made ready to decode, and room for the keys and values of a batch.
 pub(crate) struct HostModel {
     /// `[V, d]`
     tokens: Tensor<2>,
@@ -23,13 +25,10 @@ pub(crate) struct HostModel {
     layers: Vec<Layer>,
     norm: Norm,
     head: Packed,
-    /// Base of the rotary frequencies, where positions are rotations.
-    theta: Option<f64>,
     /// Whether the activation is SwiGLU; GELU if not.
     gated: bool,
     kv_heads: usize,
     dh: usize,
-    precision: Precision,
     cache: Cache,
     work: Work,
 }
@@ -74,9 +73,9 @@ struct Layer {
     down: Dense,
 }
 
-#[derive(Default)]
 struct Cache {
     layers: Vec<Box<dyn Store>>,
+    /// Where positions are rotations.
     rotary: Option<Rotary>,
     /// Rows of the batch by their place in the cache.
     places: Vec<usize>,
@@ -84,15 +83,27 @@ struct Cache {
     length: usize,
 }
 
+impl Cache {
+    fn new(layers: Vec<Box<dyn Store>>, rotary: Option<Rotary>) -> Self {
+        Self {
+            layers,
+            rotary,
+            places: Vec::new(),
+            length: 0,
+        }
+    }
+}
+
 impl HostModel {
-    pub fn new(model: &LanguageModel) -> Self {
+    /// With room for batches of at most `batch` rows and `capacity` positions.
+    pub fn new(model: &LanguageModel, batch: usize, capacity: usize) -> Self {
         match model {
-            LanguageModel::Gpt2(m) => Self::gpt2(m),
-            LanguageModel::Llama(m) => Self::llama(m),
+            LanguageModel::Gpt2(m) => Self::gpt2(m, batch, capacity),
+            LanguageModel::Llama(m) => Self::llama(m, batch, capacity),
         }
     }
 
-    fn gpt2(model: &gpt2::Gpt2) -> Self {
+    fn gpt2(model: &gpt2::Gpt2, batch: usize, capacity: usize) -> Self {
         let (stack, config, precision) = (&model.transformer, &model.config, model.precision);
         let epsilon = config.layer_norm_epsilon;
         let layers = stack.h.iter().map(|block| Layer {
@@ -106,23 +117,23 @@ impl HostModel {
         let tokens = stack.wte.weight.val();
         let d = config.n_embd;
         let work = Work::new(d, d, config.n_inner.unwrap_or(4 * d), precision);
+        let (count, dh) = (config.n_head, d / config.n_head);
+        let store = |_| attention::store(precision, batch, count, capacity, dh);
         Self {
             positions: Some(to_vec(stack.wpe.weight.val())),
             layers: layers.collect(),
             norm: Norm::layer(&stack.ln_f, epsilon),
             head: Packed::transposed(tokens.clone(), precision),
             tokens: tokens.to_device(&Device::flex()),
-            theta: None,
             gated: false,
-            kv_heads: config.n_head,
-            dh: config.n_embd / config.n_head,
-            precision,
-            cache: Cache::default(),
+            kv_heads: count,
+            dh,
+            cache: Cache::new(stack.h.iter().map(store).collect(), None),
             work,
         }
     }
 
-    fn llama(model: &llama::Llama) -> Self {
+    fn llama(model: &llama::Llama, batch: usize, capacity: usize) -> Self {
         let (stack, config, precision) = (&model.model, &model.config, model.precision);
         let epsilon = config.rms_norm_eps;
         let layers = stack.layers.iter().map(|layer| {
@@ -137,7 +148,10 @@ impl HostModel {
             }
         });
         let tokens = stack.embed_tokens.weight.val();
-        let heads = config.num_attention_heads * config.head_width();
+        let (count, dh) = (config.kv_heads(), config.head_width());
+        let heads = config.num_attention_heads * dh;
+        let store = |_| attention::store(precision, batch, count, capacity, dh);
+        let rotary = Rotary::new(capacity, config.rope_theta, dh);
         let work = Work::new(
             config.hidden_size,
             heads,
@@ -150,26 +164,18 @@ impl HostModel {
             norm: Norm::rms(&stack.norm, epsilon),
             head: Packed::transposed(model.head().val(), precision),
             tokens: tokens.to_device(&Device::flex()),
-            theta: Some(config.rope_theta),
             gated: true,
-            kv_heads: config.kv_heads(),
-            dh: config.head_width(),
-            precision,
-            cache: Cache::default(),
+            kv_heads: count,
+            dh,
+            cache: Cache::new(stack.layers.iter().map(store).collect(), Some(rotary)),
             work,
         }
     }
 
-    /// Forgets what was seen; from here on it is `batch` rows of at most `capacity` positions.
-    pub fn begin(&mut self, batch: usize, capacity: usize) {
-        let (kv_heads, dh) = (self.kv_heads, self.dh);
-        let store = |_| attention::store(self.precision, batch, kv_heads, capacity, dh);
-        self.cache = Cache {
-            layers: (0..self.layers.len()).map(store).collect(),
-            rotary: self.theta.map(|theta| Rotary::new(capacity, theta, dh)),
-            places: (0..batch).collect(),
-            length: 0,
-        };
+    /// Forgets what was seen; from here on it is `batch` rows.
+    pub fn begin(&mut self, batch: usize) {
+        self.cache.places = (0..batch).collect();
+        self.cache.length = 0;
     }
 
     /// Keeps only the given rows of the batch, in that order.
@@ -272,138 +278,6 @@ impl HostModel {
     }
 }
 
-/// A projection, or several of the same input side by side.
-struct Dense {
-    weight: Packed,
-    /// The first column of each, and what it adds there.
-    adapters: Vec<(usize, Adapter)>,
-}
-
-/// `scale x A B`, in f32.
-struct Adapter {
-    a: Packed,
-    b: Packed,
-    scale: f32,
-}
-
-impl Dense {
-    fn conv(conv: &Conv1D) -> Self {
-        let weight = Packed::new(conv.weight.val(), conv.precision);
-        Self {
-            weight: weight.with_bias(&to_vec(conv.bias.val())),
-            adapters: Vec::new(),
-        }
-    }
-
-    fn side_by_side(linears: &[&Linear]) -> Self {
-        let weights = linears.iter().map(|l| l.weight.val()).collect();
-        let mut adapters = Vec::new();
-        let mut column = 0;
-        for linear in linears {
-            if let Some(adapter) = &linear.adapter {
-                let pack = |factor| Packed::new(factor, Precision::F32);
-                let adapter = Adapter {
-                    a: pack(adapter.a.val()),
-                    b: pack(adapter.b.val()),
-                    scale: adapter.scale as f32,
-                };
-                adapters.push((column, adapter));
-            }
-            column += linear.weight.dims()[1];
-        }
-        Self {
-            weight: Packed::new(Tensor::cat(weights, 1), linears[0].precision),
-            adapters,
-        }
-    }
-
-    /// `[N, in] -> [N, out]`
-    fn apply(&self, x: &Factors, put: Put, out: &mut Vec<f32>) {
-        let (rows, output) = (x.rows(), self.weight.output());
-        out.resize(rows * output, 0.0);
-        self.weight.product(x, put, out);
-        for (column, adapter) in &self.adapters {
-            let low = adapter.a.product_of(x.values(), rows);
-            let more = adapter.b.product_of(&low, rows);
-            let width = adapter.b.output();
-            for (to, more) in out.chunks_exact_mut(output).zip(more.chunks_exact(width)) {
-                let to = to[*column..].iter_mut().zip(more);
-                to.for_each(|(to, more)| *to += adapter.scale * more);
-            }
-        }
-    }
-}
-
-/// A norm over a row.
-struct Norm {
-    weight: Vec<f32>,
-    /// Where there is one, the mean is taken off.
-    bias: Option<Vec<f32>>,
-    epsilon: f32,
-}
-
-impl Norm {
-    fn layer(norm: &LayerNorm, epsilon: f64) -> Self {
-        Self {
-            weight: to_vec(norm.weight.val()),
-            bias: Some(to_vec(norm.bias.val())),
-            epsilon: epsilon as f32,
-        }
-    }
-
-    fn rms(norm: &RmsNorm, epsilon: f64) -> Self {
-        Self {
-            weight: to_vec(norm.weight.val()),
-            bias: None,
-            epsilon: epsilon as f32,
-        }
-    }
-
-    fn apply(&self, x: &[f32], to: &mut [f32]) {
-        match &self.bias {
-            Some(bias) => layer_norm(x, &self.weight, bias, self.epsilon, to),
-            None => rms_norm(x, &self.weight, self.epsilon, to),
-        }
-    }
-}
-
-dispatch!(rms_norm => rms_norm_row(x: &[f32], weight: &[f32], epsilon: f32, to: &mut [f32]));
-dispatch!(layer_norm => layer_norm_row(
-    x: &[f32], weight: &[f32], bias: &[f32], epsilon: f32, to: &mut [f32],
-));
-
-#[inline(always)]
-fn rms_norm_row(x: &[f32], weight: &[f32], epsilon: f32, to: &mut [f32]) {
-    let scale = 1.0 / (mean(x, |x| x * x) + epsilon).sqrt();
-    for ((to, x), weight) in to.iter_mut().zip(x).zip(weight) {
-        *to = x * scale * weight;
-    }
-}
-
-#[inline(always)]
-fn layer_norm_row(x: &[f32], weight: &[f32], bias: &[f32], epsilon: f32, to: &mut [f32]) {
-    let middle = mean(x, |x| x);
-    let scale = 1.0 / (mean(x, |x| (x - middle) * (x - middle)) + epsilon).sqrt();
-    for (((to, x), weight), bias) in to.iter_mut().zip(x).zip(weight).zip(bias) {
-        *to = ((x - middle) * scale).mul_add(*weight, *bias);
-    }
-}
-
-#[inline(always)]
-fn mean(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
-    let mut lanes = [0.0; LANES];
-    let (chunks, rest) = x.as_chunks::<LANES>();
-    for chunk in chunks {
-        for i in 0..LANES {
-            lanes[i] += f(chunk[i]);
-        }
-    }
-    for (lane, x) in lanes.iter_mut().zip(rest) {
-        *lane += f(*x);
-    }
-    lanes.iter().sum::<f32>() / x.len() as f32
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -449,11 +323,11 @@ mod tests {
     }
 
     fn on_host(model: &LanguageModel) -> Vec<f32> {
-        let mut host = HostModel::new(model);
+        let mut host = HostModel::new(model, 3, 11);
         // A batch before this one leaves nothing behind.
-        host.begin(1, 4);
-        host.last_logits(&[1, 2, 3], &[0], &mut Vec::new());
-        host.begin(3, 11);
+        host.begin(2);
+        host.last_logits(&[1, 2, 3, 4, 5, 6], &[0, 1], &mut Vec::new());
+        host.begin(3);
         steps(|ids, pads, kept| {
             if let Some(rows) = kept {
                 host.keep_rows(rows);
@@ -496,6 +370,14 @@ mod tests {
     fn logits_are_those_of_the_tensors() {
         assert_alike(&model(GPT2));
         assert_alike(&model(LLAMA));
+    }
+
+    #[test]
+    fn without_the_processors_bfloat16_they_are_too() {
+        crate::packed::PORTABLE.set(true);
+        assert_alike(&model(GPT2));
+        assert_alike(&model(LLAMA));
+        crate::packed::PORTABLE.set(false);
     }
 
     #[test]

@@ -144,9 +144,12 @@ pub fn generate_from_mixture(
             });
         }
     }
+    let rows = decoding.batch_size.min(prompts.len());
+    let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
+    let room = (rows, longest + decoding.max_new_tokens);
     let mut decoders: Vec<Decoder> = models
         .iter()
-        .map(|(model, share)| Decoder::new(model, *share))
+        .map(|(model, share)| Decoder::new(model, *share, room))
         .collect();
     // Prompts of like length share a batch, so that there is little padding.
     let mut order: Vec<usize> = (0..prompts.len()).collect();
@@ -189,9 +192,10 @@ enum Engine {
 }
 
 impl Decoder {
-    fn new(model: &LanguageModel, share: f64) -> Self {
+    /// With room for so many rows and positions.
+    fn new(model: &LanguageModel, share: f64, (batch, capacity): (usize, usize)) -> Self {
         let engine = if abkd_host::serves(&model.device()) {
-            Engine::Host(HostModel::new(model))
+            Engine::Host(HostModel::new(model, batch, capacity))
         } else {
             let (model, head) = model.clone().for_decoding();
             Engine::Device(model, head, KvCache::new(0, 0))
@@ -206,10 +210,19 @@ impl Decoder {
     /// Forgets what was seen; from here on it is `batch` rows of at most `capacity` positions.
     fn begin(&mut self, batch: usize, capacity: usize) {
         match &mut self.engine {
-            Engine::Host(model) => model.begin(batch, capacity),
+            Engine::Host(model) => model.begin(batch),
             Engine::Device(model, _, cache) => {
                 *cache = KvCache::new(model.config().layers(), capacity);
             }
+        }
+    }
+
+    /// Whether rows are worth being left behind when so many of `batch` are still open: elsewhere than in host memory
+    /// that copies the cache.
+    fn leaves(&self, open: usize, batch: usize) -> bool {
+        match &self.engine {
+            Engine::Host(_) => open < batch,
+            Engine::Device(..) => open * 8 <= batch * 7,
         }
     }
 
@@ -223,7 +236,10 @@ impl Decoder {
     /// Goes on by the columns of `ids` `[B, T]`.
     fn step(&mut self, ids: &[i32], pads: &[usize]) {
         match &mut self.engine {
-            Engine::Host(model) => model.last_logits(ids, pads, &mut self.logits),
+            // On a thread of the pool, so that only the others have to be woken for each product.
+            Engine::Host(model) => {
+                rayon::scope(|_| model.last_logits(ids, pads, &mut self.logits));
+            }
             Engine::Device(model, head, cache) => {
                 let [batch, columns] = [pads.len(), ids.len() / pads.len()];
                 let ids = TensorData::new(ids.to_vec(), [batch, columns]);
@@ -265,14 +281,12 @@ fn decode_batch(
         ids.extend(std::iter::repeat_n(eos as i32, width - row.prompt.len()));
         ids.extend(row.prompt.iter().map(|&t| t as i32));
     }
-    // Rows that have ended stay in the tensors until an eighth of the batch has, since leaving
-    // copies the cache; `alive` holds, for each row of the tensors, its place in `rows`.
+    // For each row of the decoders its place in `open`, while it has not ended.
     let mut alive: Vec<Option<usize>> = (0..rows.len()).map(Some).collect();
     let mut open: Vec<Option<Row>> = rows.drain(..).map(Some).collect();
     for step in 0..decoding.max_new_tokens {
         let batch = alive.len();
-        // On a thread of the pool, so that only the others have to be woken for each product.
-        rayon::scope(|_| decoders.iter_mut().for_each(|d| d.step(&ids, &pads)));
+        decoders.iter_mut().for_each(|d| d.step(&ids, &pads));
         let mixed;
         let logits = if let [one] = decoders {
             &one.logits
@@ -311,7 +325,7 @@ fn decode_batch(
         if kept.is_empty() {
             break;
         }
-        if kept.len() * 8 <= batch * 7 {
+        if decoders.iter().all(|d| d.leaves(kept.len(), batch)) {
             decoders.iter_mut().for_each(|d| d.keep_rows(&kept));
             pads = kept.iter().map(|&i| pads[i]).collect();
             alive = kept.iter().map(|&i| alive[i]).collect();
@@ -325,6 +339,8 @@ fn decode_batch(
 /// `log sum_i w_i softmax(z_i)`, row by row.
 fn log_mixture(decoders: &[Decoder], batch: usize) -> Vec<f32> {
     let vocab = decoders[0].logits.len() / batch;
+    let alike = |d: &Decoder| d.logits.len() == vocab * batch;
+    assert!(decoders.iter().all(alike), "vocabularies differ");
     let mut out = vec![0.0f32; vocab * batch];
     out.par_chunks_exact_mut(vocab)
         .enumerate()

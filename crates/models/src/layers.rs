@@ -305,6 +305,29 @@ mod tests {
         assert_eq!(bias, [0.0, 0.0, m, 0.0, 0.0, 0.0, m, m, m, m, m, 0.0]);
     }
 
+    /// Inputs so small that epsilon is most of what they are divided by.
+    #[test]
+    fn norms_add_epsilon_before_the_root() {
+        let device = Device::flex();
+        let (values, epsilon) = ([1e-3f32, -2e-3, 5e-3], 1e-5);
+        let exact = values.map(f64::from);
+        let mean = |x: [f64; 3]| x.iter().sum::<f64>() / 3.0;
+        let close = |y: Tensor<3>, exact: [f64; 3]| {
+            let y: Vec<f32> = y.into_data().as_slice().unwrap().to_vec();
+            for (y, exact) in y.iter().zip(exact) {
+                assert!((f64::from(*y) / exact - 1.0).abs() < 1e-5, "{y} {exact}");
+            }
+        };
+        let x = || Tensor::<1>::from_floats(values, &device).reshape([1, 1, 3]);
+        let root = (mean(exact.map(|x| x * x)) + epsilon).sqrt();
+        let norm = RmsNorm::new(3, &device);
+        close(norm.forward(x(), epsilon), exact.map(|x| x / root));
+        let centred = exact.map(|x| x - mean(exact));
+        let root = (mean(centred.map(|x| x * x)) + epsilon).sqrt();
+        let norm = LayerNorm::new(3, &device);
+        close(norm.forward(x(), epsilon), centred.map(|x| x / root));
+    }
+
     #[test]
     fn bfloat16_is_rounded_as_half_does_it() {
         for i in 0..200_000u32 {

@@ -3,9 +3,13 @@
 //! A general product rearranges the matrix each time, which costs more than the product itself when there are 16 rows.
 //! Here it is rearranged once: panels of 32 columns, so that the inner loop reads memory in order.
 
+mod product;
+
 use abkd_host::{dispatch, prefetch};
 use burn::tensor::Tensor;
 use rayon::prelude::*;
+
+use product::{F32Product, bf16_product};
 
 use crate::Precision;
 use crate::layers::bf16_bits;
@@ -15,8 +19,10 @@ use crate::params::floats;
 const WIDTH: usize = 32;
 /// Rows that a line of a panel is read for at once: their sums, two vectors a row, fill half of AVX-512's registers.
 const ROWS: usize = 8;
-/// Rows that stay in the cache while the panels go by.
-const BLOCK: usize = 8 * ROWS;
+/// Groups of rows that stay in the cache while the panels go by; each asks for its share of the panel that is next.
+const GROUPS: usize = 8;
+/// The rows of them.
+const BLOCK: usize = GROUPS * ROWS;
 /// Parts of a product for each thread.
 const PARTS: usize = 16;
 
@@ -232,7 +238,7 @@ impl Packed {
 
     fn f32_product(&self, x: &[f32], panels: &[[f32; WIDTH]], put: Put, out: &mut [f32]) {
         let precision = self.precision;
-        let product = |x: [&[f32]; ROWS], panel: &[[f32; WIDTH]], sums: &mut Sums| {
+        let product = |x: [&[f32]; ROWS], panel: &[[f32; WIDTH]], _: Option<_>, sums: &mut Sums| {
             pulp::Arch::new().dispatch(F32Product { x, panel, sums });
             if precision == Precision::Bf16 {
                 round(sums.as_flattened_mut());
@@ -252,7 +258,7 @@ impl Packed {
         depth: usize,
         put: Put,
         out: &mut [f32],
-        product: impl Fn([&[X]; ROWS], &[[T; WIDTH]], &mut Sums) + Sync,
+        product: impl Fn([&[X]; ROWS], &[[T; WIDTH]], Option<*const [T; WIDTH]>, &mut Sums) + Sync,
     ) {
         let rows = x.len() / stride;
         assert_eq!(out.len(), rows * self.output, "a row for each row");
@@ -275,15 +281,20 @@ impl Packed {
         parts.for_each(|((mut stripe, panels), bias)| {
             let mut sums = [[0.0; WIDTH]; ROWS];
             for (b, block) in stripe.chunks_mut(BLOCK).enumerate() {
+                let groups = block.len().div_ceil(ROWS);
                 for (n, panel) in panels.chunks_exact(depth).enumerate() {
                     for (g, group) in block.chunks_mut(ROWS).enumerate() {
                         let first = b * BLOCK + g * ROWS;
+                        // Few groups would not get through the next panel.
+                        let ahead = panel.as_ptr().wrapping_add(depth + g * depth / GROUPS);
+                        let ahead = (groups > GROUPS / 2).then_some(ahead);
                         for to in group.iter() {
                             prefetch(to.as_ptr().wrapping_add(n * WIDTH));
                             prefetch(to.as_ptr().wrapping_add(n * WIDTH + WIDTH / 2));
                         }
                         // In the last rows' place the very last is worked out again.
-                        product(std::array::from_fn(|r| row(first + r)), panel, &mut sums);
+                        let rows = std::array::from_fn(|r| row(first + r));
+                        product(rows, panel, ahead, &mut sums);
                         let bias = &bias[n * WIDTH..(n + 1) * WIDTH];
                         put_rows(put, group, n * WIDTH, &sums, bias);
                     }
@@ -308,55 +319,18 @@ fn put_sums(put: Put, rows: &mut [&mut [f32]], column: usize, sums: &Sums, bias:
     }
 }
 
-struct F32Product<'a> {
-    x: [&'a [f32]; ROWS],
-    panel: &'a [[f32; WIDTH]],
-    sums: &'a mut Sums,
-}
-
-impl pulp::WithSimd for F32Product<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: pulp::Simd>(mut self, simd: S) {
-        // Two vectors of a panel's columns at a time.
-        for first in (0..WIDTH / S::F32_LANES).step_by(2) {
-            if S::REGISTER_COUNT >= 32 {
-                self.columns::<S, ROWS>(simd, first, 0);
-            } else {
-                for row in (0..ROWS).step_by(ROWS / 2) {
-                    self.columns::<S, { ROWS / 2 }>(simd, first, row);
-                }
-            }
-        }
-    }
-}
-
-impl F32Product<'_> {
-    /// Two vectors of columns for the R rows from `row` on.
-    #[inline(always)]
-    fn columns<S: pulp::Simd, const R: usize>(&mut self, simd: S, first: usize, row: usize) {
-        let depth = self.panel.len();
-        let rows: [&[f32]; R] = std::array::from_fn(|r| &self.x[row + r][..depth]);
-        let mut sums = [[simd.splat_f32s(0.0); 2]; R];
-        for (i, line) in self.panel.iter().enumerate() {
-            let line = S::as_simd_f32s(line).0;
-            for r in 0..R {
-                // SAFETY: every row has as many numbers as the panel has lines.
-                let x = simd.splat_f32s(unsafe { *rows[r].get_unchecked(i) });
-                for v in 0..2 {
-                    sums[r][v] = simd.mul_add_f32s(x, line[first + v], sums[r][v]);
-                }
-            }
-        }
-        for (out, sums) in self.sums[row..row + R].iter_mut().zip(sums) {
-            S::as_mut_simd_f32s(out).0[first..first + 2].copy_from_slice(&sums);
-        }
-    }
+#[cfg(test)]
+thread_local! {
+    /// Has a test do without the processor's bfloat16.
+    pub(crate) static PORTABLE: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
 }
 
 /// Whether the processor multiplies bfloat16 in AVX-512.
 pub(crate) fn has_bf16() -> bool {
+    #[cfg(test)]
+    if PORTABLE.get() {
+        return false;
+    }
     #[cfg(target_arch = "x86_64")]
     return is_x86_feature_detected!("avx512f")
         && is_x86_feature_detected!("avx512dq")
@@ -366,55 +340,6 @@ pub(crate) fn has_bf16() -> bool {
         && is_x86_feature_detected!("avx512bf16");
     #[cfg(not(target_arch = "x86_64"))]
     false
-}
-
-/// The sums, rounded.
-#[cfg(target_arch = "x86_64")]
-fn bf16_product(x: [&[u16]; ROWS], panel: &[[u32; WIDTH]], sums: &mut Sums) {
-    use std::arch::x86_64::{
-        __m512bh, __m512i, _mm512_cvtneps_pbh, _mm512_cvtpbh_ps, _mm512_dpbf16_ps,
-        _mm512_loadu_si512, _mm512_set1_epi32, _mm512_setzero_ps, _mm512_storeu_ps,
-    };
-
-    #[target_feature(enable = "avx512f,avx512bf16")]
-    fn product(x: [&[u16]; ROWS], panel: &[[u32; WIDTH]], out: &mut Sums) {
-        // SAFETY: both are 512 bits without a meaning of their own.
-        let pairs = |x: __m512i| unsafe { std::mem::transmute::<__m512i, __m512bh>(x) };
-        let rows = x.map(|x| x[..2 * panel.len()].as_ptr().cast::<i32>());
-        let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
-        for (i, line) in panel.iter().enumerate() {
-            // SAFETY: a line is 32 numbers of 32 bits, two vectors.
-            let line = unsafe {
-                [
-                    pairs(_mm512_loadu_si512(line.as_ptr().cast())),
-                    pairs(_mm512_loadu_si512(line.as_ptr().add(16).cast())),
-                ]
-            };
-            for r in 0..ROWS {
-                // SAFETY: every row has two numbers for each line of the panel.
-                let x = pairs(_mm512_set1_epi32(unsafe {
-                    rows[r].add(i).read_unaligned()
-                }));
-                for v in 0..2 {
-                    sums[r][v] = _mm512_dpbf16_ps(sums[r][v], x, line[v]);
-                }
-            }
-        }
-        for (out, sums) in out.iter_mut().zip(sums) {
-            for (out, sum) in out.chunks_exact_mut(16).zip(sums) {
-                let sum = _mm512_cvtpbh_ps(_mm512_cvtneps_pbh(sum));
-                // SAFETY: 16 numbers.
-                unsafe { _mm512_storeu_ps(out.as_mut_ptr(), sum) };
-            }
-        }
-    }
-    // SAFETY: panels of pairs are made only where the processor has both.
-    unsafe { product(x, panel, sums) }
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-fn bf16_product(_: [&[u16]; ROWS], _: &[[u32; WIDTH]], _: &mut Sums) {
-    unreachable!("panels of pairs are made only where the processor multiplies them")
 }
 
 #[cfg(test)]
