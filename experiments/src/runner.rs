@@ -6,6 +6,7 @@ mod calibrate;
 mod step_log;
 mod worker;
 
+use std::any::Any;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -133,20 +134,13 @@ pub fn run(
                         display: &display,
                         stop,
                     };
-                    let result = worker.work(&board);
-                    if result.is_err() {
-                        board.abandon();
-                    }
-                    result
+                    board.attend(|| worker.work(&board))
                 })
             })
             .collect();
         workers
             .into_iter()
-            .map(|w| {
-                w.join()
-                    .unwrap_or_else(|_| Err(anyhow!("a worker panicked; this is a bug")))
-            })
+            .map(|w| w.join().unwrap_or_else(|panic| Err(panicked(&*panic))))
             .collect()
     });
     outcome.into_iter().collect::<Result<()>>()?;
@@ -156,6 +150,16 @@ pub fn run(
     } else {
         Ended::Interrupted
     })
+}
+
+/// What a worker's panic is to the user.
+fn panicked(panic: &(dyn Any + Send)) -> anyhow::Error {
+    let said = panic.downcast_ref::<String>().map(String::as_str);
+    let said = said.or_else(|| panic.downcast_ref::<&str>().copied());
+    anyhow!(
+        "a worker panicked, which is a bug: {}",
+        said.unwrap_or("it said nothing")
+    )
 }
 
 fn report_inputs(display: &Display, inputs: &Inputs, finished: usize, plan: &Plan) {
@@ -296,4 +300,20 @@ pub fn check_inputs(places: &Places, spec: &Spec) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_is_reported_with_what_it_said() {
+        let fixed = std::panic::catch_unwind(|| panic!("no room")).unwrap_err();
+        let cell = 7;
+        let formatted = std::panic::catch_unwind(|| panic!("no cell {cell}")).unwrap_err();
+        for (panic, said) in [(fixed, "no room"), (formatted, "no cell 7")] {
+            let text = panicked(&*panic).to_string();
+            assert!(text.ends_with(said), "{text}");
+        }
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 use std::sync::mpsc::{Receiver, sync_channel};
-use std::thread::Scope;
+use std::thread::{Scope, ScopedJoinHandle};
 
 use abkd_data::indexed::IndexedTokens;
 use abkd_data::rng::Rng;
@@ -35,12 +35,13 @@ impl Prepared<'_> {
     }
 }
 
-/// Prepares the data of these updates, one ahead of the update that runs.
+/// Prepares the data of these updates, one ahead of the update that runs. The thread sends all of them unless it
+/// panics.
 pub(crate) fn prepare<'scope, 'a: 'scope>(
     scope: &'scope Scope<'scope, '_>,
     run: &TrainRun<'a>,
     steps: Range<usize>,
-) -> Receiver<Prepared<'a>> {
+) -> (Receiver<Prepared<'a>>, ScopedJoinHandle<'scope, ()>) {
     let source = Source {
         sequences: run.sequences,
         settings: run.settings,
@@ -49,7 +50,7 @@ pub(crate) fn prepare<'scope, 'a: 'scope>(
         text: run.text,
     };
     let (sender, receiver) = sync_channel(0);
-    scope.spawn(move || {
+    let thread = scope.spawn(move || {
         let per_epoch = source.settings.steps_an_epoch(source.sequences.len());
         let (mut epoch, mut batches) = (None, Vec::new());
         for step in steps {
@@ -66,7 +67,7 @@ pub(crate) fn prepare<'scope, 'a: 'scope>(
             }
         }
     });
-    receiver
+    (receiver, thread)
 }
 
 struct Source<'a> {

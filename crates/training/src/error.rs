@@ -1,5 +1,7 @@
 use std::path::PathBuf;
 
+use abkd_data::Batch;
+
 /// What can go wrong in training and evaluation.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -12,6 +14,16 @@ pub enum Error {
     /// From the losses crate.
     #[error(transparent)]
     Loss(#[from] abkd_losses::Error),
+    /// A response token whose loss cannot be worked out.
+    #[error("update {step}, example {example}: {source}")]
+    Row {
+        /// The update, counted from 1.
+        step: usize,
+        /// Index of the example that the token belongs to.
+        example: usize,
+        /// Why, and the row, counted from 0 over the update's rows.
+        source: abkd_losses::Error,
+    },
     /// A file could not be read or written.
     #[error("{path}: {source}")]
     Io {
@@ -50,10 +62,10 @@ pub enum Error {
     },
     /// A loss or a gradient is not a number any more.
     #[error(
-        "step {step}: {what} is {value}; lower the learning rate or look at the data of this step"
+        "update {step}: {what} is {value}; lower the learning rate or look at the data of this update"
     )]
     NotFinite {
-        /// The step, counted from 1.
+        /// The update, counted from 1.
         step: usize,
         /// Loss or gradient norm.
         what: &'static str,
@@ -89,6 +101,40 @@ pub enum Error {
 }
 
 impl Error {
+    /// Counts the row of a chunk's error from the first row of all; `before` rows come before the chunk.
+    pub(crate) fn in_chunk(before: usize) -> impl FnOnce(abkd_losses::Error) -> Self {
+        move |mut error| {
+            if let Some(row) = row_of(&mut error) {
+                *row += before;
+            }
+            Self::Loss(error)
+        }
+    }
+
+    /// Names the update, numbered from 0, and the example of an error in a row of `batch`; `before` rows of the same
+    /// term come before the batch.
+    pub(crate) fn in_update(
+        step: usize,
+        batch: &Batch,
+        before: usize,
+    ) -> impl FnOnce(Self) -> Self {
+        move |error| {
+            let Self::Loss(mut source) = error else {
+                return error;
+            };
+            let Some(row) = row_of(&mut source) else {
+                return Self::Loss(source);
+            };
+            let (at, _) = batch.targets[*row];
+            *row += before;
+            Self::Row {
+                step: step + 1,
+                example: batch.examples[at / batch.width],
+                source,
+            }
+        }
+    }
+
     pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { path, source }
@@ -99,5 +145,17 @@ impl Error {
             path: path.into(),
             reason: reason.to_string(),
         }
+    }
+}
+
+/// The row that an error of a loss is about.
+fn row_of(error: &mut abkd_losses::Error) -> Option<&mut usize> {
+    use abkd_losses::Error as E;
+    match error {
+        E::NotFinite { row, .. }
+        | E::EmptyRow { row, .. }
+        | E::Label { row, .. }
+        | E::ImpossibleLabel { row, .. } => Some(row),
+        _ => None,
     }
 }

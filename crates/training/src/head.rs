@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use abkd_losses::{Divergence, Fidelity, cross_entropy_value_and_grad, value, value_and_grad};
 use abkd_models::Precision;
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{DType, Tensor, TensorData};
 
 use crate::Error;
 
@@ -119,6 +119,8 @@ pub fn head_loss(
     head_gradient: bool,
     chunk_bytes: usize,
 ) -> Result<HeadLoss, Error> {
+    let (student, teacher) = (&student.rounded(), teacher.map(Rows::rounded));
+    let teacher = teacher.as_ref();
     let [n, d] = student.hidden.dims();
     let vocab = student.head.dims()[0];
     if let Some(teacher) = teacher {
@@ -143,7 +145,8 @@ pub fn head_loss(
                 .expect("this objective needs a teacher")
                 .logits(range.clone())
         };
-        let (sum, grad) = chunk_loss(&objective, logits, teacher_logits, labels, range.clone())?;
+        let (sum, grad) = chunk_loss(&objective, logits, teacher_logits, labels, range.clone())
+            .map_err(Error::in_chunk(range.start))?;
         total += sum;
         d_hidden.push(student.precision.matmul(grad.clone(), student.head.clone())); // [C, d]
         if head_gradient {
@@ -168,7 +171,7 @@ fn chunk_loss(
     teacher_logits: impl Fn() -> Tensor<2>,
     labels: &[u32],
     range: Range<usize>,
-) -> Result<(f64, Tensor<2>), Error> {
+) -> Result<(f64, Tensor<2>), abkd_losses::Error> {
     let labels = &labels[range.clone()];
     match objective {
         Objective::CrossEntropy => Ok(sum_and_grad(cross_entropy_value_and_grad(logits, labels)?)),
@@ -224,12 +227,14 @@ fn chunk_loss(
 ///
 /// Logits that are not numbers.
 pub fn log_probs(rows: &Rows, labels: &[u32], chunk_bytes: usize) -> Result<Vec<f32>, Error> {
+    let rows = rows.rounded();
     let n = rows.hidden.dims()[0];
     let mut out = Vec::with_capacity(n);
     for range in chunks(n, rows.head.dims()[0], chunk_bytes) {
-        let labels = &labels[range.clone()];
-        let values = cross_entropy_value_and_grad(rows.logits(range), labels)?.value;
-        out.extend(to_vec(values).into_iter().map(|x| -x));
+        let (start, labels) = (range.start, &labels[range.clone()]);
+        let losses = cross_entropy_value_and_grad(rows.logits(range), labels)
+            .map_err(Error::in_chunk(start))?;
+        out.extend(to_vec(losses.value).into_iter().map(|x| -x));
     }
     Ok(out)
 }
@@ -245,6 +250,15 @@ pub fn cross_entropy_sum(rows: &Rows, labels: &[u32], chunk_bytes: usize) -> Res
 }
 
 impl Rows {
+    /// The same with a head in the numbers of its products: it is rounded once, and not for every chunk.
+    fn rounded(&self) -> Self {
+        let mut rows = self.clone();
+        if rows.precision == Precision::Bf16 {
+            rows.head = rows.head.cast(DType::BF16);
+        }
+        rows
+    }
+
     fn logits(&self, range: Range<usize>) -> Tensor<2> {
         let d = self.hidden.dims()[1];
         let hidden = self.hidden.clone().slice([range, 0..d]);
@@ -270,8 +284,8 @@ fn chunks(n: usize, vocab: usize, bytes: usize) -> impl Iterator<Item = Range<us
         .map(move |start| start..(start + rows).min(n))
 }
 
-/// AlphaNet takes the larger of two divergences *of the whole batch*, so with several chunks the
-/// choice is made before the first of them.
+/// AlphaNet's official form takes the larger of two divergences *of the whole batch*, so with several chunks
+/// the choice is made before the first of them.
 fn settle<'a>(
     objective: &'a Objective,
     student: &Rows,
@@ -280,7 +294,7 @@ fn settle<'a>(
 ) -> Result<Cow<'a, Objective>, Error> {
     let Objective::Distill {
         divergence: Divergence::AlphaNet { a, b },
-        fidelity,
+        fidelity: fidelity @ Fidelity::Official,
         kd_ratio,
     } = *objective
     else {
@@ -288,7 +302,7 @@ fn settle<'a>(
     };
     let n = student.hidden.dims()[0];
     let vocab = student.head.dims()[0];
-    if chunks(n, vocab, chunk_bytes).count() == 1 {
+    if kd_ratio == 0.0 || chunks(n, vocab, chunk_bytes).count() == 1 {
         return Ok(Cow::Borrowed(objective));
     }
     let teacher = teacher.expect("distillation has a teacher");
@@ -304,7 +318,8 @@ fn settle<'a>(
                 fidelity,
                 student.logits(range.clone()),
                 teacher.logits(range.clone()),
-            )?;
+            )
+            .map_err(Error::in_chunk(range.start))?;
             *sum += f64::from(rows.sum().into_scalar::<f32>());
         }
     }
@@ -319,3 +334,6 @@ fn settle<'a>(
         kd_ratio,
     }))
 }
+
+#[cfg(test)]
+mod tests;

@@ -101,6 +101,11 @@ pub fn clip(
 
 #[cfg(test)]
 mod tests {
+    use abkd_models::ModelConfig;
+    use abkd_models::lora::{self, LoraConfig};
+    use burn::module::ModuleMapper;
+    use burn::tensor::Device;
+
     use super::*;
 
     #[test]
@@ -110,27 +115,97 @@ mod tests {
         assert!((cosine(10, 10, 1.0, 0.1) - 0.1).abs() < 1e-12);
     }
 
-    #[test]
-    fn the_global_norm_is_clipped_and_a_small_one_left_alone() {
-        use burn::tensor::Device;
-        let config: abkd_models::ModelConfig = serde_json::from_str(
+    fn model(config: &str) -> LanguageModel {
+        let config: ModelConfig = serde_json::from_str(config).unwrap();
+        config.init(1, &Device::flex())
+    }
+
+    fn gpt2() -> LanguageModel {
+        model(
             r#"{"model_type":"gpt2","vocab_size":6,"n_positions":4,"n_embd":4,"n_layer":1,"n_head":2}"#,
         )
-        .unwrap();
-        let model = config.init(1, &Device::flex());
-        let grads = |value: f32| {
+    }
+
+    fn llama() -> LanguageModel {
+        model(
+            r#"{"model_type":"llama","vocab_size":6,"hidden_size":4,"intermediate_size":5,"num_hidden_layers":1,"num_attention_heads":2}"#,
+        )
+    }
+
+    #[test]
+    fn all_gradients_are_clipped_by_their_norm_together() {
+        let model = gpt2();
+        let params = params::list(&model);
+        let id = |name: &str| params.iter().find(|p| p.name == name).unwrap().id;
+        let ids = ["wte", "wpe"].map(|name| id(&format!("transformer.{name}.weight")));
+        // one number each: norms 0.3 and 0.4, 0.5 together
+        let grads = || {
             let mut grads = GradientsParams::new();
-            let ones = Tensor::<2>::ones([6, 4], &Device::flex());
-            grads.register(model.head().id, ones * value);
+            for (id, (rows, norm)) in ids.into_iter().zip([(6, 0.3), (4, 0.4)]) {
+                let grad = Tensor::<2>::zeros([rows, 4], &Device::flex());
+                let norm = Tensor::full([1, 1], norm, &Device::flex());
+                grads.register(id, grad.slice_assign([1..2, 2..3], norm));
+            }
             grads
         };
-        // 24 entries of 2: the norm is 2 sqrt(24)
-        let norm = global_norm(&model, &grads(2.0));
-        assert!((norm - 2.0 * 24f64.sqrt()).abs() < 1e-5);
-        let clipped = global_norm(&model, &clip(&model, grads(2.0), norm, 0.5));
-        assert!((clipped - 0.5).abs() < 1e-5, "{clipped}");
-        let small = global_norm(&model, &grads(0.01));
-        let left = global_norm(&model, &clip(&model, grads(0.01), small, 0.5));
-        assert!((left - small).abs() < 1e-9);
+        let norm = global_norm(&model, &grads());
+        assert!((norm - 0.5).abs() < 1e-6);
+        // 0.35 is above the one's norm and below the other's
+        for (limit, expected) in [(0.35, [0.21, 0.28]), (0.6, [0.3, 0.4])] {
+            let clipped = clip(&model, grads(), norm, limit);
+            for (id, expected) in ids.into_iter().zip(expected) {
+                let norm: f32 = clipped.get::<2>(id).unwrap().abs().sum().into_scalar();
+                assert!((norm - expected).abs() < 1e-5, "{norm} for {expected}");
+            }
+        }
+    }
+
+    /// Adds to all numbers, so that none is 0 and a decay shows.
+    struct Shift;
+    impl ModuleMapper for Shift {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            param.map(|x| x + 2.0)
+        }
+    }
+
+    /// Gradients of 0 for all that is trained.
+    struct Zeros(GradientsParams);
+    impl ModuleVisitor for Zeros {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            if param.is_require_grad() {
+                self.0.register(param.id, param.val().inner().zeros_like());
+            }
+        }
+    }
+
+    #[test]
+    fn matrices_and_adapters_decay_and_biases_and_norms_do_not() {
+        let config: LoraConfig =
+            serde_json::from_str(r#"{"r":2,"alpha":4.0,"target_modules":["q_proj"]}"#).unwrap();
+        let adapted = lora::attach(llama(), &config, 1).unwrap();
+        let all: fn(&str) -> bool = |name| {
+            let parts: Vec<&str> = name.split('.').collect();
+            let norm = |part: &&str| part.starts_with("ln_") || part.ends_with("norm");
+            !(parts.ends_with(&["bias"]) || parts.iter().any(norm))
+        };
+        let adapters: fn(&str) -> bool = |name| name.contains("adapter");
+        for (model, decays, count) in [(gpt2(), all, 6), (llama(), all, 9), (adapted, adapters, 2)]
+        {
+            let before = model.map(&mut Shift).train();
+            let mut zeros = Zeros(GradientsParams::new());
+            before.visit(&mut zeros);
+            // Without a gradient AdamW changes a number by its decay alone: a factor of 1 - 0.5 x 0.1.
+            let after = adamw(&before, 0.1, 0.999).step(0.5, before.clone(), zeros.0);
+            let (before, after) = (params::values(&before), params::values(&after));
+            let mut decayed = 0;
+            for ((name, _, before), (_, _, after)) in before.iter().zip(&after) {
+                let factor = if decays(name) { 0.95 } else { 1.0 };
+                decayed += usize::from(decays(name));
+                for (x, y) in before.iter().zip(after) {
+                    assert!((y - factor * x).abs() < 1e-6, "{name}: {x} -> {y}");
+                }
+            }
+            assert_eq!(decayed, count);
+        }
     }
 }

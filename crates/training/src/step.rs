@@ -166,12 +166,12 @@ pub fn update(
         gradients(
             student,
             teacher,
-            &part.batch,
-            &part.objective,
-            part.scale,
-            how.gradient_checkpointing.then_some(part.seed),
+            part,
+            how.gradient_checkpointing,
+            CHUNK_BYTES,
             phases,
         )
+        .map_err(Error::in_update(how.step, &part.batch, part.first_row))
     };
     let mut loss = 0.0;
     let mut sum: GradientsAccumulator<LanguageModel> = GradientsAccumulator::new();
@@ -232,6 +232,8 @@ pub fn update(
 struct Part<'a> {
     batch: Cow<'a, Batch>,
     objective: Cow<'a, Objective>,
+    /// Of its response tokens in those of the term.
+    first_row: usize,
     scale: f64,
     from_data: bool,
     seed: u64,
@@ -241,10 +243,11 @@ fn parts<'a>(terms: &'a [Term], how: &Update) -> Vec<Part<'a>> {
     let mut parts = Vec::new();
     for term in terms.iter().filter(|t| !t.batch.targets.is_empty()) {
         let scale = term.weight / term.batch.targets.len() as f64;
-        let mut push = |batch, objective| {
+        let mut push = |batch, objective, first_row| {
             parts.push(Part {
                 batch,
                 objective,
+                first_row,
                 scale,
                 from_data: term.from_data,
                 seed: how.seed.wrapping_add(parts.len() as u64),
@@ -252,18 +255,20 @@ fn parts<'a>(terms: &'a [Term], how: &Update) -> Vec<Part<'a>> {
         };
         let rows = how.micro_batch_size.unwrap_or(term.batch.rows);
         if rows >= term.batch.rows {
-            push(Cow::Borrowed(&term.batch), Cow::Borrowed(&term.objective));
+            let (batch, objective) = (&term.batch, &term.objective);
+            push(Cow::Borrowed(batch), Cow::Borrowed(objective), 0);
             continue;
         }
         for (batch, range) in term.batch.split(rows) {
             if range.is_empty() {
                 continue;
             }
+            let first_row = range.start;
             let objective = match &term.objective {
                 Objective::Policy(all) => Cow::Owned(Objective::Policy(part(all, range))),
                 other => Cow::Borrowed(other),
             };
-            push(Cow::Owned(batch), objective);
+            push(Cow::Owned(batch), objective, first_row);
         }
     }
     parts
@@ -339,25 +344,22 @@ impl Forward<'_> {
     }
 }
 
-/// Loss of a (part of a) batch and its gradients in the student's parameters; with gradient checkpointing where there
-/// is a seed for it.
-#[allow(clippy::too_many_arguments)]
+/// Loss of a part and its gradients in the student's parameters.
 fn gradients(
     student: &LanguageModel,
     teacher: Option<Teacher>,
-    batch: &Batch,
-    objective: &Objective,
-    scale: f64,
-    checkpointing: Option<u64>,
+    part: &Part,
+    checkpointing: bool,
+    chunk_bytes: usize,
     phases: &mut Phases,
-) -> Result<(f64, GradientsParams), Error> {
-    let (rows, pass) = phases.time(Phase::Student, || match checkpointing {
-        Some(seed) => {
-            let pass = student.checkpointed(token_ids(batch, &student.device()), seed);
+) -> Gradients {
+    let (batch, objective) = (&*part.batch, &*part.objective);
+    let (rows, pass) = phases.time(Phase::Student, || {
+        if checkpointing {
+            let pass = student.checkpointed(token_ids(batch, &student.device()), part.seed);
             let rows = select_targets(pass.hidden(), batch);
             (rows, Forward::Checkpoints(pass))
-        }
-        None => {
+        } else {
             let rows = target_rows(student, batch);
             (rows.clone().inner(), Forward::Graph(rows))
         }
@@ -385,9 +387,9 @@ fn gradients(
             &student_rows,
             teacher_rows.as_ref(),
             &labels(batch),
-            scale,
+            part.scale,
             trains_head,
-            CHUNK_BYTES,
+            chunk_bytes,
         )
     })?;
     let grads = phases.time(Phase::Backward, || {
@@ -420,3 +422,6 @@ pub fn cross_entropy(model: &LanguageModel, batches: &[Batch]) -> Result<f64, Er
     }
     Ok(total / tokens.max(1) as f64)
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 /// A part of an update.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// Waiting for the thread that lays sequences side by side.
+    /// Waiting for the thread that lays the data's sequences side by side, and laying sampled ones.
     Data,
     /// Sampling answers, and scoring them where the method does.
     Generation,

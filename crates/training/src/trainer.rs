@@ -152,12 +152,13 @@ pub fn train(run: TrainRun, observe: &mut dyn FnMut(Event)) -> Result<Outcome, E
     });
     let mut saved = (state.step, Instant::now());
     std::thread::scope(|scope| {
-        let prepared = ahead::prepare(scope, &run, state.step..steps);
+        let (prepared, thread) = ahead::prepare(scope, &run, state.step..steps);
         while state.step < steps {
             let mut phases = Phases::default();
-            let mut data = phases
-                .time(Phase::Data, || prepared.recv())
-                .expect("every update is prepared");
+            let Ok(mut data) = phases.time(Phase::Data, || prepared.recv()) else {
+                let panic = thread.join().expect_err("every update is prepared");
+                std::panic::resume_unwind(panic)
+            };
             let text = data.text.take();
             let mut terms = driver.terms(
                 &mut Moment {

@@ -4,6 +4,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
+use anyhow::Result;
+
 use crate::plan::{Plan, Who, Work};
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -65,9 +67,21 @@ impl<'a> Board<'a> {
         self.changed.notify_all();
     }
 
-    pub(super) fn abandon(&self) {
-        self.status.lock().unwrap_or_else(PoisonError::into_inner).1 = true;
-        self.changed.notify_all();
+    /// Runs a worker. Where it ends with an error or a panic, nobody gets another cell: those that wait for its cell
+    /// would wait for ever.
+    pub(super) fn attend(&self, work: impl FnOnce() -> Result<()>) -> Result<()> {
+        struct Abandon<'a, 'b>(&'a Board<'b>);
+        impl Drop for Abandon<'_, '_> {
+            fn drop(&mut self) {
+                let mut guard = self.0.status.lock().unwrap_or_else(PoisonError::into_inner);
+                guard.1 = true;
+                self.0.changed.notify_all();
+            }
+        }
+        let abandon = Abandon(self);
+        work()?;
+        std::mem::forget(abandon);
+        Ok(())
     }
 
     pub(super) fn all_done(&self) -> bool {
@@ -104,5 +118,55 @@ pub(super) fn kind(work: &Work) -> String {
                 u8::from(*who == Who::Teacher)
             )
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::mpsc::channel;
+
+    use anyhow::bail;
+
+    use super::*;
+    use crate::spec::Spec;
+
+    #[test]
+    fn nobody_waits_for_the_cell_of_a_worker_that_failed() {
+        let ends: [fn() -> Result<()>; 2] = [|| bail!("no"), || panic!("no")];
+        for end in ends {
+            let (sender, receiver) = channel();
+            std::thread::spawn(move || {
+                let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+                let spec = Spec::load(&root, "table1", "tiny").unwrap();
+                let plan = Plan::new(&root, &spec, &Default::default()).unwrap();
+                // All but the first cell that another needs is done, and those that need it.
+                let first = plan.cells.iter().find_map(|c| c.needs.first().copied());
+                let first = first.expect("a table has cells that need others");
+                let done: Vec<bool> = (0..plan.cells.len())
+                    .map(|i| i != first && !plan.cells[i].needs.contains(&first))
+                    .collect();
+                let (board, stop) = (Board::new(&plan, &done), AtomicBool::new(false));
+                assert_eq!(board.next(&stop), Some(first));
+                std::thread::scope(|scope| {
+                    let waits = scope.spawn(|| board.next(&stop));
+                    let fails = scope.spawn(|| board.attend(end));
+                    let failed = !matches!(fails.join(), Ok(Ok(())));
+                    sender.send((failed, waits.join().unwrap())).unwrap();
+                });
+            });
+            let got = receiver.recv_timeout(Duration::from_secs(60));
+            assert_eq!(got, Ok((true, None)));
+        }
+    }
+
+    #[test]
+    fn a_worker_that_ends_well_leaves_the_cells_to_the_others() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let spec = Spec::load(&root, "table1", "tiny").unwrap();
+        let plan = Plan::new(&root, &spec, &Default::default()).unwrap();
+        let board = Board::new(&plan, &vec![false; plan.cells.len()]);
+        board.attend(|| Ok(())).unwrap();
+        assert_eq!(board.next(&AtomicBool::new(false)), Some(0));
     }
 }

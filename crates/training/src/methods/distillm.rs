@@ -181,7 +181,7 @@ impl Driver for DistiLlm {
             }
         };
         let objective = self.objective.clone();
-        match on_policy::lay(&answers, self.settings.labels, at.tokenizer.eos()) {
+        match on_policy::lay(at, &answers, self.settings.labels) {
             Some(batch) => Ok(vec![Term {
                 batch,
                 objective,

@@ -89,8 +89,7 @@ impl Driver for Gkd {
                 max_new_tokens: self.settings.max_new_tokens,
             };
             let answers = on_policy::sample(at, &data.sequences, sampling)?;
-            if let Some(batch) = on_policy::lay(&answers, self.settings.labels, at.tokenizer.eos())
-            {
+            if let Some(batch) = on_policy::lay(at, &answers, self.settings.labels) {
                 return Ok(vec![Term {
                     batch,
                     objective: self.objective.clone(),

@@ -192,7 +192,7 @@ impl MiniLlm {
         let models = if mix == 0.0 { &models[..1] } else { &models };
         let keys: Vec<u64> = (0..n as u64).collect();
         let (seed, eos) = (on_policy::sampling_seed(at), at.tokenizer.eos());
-        let pad = at.tokenizer.pad();
+        let (step, pad) = (at.step, at.tokenizer.pad());
         let settings = &self.settings;
         self.state.rollouts = at.phases.time(Phase::Generation, || {
             let answers = generate_from_mixture(
@@ -205,10 +205,32 @@ impl MiniLlm {
                 &mut |_| {},
             )?;
             let sequences = with_answers(&chosen, answers);
-            score(settings, student, teacher, sequences, pad)
+            score(settings, student, teacher, sequences, step, pad)
         })?;
         self.state.round = Some(round);
         Ok(())
+    }
+
+    /// The policy gradient on some answers, advantages whitened over them.
+    fn term(&self, chosen: Vec<&Rollout>, pad: u32) -> Term {
+        let gather =
+            |f: fn(&Rollout) -> &Vec<f32>| chosen.iter().flat_map(|r| f(r).clone()).collect();
+        let mut advantage: Vec<f32> = gather(|r| &r.reward_to_go);
+        whiten(&mut advantage);
+        let policy = PolicyRows {
+            old_log_prob: gather(|r| &r.log_prob),
+            advantage,
+            weight: gather(|r| &r.weight),
+            clip: self.settings.ppo_clip as f32,
+            single_step: self.settings.single_step,
+        };
+        let sequences: Vec<&Sequence> = chosen.iter().map(|r| &r.sequence).collect();
+        Term {
+            batch: batch(&sequences, pad),
+            objective: Objective::Policy(policy),
+            weight: 1.0,
+            from_data: false,
+        }
     }
 }
 
@@ -230,12 +252,13 @@ fn prompts_of_round<'a>(at: &Moment<'a>, round: usize, n: usize) -> Vec<&'a Sequ
         .collect()
 }
 
-/// Log-probabilities, importance weights and rewards of sampled answers.
+/// Log-probabilities, importance weights and rewards of the answers sampled for an update.
 fn score(
     settings: &MiniLlmSettings,
     student: &abkd_models::LanguageModel,
     teacher: &abkd_models::LanguageModel,
     sequences: Vec<Sequence>,
+    step: usize,
     pad: u32,
 ) -> Result<Vec<Rollout>, Error> {
     let mut rollouts = Vec::with_capacity(sequences.len());
@@ -244,6 +267,7 @@ fn score(
         let labels = labels(&laid);
         let log_probs_of = |model: &abkd_models::LanguageModel| {
             log_probs(&rows_of(model, &laid), &labels, CHUNK_BYTES)
+                .map_err(Error::in_update(step, &laid, 0))
         };
         let (log_q, log_p) = (log_probs_of(student)?, log_probs_of(teacher)?);
         let mut start = 0;
@@ -319,32 +343,13 @@ impl Driver for MiniLlm {
             place.inner_epoch as u64,
             5,
         ];
-        let mut order: Vec<usize> = (0..self.state.rollouts.len()).collect();
-        Rng::new(&key).shuffle(&mut order);
-        let chosen: Vec<&Rollout> = order
-            .iter()
-            .skip(place.index * size)
-            .take(size)
-            .map(|&i| &self.state.rollouts[i])
-            .collect();
-        let gather =
-            |f: fn(&Rollout) -> &Vec<f32>| chosen.iter().flat_map(|r| f(r).clone()).collect();
-        let mut advantage: Vec<f32> = gather(|r| &r.reward_to_go);
-        whiten(&mut advantage);
-        let policy = PolicyRows {
-            old_log_prob: gather(|r| &r.log_prob),
-            advantage,
-            weight: gather(|r| &r.weight),
-            clip: self.settings.ppo_clip as f32,
-            single_step: self.settings.single_step,
-        };
-        let sequences: Vec<&Sequence> = chosen.iter().map(|r| &r.sequence).collect();
-        let rollouts = Term {
-            batch: batch(&sequences, at.tokenizer.pad()),
-            objective: Objective::Policy(policy),
-            weight: 1.0,
-            from_data: false,
-        };
+        let pad = at.tokenizer.pad();
+        let rollouts = at.phases.time(Phase::Data, || {
+            let mut order: Vec<usize> = (0..self.state.rollouts.len()).collect();
+            Rng::new(&key).shuffle(&mut order);
+            let chosen = order.iter().skip(place.index * size).take(size);
+            self.term(chosen.map(|&i| &self.state.rollouts[i]).collect(), pad)
+        });
         let on_data = Objective::Distill {
             divergence: Divergence::ForwardKl,
             fidelity: Fidelity::Paper,

@@ -284,6 +284,7 @@ pub trait Driver {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::timing::Phase;
 
     #[test]
     fn every_id_builds_with_defaults() {
@@ -308,5 +309,56 @@ mod tests {
         let loss = Some(Loss::new(Divergence::ForwardKl));
         assert!(error("minillm", loss, serde_json::json!({})).contains("divergence"));
         assert!(error("kdd", None, serde_json::json!({})).contains("kdd"));
+    }
+
+    #[test]
+    fn laying_sampled_answers_counts_as_data() {
+        let config: abkd_models::ModelConfig = serde_json::from_str(
+            r#"{"model_type":"llama","vocab_size":392,"hidden_size":4,"intermediate_size":4,"num_hidden_layers":1,"num_attention_heads":1}"#,
+        )
+        .unwrap();
+        let model = config.init(1, &burn::tensor::Device::flex());
+        let settings: Settings =
+            serde_json::from_str(r#"{"epochs":1,"batch_size":2,"learning_rate":1e-3}"#).unwrap();
+        let sequences: Vec<Sequence> = (0..2)
+            .map(|example| Sequence {
+                example,
+                tokens: vec![5, 6, 7],
+                prompt_len: 2,
+            })
+            .collect();
+        for (id, keys) in [
+            (
+                "minillm",
+                serde_json::json!({ "rollouts": 2, "sampling_batch_size": 2 }),
+            ),
+            ("gkd", serde_json::json!({ "lambda": 1.0 })),
+            ("distillm", serde_json::json!({ "first_threshold": 1.0 })),
+        ] {
+            let mut phases = Phases::default();
+            let data: Vec<&Sequence> = sequences.iter().collect();
+            let data = Prepared {
+                batch: abkd_data::batch(&data, 0),
+                sequences: data,
+                text: None,
+            };
+            let mut at = Moment {
+                step: 0,
+                steps: 1,
+                settings: &settings,
+                student: &model,
+                teacher: Some(&model),
+                sequences: &sequences,
+                tokenizer: &Tokenizer::embedded(),
+                max_new_tokens: 2,
+                phases: &mut phases,
+            };
+            let mut driver = Method::from_parts(id, None, keys).unwrap().driver(1.0);
+            let terms = driver.terms(&mut at, data).unwrap();
+            assert!(!terms[0].from_data, "{id}");
+            for phase in [Phase::Data, Phase::Generation] {
+                assert!(phases.seconds(phase) > 0.0, "{id}: {phase:?}");
+            }
+        }
     }
 }

@@ -78,12 +78,19 @@ pub(super) fn with_answers(data: &[&Sequence], answers: Vec<Vec<u32>>) -> Vec<Se
 }
 
 /// Lays sampled sequences side by side; `None` when no position counts.
-pub(super) fn lay(sequences: &[Sequence], labels: Labels, eos: u32) -> Option<Batch> {
-    let laid = match labels {
+pub(super) fn lay(at: &mut Moment, sequences: &[Sequence], labels: Labels) -> Option<Batch> {
+    let eos = at.tokenizer.eos();
+    let laid = at
+        .phases
+        .time(Phase::Data, || labelled(sequences, labels, eos));
+    (!laid.targets.is_empty()).then_some(laid)
+}
+
+fn labelled(sequences: &[Sequence], labels: Labels, eos: u32) -> Batch {
+    match labels {
         Labels::Expected => batch(&sequences.iter().collect::<Vec<_>>(), eos),
         Labels::Official => late_labels(sequences, eos),
-    };
-    (!laid.targets.is_empty()).then_some(laid)
+    }
 }
 
 fn late_labels(sequences: &[Sequence], eos: u32) -> Batch {
@@ -128,22 +135,23 @@ mod tests {
     #[test]
     fn expected_labels_are_the_next_tokens_and_keep_the_end() {
         // prompt 1 2, answer 3 4, end 9
-        let laid = lay(&[sequence(&[1, 2, 3, 4, 9])], Labels::Expected, 9).unwrap();
+        let laid = labelled(&[sequence(&[1, 2, 3, 4, 9])], Labels::Expected, 9);
         assert_eq!(laid.input_ids, [1, 2, 3, 4]);
         assert_eq!(laid.targets, [(1, 3), (2, 4), (3, 9)]);
     }
 
     #[test]
     fn official_labels_sit_one_position_late() {
-        let ended = lay(&[sequence(&[1, 2, 3, 4, 9])], Labels::Official, 9).unwrap();
+        let ended = labelled(&[sequence(&[1, 2, 3, 4, 9])], Labels::Official, 9);
         assert_eq!(ended.input_ids, [1, 2, 3, 4]);
         assert_eq!(ended.targets, [(2, 3), (3, 4)]);
         // an answer that was cut has its last position too
-        let cut = lay(&[sequence(&[1, 2, 3, 4])], Labels::Official, 9).unwrap();
+        let cut = labelled(&[sequence(&[1, 2, 3, 4])], Labels::Official, 9);
         assert_eq!(cut.input_ids, [1, 2, 3, 4]);
         assert_eq!(cut.targets, [(2, 3), (3, 4)]);
         // nothing but the end: no position counts
-        assert!(lay(&[sequence(&[1, 2, 9])], Labels::Official, 9).is_none());
-        assert!(lay(&[sequence(&[1, 2, 9])], Labels::Expected, 9).is_some());
+        let counted = |labels| labelled(&[sequence(&[1, 2, 9])], labels, 9).targets.len();
+        assert_eq!(counted(Labels::Official), 0);
+        assert_eq!(counted(Labels::Expected), 1);
     }
 }
