@@ -145,6 +145,11 @@ mod tests {
         assert_eq!(parts[0], (batch(&[&a], 0), 0..2));
         assert_eq!(parts[1], (batch(&[&b], 0), 2..3));
         assert_eq!(whole.split(5), [(whole.clone(), 0..3)]);
+        // a part of several rows, all of them shorter than the whole's longest
+        let (c, d) = (sequence(&[7, 8, 9], 1), sequence(&[4, 3, 2], 2));
+        let parts = batch(&[&a, &b, &c, &d], 0).split(2);
+        assert_eq!(parts[0], (whole, 0..3));
+        assert_eq!(parts[1], (batch(&[&c, &d], 0), 3..6));
     }
 
     proptest! {

@@ -4,6 +4,7 @@ mod common;
 
 use abkd_losses::{Divergence, Fidelity, row};
 
+use common::exact::exact;
 use common::{all, kernel, log_softmax};
 
 #[test]
@@ -217,6 +218,24 @@ fn forward_kl_of_two_models_sure_of_one_token_keeps_its_digits() {
             (f64::from(grad[2]) / exact - 1.0).abs() < 1e-5,
             "{grad:?} {exact}"
         );
+    }
+}
+
+#[test]
+fn every_gradient_keeps_the_digits_of_a_peak() {
+    let mut z = [0.3f32; 6];
+    z[2] = 17.3;
+    let t = [0.1, 1.0, 1.5, -0.5, 0.7, 0.2];
+    for d in all() {
+        for fidelity in [Fidelity::Paper, Fidelity::Official] {
+            let (_, exact) = exact(&d, fidelity, &z, &t, 6).expect("no tie");
+            let (_, grad) = kernel(&d, fidelity, &z, &t, 6);
+            let error = (f64::from(grad[2]) / exact[2] - 1.0).abs();
+            println!(
+                "PEAK {d:?} {fidelity:?}: {:e} {:e} {error:e}",
+                grad[2], exact[2]
+            );
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! The kernel of wgpu devices against the one of the CPU. Runs on any Vulkan, Mesa's software one too.
 #![cfg(feature = "wgpu")]
 
-#[allow(dead_code)] // it uses one of three
+#[allow(dead_code)] // it uses `all` alone
 mod common;
 
 use abkd_losses::{

@@ -58,20 +58,32 @@ proptest! {
         prop_assert_eq!(all, wanted);
         prop_assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
     }
+}
 
-    /// No damage makes a reader panic.
-    #[test]
-    fn a_damaged_index_is_refused_or_read(at in 0usize..82, value in any::<u8>(), keep in 0usize..=82) {
-        let (_dir, prefix) = written(&[vec![1, 2, 3], vec![4]]);
-        let path = with_suffix(&prefix, "idx");
-        let mut bytes = fs::read(&path).unwrap();
-        prop_assert_eq!(bytes.len(), 82);
-        bytes[at] = value;
-        bytes.truncate(keep);
-        fs::write(&path, bytes).unwrap();
-        if let Ok(read) = IndexedTokens::open(&prefix) {
-            let all: Vec<Vec<u32>> = (0..read.len()).map(|i| read.document(i)).collect();
-            prop_assert_eq!(all.concat().len(), read.values());
+/// No damage makes a reader panic: every byte changed, and every length.
+#[test]
+fn a_damaged_index_is_refused_or_read() {
+    let (_dir, prefix) = written(&[vec![1, 2, 3], vec![4]]);
+    let path = with_suffix(&prefix, "idx");
+    let whole = fs::read(&path).unwrap();
+    assert_eq!(whole.len(), 82);
+    let changed = (0..82).flat_map(|at| {
+        let whole = &whole;
+        [0, 1, 2, 4, 7, 0x7f, 0x80, 0xff].map(|value| {
+            let mut bytes = whole.clone();
+            bytes[at] = value;
+            bytes
+        })
+    });
+    let cut = (0..82).map(|keep| whole[..keep].to_vec());
+    for bytes in changed.chain(cut) {
+        fs::write(&path, &bytes).unwrap();
+        match IndexedTokens::open(&prefix) {
+            Ok(read) => {
+                let all: Vec<Vec<u32>> = (0..read.len()).map(|i| read.document(i)).collect();
+                assert_eq!(all.concat().len(), read.values());
+            }
+            Err(_) => assert_ne!(bytes, whole),
         }
     }
 }
@@ -215,6 +227,20 @@ fn lines_are_the_texts() {
         read.line(1, &tokenizer).unwrap(),
         r#"{"text":"anna has a hat."}"#
     );
+}
+
+/// With an end that the tokenizer does not leave out by itself.
+#[test]
+fn the_end_that_closes_a_text_is_not_in_its_line() {
+    let json = r#"{"model": {"type": "WordLevel", "vocab": {"</s>": 0, "a": 1, "b": 2}, "unk_token": "a"}}"#;
+    let (dir, prefix) = written(&[vec![1, 65535, 2, 0, 1, 0], vec![1, 2, 0], vec![1, 2]]);
+    let path = dir.path().join("tokenizer.json");
+    fs::write(&path, json).unwrap();
+    let tokenizer = Tokenizer::from_file(&path, None).unwrap();
+    let read = IndexedTokens::open(&prefix).unwrap();
+    let lines = [0, 1, 2].map(|i| read.line(i, &tokenizer).unwrap());
+    let text = r#"{"text":"a b"}"#;
+    assert_eq!(lines, [r#"{"output":"b </s> a","prompt":"a"}"#, text, text]);
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! What the tests of the kernel share.
 
+pub mod exact;
+
 use std::collections::BTreeMap;
 
 use abkd_losses::{Divergence, Fidelity, row};
