@@ -5,7 +5,8 @@
 
 The PyTorch side is written from the formulas as the released losses compute them: eager, f32, mean over the rows, both
 softmaxes materialised; and the same through torch.compile, where that finds a C++ compiler. Writes
-results/bench/losses.csv: milliseconds (medians over interleaved rounds) and ratios.
+results/bench/losses.csv: milliseconds (medians over interleaved rounds) and ratios; and results/bench/growth.csv: the time
+of the pass that the losses are measured in, and how well the alpha-beta divergence's time is a line in rows and vocabulary.
 """
 import json
 import os
@@ -131,7 +132,7 @@ def main():
     torch.set_num_threads(2)
     generator = torch.Generator().manual_seed(1)
     z, t = (10 * torch.rand(ROWS, VOCAB, generator=generator) - 5 for _ in range(2))
-    rows = []
+    rows, passes = [], []
     for loss in LOSSES:
         name = loss.__name__
         compiled = compile_loss(loss, z, t)
@@ -143,19 +144,30 @@ def main():
             theirs.append(torch_ms(loss, z, t))
             if compiled:
                 compiled_ms.append(torch_ms(compiled, z, t))
+        passes += floors
         floor, a, b = map(statistics.median, (floors, ours, theirs))
         c = statistics.median(compiled_ms) if compiled_ms else None
         more = [f"{c:.1f}", f"{c / a:.1f}"] if c else ["", ""]
         rows.append([name, f"{a:.1f}", f"{a / floor:.1f}", f"{b:.1f}", f"{b / a:.1f}", *more])
         print(f"{name:10} {a:8.1f} ms {a / floor:5.1f} passes   torch {b:8.1f} ms {b / a:5.1f} times   "
               f"compiled {more[0] or '-':>8} ms {more[1] or '-':>5} times", flush=True)
+    columns = ["what", "ours_ms", "passes", "torch_ms", "times_as_fast", "compiled_ms", "times_as_fast_as_compiled"]
+    write("losses", columns, rows)
+    write("growth", ["what", "r_squared", "ms"], growth(binary, passes))
+
+
+def growth(binary, passes):
+    """Times of passes (median, fastest, slowest), and of `ab` over four sizes in each direction with R^2 of a line."""
+    of_passes = [("median", statistics.median(passes)), ("fastest", min(passes)), ("slowest", max(passes))]
+    rows = [[f"pass, {what}", "", f"{ms:.1f}"] for what, ms in of_passes]
     for what, sizes in [("rows", [(n, VOCAB) for n in (256, 512, 1024, 2048)]),
                         ("vocabulary", [(ROWS, v) for v in (12_500, 25_000, 50_000, 100_000)])]:
         times = ours_ms(binary, *(f"ab/{n}x{v}" for n, v in sizes))
-        x = [n * v for n, v in sizes]
-        print(f"ab in {what}: {', '.join(f'{t:.1f}' for t in times)} ms, R^2 of a line {r_squared(x, times):.4f}")
-    columns = ["what", "ours_ms", "passes", "torch_ms", "times_as_fast", "compiled_ms", "times_as_fast_as_compiled"]
-    write("losses", columns, rows)
+        rows += [[f"ab, {n} x {v}", "", f"{ms:.1f}"] for (n, v), ms in zip(sizes, times)]
+        rows.append([f"ab in {what}", f"{r_squared([n * v for n, v in sizes], times):.4f}", ""])
+    for what, fit, ms in rows:
+        print(f"{what:20} {f'{ms:>8} ms' if ms else f'R^2 of a line {fit}'}")
+    return rows
 
 
 main()
