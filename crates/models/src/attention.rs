@@ -288,7 +288,7 @@ fn append<T: Cell>(new: &New, k: &[f32], v: &[f32], keys: &mut [T], values: &mut
         }
         for (cell, &x) in values[position / T::PER * row..].iter_mut().zip(v) {
             // Not the position after this one as another batch has left it.
-            if position % T::PER == 0 {
+            if position.is_multiple_of(T::PER) {
                 *cell = T::default();
             }
             cell.set(position % T::PER, x);

@@ -1,8 +1,9 @@
 //! Head and loss over the rows that predict a response token, a chunk of rows at a time.
 //!
 //! The gradients in the hidden states and in the head are formed in the forward pass and each chunk
-//! of logits is freed at once, so the memory beyond inputs and outputs is a chunk or two, whatever the
-//! number of rows and the size of the vocabulary.
+//! of logits is freed at once, so the memory beyond inputs and outputs is a chunk, in which both models'
+//! logits are, whatever the number of rows and the size of the vocabulary. (A loss of two parts has a second
+//! gradient for that time.)
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -73,7 +74,7 @@ impl PolicyRows {
     }
 }
 
-/// Memory that one chunk of logits may take.
+/// Memory that a chunk of logits may take, the teacher's among them.
 pub const CHUNK_BYTES: usize = 64 << 20;
 
 /// Hidden states of the rows and the head that turns them into logits.
@@ -132,6 +133,7 @@ pub fn head_loss(
             });
         }
     }
+    let chunk_bytes = chunk_bytes / (1 + usize::from(teacher.is_some()));
     let objective = settle(objective, student, teacher, chunk_bytes)?;
     let transposed = student.head.clone().transpose(); // [d, V]
     let mut total = 0.0;

@@ -79,7 +79,7 @@ pub(super) fn bf16_product(
         let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
         for (i, line) in panel.iter().enumerate() {
             // A line of a panel is two of the cache: of eight groups each has a fourth of the panel's length.
-            if ASK && i % (GROUPS / 2) == 0 {
+            if ASK && i.is_multiple_of(GROUPS / 2) {
                 _mm_prefetch::<_MM_HINT_T0>(ahead.cast::<i8>().wrapping_add(64 * i / (GROUPS / 2)));
             }
             // SAFETY: a line is 32 numbers of 32 bits, two vectors.

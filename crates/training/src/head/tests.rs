@@ -10,8 +10,10 @@ const WIDTH: usize = 4;
 const VOCAB: usize = 7;
 const SCALE: f64 = 0.25;
 
-/// Bytes of chunks of three rows: three, three, two.
-const THREE: usize = 3 * 4 * VOCAB;
+/// Memory for chunks of three rows: three, three, two.
+fn three_rows(objective: &Objective) -> usize {
+    3 * 4 * VOCAB * (1 + usize::from(objective.has_teacher()))
+}
 
 #[derive(Clone)]
 struct Numbers {
@@ -87,7 +89,8 @@ impl Case {
         let d_head = self.gradient(dense, |s| &mut s.head);
         let (student, teacher) = (self.student.tensors(), self.teacher.tensors());
         let teacher = objective.has_teacher().then_some(&teacher);
-        for (bytes, trains_head) in [(THREE, true), (THREE, false), (CHUNK_BYTES, true)] {
+        let three = three_rows(objective);
+        for (bytes, trains_head) in [(three, true), (three, false), (CHUNK_BYTES, true)] {
             let labels = &self.labels;
             let got = head_loss(
                 objective,
@@ -337,7 +340,8 @@ fn an_error_names_the_row_of_all_rows() {
         let error = |student: &Rows, teacher: &Rows| {
             let teacher = objective.has_teacher().then_some(teacher);
             let labels = &case.labels;
-            match head_loss(&objective, student, teacher, labels, 1.0, true, THREE) {
+            let bytes = three_rows(&objective);
+            match head_loss(&objective, student, teacher, labels, 1.0, true, bytes) {
                 Err(error) => error.to_string(),
                 Ok(_) => String::new(),
             }
@@ -349,7 +353,8 @@ fn an_error_names_the_row_of_all_rows() {
             assert!(text.starts_with("teacher logits, row 4: "), "{text}");
         }
     }
-    let text = log_probs(&with_nan(&case.student), &case.labels, THREE)
+    let bytes = three_rows(&Objective::CrossEntropy);
+    let text = log_probs(&with_nan(&case.student), &case.labels, bytes)
         .unwrap_err()
         .to_string();
     assert!(text.starts_with("student logits, row 4: "), "{text}");
