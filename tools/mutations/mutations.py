@@ -21,7 +21,7 @@ def args(crate, *targets):
 
 
 # ---------------------------------------------------------------- losses
-P, S, R = "abkd-losses", "crates/losses/src/", None
+P, S = "abkd-losses", "crates/losses/src/"
 GOLD = "values_and_gradients_are_those_of_the_released_losses"
 BOTH = "both_implementations_give_the_published_values"
 SLOPE = "gradients_are_the_slopes_of_the_values"

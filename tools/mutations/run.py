@@ -11,7 +11,6 @@ from mutations import MUTATIONS
 
 TREE, TARGET, RESULTS = HERE / "tree", HERE / "target", HERE / "results.csv"
 LOGS, BASELINE = HERE / "logs", HERE / "baseline.csv"
-ORIGIN = str(ROOT)
 FIELDS = ["id", "file", "verdict", "failed", "not_failed", "seconds", "others_failed", "together", "note", "args"]
 TEST_TIMEOUT, BUILD_TIMEOUT = 400, 2400
 
@@ -19,11 +18,21 @@ TEST_TIMEOUT, BUILD_TIMEOUT = 400, 2400
 def prepare():
     HERE.mkdir(parents=True, exist_ok=True)
     if not TREE.exists():
-        subprocess.run(["git", "clone", "-q", ORIGIN, str(TREE)], check=True)
+        subprocess.run(["git", "clone", "-q", str(ROOT), str(TREE)], check=True)
     shared = HERE / "shared"  # crates/data/tests/dolly.rs looks in <repo>/../shared
-    if not shared.exists():
+    if not shared.is_symlink():  # it may lead nowhere
         shared.symlink_to(ROOT.parent / "shared")
     LOGS.mkdir(exist_ok=True)
+
+
+def update():
+    """Takes the copy to the newest commit of the sources."""
+    git = lambda *args: subprocess.run(["git", *args], cwd=TREE, check=True, capture_output=True, text=True).stdout
+    dirty = git("status", "--porcelain", "--untracked-files=no")
+    if dirty.strip():
+        print("restored, left by a run that was killed:\n" + dirty)
+        git("checkout", "-q", "--", ".")
+    git("pull", "-q", "--ff-only")
 
 
 def place(text, edit):
@@ -329,13 +338,11 @@ def main():
             print(f"{m['id']:48} {m['file']:44} {'probe ' if m['probe'] else ''}{m['batch'] or ''}\n    {' '.join(m['expected'])}")
         return
     if a.check:
+        update()
         sys.exit(1 if check() else 0)
     if a.report:
         return report()
-    dirty = subprocess.run(["git", "status", "--porcelain", "--untracked-files=no"], cwd=TREE, capture_output=True, text=True).stdout
-    if dirty.strip():
-        print("restored, left by a run that was killed:\n" + dirty)
-        subprocess.run(["git", "checkout", "-q", "--", "."], cwd=TREE, check=True)
+    update()
     if a.baseline:
         return baseline(chosen)
     if not a.only:
