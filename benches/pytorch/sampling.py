@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from report import backends_of, write
 
-PROMPT, NEW, ROUNDS = 64, 128, 2
+PROMPT, NEW, ROUNDS = 64, 128, 3
 
 
 def model(dtype):

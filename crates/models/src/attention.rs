@@ -330,15 +330,8 @@ fn over_cache<T: Cell, const G: usize>(
     let mut coming = values.as_ptr();
     for (b, block) in blocks.enumerate() {
         let mut sums = [T::zero(); G];
-        // Both come from memory: the keys that are next, if need be the next slab's, and values, which take as many
-        // lines.
-        let next = if b + AHEAD < count {
-            b + AHEAD
-        } else {
-            b + AHEAD - count
-        };
-        let slab = if b + AHEAD < count { 0 } else { keys.len() };
-        let mut next = keys.as_ptr().wrapping_add(slab + next * LANES * depth);
+        // Both come from memory: the keys that are next, and values, which take as many lines.
+        let mut next = block.as_ptr().wrapping_add(AHEAD * LANES * depth);
         for (c, line) in block.as_chunks::<LANES>().0.iter().enumerate() {
             prefetch(next);
             prefetch(coming);
@@ -364,30 +357,36 @@ fn over_cache<T: Cell, const G: usize>(
     let depth = end.div_ceil(T::PER);
     let weights: [&[T]; G] = std::array::from_fn(|i| &cells[i * depth..(i + 1) * depth]);
     let lines = dh.div_ceil(LANES);
+    let next_slab = keys.as_ptr_range().end;
     let mut line = 0;
     while line + 4 <= lines {
-        mix::<T, G, 4>(weights, values, line, dh, out);
+        mix::<T, G, 4>(weights, values, next_slab, line, dh, out);
         line += 4;
     }
     while line < lines {
-        mix::<T, G, 1>(weights, values, line, dh, out);
+        mix::<T, G, 1>(weights, values, next_slab, line, dh, out);
         line += 1;
     }
 }
 
-/// L lines of the mean of the values.
+/// L lines of the mean of the values; the keys of the next slab, which take as many lines, are asked for meanwhile.
 #[inline(always)]
 fn mix<T: Cell, const G: usize, const L: usize>(
     weights: [&[T]; G],
     values: &[T],
+    next_keys: *const T,
     line: usize,
     dh: usize,
     out: &mut [f32],
 ) {
     let mut sums = [[T::zero(); L]; G];
-    let rows = values.chunks_exact(dh.next_multiple_of(LANES));
+    let width = dh.next_multiple_of(LANES);
+    let rows = values.chunks_exact(width);
     for (c, row) in rows.take(weights[0].len()).enumerate() {
         let row: &[[T; LANES]] = &row.as_chunks().0[line..line + L];
+        for l in 0..L {
+            prefetch(next_keys.wrapping_add(c * width + (line + l) * LANES));
+        }
         for i in 0..G {
             for l in 0..L {
                 sums[i][l] = T::add(sums[i][l], weights[i][c], &row[l]);

@@ -144,46 +144,33 @@ enum Panels {
 impl Packed {
     /// Rounds and rearranges a matrix `[in, out]`.
     pub fn new(matrix: Tensor<2>, precision: Precision) -> Self {
-        let [input, output] = matrix.dims();
-        Self::from_values(matrix, [input, output], |i, o| i * output + o, precision)
+        let dims = matrix.dims();
+        Self::from_values(matrix, dims, false, precision)
     }
 
     /// The same of the matrix `[out, in]`.
     pub fn transposed(matrix: Tensor<2>, precision: Precision) -> Self {
         let [output, input] = matrix.dims();
-        Self::from_values(matrix, [input, output], |i, o| o * input + i, precision)
+        Self::from_values(matrix, [input, output], true, precision)
     }
 
     fn from_values(
         matrix: Tensor<2>,
         [input, output]: [usize; 2],
-        place: impl Fn(usize, usize) -> usize + Sync,
+        transposed: bool,
         precision: Precision,
     ) -> Self {
         let data = matrix.into_data_as::<f32>();
         let values: &[f32] = floats(&data);
-        let at = |i: usize, o: usize| {
-            if i < input && o < output {
-                values[place(i, o)]
-            } else {
-                0.0
-            }
+        let dims = [input, output];
+        let panels = if precision == Precision::Bf16 && has_bf16() {
+            let set = |cell: &mut u32, i: usize, x| *cell |= bf16_bits(x) << (16 * (i % 2));
+            Panels::Bf16(panels(values, dims, transposed, 2, set))
+        } else {
+            let set = |cell: &mut f32, _, x| *cell = precision.round_value(x);
+            Panels::F32(panels(values, dims, transposed, 1, set))
         };
         let count = output.div_ceil(WIDTH);
-        let panels = if precision == Precision::Bf16 && has_bf16() {
-            let depth = input.div_ceil(2);
-            let line = |n: usize| {
-                let (i, o) = (2 * (n % depth), n / depth * WIDTH);
-                std::array::from_fn(|j| bf16_bits(at(i, o + j)) | bf16_bits(at(i + 1, o + j)) << 16)
-            };
-            Panels::Bf16((0..count * depth).into_par_iter().map(line).collect())
-        } else {
-            let line = |n: usize| {
-                let (i, o) = (n % input, n / input * WIDTH);
-                std::array::from_fn(|j| precision.round_value(at(i, o + j)))
-            };
-            Panels::F32((0..count * input).into_par_iter().map(line).collect())
-        };
         Self {
             panels,
             bias: vec![0.0; count * WIDTH],
@@ -302,6 +289,38 @@ impl Packed {
             }
         });
     }
+}
+
+/// Panels of lines of `per` rows of the matrix each; `set` puts a row's number into a cell. Outside of it is 0.
+fn panels<T: Copy + Default + Send>(
+    values: &[f32],
+    [input, output]: [usize; 2],
+    transposed: bool,
+    per: usize,
+    set: impl Fn(&mut T, usize, f32) + Sync,
+) -> Vec<[T; WIDTH]> {
+    let depth = input.div_ceil(per);
+    let mut lines = vec![[T::default(); WIDTH]; output.div_ceil(WIDTH) * depth];
+    let panels = lines.par_chunks_mut(depth).enumerate();
+    // In the order of the matrix's memory.
+    panels.for_each(|(n, panel)| {
+        let columns = n * WIDTH..output.min((n + 1) * WIDTH);
+        if transposed {
+            for (j, column) in columns.enumerate() {
+                let column = &values[column * input..(column + 1) * input];
+                for (i, &x) in column.iter().enumerate() {
+                    set(&mut panel[i / per][j], i, x);
+                }
+            }
+        } else {
+            for (i, row) in values.chunks_exact(output).enumerate() {
+                for (cell, &x) in panel[i / per].iter_mut().zip(&row[columns.clone()]) {
+                    set(cell, i, x);
+                }
+            }
+        }
+    });
+    lines
 }
 
 dispatch!(put_rows => put_sums(
