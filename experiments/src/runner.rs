@@ -63,6 +63,9 @@ impl Places {
 pub struct Trained {
     /// One record an epoch.
     pub curve: Vec<EpochRecord>,
+    /// Share of the teacher's hidden states that came from the cache; absent where no teacher was asked.
+    #[serde(default)]
+    pub cached_share: Option<f64>,
 }
 
 /// What a cell leaves that works something out for many others: its time, over all attempts.
@@ -93,7 +96,7 @@ pub fn is_done(places: &Places, spec: &Spec, cell: &Cell) -> bool {
 ///
 /// # Errors
 ///
-/// The first error of a cell; the others stop at their next checkpoint.
+/// The first error of a cell; the others finish the cell that they are at.
 pub fn run(
     places: &Places,
     spec: &Spec,

@@ -275,11 +275,15 @@ fn akl_share(pair: &Pair, mu: f64, fidelity: Fidelity) -> Tensor<2> {
     let (sorted, order) = pair.p.clone().sort_descending_with_indices(1);
     let mass = sorted.clone().cumsum(1);
     let inside = match fidelity {
-        Fidelity::Official => mass.lower_elem(mu).float(),
+        Fidelity::Official => {
+            let [n, _] = sorted.dims();
+            let first = Tensor::ones([n, 1], &sorted.device());
+            mass.lower_elem(mu)
+                .float()
+                .slice_assign([0..n, 0..1], first)
+        }
         Fidelity::Paper => (mass - sorted).lower_elem(mu).float(),
     };
-    let [n, _] = inside.dims();
-    let inside = inside.slice_assign([0..n, 0..1], Tensor::ones([n, 1], &pair.p.device()));
     let gap = (pair.p.clone() - pair.q.clone()).abs();
     let head = (gap.clone().gather(1, order) * inside).sum_dim(1);
     let both = gap.sum_dim(1);

@@ -12,7 +12,7 @@ use common::{all, kernel};
 fn with_other_parameters() -> Vec<Divergence> {
     let mut all = all();
     all.push(Divergence::Wsd { weight: 0.2 });
-    all.extend([0.2, 0.9].map(|mu| Divergence::Akl { mu }));
+    all.extend([0.0, 0.2, 0.9].map(|mu| Divergence::Akl { mu }));
     for lambda in [0.5, 0.9] {
         all.push(Divergence::Jensen { lambda });
         all.push(Divergence::SkewForwardKl { lambda });
@@ -119,7 +119,7 @@ proptest! {
                 prop_assert!(grad < 4.0 * near, "{d:?} {fidelity:?}: gradient {grad:e}");
             }
         }
-        // ties are rare
-        prop_assert!(compared + 12 > 2 * with_other_parameters().len(), "{compared}");
+        // Ties are rare, but where the models agree AKL, the total variation and BDKD have them all at once.
+        prop_assert!(compared + 14 > 2 * with_other_parameters().len(), "{compared}");
     }
 }

@@ -171,8 +171,9 @@ impl TeacherCache {
     /// Files that are missing, of another key, truncated or changed.
     pub fn open(dir: &Path, key: &str) -> Result<Self, Error> {
         let path = dir.join(HEADER);
-        let text = fs::read(&path).map_err(Error::io(&path))?;
         let again = "remove the folder, and it is made again";
+        let text =
+            fs::read(&path).map_err(|e| Error::checkpoint(&path, format!("{e}; {again}")))?;
         let header: Header = serde_json::from_slice(&text)
             .map_err(|e| Error::checkpoint(&path, format!("{e}: damaged; {again}")))?;
         if header.key != key {
@@ -185,7 +186,8 @@ impl TeacherCache {
             ));
         }
         let path = dir.join(ROWS);
-        let file = File::open(&path).map_err(Error::io(&path))?;
+        let file =
+            File::open(&path).map_err(|e| Error::checkpoint(&path, format!("{e}; {again}")))?;
         // SAFETY: the file is only read; a program that changes it meanwhile gets what it asks for.
         let rows = unsafe { Mmap::map(&file) }.map_err(Error::io(&path))?;
         let total: usize = header.rows.iter().sum();

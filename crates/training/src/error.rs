@@ -15,13 +15,13 @@ pub enum Error {
     #[error(transparent)]
     Loss(#[from] abkd_losses::Error),
     /// A response token whose loss cannot be worked out.
-    #[error("update {step}, example {example}: {source}")]
+    #[error("{term}, example {example}: {source}")]
     Row {
-        /// The update, counted from 1.
-        step: usize,
+        /// The sum that the token's loss is part of: an update, counted from 1, or the validation.
+        term: String,
         /// Index of the example that the token belongs to.
         example: usize,
-        /// Why, and the row, counted from 0 over the update's rows.
+        /// Why, and the row, counted from 0 over the term's rows.
         source: abkd_losses::Error,
     },
     /// A file could not be read or written.
@@ -111,10 +111,28 @@ impl Error {
         }
     }
 
-    /// Names the update, numbered from 0, and the example of an error in a row of `batch`; `before` rows of the same
-    /// term come before the batch.
+    /// The error of cross-entropy, which takes all logits for the student's, where they are the teacher's.
+    pub(crate) fn of_teacher(mut self) -> Self {
+        use abkd_losses::Error as E;
+        if let Self::Loss(E::NotFinite { model, .. } | E::EmptyRow { model, .. }) = &mut self {
+            *model = abkd_losses::Model::Teacher;
+        }
+        self
+    }
+
+    /// [`in_term`](Self::in_term) of an update, numbered from 0.
     pub(crate) fn in_update(
         step: usize,
+        batch: &Batch,
+        before: usize,
+    ) -> impl FnOnce(Self) -> Self {
+        Self::in_term(move || format!("update {}", step + 1), batch, before)
+    }
+
+    /// Names the term and the example of an error in a row of `batch`; `before` rows of the same term come before the
+    /// batch.
+    pub(crate) fn in_term(
+        term: impl FnOnce() -> String,
         batch: &Batch,
         before: usize,
     ) -> impl FnOnce(Self) -> Self {
@@ -128,7 +146,7 @@ impl Error {
             let (at, _) = batch.targets[*row];
             *row += before;
             Self::Row {
-                step: step + 1,
+                term: term(),
                 example: batch.examples[at / batch.width],
                 source,
             }

@@ -407,7 +407,7 @@ fn gradients(
     Ok((loss, grads))
 }
 
-/// Mean cross-entropy over the response tokens of `batches`.
+/// Mean cross-entropy over the response tokens of `batches`: of the validation.
 ///
 /// # Errors
 ///
@@ -417,7 +417,11 @@ pub fn cross_entropy(model: &LanguageModel, batches: &[Batch]) -> Result<f64, Er
     let (mut total, mut tokens) = (0.0, 0);
     for batch in batches {
         let rows = rows_of(&model, batch);
-        total += cross_entropy_sum(&rows, &labels(batch), CHUNK_BYTES)?;
+        total += cross_entropy_sum(&rows, &labels(batch), CHUNK_BYTES).map_err(Error::in_term(
+            || "validation".into(),
+            batch,
+            tokens,
+        ))?;
         tokens += batch.targets.len();
     }
     Ok(total / tokens.max(1) as f64)

@@ -172,7 +172,7 @@ pub(super) fn training(
         gradients: 4.0 * trained,
         optimizer: 8.0 * trained,
         activations: activations(shape, settings, rows, width),
-        logits: 3.0 * chunk(shape, rows * width),
+        logits: chunk(shape, rows * width * if teacher > 0.0 { 2.0 } else { 1.0 }),
     };
     cost.disk = match &settings.lora {
         Some(_) => 4.0 * trained,
@@ -194,6 +194,7 @@ fn activations(shape: &ModelConfig, settings: &Settings, rows: f64, width: f64) 
     4.0 * kept
 }
 
+/// Logits that are held at once, of rows of either model.
 fn chunk(shape: &ModelConfig, rows: f64) -> f64 {
     let all = 4.0 * rows * shape.vocab_size() as f64;
     all.min(abkd_training::head::CHUNK_BYTES as f64)

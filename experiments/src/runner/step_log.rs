@@ -56,11 +56,20 @@ impl StepLog {
         }
     }
 
-    pub(super) fn close(self) -> Result<()> {
-        match self.error {
-            Some(error) => Err(error).with_context(|| self.path.display().to_string()),
-            None => Ok(()),
+    /// What the lines have under these keys, summed over all of them: those of attempts before this one, too.
+    pub(super) fn close<const N: usize>(self, keys: [&str; N]) -> Result<[u64; N]> {
+        if let Some(error) = self.error {
+            return Err(error).with_context(|| self.path.display().to_string());
         }
+        let text = fs::read_to_string(&self.path).unwrap_or_default();
+        let mut sums = [0; N];
+        for line in text.lines() {
+            let line: Value = serde_json::from_str(line).unwrap_or_default();
+            for (sum, key) in sums.iter_mut().zip(keys) {
+                *sum += line[key].as_u64().unwrap_or(0);
+            }
+        }
+        Ok(sums)
     }
 }
 
@@ -85,13 +94,13 @@ mod tests {
         let path = dir.path().join("steps.jsonl");
         let mut log = StepLog::new(&path);
         for step in 1..=3 {
-            log.write(&json!({ "step": step }));
+            log.write(&json!({ "step": step, "rows": 10 * step }));
         }
-        log.close().unwrap();
+        assert_eq!(log.close(["rows"]).unwrap(), [60]);
         let mut log = StepLog::new(&path);
         log.cut_after(2);
-        log.write(&json!({ "step": 3, "again": true }));
-        log.close().unwrap();
+        log.write(&json!({ "step": 3, "again": true, "rows": 7 }));
+        assert_eq!(log.close(["rows", "others"]).unwrap(), [37, 0]);
         let text = fs::read_to_string(&path).unwrap();
         assert_eq!(text.lines().count(), 3);
         assert!(text.lines().nth(2).unwrap().contains("again"));

@@ -285,7 +285,6 @@ impl Worker<'_> {
         shown: &mut CellDisplay,
     ) -> Result<Option<String>> {
         let mut log = StepLog::new(&dir.join("steps.jsonl"));
-        let (mut asked, mut cached) = (0, 0);
         let outcome = train(self.run(cell, dir, job), &mut |event| match event {
             Event::Resumed { step } => {
                 log.cut_after(step);
@@ -297,11 +296,10 @@ impl Worker<'_> {
                 report,
                 learning_rate,
             } => {
-                asked += report.teacher_tokens;
-                cached += report.cached_tokens;
                 log.write(&serde_json::json!({
                     "step": step, "loss": report.loss, "grad_norm": report.grad_norm,
                     "learning_rate": learning_rate, "tokens": report.tokens,
+                    "teacher_rows": report.teacher_tokens, "cached_rows": report.cached_tokens,
                     "seconds": report.phases.total(),
                 }));
                 shown.at(step, steps, || format!("loss {:.3}", report.loss));
@@ -317,17 +315,25 @@ impl Worker<'_> {
                 ));
             }
         })?;
-        log.close()?;
+        let [asked, cached] = log.close(["teacher_rows", "cached_rows"])?;
+        let cached_share = (asked > 0).then(|| cached as f64 / asked as f64);
         match outcome {
             Outcome::Interrupted => Ok(None),
             Outcome::Finished { curve } => {
                 let last = curve.last().and_then(|r| r.validation_rouge_l);
-                write_json(&dir.join(RESULT), &Trained { curve })?;
+                write_json(
+                    &dir.join(RESULT),
+                    &Trained {
+                        curve,
+                        cached_share,
+                    },
+                )?;
                 remove_states(dir)?;
                 let mut told =
                     last.map_or("trained".into(), |r| format!("validation ROUGE-L {r:.2}"));
-                if let Some(share) = (100 * cached).checked_div(asked) {
-                    told += &format!(", {share}% of the teacher's states from the cache");
+                if let Some(share) = cached_share {
+                    let percent = 100.0 * share;
+                    told += &format!(", {percent:.0}% of the teacher's states from the cache");
                 }
                 Ok(Some(told))
             }

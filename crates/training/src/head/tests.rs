@@ -354,8 +354,9 @@ fn an_error_names_the_row_of_all_rows() {
         }
     }
     let bytes = three_rows(&Objective::CrossEntropy);
-    let text = log_probs(&with_nan(&case.student), &case.labels, bytes)
-        .unwrap_err()
-        .to_string();
+    let error = log_probs(&with_nan(&case.student), &case.labels, bytes).unwrap_err();
+    let text = error.to_string();
     assert!(text.starts_with("student logits, row 4: "), "{text}");
+    let text = error.of_teacher().to_string();
+    assert!(text.starts_with("teacher logits, row 4: "), "{text}");
 }

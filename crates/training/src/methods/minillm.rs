@@ -265,11 +265,11 @@ fn score(
     for part in sequences.chunks(settings.sampling_batch_size) {
         let laid = batch(&part.iter().collect::<Vec<_>>(), pad);
         let labels = labels(&laid);
-        let log_probs_of = |model: &abkd_models::LanguageModel| {
-            log_probs(&rows_of(model, &laid), &labels, CHUNK_BYTES)
-                .map_err(Error::in_update(step, &laid, 0))
-        };
-        let (log_q, log_p) = (log_probs_of(student)?, log_probs_of(teacher)?);
+        let log_probs_of = |model| log_probs(&rows_of(model, &laid), &labels, CHUNK_BYTES);
+        let log_q = log_probs_of(student).map_err(Error::in_update(step, &laid, 0))?;
+        let log_p = log_probs_of(teacher)
+            .map_err(Error::of_teacher)
+            .map_err(Error::in_update(step, &laid, 0))?;
         let mut start = 0;
         for sequence in part {
             let end = start + sequence.tokens.len() - sequence.prompt_len;

@@ -30,18 +30,21 @@ fn model(config: Value, seed: u64) -> LanguageModel {
 }
 
 /// Three examples, numbered 343 to 345; the last one alone has token 9.
-fn data() -> Batch {
+fn sequences() -> [Sequence; 3] {
     let sequence = |example, tokens: &[u32], prompt_len| Sequence {
         example,
         tokens: tokens.to_vec(),
         prompt_len,
     };
-    let sequences = [
+    [
         sequence(343, &[1, 2, 3, 4, 0], 2),
         sequence(344, &[5, 6, 7, 0], 1),
         sequence(345, &[9, 1, 3, 0], 2),
-    ];
-    batch(&sequences.iter().collect::<Vec<_>>(), 0)
+    ]
+}
+
+fn data() -> Batch {
+    batch(&sequences().iter().collect::<Vec<_>>(), 0)
 }
 
 fn objective() -> Objective {
@@ -116,7 +119,7 @@ fn a_tied_embedding_has_the_gradients_of_both_its_uses() {
 }
 
 #[test]
-fn an_error_names_the_update_the_example_and_the_row() {
+fn an_error_names_the_term_the_example_and_the_row() {
     /// Makes the embedding of token 9 NaN.
     struct Spoil(Option<burn::module::ParamId>);
     impl ModuleMapper for Spoil {
@@ -162,4 +165,10 @@ fn an_error_names_the_update_the_example_and_the_row() {
             "update 12, example 345: student logits, row 6: a logit is NaN or +inf"
         );
     }
+    let [first, second, third] = sequences();
+    let batches = [batch(&[&first, &second], 0), batch(&[&third], 0)];
+    assert_eq!(
+        cross_entropy(&student, &batches).unwrap_err().to_string(),
+        "validation, example 345: student logits, row 6: a logit is NaN or +inf"
+    );
 }
