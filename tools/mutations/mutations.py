@@ -315,7 +315,7 @@ m("T43-laying-is-not-timed", P, S + "methods/on_policy.rs", ("        .time(Phas
   LIB, ["laying_sampled_answers_counts_as_data"])
 m("T44-heads-use-without-gradient", P, S + "step.rs", ("Some(grad) => grad + d_head,", "Some(grad) => grad,"),
   LIB, ["a_tied_embedding_has_the_gradients_of_both_its_uses"])
-m("T45-validations-rows-of-the-batch", P, S + "step.rs", ('|| "validation".into(), batch, tokens)', '|| "validation".into(), batch, 0)'),
+m("T45-validations-rows-of-the-batch", P, S + "step.rs", ("            batch,\n            tokens,\n", "            batch,\n            0,\n"),
   LIB, ["an_error_names_the_term_the_example_and_the_row"])
 m("T46-data-thread-does-not-end", P, S + "ahead.rs", ("                break;\n", "                std::thread::park();\n"),
   args(P, "data_thread"), ["it_ends_where_the_training_fails_or_stops"])
