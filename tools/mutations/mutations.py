@@ -119,8 +119,11 @@ m("L28-shared-and-own-mixed-up", P, S + "host.rs",
 m("L29-parameter-b-writes-a", P, S + "divergence.rs", ('(Self::AlphaNet { b, .. }, "b") => Some(b),', '(Self::AlphaNet { a, .. }, "b") => Some(a),'),
   args(P, "lib"), ["every_id_names_itself_and_takes_its_own_parameters"], batch="losses-ids")
 m("L32-peaks-gradient-as-difference", P, S + "row/passes.rs",
-  ("(f64::from(sums.peak_h) * norm.rest - ", "(f64::from(sums.peak_h) * f64::from(1.0 - norm.top) - "), args(P, "digits", "accuracy"),
-  ["every_gradient_keeps_the_digits_of_a_peak", "values_and_gradients_are_those_of_f64"])
+  ("(f64::from(sums.peak_h) * norm.rest - ", "(f64::from(sums.peak_h) * f64::from(1.0 - norm.top) - "), args(P, "digits"),
+  ["every_gradient_keeps_the_digits_of_a_peak"])
+m("L33-log-sum-five-digits", P, S + "row/passes.rs",
+  ("ln_sum: (others / top).ln_1p() as f32,", "ln_sum: ((others / top).ln_1p() + 1e-5) as f32,"), args(P, "accuracy"),
+  ["values_and_gradients_are_those_of_f64"])
 m("L30-lambda-range-unchecked", P, S + "divergence.rs", ('"weight" | "lambda" | "mu" => (', '"weight" | "mu" => ('),
   args(P, "lib"), ["errors_name_what_is_wrong_and_what_would_be_right"], batch="losses-ids")
 m("L31-reverse-kl-peak-as-difference", P, S + "row/passes.rs",
@@ -311,7 +314,7 @@ m("T41-row-of-the-chunk", P, S + "error.rs", ("                *row += before;\n
   LIB, ["an_error_names_the_row_of_all_rows"])
 m("T42-teacher-named-student", P, S + "error.rs", ("*model = abkd_losses::Model::Teacher;", "*model = abkd_losses::Model::Student;"),
   LIB, ["an_error_names_the_row_of_all_rows"])
-m("T43-laying-is-not-timed", P, S + "methods/on_policy.rs", ("        .time(Phase::Data, || labelled(sequences, labels, eos));", "        .time(Phase::Optimizer, || labelled(sequences, labels, eos));"),
+m("T43-laying-is-not-timed", P, S + "methods/on_policy.rs", ("        .time(Phase::Data, || labelled(sequences, labels, eos));", "        .time(Phase::Update, || labelled(sequences, labels, eos));"),
   LIB, ["laying_sampled_answers_counts_as_data"])
 m("T44-heads-use-without-gradient", P, S + "step.rs", ("Some(grad) => grad + d_head,", "Some(grad) => grad,"),
   LIB, ["a_tied_embedding_has_the_gradients_of_both_its_uses"])

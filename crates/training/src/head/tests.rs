@@ -203,15 +203,21 @@ fn alpha_net_chooses_for_the_whole_batch_or_row_by_row() {
     let gap = |row: &Row| alpha_divergence(row, b) - alpha_divergence(row, a);
     let mut case = Case::new(2);
     case.teacher.head = case.student.head.clone();
-    // Where p and q change places, so do the members: the first chunk is made to prefer `b`, the others `a`.
+    // The second chunk counts more than the others.
+    for hidden in [&mut case.student.hidden, &mut case.teacher.hidden] {
+        hidden[3 * WIDTH..6 * WIDTH]
+            .iter_mut()
+            .for_each(|x| *x *= 2.0);
+    }
+    // Where p and q change places, so do the members: the second chunk is made to prefer `a`, the others `b`.
     for (i, row) in case.rows().iter().enumerate() {
-        if (i < 3) != (gap(row) > 0.0) {
+        if (3..6).contains(&i) == (gap(row) > 0.0) {
             let at = i * WIDTH..(i + 1) * WIDTH;
             case.student.hidden[at.clone()].swap_with_slice(&mut case.teacher.hidden[at]);
         }
     }
     let rows = case.rows();
-    assert!(sum(&rows[..3], gap) > 0.0 && sum(&rows, gap) < 0.0);
+    assert!(sum(&rows[..3], gap) > 0.0 && sum(&rows[6..], gap) > 0.0 && sum(&rows, gap) < 0.0);
     let alpha_net = Divergence::AlphaNet { a, b };
     for kd_ratio in [0.3, 1.0] {
         let check = |fidelity, dense: Dense| {
