@@ -369,6 +369,14 @@ mod tests {
 
     #[test]
     fn a_product_is_that_of_the_matrices() {
+        for portable in [false, true] {
+            PORTABLE.set(portable);
+            check_products();
+        }
+        PORTABLE.set(false);
+    }
+
+    fn check_products() {
         let device = Device::flex();
         let noise = |n: usize, seed: u64| -> Vec<f32> {
             let value = |i| crate::params::unit(crate::params::mix(seed ^ (i as u64) << 8));
@@ -397,6 +405,7 @@ mod tests {
                 assert_eq!(y.len(), rows * output);
                 for (n, y) in y.into_iter().enumerate() {
                     let (row, column) = (n / output, n % output);
+                    assert_eq!(y, precision.round_value(y));
                     let term = |i: usize| {
                         let factors = [x[row * input + i], w[i * output + column]];
                         let [a, b] = factors.map(|v| f64::from(precision.round_value(v)));
