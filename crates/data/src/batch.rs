@@ -1,9 +1,6 @@
 use crate::Sequence;
 use crate::rng::Rng;
 
-/// Batches in a window that is sorted by length.
-const WINDOW: usize = 16;
-
 /// Sequences side by side, right-padded to the longest of them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Batch {
@@ -85,33 +82,21 @@ impl Batch {
     }
 }
 
-/// The whole batches of an epoch as indices into `sequences`: a shuffle that depends on (seed, epoch)
-/// alone. What does not fill a batch is left out, unless there is nothing else. With `buckets`, every 16
-/// batches are sorted by length among themselves, which saves padding; the sequences of the epoch
-/// are the same.
+/// The whole batches of an epoch as indices into `sequences` sequences: a uniform shuffle that depends on (seed, epoch)
+/// alone. Nothing else decides which sequences share an update: the mean over the tokens of an update gives each token a
+/// weight that depends on what the others are. What does not fill a batch is left out, unless there is nothing else.
 pub fn batches_of_epoch(
-    sequences: &[Sequence],
+    sequences: usize,
     batch_size: usize,
     seed: u64,
     epoch: u64,
-    buckets: bool,
 ) -> Vec<Vec<usize>> {
-    let mut rng = Rng::new(&[seed, epoch]);
-    let mut order: Vec<usize> = (0..sequences.len()).collect();
-    rng.shuffle(&mut order);
+    let mut order: Vec<usize> = (0..sequences).collect();
+    Rng::new(&[seed, epoch]).shuffle(&mut order);
     if order.len() >= batch_size {
         order.truncate(order.len() / batch_size * batch_size);
     }
-    if buckets {
-        for window in order.chunks_mut(batch_size * WINDOW) {
-            window.sort_by_key(|&i| sequences[i].tokens.len());
-        }
-    }
-    let mut batches: Vec<Vec<usize>> = order.chunks(batch_size).map(<[usize]>::to_vec).collect();
-    if buckets {
-        rng.shuffle(&mut batches);
-    }
-    batches
+    order.chunks(batch_size).map(<[usize]>::to_vec).collect()
 }
 
 #[cfg(test)]
@@ -155,16 +140,35 @@ mod tests {
     proptest! {
         #[test]
         fn an_epoch_is_a_choice_without_repetition(n in 1usize..200, size in 1usize..20, seed: u64, epoch in 0u64..9) {
-            let sequences: Vec<Sequence> = (0..n).map(|i| sequence(&vec![0; 2 + i * 7 % 31], 1)).collect();
-            let of = |buckets| {
-                let mut all = batches_of_epoch(&sequences, size, seed, epoch, buckets).concat();
-                all.sort_unstable();
-                all
-            };
-            let plain = of(false);
-            prop_assert_eq!(plain.len(), if n < size { n } else { n / size * size });
-            prop_assert!(plain.windows(2).all(|w| w[0] < w[1]));
-            prop_assert_eq!(plain, of(true));
+            let mut all = batches_of_epoch(n, size, seed, epoch).concat();
+            all.sort_unstable();
+            prop_assert_eq!(all.len(), if n < size { n } else { n / size * size });
+            prop_assert!(all.windows(2).all(|w| w[0] < w[1]));
+        }
+    }
+
+    /// Over many seeds each pair of sequences shares a batch as often as any other.
+    #[test]
+    fn any_two_sequences_share_a_batch_equally_often() {
+        let (n, size, seeds) = (12, 4, 20_000u32);
+        let mut together = vec![0u32; n * n];
+        for seed in 0..seeds {
+            for batch in batches_of_epoch(n, size, u64::from(seed), 0) {
+                for &a in &batch {
+                    for &b in batch.iter().filter(|&&b| b > a) {
+                        together[a * n + b] += 1;
+                    }
+                }
+            }
+        }
+        // A partner is any of 11 others, 3 of them in the batch; 5 standard deviations.
+        let expected = f64::from(seeds) * 3.0 / 11.0;
+        let limit = 5.0 * (expected * 8.0 / 11.0).sqrt();
+        for a in 0..n {
+            for b in a + 1..n {
+                let count = f64::from(together[a * n + b]);
+                assert!((count - expected).abs() < limit, "{a} {b}: {count}");
+            }
         }
     }
 }

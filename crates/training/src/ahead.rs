@@ -82,16 +82,17 @@ impl<'a> Source<'a> {
     fn epoch(&self, epoch: usize) -> Vec<Vec<usize>> {
         let settings = self.settings;
         batches_of_epoch(
-            self.sequences,
+            self.sequences.len(),
             settings.batch_size,
             settings.seed,
             epoch as u64,
-            settings.length_buckets,
         )
     }
 
     fn update(&self, step: usize, indices: &[usize]) -> Prepared<'a> {
-        let sequences: Vec<&Sequence> = indices.iter().map(|&i| &self.sequences[i]).collect();
+        let mut sequences: Vec<&Sequence> = indices.iter().map(|&i| &self.sequences[i]).collect();
+        // Micro-batches hold sequences of like length.
+        sequences.sort_by_key(|s| s.tokens.len());
         let batch = batch(&sequences, self.pad);
         if let Some(cache) = self.cache {
             cache.fetch(&batch);

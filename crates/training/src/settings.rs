@@ -61,9 +61,6 @@ pub struct Settings {
     /// Limit of the global gradient norm.
     #[serde(default = "defaults::max_grad_norm")]
     pub max_grad_norm: f64,
-    /// Whether batches group sequences of like length; the data of an epoch stay the same.
-    #[serde(default = "defaults::length_buckets")]
-    pub length_buckets: bool,
     /// Stop after this many updates an epoch; absent: all of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub steps_per_epoch: Option<usize>,
@@ -99,9 +96,6 @@ mod defaults {
     }
     pub fn max_grad_norm() -> f64 {
         1.0
-    }
-    pub fn length_buckets() -> bool {
-        true
     }
     pub fn keep_best() -> KeepBest {
         KeepBest::RougeL
