@@ -215,6 +215,7 @@ fn a_stopped_run_ends_with_the_bits_of_an_undisturbed_one() {
             alpha: 8.0,
             dropout: 0.0,
             target_modules: vec!["q_proj".into(), "v_proj".into()],
+            start: lora::Start::Continue,
         }),
         ..settings.clone()
     };
@@ -423,6 +424,7 @@ fn adapters_alone_are_trained_and_read_back_the_same() {
         alpha: 8.0,
         dropout: 0.0,
         target_modules: vec!["q_proj".into(), "v_proj".into()],
+        start: lora::Start::Continue,
     };
     let settings = Settings {
         lora: Some(config.clone()),

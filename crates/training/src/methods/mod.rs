@@ -3,11 +3,12 @@
 //! A method says what the terms of the next update are: which sequences, and what is minimised on
 //! them. Whatever it remembers between updates is part of the checkpoint.
 
-mod distillm;
+pub mod distillm;
 mod fixed;
-mod gkd;
-mod minillm;
+pub mod gkd;
+pub mod minillm;
 mod on_policy;
+mod replay;
 
 use abkd_data::{Sequence, Tokenizer};
 use abkd_losses::{Divergence, Fidelity};
@@ -23,6 +24,7 @@ pub use fixed::{NoSettings, SeqKdSettings};
 pub use gkd::GkdSettings;
 pub use minillm::MiniLlmSettings;
 pub use on_policy::Labels;
+pub use replay::ReplayBuffer;
 
 /// A divergence in one of its forms.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -42,7 +44,7 @@ impl Loss {
         }
     }
 
-    fn objective(self, kd_ratio: f64) -> Objective {
+    pub(crate) fn objective(self, kd_ratio: f64) -> Objective {
         Objective::Distill {
             divergence: self.divergence,
             fidelity: self.fidelity,
@@ -83,7 +85,7 @@ impl Method {
         ),
         (
             "gkd",
-            "with probability lambda the student's own answers; generalized Jensen divergence",
+            "with probability lambda the student's own answers, by default through a replay buffer; Jensen divergence",
         ),
         (
             "minillm",
@@ -174,6 +176,34 @@ impl Method {
         Ok(method)
     }
 
+    /// Checks the method's settings against those of the training.
+    ///
+    /// # Errors
+    ///
+    /// A replay buffer that is smaller than a batch.
+    pub fn check_run(&self, settings: &Settings) -> Result<(), Error> {
+        let (method, checked) = match self {
+            Self::Gkd(_, s) => ("gkd", s.check_batch(settings.batch_size)),
+            Self::DistiLlm(_, s) => (
+                "distillm",
+                replay::check_batch(s.capacity, settings.batch_size),
+            ),
+            Self::Sft | Self::Data(_) | Self::SeqKd(_) | Self::MiniLlm(_) => return Ok(()),
+        };
+        checked.map_err(|reason| Error::Method {
+            method: method.into(),
+            reason,
+        })
+    }
+
+    /// Whether the student's dropout acts while it is trained.
+    pub fn trains_with_dropout(&self) -> bool {
+        match self {
+            Self::MiniLlm(s) => s.dropout,
+            _ => true,
+        }
+    }
+
     /// Whether updates need the teacher.
     pub fn needs_teacher(&self) -> bool {
         match self {
@@ -185,7 +215,11 @@ impl Method {
 
     /// Whether updates compare with the teacher on the data as they are.
     pub fn uses_teacher_on_data(&self) -> bool {
-        !matches!(self, Self::Sft | Self::SeqKd(_))
+        match self {
+            Self::Sft | Self::SeqKd(_) => false,
+            Self::MiniLlm(s) => s.data_term == minillm::DataTerm::Data,
+            Self::Data(_) | Self::Gkd(..) | Self::DistiLlm(..) => true,
+        }
     }
 
     /// All that tells this method from another, for the id of a cell.
@@ -263,7 +297,12 @@ pub trait Driver {
         false
     }
 
-    /// Tells the validation loss: before the first update if wanted, and after every epoch.
+    /// What is minimised on plain text, where the run has some, and the term's weight; `None` for no such term.
+    fn on_text(&self, settings: &Settings) -> Option<(Objective, f64)> {
+        Some((Objective::CrossEntropy, settings.lm_coef))
+    }
+
+    /// Tells the validation loss: before the first update if wanted, and at every validation.
     fn validated(&mut self, _loss: f64) {}
 
     /// What it remembers, for a checkpoint.
