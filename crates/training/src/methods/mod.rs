@@ -351,14 +351,48 @@ mod tests {
     }
 
     #[test]
-    fn laying_sampled_answers_counts_as_data() {
+    fn a_setting_changes_the_identity() {
+        let identity = |id, settings| {
+            Method::from_parts(id, None, settings)
+                .unwrap()
+                .identity()
+                .to_string()
+        };
+        for (id, changed) in [
+            ("gkd", serde_json::json!({ "answers": "fresh" })),
+            ("gkd", serde_json::json!({ "capacity": 4000 })),
+            ("minillm", serde_json::json!({ "reward_scaling": 1.0 })),
+            ("minillm", serde_json::json!({ "whitening": "masked" })),
+            ("minillm", serde_json::json!({ "data_term": "data" })),
+            ("minillm", serde_json::json!({ "dropout": true })),
+            (
+                "distillm",
+                serde_json::json!({ "replay_ratio": "constant" }),
+            ),
+        ] {
+            let plain = identity(id, serde_json::json!({}));
+            assert_ne!(identity(id, changed.clone()), plain, "{id} {changed}");
+        }
+    }
+
+    #[test]
+    fn distillms_divergence_is_the_rows() {
+        let skew = Divergence::SkewForwardKl { lambda: 0.1 };
+        let method = Method::from_parts("distillm", Some(Loss::new(skew)), serde_json::json!({}));
+        let Method::DistiLlm(loss, _) = method.unwrap() else {
+            panic!("another method");
+        };
+        assert_eq!(loss.divergence, skew);
+    }
+
+    /// Hands an update of `steps` to `f`: a toy model as student and teacher, two sequences.
+    fn with_update(steps: usize, mut f: impl FnMut(&mut Moment, Prepared)) -> Phases {
         let config: abkd_models::ModelConfig = serde_json::from_str(
             r#"{"model_type":"llama","vocab_size":392,"hidden_size":4,"intermediate_size":4,"num_hidden_layers":1,"num_attention_heads":1}"#,
         )
         .unwrap();
         let model = config.init(1, &burn::tensor::Device::flex());
-        let settings: Settings =
-            serde_json::from_str(r#"{"epochs":1,"batch_size":2,"learning_rate":1e-3}"#).unwrap();
+        let settings = Settings::new(1, 2, 1e-3);
         let sequences: Vec<Sequence> = (0..2)
             .map(|example| Sequence {
                 example,
@@ -366,6 +400,30 @@ mod tests {
                 prompt_len: 2,
             })
             .collect();
+        let mut phases = Phases::default();
+        let data: Vec<&Sequence> = sequences.iter().collect();
+        let data = Prepared {
+            batch: abkd_data::batch(&data, 0),
+            sequences: data,
+            text: None,
+        };
+        let mut at = Moment {
+            step: 0,
+            steps,
+            settings: &settings,
+            student: &model,
+            teacher: Some(&model),
+            sequences: &sequences,
+            tokenizer: &Tokenizer::embedded(),
+            max_new_tokens: 2,
+            phases: &mut phases,
+        };
+        f(&mut at, data);
+        phases
+    }
+
+    #[test]
+    fn laying_sampled_answers_counts_as_data() {
         for (id, keys) in [
             (
                 "minillm",
@@ -374,30 +432,28 @@ mod tests {
             ("gkd", serde_json::json!({ "lambda": 1.0 })),
             ("distillm", serde_json::json!({ "first_threshold": 1.0 })),
         ] {
-            let mut phases = Phases::default();
-            let data: Vec<&Sequence> = sequences.iter().collect();
-            let data = Prepared {
-                batch: abkd_data::batch(&data, 0),
-                sequences: data,
-                text: None,
-            };
-            let mut at = Moment {
-                step: 0,
-                steps: 1,
-                settings: &settings,
-                student: &model,
-                teacher: Some(&model),
-                sequences: &sequences,
-                tokenizer: &Tokenizer::embedded(),
-                max_new_tokens: 2,
-                phases: &mut phases,
-            };
             let mut driver = Method::from_parts(id, None, keys).unwrap().driver(1.0);
-            let terms = driver.terms(&mut at, data).unwrap();
-            assert!(!terms[0].from_data, "{id}");
+            let phases = with_update(1, |at, data| {
+                let terms = driver.terms(at, data).unwrap();
+                assert!(!terms[0].from_data, "{id}");
+            });
             for phase in [Phase::Data, Phase::Generation] {
                 assert!(phases.seconds(phase) > 0.0, "{id}: {phase:?}");
             }
         }
+    }
+
+    #[test]
+    fn distillm_counts_the_first_update_as_1() {
+        let keys = serde_json::json!({ "first_threshold": 1.0, "capacity": 2 });
+        let mut driver = Method::from_parts("distillm", None, keys)
+            .unwrap()
+            .driver(1.0);
+        let mut sampled = || {
+            let phases = with_update(1, |at, data| drop(driver.terms(at, data).unwrap()));
+            phases.seconds(Phase::Generation) > 0.0
+        };
+        // The buffer fills; then the share of fresh answers, 1 - 1/1, is none.
+        assert_eq!([sampled(), sampled()], [true, false]);
     }
 }
