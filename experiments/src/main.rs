@@ -88,7 +88,7 @@ enum Command {
     Verify {
         /// What to check
         subject: Subject,
-        /// Golden file (losses, rouge) or folder (model, trajectory)
+        /// Golden file (losses, rouge, minillm, gjsd, schedule, adapter) or folder (model, trajectory)
         path: PathBuf,
         /// Replaces the built-in tolerances
         #[arg(long)]

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Mutex, PoisonError};
 
-use abkd_training::EpochRecord;
+use abkd_training::ValidationRecord;
 use abkd_training::evaluate;
 use anyhow::{Context, Result, anyhow, ensure};
 use serde::de::DeserializeOwned;
@@ -62,7 +62,7 @@ impl Places {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Trained {
     /// One record an epoch.
-    pub curve: Vec<EpochRecord>,
+    pub curve: Vec<ValidationRecord>,
     /// Share of the teacher's hidden states that came from the cache; absent where no teacher was asked.
     #[serde(default)]
     pub cached_share: Option<f64>,

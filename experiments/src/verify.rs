@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use abkd_models::verify::Check;
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use burn::tensor::Device;
 use clap::ValueEnum;
 
@@ -16,8 +16,17 @@ pub enum Subject {
     Rouge,
     /// Logits and greedy tokens of a checkpoint (a folder with golden.json)
     Model,
-    /// Twelve training steps (a folder with golden.json, student/ and teacher/)
+    /// Training steps (a folder with golden.json, student/ and teacher/)
     Trajectory,
+    /// MiniLLM's rewards, weights, whitening, losses and gradients (minillm.json)
+    Minillm,
+    /// Generalized Jensen divergence of GKD (gjsd.json)
+    Gjsd,
+    /// Learning rates, DistiLLM's threshold and sources, replay buffer (schedules.json, distillm_schedule.json,
+    /// replay_buffer.json)
+    Schedule,
+    /// Training goes on with an adapter (lora_continue.json, with the folder lora_continue/ beside it)
+    Adapter,
 }
 
 /// Compares every entry; `tolerance` replaces the built-in tolerances.
@@ -57,11 +66,20 @@ pub fn verify(
             .collect(),
         Subject::Model => abkd_models::verify::verify_model(path, device)?,
         Subject::Trajectory => abkd_training::verify::verify_trajectory(path, device)?,
+        Subject::Minillm => abkd_training::verify::verify_minillm(path, device)?,
+        Subject::Gjsd => abkd_training::verify::verify_gjsd(path, device)?,
+        Subject::Schedule => abkd_training::verify::verify_schedule(path)?,
+        Subject::Adapter => abkd_training::verify::verify_adapter(path, device)?,
     };
     if let Some(tolerance) = tolerance {
         for check in &mut checks {
             check.tolerance = tolerance;
         }
     }
+    ensure!(
+        !checks.is_empty(),
+        "{}: there is nothing to check in it",
+        path.display()
+    );
     Ok(checks)
 }

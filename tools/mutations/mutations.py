@@ -286,7 +286,7 @@ m("T09-checkpointed-gradient-sign", P, S + "step.rs",
 m("T10-learning-rate-dropped", P, S + "step.rs",
   ("optimizer.step(how.learning_rate, student, grads)", "optimizer.step(0.0 * how.learning_rate, student, grads)"),
   args(P, "methods", "trajectory"), [LOWERS, TRAJ, "text_adds_a_language_modelling_term", "adapters_alone_are_trained_and_read_back_the_same"])
-m("T11-text-term-without-weight", P, S + "trainer.rs", ("weight: settings.lm_coef,", "weight: 0.0 * settings.lm_coef,"),
+m("T11-text-term-without-weight", P, S + "methods/mod.rs", ("Some((Objective::CrossEntropy, settings.lm_coef))", "Some((Objective::CrossEntropy, 0.0 * settings.lm_coef))"),
   args(P, "methods"), ["text_adds_a_language_modelling_term"], batch="training-methods")
 m("T12-moments-not-restored", P, S + "state.rs",
   ("let optimizer = optimizer(&student)\n        .load(dir.join(\"optimizer.bpk\"))\n        .map_err(fail)?;", "let optimizer = optimizer(&student);"),
@@ -331,15 +331,15 @@ m("T17-last-batch-counts", P, S + "settings.rs",
 m("T18-nan-setting-accepted", P, S + "settings.rs", ("if !(value.is_finite() && value > 0.0) {", "if value <= 0.0 {"),
   LIB, ["settings_out_of_range_are_named"], **B)
 m("T19-last-best-epoch", P, S + "trainer.rs", ("Some(b) if figure(b) >= figure(r) => best,", "Some(b) if figure(b) > figure(r) => best,"),
-  LIB, ["the_first_best_epoch_is_kept"], **B)
+  LIB, ["the_first_best_validation_is_kept"], **B)
 m("T20-cache-header-not-hashed", P, S + "cache.rs", ("self.sha256 = sha256(rows, &text)?;", "self.sha256 = sha256(rows, &text[..0])?;"),
   LIB, ["what_is_not_its_own_is_refused"], **B)
-m("T21-margin-ignored", P, S + "methods/distillm.rs", ("loss >= reference + settings.loss_margin", "loss >= reference + 0.0 * settings.loss_margin"),
+m("T21-margin-ignored", P, S + "methods/distillm.rs", ("loss >= reference + margin", "loss >= reference + 0.0 * margin"),
   LIB, ["the_threshold_rises_by_a_tenth_when_the_loss_grows_by_the_margin"], **B)
-m("T22-fresh-share-rises", P, S + "methods/distillm.rs", ("self.threshold * (1.0 - step as f64 / steps as f64)", "self.threshold * (step as f64 / steps as f64)"),
-  LIB, ["the_fresh_share_falls_and_the_buffer_takes_over_once_full"], **B)
-m("T23-buffer-forgets-the-newest", P, S + "methods/distillm.rs", ("self.buffer.pop_front();", "self.buffer.pop_back();"),
-  LIB, ["the_buffer_forgets_the_oldest_and_draws_without_repetition"], **B)
+m("T22-fresh-share-rises", P, S + "methods/distillm.rs", ("Self::Decreasing => threshold * (1.0 - done),", "Self::Decreasing => threshold * done,"),
+  LIB, ["the_buffer_takes_over_once_full", "distillm_counts_the_first_update_as_1"], **B)
+m("T23-buffer-forgets-the-newest", P, S + "methods/replay.rs", ("self.held.pop_front();", "self.held.pop_back();"),
+  LIB, ["the_oldest_is_forgotten_and_a_draw_repeats_nothing"], **B)
 m("T24-tokens-left-off-by-one", P, S + "methods/minillm.rs",
   ("let left = if settings.length_norm { n - t } else { 1 };", "let left = if settings.length_norm { n - t + 1 } else { 1 };"),
   LIB, ["a_reward_to_go_is_discounted_cut_and_divided_by_the_tokens_left"], **B)
@@ -348,8 +348,22 @@ m("T25-mixture-swapped", P, S + "methods/minillm.rs", ("(1.0 / ((1.0 - mix) + mi
 m("T26-ppo-takes-the-smaller", P, S + "head.rs", ("if free >= clipped {", "if free <= clipped {"), LIB, ["the_ratio_counts_within_its_clip"], **B)
 m("T27-index-within-the-round", P, S + "methods/minillm.rs", ("index: step % batches,", "index: step % round,"),
   LIB, ["rounds_have_inner_epochs_of_whole_batches"], **B)
-m("T28-variance-over-n-less-1", P, S + "methods/minillm.rs", ("        .sum::<f64>()\n        / n;", "        .sum::<f64>()\n        / (n - 1.0);"),
-  LIB, ["whitening_gives_mean_0_and_variance_1"], **B)
+m("T28-variance-over-n-less-1", P, S + "methods/minillm.rs", ("let variance = (squares + zeros * mean.powi(2)) / n;", "let variance = (squares + zeros * mean.powi(2)) / (n - 1.0);"),
+  LIB, ["whitening_gives_mean_0_and_variance_1_with_or_without_the_padding"], **B)
+m("T48-distillm-counts-from-0", P, S + "methods/distillm.rs", ("fresh_share(threshold, at.step + 1, at.steps)", "fresh_share(threshold, at.step, at.steps)"),
+  LIB, ["distillm_counts_the_first_update_as_1"], **B)
+m("T49-warm-up-begins-above-0", P, S + "optim.rs", ("peak * step as f64 / warmup as f64", "peak * (step + 1) as f64 / warmup as f64"),
+  args(P, "goldens"), ["learning_rates_are_those_of_the_published_schedulers"])
+m("T50-rewards-multiplied", P, S + "methods/minillm.rs", (") / settings.reward_scaling)", ") * settings.reward_scaling)"),
+  args(P, "goldens"), ["minillm_has_the_published_rewards_weights_losses_and_gradients"])
+m("T51-padding-not-whitened", P, S + "methods/minillm.rs", ("(answers.len() * width).max(advantage.len())", "advantage.len()"),
+  args(P, "goldens"), ["minillm_has_the_published_rewards_weights_losses_and_gradients"])
+m("T52-minillm-with-dropout", P, S + "trainer.rs", ("if !run.method.trains_with_dropout() {", "if false && !run.method.trains_with_dropout() {"),
+  args(P, "methods"), ["minillms_student_has_no_dropout_unless_it_is_asked_for"], batch="training-methods-2")
+m("T53-gkds-buffer-not-restored", P, S + "methods/gkd.rs", ("self.buffer = serde_json::from_value(state)?;", "let _: ReplayBuffer<Sequence> = serde_json::from_value(state)?;"),
+  args(P, "methods"), ["a_stopped_run_ends_with_the_bits_of_an_undisturbed_one"], batch="training-methods-2")
+m("T54-own-adapter-always-merged", "abkd-models", "crates/models/src/lora.rs", ("if config.start == Start::Merge {", "if true {"),
+  args(P, "methods"), ["the_initialised_students_adapter_is_trained_on_or_merged"], batch="training-methods-2")
 m("T29-method-id", P, S + "methods/mod.rs", ('            "abkd" => {', '            "ab" => {'), LIB, ["every_id_builds_with_defaults"], **B)
 m("T30-minillm-takes-any-loss", P, S + "methods/mod.rs", ('"minillm" => {\n                no_loss(loss)?;', '"minillm" => {'),
   LIB, ["what_a_method_does_not_have_is_refused_by_name"], **B)

@@ -390,6 +390,7 @@ mod tests {
             target_modules: ["q_proj", "v_proj", "up_proj", "down_proj"]
                 .map(String::from)
                 .to_vec(),
+            start: lora::Start::Continue,
         };
         let adapted = lora::attach(plain.clone(), &config, 1).unwrap();
         let adapted = crate::params::replace(adapted, |name, shape| {

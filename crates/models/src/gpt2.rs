@@ -226,6 +226,21 @@ impl Gpt2 {
         })
     }
 
+    /// Turns dropout off; the configuration keeps its probabilities.
+    pub(crate) fn without_dropout(&mut self) {
+        self.transformer.drop.prob = 0.0;
+        for block in &mut self.transformer.h {
+            let (attn, mlp) = (&mut block.attn, &mut block.mlp);
+            for dropout in [
+                &mut attn.attn_dropout,
+                &mut attn.resid_dropout,
+                &mut mlp.dropout,
+            ] {
+                dropout.prob = 0.0;
+            }
+        }
+    }
+
     /// A model of the given shape on `device`; norms are the identity, all else is zero.
     pub fn zeros(config: &Gpt2Config, device: &Device) -> Self {
         let d = config.n_embd;

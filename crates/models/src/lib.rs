@@ -144,6 +144,16 @@ impl LanguageModel {
         self
     }
 
+    /// The same model without dropout, also while it is trained (PyTorch's eval mode with gradients). The configuration
+    /// keeps its probabilities.
+    pub fn without_dropout(mut self) -> Self {
+        if let Self::Gpt2(m) = &mut self {
+            m.without_dropout();
+        }
+        lora::without_dropout(&mut self);
+        self
+    }
+
     /// The same model for many passes over weights that do not change, and its head `[d, V]`: projections are held in
     /// the numbers of their products.
     pub(crate) fn for_decoding(mut self) -> (Self, Tensor<2>) {

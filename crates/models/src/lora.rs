@@ -32,6 +32,49 @@ pub struct LoraConfig {
     /// Projections by name.
     #[serde(default = "q_and_v")]
     pub target_modules: Vec<String>,
+    /// What becomes of adapters that the model has already.
+    #[serde(default, skip_serializing_if = "Start::is_default")]
+    pub start: Start,
+}
+
+/// What training does with the adapters of a model that has some. One without adapters gets new ones either way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "&'static str")]
+pub enum Start {
+    /// They are trained on, as the published code does.
+    #[default]
+    Continue,
+    /// They are folded into the weights, and new ones are trained.
+    Merge,
+}
+
+impl Start {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl From<Start> for &'static str {
+    fn from(start: Start) -> Self {
+        match start {
+            Start::Continue => "continue",
+            Start::Merge => "merge",
+        }
+    }
+}
+
+impl TryFrom<String> for Start {
+    type Error = String;
+
+    fn try_from(word: String) -> Result<Self, String> {
+        match word.as_str() {
+            "continue" => Ok(Self::Continue),
+            "merge" => Ok(Self::Merge),
+            _ => Err(format!(
+                "lora.start: unknown `{word}`, expected one of `continue`, `merge`"
+            )),
+        }
+    }
 }
 
 fn q_and_v() -> Vec<String> {
@@ -67,6 +110,31 @@ impl LoraConfig {
         }
         if self.target_modules.is_empty() {
             return refuse("target_modules", "[]".into(), "name at least one layer");
+        }
+        Ok(())
+    }
+
+    /// Refuses to train on adapters of another shape or scale.
+    fn check_same(&self, own: &Self) -> Result<(), Error> {
+        let sorted = |config: &Self| {
+            let mut names = config.target_modules.clone();
+            names.sort();
+            names.join(", ")
+        };
+        for (key, asked, found) in [
+            ("r", self.r.to_string(), own.r.to_string()),
+            ("alpha", self.alpha.to_string(), own.alpha.to_string()),
+            ("target_modules", sorted(self), sorted(own)),
+        ] {
+            if asked != found {
+                return Err(Error::Setting {
+                    key: format!("lora.{key}"),
+                    value: asked,
+                    reason: format!(
+                        "the model's own adapter has {found}; give {key} that value to train it on, or start = \"merge\" for a new adapter"
+                    ),
+                });
+            }
         }
         Ok(())
     }
@@ -145,6 +213,74 @@ pub fn attach(
     Ok(model)
 }
 
+/// Makes `model` ready for training its adapters alone. A model without adapters gets new ones ([`attach`]); what becomes
+/// of those that it has is [`LoraConfig::start`]'s choice. Where they are trained on, their dropout is `config`'s.
+///
+/// # Errors
+///
+/// As [`attach`]; adapters to be trained on whose rank, scale or targets are not `config`'s.
+pub fn adapt(model: LanguageModel, config: &LoraConfig, seed: u64) -> Result<LanguageModel, Error> {
+    config.validate()?;
+    let Some(own) = config_of(&model) else {
+        return attach(model, config, seed);
+    };
+    if config.start == Start::Merge {
+        return attach(merge(model), config, seed);
+    }
+    config.check_same(&own)?;
+    let mut model = model.no_grad();
+    in_each_adapter(&mut model, &mut |adapter| {
+        adapter.a = adapter.a.clone().set_require_grad(true);
+        adapter.b = adapter.b.clone().set_require_grad(true);
+        adapter.dropout.prob = config.dropout;
+    });
+    Ok(model)
+}
+
+/// Rank, scale, dropout and targets of the adapters of `model`, if it has some.
+pub fn config_of(model: &LanguageModel) -> Option<LoraConfig> {
+    let LanguageModel::Llama(m) = model else {
+        return None;
+    };
+    let mut config: Option<LoraConfig> = None;
+    for (name, linear) in m.model.layers.iter().flat_map(|l| l.projections()) {
+        let Some(adapter) = &linear.adapter else {
+            continue;
+        };
+        let r = adapter.a.dims()[1];
+        let config = config.get_or_insert_with(|| LoraConfig {
+            r,
+            // Without the rounding of the quotient.
+            alpha: (adapter.scale * r as f64 * 1e9).round() / 1e9,
+            dropout: adapter.dropout.prob,
+            target_modules: Vec::new(),
+            start: Start::Continue,
+        });
+        if !config.target_modules.iter().any(|t| t == name) {
+            config.target_modules.push(name.into());
+        }
+    }
+    config
+}
+
+/// Turns the adapters' dropout off.
+pub(crate) fn without_dropout(model: &mut LanguageModel) {
+    in_each_adapter(model, &mut |adapter| adapter.dropout.prob = 0.0);
+}
+
+fn in_each_adapter(model: &mut LanguageModel, f: &mut dyn FnMut(&mut Adapter)) {
+    let done: Result<(), std::convert::Infallible> = each_projection(model, &mut |_, _, linear| {
+        if let Some(adapter) = &mut linear.adapter {
+            f(adapter);
+        }
+        Ok(())
+    });
+    match done {
+        Ok(()) => {}
+        Err(never) => match never {},
+    }
+}
+
 fn adapter(
     a: Vec<f32>,
     b: Vec<f32>,
@@ -163,18 +299,15 @@ fn adapter(
 
 /// Whether `model` has adapters.
 pub fn is_adapted(model: &LanguageModel) -> bool {
-    let LanguageModel::Llama(m) = model else {
-        return false;
-    };
-    m.model
-        .layers
-        .iter()
-        .flat_map(|l| l.projections())
-        .any(|(_, linear)| linear.adapter.is_some())
+    config_of(model).is_some()
 }
 
-/// Folds the adapters into the weights: `W + (alpha / r) A B`.
+/// Folds the adapters into the weights, `W + (alpha / r) A B`, all of which can then be trained. A model without adapters
+/// stays as it is.
 pub fn merge(mut model: LanguageModel) -> LanguageModel {
+    if !is_adapted(&model) {
+        return model;
+    }
     let merged: Result<(), std::convert::Infallible> =
         each_projection(&mut model, &mut |_, _, linear| {
             if let Some(adapter) = linear.adapter.take() {
@@ -184,7 +317,7 @@ pub fn merge(mut model: LanguageModel) -> LanguageModel {
             Ok(())
         });
     match merged {
-        Ok(()) => model,
+        Ok(()) => model.set_require_grad(true),
         Err(never) => match never {},
     }
 }
@@ -240,6 +373,28 @@ fn peft_name(path: &str, factor: char) -> String {
     format!("base_model.model.{path}.lora_{factor}.weight")
 }
 
+/// The adapters' tensors with PEFT's names, shapes and layout.
+pub fn tensors(model: &LanguageModel) -> Vec<(String, Vec<usize>, Vec<f32>)> {
+    let mut tensors = Vec::new();
+    let mut model = model.clone();
+    let collected: Result<(), std::convert::Infallible> =
+        each_projection(&mut model, &mut |path, _, linear| {
+            if let Some(adapter) = &linear.adapter {
+                for (factor, tensor) in [('A', &adapter.a), ('B', &adapter.b)] {
+                    let [rows, cols] = tensor.dims();
+                    // PEFT keeps [out, in], as PyTorch's Linear.
+                    let stored = transpose(&to_vec(tensor.val()), rows, cols);
+                    tensors.push((peft_name(path, factor), vec![cols, rows], stored));
+                }
+            }
+            Ok(())
+        });
+    match collected {
+        Ok(()) => tensors,
+        Err(never) => match never {},
+    }
+}
+
 /// Writes the adapters of `model` in PEFT's layout into `dir` (made if absent). `base` is what they
 /// sit on: a folder or a name on the Hub.
 ///
@@ -253,25 +408,13 @@ pub fn save(
     dir: &Path,
 ) -> Result<(), Error> {
     std::fs::create_dir_all(dir).map_err(Error::io(dir))?;
-    let mut tensors: Vec<(String, Vec<usize>, Vec<u8>)> = Vec::new();
-    let mut model = model.clone();
-    let collected: Result<(), std::convert::Infallible> =
-        each_projection(&mut model, &mut |path, _, linear| {
-            if let Some(adapter) = &linear.adapter {
-                for (factor, tensor) in [('A', &adapter.a), ('B', &adapter.b)] {
-                    let [rows, cols] = tensor.dims();
-                    // PEFT keeps [out, in], as PyTorch's Linear.
-                    let stored = transpose(&to_vec(tensor.val()), rows, cols);
-                    let bytes = stored.iter().flat_map(|x| x.to_le_bytes()).collect();
-                    tensors.push((peft_name(path, factor), vec![cols, rows], bytes));
-                }
-            }
-            Ok(())
-        });
-    match collected {
-        Ok(()) => {}
-        Err(never) => match never {},
-    }
+    let tensors: Vec<(String, Vec<usize>, Vec<u8>)> = tensors(model)
+        .into_iter()
+        .map(|(name, shape, values)| {
+            let bytes = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+            (name, shape, bytes)
+        })
+        .collect();
     let views = tensors.iter().map(|(name, shape, bytes)| {
         let view =
             TensorView::new(Dtype::F32, shape.clone(), bytes).expect("length follows from shape");
@@ -310,6 +453,18 @@ pub fn save(
 /// Files that are missing or corrupt; a rank, shape or layer that does not fit `base`; a kind of
 /// adapter that is not built.
 pub fn load(base: LanguageModel, dir: &Path) -> Result<LanguageModel, Error> {
+    load_trainable(base, dir).map(|(model, _)| model)
+}
+
+/// As [`load`], with the adapter's configuration. `base` is frozen, the adapter's own `A` and `B` can be trained on.
+///
+/// # Errors
+///
+/// As [`load`].
+pub fn load_trainable(
+    base: LanguageModel,
+    dir: &Path,
+) -> Result<(LanguageModel, LoraConfig), Error> {
     let path = dir.join(CONFIG);
     let text = std::fs::read(&path).map_err(Error::io(&path))?;
     let peft: PeftConfig = serde_json::from_slice(&text).map_err(Error::json(&path))?;
@@ -340,6 +495,7 @@ pub fn load(base: LanguageModel, dir: &Path) -> Result<LanguageModel, Error> {
         alpha: peft.lora_alpha,
         dropout: peft.lora_dropout,
         target_modules: peft.target_modules,
+        start: Start::Continue,
     };
     let device = base.device();
     let mut model = attach(base, &config, 0)?;
@@ -387,5 +543,5 @@ pub fn load(base: LanguageModel, dir: &Path) -> Result<LanguageModel, Error> {
             names: views.into_keys().collect(),
         });
     }
-    Ok(model)
+    Ok((model, config))
 }

@@ -80,6 +80,7 @@ fn an_adapter_of_peft_gives_pefts_logits_and_is_written_as_peft_writes_it() {
         alpha: 6.0,
         dropout: 0.0,
         target_modules: vec!["q_proj".into(), "v_proj".into()],
+        start: lora::Start::Continue,
     };
     lora::save(&adapted, &config, "llama-tiny", written.path()).unwrap();
     let tensors = |dir: &Path| {

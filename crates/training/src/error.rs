@@ -1,3 +1,4 @@
+use std::borrow::Cow;
 use std::path::PathBuf;
 
 use abkd_data::Batch;
@@ -96,7 +97,7 @@ pub enum Error {
         /// Its value.
         value: String,
         /// Why not.
-        reason: &'static str,
+        reason: Cow<'static, str>,
     },
 }
 

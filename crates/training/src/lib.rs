@@ -8,6 +8,7 @@
 
 mod ahead;
 pub mod cache;
+mod choice;
 mod error;
 pub mod evaluate;
 pub mod head;
@@ -24,5 +25,5 @@ pub use ahead::Prepared;
 pub use error::Error;
 pub use head::Objective;
 pub use methods::Method;
-pub use settings::{KeepBest, Settings};
-pub use trainer::{EpochRecord, Event, Outcome, TrainRun, Validation, train};
+pub use settings::{KeepBest, Schedule, Settings};
+pub use trainer::{Event, Outcome, TrainRun, Validation, ValidationRecord, train};

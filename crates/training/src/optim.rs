@@ -1,4 +1,4 @@
-//! AdamW as PyTorch's, cosine schedule, and clipping of the *global* gradient norm.
+//! AdamW as PyTorch's, learning-rate schedules, and clipping of the *global* gradient norm.
 
 mod fused;
 
@@ -38,6 +38,31 @@ pub fn adamw(model: &LanguageModel, weight_decay: f64, beta_2: f64) -> ModuleOpt
 pub fn cosine(step: usize, steps: usize, peak: f64, floor: f64) -> f64 {
     let turn = std::f64::consts::PI * step as f64 / steps as f64;
     floor + (peak - floor) * (1.0 + turn.cos()) / 2.0
+}
+
+/// Learning rate of the update numbered `step` from 0: linear from 0 over `warmup` updates, then `peak`
+/// (`get_constant_schedule_with_warmup` of transformers).
+pub fn constant_warmup(step: usize, warmup: usize, peak: f64) -> f64 {
+    if step < warmup {
+        peak * step as f64 / warmup as f64
+    } else {
+        peak
+    }
+}
+
+/// Learning rate of the update numbered `step` from 0: linear from 0 over `warmup` updates, then half a cosine from
+/// `peak` to 0 over the rest of `steps` (`get_cosine_schedule_with_warmup` of transformers).
+pub fn cosine_warmup(step: usize, steps: usize, warmup: usize, peak: f64) -> f64 {
+    if step < warmup {
+        constant_warmup(step, warmup, peak)
+    } else {
+        cosine(
+            step - warmup,
+            steps.saturating_sub(warmup).max(1),
+            peak,
+            0.0,
+        )
+    }
 }
 
 /// L2 norm of all gradients together.

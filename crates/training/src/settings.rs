@@ -3,16 +3,35 @@
 use abkd_models::lora::LoraConfig;
 use serde::{Deserialize, Serialize};
 
-use crate::Error;
+use crate::choice::choice;
+use crate::{Error, optim};
 
-/// Which epoch's weights are kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum KeepBest {
-    /// Lowest validation cross-entropy.
-    Loss,
-    /// Highest validation ROUGE-L.
-    RougeL,
+choice! {
+    "keep_best"
+    /// Which validation's weights are kept.
+    pub enum KeepBest {
+        /// Lowest validation cross-entropy.
+        Loss = "loss",
+        /// Highest validation ROUGE-L.
+        RougeL = "rouge_l",
+        /// The last, whatever was measured.
+        Last = "last",
+    }
+}
+
+choice! {
+    "schedule"
+    /// How the learning rate changes from update to update.
+    #[derive(Default)]
+    pub enum Schedule {
+        /// Half a cosine from `learning_rate` to `min_learning_rate`, without warm-up.
+        #[default]
+        Cosine = "cosine",
+        /// Linear from 0 over `warmup` updates, then constant; `min_learning_rate` is not used.
+        ConstantWarmup = "constant_warmup",
+        /// Linear from 0 over `warmup` updates, then half a cosine to 0; `min_learning_rate` is not used.
+        CosineWarmup = "cosine_warmup",
+    }
 }
 
 /// Settings of a training run. Defaults are the protocol's.
@@ -23,11 +42,18 @@ pub struct Settings {
     pub epochs: usize,
     /// Sequences an update.
     pub batch_size: usize,
-    /// Learning rate of the first update.
+    /// Highest learning rate: that of the first update, or of the first one after the warm-up.
     pub learning_rate: f64,
-    /// Learning rate that the cosine ends at.
+    /// Learning rate that the schedule `cosine` ends at.
     #[serde(default = "defaults::min_learning_rate")]
     pub min_learning_rate: f64,
+    /// How the learning rate changes.
+    #[serde(default, skip_serializing_if = "defaults::is_cosine")]
+    pub schedule: Schedule,
+    /// Updates over which the learning rate rises from 0, which is that of the first update; absent: none. Only with a
+    /// schedule that has a warm-up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warmup: Option<usize>,
     /// AdamW's second beta.
     #[serde(
         default = "defaults::beta_2",
@@ -64,7 +90,14 @@ pub struct Settings {
     /// Stop after this many updates an epoch; absent: all of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub steps_per_epoch: Option<usize>,
-    /// Which epoch's weights are kept.
+    /// Stop after this many updates in all; absent: after all epochs. The schedule ends there, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_updates: Option<usize>,
+    /// Updates from one validation to the next; absent: those of an epoch. The last update is followed by a validation
+    /// either way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub validate_every: Option<usize>,
+    /// Which validation's weights are kept.
     #[serde(default = "defaults::keep_best")]
     pub keep_best: KeepBest,
     /// Seed of data order and dropout.
@@ -73,7 +106,11 @@ pub struct Settings {
 }
 
 mod defaults {
-    use super::KeepBest;
+    use super::{KeepBest, Schedule};
+    #[allow(clippy::trivially_copy_pass_by_ref)] // serde's signature
+    pub fn is_cosine(value: &Schedule) -> bool {
+        *value == Schedule::Cosine
+    }
     pub fn min_learning_rate() -> f64 {
         1e-7
     }
@@ -106,23 +143,60 @@ mod defaults {
 }
 
 impl Settings {
+    /// The defaults beside what has none.
+    pub fn new(epochs: usize, batch_size: usize, learning_rate: f64) -> Self {
+        Self {
+            epochs,
+            batch_size,
+            learning_rate,
+            min_learning_rate: defaults::min_learning_rate(),
+            schedule: Schedule::default(),
+            warmup: None,
+            beta_2: defaults::beta_2(),
+            weight_decay: defaults::weight_decay(),
+            micro_batch_size: None,
+            parallel_micro_batches: None,
+            gradient_checkpointing: false,
+            lora: None,
+            lm_coef: defaults::lm_coef(),
+            max_grad_norm: defaults::max_grad_norm(),
+            steps_per_epoch: None,
+            max_updates: None,
+            validate_every: None,
+            keep_best: defaults::keep_best(),
+            seed: defaults::seed(),
+        }
+    }
+
     /// Checks the ranges.
     ///
     /// # Errors
     ///
     /// [`Error::Setting`] names the key.
     pub fn validate(&self) -> Result<(), Error> {
-        let refuse = |key, value: String, reason| Err(Error::Setting { key, value, reason });
-        for (key, value) in [("epochs", self.epochs), ("batch_size", self.batch_size)] {
-            if value == 0 {
+        let refuse = |key, value: String, reason: &'static str| {
+            Err(Error::Setting {
+                key,
+                value,
+                reason: reason.into(),
+            })
+        };
+        for (key, value) in [
+            ("epochs", Some(self.epochs)),
+            ("batch_size", Some(self.batch_size)),
+            ("micro_batch_size", self.micro_batch_size),
+            ("parallel_micro_batches", self.parallel_micro_batches),
+            ("steps_per_epoch", self.steps_per_epoch),
+            ("max_updates", self.max_updates),
+            ("validate_every", self.validate_every),
+        ] {
+            if value == Some(0) {
                 return refuse(key, "0".into(), "it must be 1 or more");
             }
         }
-        if self.micro_batch_size == Some(0) {
-            return refuse("micro_batch_size", "0".into(), "it must be 1 or more");
-        }
-        if self.parallel_micro_batches == Some(0) {
-            return refuse("parallel_micro_batches", "0".into(), "it must be 1 or more");
+        if let (Schedule::Cosine, Some(warmup)) = (self.schedule, self.warmup) {
+            let reason = "the schedule `cosine` has no warm-up; leave it out, or take schedule = \"cosine_warmup\" or \"constant_warmup\"";
+            return refuse("warmup", warmup.to_string(), reason);
         }
         if self.gradient_checkpointing && self.parallel_micro_batches.is_some_and(|n| n > 1) {
             let reason = "layers that are worked out again would draw another dropout: leave parallel_micro_batches out";
@@ -133,9 +207,6 @@ impl Settings {
         }
         if let Some(lora) = &self.lora {
             lora.validate()?;
-        }
-        if self.steps_per_epoch == Some(0) {
-            return refuse("steps_per_epoch", "0".into(), "it must be 1 or more");
         }
         for (key, value) in [
             ("learning_rate", self.learning_rate),
@@ -157,10 +228,60 @@ impl Settings {
         Ok(())
     }
 
+    /// Checks the settings against the number of training sequences.
+    ///
+    /// # Errors
+    ///
+    /// As [`validate`](Self::validate); a warm-up that is longer than the run.
+    pub fn check_run(&self, sequences: usize) -> Result<(), Error> {
+        self.validate()?;
+        let updates = self.updates(sequences);
+        match self.warmup {
+            Some(warmup) if warmup > updates => Err(Error::Setting {
+                key: "warmup",
+                value: warmup.to_string(),
+                reason: format!("the run has {updates} updates; it must be that or less").into(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
     /// Updates an epoch over `sequences` sequences: whole batches only, but at least one.
     pub fn steps_an_epoch(&self, sequences: usize) -> usize {
         let whole = (sequences / self.batch_size).max(1);
         self.steps_per_epoch.map_or(whole, |limit| limit.min(whole))
+    }
+
+    /// Updates of the whole run over `sequences` sequences.
+    pub fn updates(&self, sequences: usize) -> usize {
+        let all = self.epochs * self.steps_an_epoch(sequences);
+        self.max_updates.map_or(all, |limit| limit.min(all))
+    }
+
+    /// Validations of the whole run over `sequences` sequences.
+    pub fn validations(&self, sequences: usize) -> usize {
+        self.updates(sequences)
+            .div_ceil(self.validation_interval(sequences))
+    }
+
+    /// Whether a validation follows when `step` updates are done.
+    pub(crate) fn validates_after(&self, step: usize, sequences: usize) -> bool {
+        step.is_multiple_of(self.validation_interval(sequences)) || step == self.updates(sequences)
+    }
+
+    fn validation_interval(&self, sequences: usize) -> usize {
+        self.validate_every
+            .unwrap_or_else(|| self.steps_an_epoch(sequences))
+    }
+
+    /// Learning rate of the update numbered `step` from 0, of `updates` in all.
+    pub fn rate(&self, step: usize, updates: usize) -> f64 {
+        let (peak, warmup) = (self.learning_rate, self.warmup.unwrap_or(0));
+        match self.schedule {
+            Schedule::Cosine => optim::cosine(step, updates, peak, self.min_learning_rate),
+            Schedule::ConstantWarmup => optim::constant_warmup(step, warmup, peak),
+            Schedule::CosineWarmup => optim::cosine_warmup(step, updates, warmup, peak),
+        }
     }
 }
 
@@ -168,25 +289,98 @@ impl Settings {
 mod tests {
     use super::*;
 
+    fn settings(more: &str) -> Result<Settings, serde_json::Error> {
+        serde_json::from_str(&format!(
+            r#"{{"epochs":1,"batch_size":16,"learning_rate":1e-3{more}}}"#
+        ))
+    }
+
     #[test]
     fn only_whole_batches_count() {
-        let settings: Settings =
-            serde_json::from_str(r#"{"epochs":1,"batch_size":16,"learning_rate":1e-3}"#).unwrap();
+        let settings = settings("").unwrap();
         assert_eq!(settings.steps_an_epoch(11_435), 714);
         assert_eq!(settings.steps_an_epoch(5), 1);
     }
 
     #[test]
     fn settings_out_of_range_are_named() {
-        let mut settings: Settings =
-            serde_json::from_str(r#"{"epochs":1,"batch_size":16,"learning_rate":1e-3}"#).unwrap();
+        let mut settings = settings("").unwrap();
         settings.learning_rate = f64::NAN;
-        assert!(
-            settings
-                .validate()
+        let text = settings.validate().unwrap_err().to_string();
+        assert!(text.contains("learning_rate"), "{text}");
+    }
+
+    #[test]
+    fn an_unknown_word_is_named_with_its_key_and_the_known_ones() {
+        for (key, known) in [("schedule", "cosine_warmup"), ("keep_best", "rouge_l")] {
+            let text = settings(&format!(r#","{key}":"best""#))
                 .unwrap_err()
-                .to_string()
-                .contains("learning_rate")
+                .to_string();
+            for part in [key, "best", known] {
+                assert!(text.contains(part), "{text}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_warm_up_needs_its_schedule_and_fits_the_run() {
+        let cosine = settings(r#","warmup":5"#).unwrap();
+        let text = cosine.validate().unwrap_err().to_string();
+        assert!(
+            text.contains("`warmup` = 5") && text.contains("cosine_warmup"),
+            "{text}"
         );
+        let warm = settings(r#","warmup":5,"schedule":"constant_warmup""#).unwrap();
+        warm.validate().unwrap();
+        warm.check_run(16 * 5).unwrap();
+        let text = warm.check_run(16 * 4).unwrap_err().to_string();
+        assert!(
+            text.contains("`warmup` = 5") && text.contains('4'),
+            "{text}"
+        );
+        let limited = Settings {
+            max_updates: Some(4),
+            ..warm
+        };
+        limited.check_run(16 * 5).unwrap_err();
+    }
+
+    #[test]
+    fn a_limit_of_updates_ends_the_run_within_an_epoch_and_is_followed_by_a_validation() {
+        let settings = settings(r#","max_updates":7,"validate_every":3"#).unwrap();
+        assert_eq!(settings.updates(16 * 20), 7);
+        assert_eq!(settings.updates(16 * 5), 5);
+        let after = |sequences| -> Vec<usize> {
+            (1..=settings.updates(sequences))
+                .filter(|&step| settings.validates_after(step, sequences))
+                .collect()
+        };
+        assert_eq!(after(16 * 20), [3, 6, 7]);
+        assert_eq!(settings.validations(16 * 20), 3);
+        let each_epoch = Settings {
+            epochs: 3,
+            validate_every: None,
+            ..settings.clone()
+        };
+        let after: Vec<usize> = (1..=7)
+            .filter(|&step| each_epoch.validates_after(step, 16 * 3))
+            .collect();
+        assert_eq!(after, [3, 6, 7]);
+    }
+
+    #[test]
+    fn new_has_the_defaults_of_a_file() {
+        assert_eq!(settings("").unwrap(), Settings::new(1, 16, 1e-3));
+    }
+
+    #[test]
+    fn defaults_are_not_written() {
+        let text = serde_json::to_string(&settings("").unwrap()).unwrap();
+        for key in ["schedule", "warmup", "max_updates", "validate_every"] {
+            assert!(!text.contains(key), "{text}");
+        }
+        let other = settings(r#","warmup":5,"schedule":"constant_warmup""#).unwrap();
+        let text = serde_json::to_string(&other).unwrap();
+        assert_eq!(serde_json::from_str::<Settings>(&text).unwrap(), other);
     }
 }

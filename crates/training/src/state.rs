@@ -14,7 +14,7 @@ use burn::store::ModuleRecord;
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
-use crate::trainer::EpochRecord;
+use crate::trainer::ValidationRecord;
 
 /// Where a run stands.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -23,10 +23,10 @@ pub struct State {
     pub fingerprint: String,
     /// Updates done. Data order, dropout and learning rate are functions of it.
     pub step: usize,
-    /// Sum of the losses of the current epoch.
+    /// Sum of the losses since the last validation.
     pub loss_sum: f64,
-    /// One record for each finished epoch.
-    pub curve: Vec<EpochRecord>,
+    /// One record for each validation.
+    pub curve: Vec<ValidationRecord>,
     /// What the method remembers: replay buffer, rollouts, threshold.
     #[serde(default)]
     pub method: serde_json::Value,

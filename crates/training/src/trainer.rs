@@ -19,9 +19,9 @@ use crate::methods::Moment;
 use crate::state::{self, State};
 use crate::step::{Teacher, Term, Update};
 use crate::timing::{Phase, Phases};
-use crate::{Error, KeepBest, Method, Objective, Settings, ahead, evaluate, optim, step};
+use crate::{Error, KeepBest, Method, Settings, ahead, evaluate, optim, step};
 
-/// What is measured after each epoch.
+/// What is measured at each validation.
 pub struct Validation<'a> {
     /// Examples to answer.
     pub examples: &'a [Example],
@@ -37,10 +37,12 @@ pub struct Validation<'a> {
 
 /// One point of a validation curve.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct EpochRecord {
-    /// Counted from 1.
+pub struct ValidationRecord {
+    /// Number of the validation, counted from 1: that of the epoch unless `validate_every` or `max_updates` is set.
     pub epoch: usize,
-    /// Mean training loss of the epoch.
+    /// Updates done.
+    pub step: usize,
+    /// Mean training loss since the validation before.
     pub train_loss: f64,
     /// Mean cross-entropy a response token, nats.
     pub validation_loss: f64,
@@ -64,7 +66,8 @@ pub struct TrainRun<'a> {
     pub max_new_tokens: usize,
     /// What the student is before training, for an adapter's `base_model_name_or_path`.
     pub base: &'a str,
-    /// The student before training, on a plain device.
+    /// The student before training, on a plain device. Where it has adapters, [`LoraConfig`](abkd_models::lora::LoraConfig)'s
+    /// `start` says what becomes of them; without adapters in `settings` they are merged and all weights are trained.
     pub student: LanguageModel,
     /// The teacher, on a plain device.
     pub teacher: Option<&'a LanguageModel>,
@@ -72,13 +75,13 @@ pub struct TrainRun<'a> {
     pub cache: Option<&'a TeacherCache>,
     /// Training data.
     pub sequences: &'a [Sequence],
-    /// Plain text for a language-modelling term beside the method's, e.g. OpenWebText.
+    /// Plain text for a supervised term beside the method's, e.g. OpenWebText; absent: there is no such term.
     pub text: Option<&'a IndexedTokens>,
     /// Tokenizer of both.
     pub tokenizer: &'a Tokenizer,
-    /// What is measured after each epoch.
+    /// What is measured at each validation.
     pub validation: Validation<'a>,
-    /// Time between checkpoints within an epoch.
+    /// Time between checkpoints from one validation to the next.
     pub checkpoint_every: Duration,
     /// Set from outside to stop after the current step.
     pub stop: &'a AtomicBool,
@@ -105,17 +108,17 @@ pub enum Event {
     },
     /// This many more validation answers are drawn.
     Validating(usize),
-    /// An epoch is done.
-    Epoch(EpochRecord),
+    /// A validation is done.
+    Validated(ValidationRecord),
 }
 
 /// How a run ended.
 #[derive(Debug, PartialEq)]
 pub enum Outcome {
-    /// The best epoch's student is in `dir/student`.
+    /// The kept student is in `dir/student`.
     Finished {
-        /// One record an epoch.
-        curve: Vec<EpochRecord>,
+        /// One record a validation.
+        curve: Vec<ValidationRecord>,
     },
     /// Stopped from outside; a checkpoint is written.
     Interrupted,
@@ -128,14 +131,14 @@ pub enum Outcome {
 /// Unusable settings, data or checkpoints; losses that are not finite; folders that cannot be written.
 pub fn train(run: TrainRun, observe: &mut dyn FnMut(Event)) -> Result<Outcome, Error> {
     let settings = run.settings;
-    settings.validate()?;
+    settings.check_run(run.sequences.len())?;
+    run.method.check_run(settings)?;
     check_vocabulary(&run)?;
     if run.sequences.is_empty() {
         return Err(Error::NoSequences { examples: 0 });
     }
     std::fs::create_dir_all(run.dir).map_err(Error::io(run.dir))?;
-    let per_epoch = settings.steps_an_epoch(run.sequences.len());
-    let steps = per_epoch * settings.epochs;
+    let steps = settings.updates(run.sequences.len());
     let mut driver = run.method.driver(run.kd_ratio);
     let (mut state, mut student, mut optimizer) = begin(&run, observe)?;
     if !state.method.is_null() {
@@ -174,19 +177,17 @@ pub fn train(run: TrainRun, observe: &mut dyn FnMut(Event)) -> Result<Outcome, E
                 },
                 data,
             )?;
-            terms.extend(text.map(|batch| Term {
-                batch,
-                objective: Objective::CrossEntropy,
-                weight: settings.lm_coef,
-                from_data: false,
-            }));
+            terms.extend(
+                text.zip(driver.on_text(settings))
+                    .map(|(batch, (objective, weight))| Term {
+                        batch,
+                        objective,
+                        weight,
+                        from_data: false,
+                    }),
+            );
             let how = Update {
-                learning_rate: optim::cosine(
-                    state.step,
-                    steps,
-                    settings.learning_rate,
-                    settings.min_learning_rate,
-                ),
+                learning_rate: settings.rate(state.step, steps),
                 max_grad_norm: settings.max_grad_norm,
                 micro_batch_size: settings.micro_batch_size,
                 parallel_micro_batches: settings.parallel_micro_batches.unwrap_or(1),
@@ -205,20 +206,21 @@ pub fn train(run: TrainRun, observe: &mut dyn FnMut(Event)) -> Result<Outcome, E
                 report,
                 learning_rate: how.learning_rate,
             });
-            if state.step.is_multiple_of(per_epoch) {
-                finish_epoch(&run, &mut state, &student, per_epoch, observe)?;
+            let validates = settings.validates_after(state.step, run.sequences.len());
+            if validates {
+                validate(&run, &mut state, &student, steps, observe)?;
                 if let Some(record) = state.curve.last() {
                     driver.validated(record.validation_loss);
                 }
             }
             let stop = run.stop.load(Ordering::Relaxed);
-            let due = stop
-                || state.step.is_multiple_of(per_epoch)
-                || saved.1.elapsed() > run.checkpoint_every;
+            let due = stop || validates || saved.1.elapsed() > run.checkpoint_every;
             if due && saved.0 != state.step {
                 state.method = driver.state();
                 state::save(run.dir, &state, &student, &optimizer)?;
                 saved = (state.step, Instant::now());
+                // Only now: until then the checkpoint before may still be what the run goes on from.
+                forget_worse(&run, &state)?;
             }
             if stop && state.step < steps {
                 return Ok(Outcome::Interrupted);
@@ -236,8 +238,12 @@ fn begin(
 ) -> Result<(State, LanguageModel, ModuleOptimizer), Error> {
     let settings = run.settings;
     let mut student = run.student.clone();
-    if let Some(config) = &settings.lora {
-        student = lora::attach(student, config, settings.seed)?;
+    student = match &settings.lora {
+        Some(config) => lora::adapt(student, config, settings.seed)?,
+        None => lora::merge(student),
+    };
+    if !run.method.trains_with_dropout() {
+        student = student.without_dropout();
     }
     let student = student.train();
     let make_optimizer =
@@ -272,12 +278,12 @@ fn check_vocabulary(run: &TrainRun) -> Result<(), Error> {
     Ok(())
 }
 
-/// Measures the student, records the epoch, keeps the weights if they are the best so far.
-fn finish_epoch(
+/// Measures the student, records the validation, keeps the weights if they are the best so far.
+fn validate(
     run: &TrainRun,
     state: &mut State,
     student: &LanguageModel,
-    per_epoch: usize,
+    steps: usize,
     observe: &mut dyn FnMut(Event),
 ) -> Result<(), Error> {
     let plain = student.valid();
@@ -297,22 +303,26 @@ fn finish_epoch(
         )?;
         Some(evaluate::score(&answers).rouge_l)
     };
-    let record = EpochRecord {
-        epoch: state.step / per_epoch,
-        train_loss: state.loss_sum / per_epoch as f64,
+    let before = state.curve.last().map_or(0, |r| r.step);
+    let record = ValidationRecord {
+        epoch: state.curve.len() + 1,
+        step: state.step,
+        train_loss: state.loss_sum / (state.step - before) as f64,
         validation_loss,
         validation_rouge_l,
     };
     state.loss_sum = 0.0;
     state.curve.push(record.clone());
-    if best_epoch(&state.curve, run.settings.keep_best) == record.epoch {
-        let dir = epoch_dir(run.dir, record.epoch);
+    let keep = run.settings.keep_best;
+    let candidate = keep != KeepBest::Last || state.step == steps;
+    if candidate && best_validation(&state.curve, keep) == record.epoch {
+        let dir = validation_dir(run.dir, record.epoch);
         match &run.settings.lora {
             Some(config) => lora::save(&plain, config, run.base, &dir)?,
             None => checkpoint::save(&plain, &dir, StoredAs::F32)?,
         }
     }
-    observe(Event::Epoch(record));
+    observe(Event::Validated(record));
     Ok(())
 }
 
@@ -331,41 +341,50 @@ fn by_length(sequences: &[Sequence]) -> Vec<&Sequence> {
     sorted
 }
 
-/// The first epoch with the best figure.
-pub fn best_epoch(curve: &[EpochRecord], keep: KeepBest) -> usize {
-    let figure = |r: &EpochRecord| match (keep, r.validation_rouge_l) {
+/// The first validation with the best figure, counted from 1; the last one where it is kept.
+pub fn best_validation(curve: &[ValidationRecord], keep: KeepBest) -> usize {
+    let figure = |r: &ValidationRecord| match (keep, r.validation_rouge_l) {
+        (KeepBest::Last, _) => r.epoch as f64,
         (KeepBest::RougeL, Some(rouge)) => rouge,
         _ => -r.validation_loss,
     };
     curve
         .iter()
-        .fold(None::<&EpochRecord>, |best, r| match best {
+        .fold(None::<&ValidationRecord>, |best, r| match best {
             Some(b) if figure(b) >= figure(r) => best,
             _ => Some(r),
         })
         .map_or(0, |r| r.epoch)
 }
 
-fn epoch_dir(run: &Path, epoch: usize) -> PathBuf {
-    run.join(format!("epoch-{epoch}"))
+fn validation_dir(run: &Path, number: usize) -> PathBuf {
+    run.join(format!("validation-{number}"))
 }
 
-/// Gives the best epoch's folder its final name and removes what is no longer needed.
+/// Removes the weights of validations that a later one has surpassed.
+fn forget_worse(run: &TrainRun, state: &State) -> Result<(), Error> {
+    let best = best_validation(&state.curve, run.settings.keep_best);
+    for number in (1..=state.curve.len()).filter(|&number| number != best) {
+        remove(&validation_dir(run.dir, number))?;
+    }
+    Ok(())
+}
+
+/// Gives the best validation's folder its final name.
 fn keep_best(run: &TrainRun, state: &State) -> Result<(), Error> {
-    let best = best_epoch(&state.curve, run.settings.keep_best);
+    let best = best_validation(&state.curve, run.settings.keep_best);
     let target = student_dir(run.dir);
-    let from = epoch_dir(run.dir, best);
+    let from = validation_dir(run.dir, best);
     if from.exists() {
-        if target.exists() {
-            std::fs::remove_dir_all(&target).map_err(Error::io(&target))?;
-        }
+        remove(&target)?;
         std::fs::rename(&from, &target).map_err(Error::io(&target))?;
     }
-    for epoch in 1..=run.settings.epochs {
-        let dir = epoch_dir(run.dir, epoch);
-        if dir.exists() {
-            std::fs::remove_dir_all(&dir).map_err(Error::io(&dir))?;
-        }
+    forget_worse(run, state)
+}
+
+fn remove(dir: &Path) -> Result<(), Error> {
+    if dir.exists() {
+        std::fs::remove_dir_all(dir).map_err(Error::io(dir))?;
     }
     Ok(())
 }
@@ -379,9 +398,10 @@ pub fn student_dir(run: &Path) -> PathBuf {
 mod tests {
     use super::*;
 
-    fn record(epoch: usize, loss: f64, rouge: Option<f64>) -> EpochRecord {
-        EpochRecord {
+    fn record(epoch: usize, loss: f64, rouge: Option<f64>) -> ValidationRecord {
+        ValidationRecord {
             epoch,
+            step: 10 * epoch,
             train_loss: 0.0,
             validation_loss: loss,
             validation_rouge_l: rouge,
@@ -389,20 +409,18 @@ mod tests {
     }
 
     #[test]
-    fn the_first_best_epoch_is_kept() {
+    fn the_first_best_validation_is_kept() {
         let curve = [
             record(1, 3.0, Some(10.0)),
-            record(2, 2.0, Some(12.0)),
-            record(3, 1.0, Some(12.0)),
+            record(2, 1.0, Some(12.0)),
+            record(3, 2.0, Some(12.0)),
+            record(4, 2.5, Some(11.0)),
         ];
-        assert_eq!(best_epoch(&curve, KeepBest::RougeL), 2);
-        assert_eq!(best_epoch(&curve, KeepBest::Loss), 3);
-        assert_eq!(
-            best_epoch(
-                &[record(1, 3.0, None), record(2, 2.0, None)],
-                KeepBest::RougeL
-            ),
-            2
-        );
+        assert_eq!(best_validation(&curve, KeepBest::RougeL), 2);
+        assert_eq!(best_validation(&curve, KeepBest::Loss), 2);
+        assert_eq!(best_validation(&curve[..1], KeepBest::Loss), 1);
+        assert_eq!(best_validation(&curve, KeepBest::Last), 4);
+        let unanswered = [record(1, 3.0, None), record(2, 2.0, None)];
+        assert_eq!(best_validation(&unanswered, KeepBest::RougeL), 2);
     }
 }

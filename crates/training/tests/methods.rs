@@ -8,14 +8,15 @@ use abkd_data::indexed::{IndexedTokens, write_indexed};
 use abkd_data::{Sequence, Tokenizer, batch};
 use abkd_losses::{Divergence, Fidelity, value};
 use abkd_models::generate::{Decoding, generate};
-use abkd_models::lora::{self, LoraConfig};
+use abkd_models::lora::{self, LoraConfig, Start};
 use abkd_models::{LanguageModel, ModelConfig, checkpoint, params};
 use abkd_training::cache::{self, CacheMode, TeacherCache};
 use abkd_training::step::{self, Teacher, Term, Update, target_rows};
 use abkd_training::timing::Phases;
 use abkd_training::trainer::student_dir;
 use abkd_training::{
-    Event, Method, Objective, Outcome, Settings, TrainRun, Validation, optim, train,
+    Event, KeepBest, Method, Objective, Outcome, Schedule, Settings, TrainRun, Validation, optim,
+    train,
 };
 use burn::module::Module;
 use burn::tensor::Device;
@@ -176,7 +177,8 @@ fn methods() -> Vec<(&'static str, Method)> {
         ("kd", json!({})),
         ("abkd", json!({})),
         ("seqkd", json!({ "kd_ratio": 0.5 })),
-        ("gkd", json!({ "lambda": 0.5 })),
+        // a buffer that forgets after three updates on the student's answers
+        ("gkd", json!({ "lambda": 0.5, "capacity": 24 })),
         ("minillm", json!({ "rollouts": 32, "inner_epochs": 2 })),
         (
             "distillm",
@@ -206,7 +208,7 @@ fn a_stopped_run_ends_with_the_bits_of_an_undisturbed_one() {
     let toy = Toy::new();
     let settings = Settings {
         epochs: 2,
-        keep_best: abkd_training::KeepBest::Loss,
+        keep_best: KeepBest::Loss,
         ..settings()
     };
     let adapted = Settings {
@@ -215,12 +217,31 @@ fn a_stopped_run_ends_with_the_bits_of_an_undisturbed_one() {
             alpha: 8.0,
             dropout: 0.0,
             target_modules: vec!["q_proj".into(), "v_proj".into()],
+            start: Start::Continue,
         }),
         ..settings.clone()
     };
+    // validations within an epoch, a last one at the end of the run, which is within one too
+    let validated = Settings {
+        max_updates: Some(61),
+        validate_every: Some(7),
+        schedule: Schedule::CosineWarmup,
+        warmup: Some(10),
+        ..settings.clone()
+    };
+    let last = Settings {
+        keep_best: KeepBest::Last,
+        ..validated.clone()
+    };
     let kd = Method::from_parts("kd", None, json!({})).unwrap();
+    let adaptive = methods().pop().unwrap().1;
     let plain = methods().into_iter().map(|(id, m)| (id, m, &settings));
-    for (id, method, settings) in plain.chain([("kd with adapters", kd, &adapted)]) {
+    let others = [
+        ("kd with adapters", kd.clone(), &adapted),
+        ("distillm with more validations", adaptive, &validated),
+        ("kd, the last kept", kd, &last),
+    ];
+    for (id, method, settings) in plain.chain(others) {
         let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let finished = toy.run(whole.path(), &method, settings, None);
         // in the middle of an epoch, of MiniLLM's round and of its inner epochs, and of the last epoch
@@ -240,7 +261,238 @@ fn a_stopped_run_ends_with_the_bits_of_an_undisturbed_one() {
         };
         let weights = |dir: &Path| std::fs::read(student_dir(dir).join(name)).unwrap();
         assert!(weights(whole.path()) == weights(parts.path()), "{id}");
+        let Outcome::Finished { curve } = finished else {
+            panic!("{id}: nobody stopped it");
+        };
+        let steps: Vec<usize> = curve.iter().map(|r| r.step).collect();
+        if settings.validate_every.is_some() {
+            assert_eq!(steps, [7, 14, 21, 28, 35, 42, 49, 56, 61], "{id}");
+        } else {
+            assert_eq!(steps, [40, 80], "{id}");
+        }
+        let left: Vec<String> = std::fs::read_dir(parts.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .filter(|name| name.starts_with("validation"))
+            .collect();
+        assert!(left.is_empty(), "{id}: {left:?}");
     }
+}
+
+/// The weights that a run leaves.
+fn trained(
+    toy: &Toy,
+    method: &Method,
+    settings: &Settings,
+    text: Option<&IndexedTokens>,
+) -> Vec<u8> {
+    let dir = tempfile::tempdir().unwrap();
+    toy.run_with_text(dir.path(), method, settings, None, text);
+    let student = student_dir(dir.path());
+    let adapter = student.join("adapter_model.safetensors");
+    let path = if adapter.exists() {
+        adapter
+    } else {
+        student.join("model.safetensors")
+    };
+    std::fs::read(path).unwrap()
+}
+
+#[test]
+fn the_last_validations_weights_can_be_kept() {
+    let toy = Toy::new();
+    // A rate at which the later epochs are worse than the first.
+    let settings = |keep_best, epochs| Settings {
+        epochs,
+        keep_best,
+        learning_rate: 1.0,
+        schedule: Schedule::ConstantWarmup,
+        ..settings()
+    };
+    let sft = Method::Sft;
+    let best = trained(&toy, &sft, &settings(KeepBest::Loss, 3), None);
+    let last = trained(&toy, &sft, &settings(KeepBest::Last, 3), None);
+    let dir = tempfile::tempdir().unwrap();
+    let outcome = toy.run(dir.path(), &sft, &settings(KeepBest::Loss, 3), None);
+    let Outcome::Finished { curve } = outcome else {
+        panic!("nobody stopped it");
+    };
+    let losses: Vec<f64> = curve.iter().map(|r| r.validation_loss).collect();
+    assert!(losses[2] > losses[0].min(losses[1]), "{losses:?}");
+    assert!(best != last);
+}
+
+#[test]
+fn minillms_supervised_term_is_on_text_on_the_data_or_nowhere() {
+    let toy = Toy::new();
+    let dir = tempfile::tempdir().unwrap();
+    let prefix = dir.path().join("text");
+    let documents: Vec<Vec<u16>> = vec![vec![50, 60, 50, 60]; 20];
+    write_indexed(&prefix, &documents).unwrap();
+    let text = IndexedTokens::open(&prefix).unwrap();
+    let settings = Settings {
+        max_updates: Some(6),
+        ..settings()
+    };
+    let run = |data_term: &str, text: Option<&IndexedTokens>| {
+        let keys = json!({ "rollouts": 16, "inner_epochs": 2, "data_term": data_term });
+        let method = Method::from_parts("minillm", None, keys).unwrap();
+        trained(&toy, &method, &settings, text)
+    };
+    let nowhere = run("none", None);
+    assert!(run("none", Some(&text)) == nowhere);
+    assert!(run("text", None) == nowhere);
+    assert!(run("text", Some(&text)) != nowhere);
+    let data = run("data", None);
+    assert!(data != nowhere);
+    assert!(run("data", Some(&text)) == data);
+}
+
+#[test]
+fn minillms_student_has_no_dropout_unless_it_is_asked_for() {
+    let toy = Toy::new();
+    let run = |adapters: f64, dropout: bool| {
+        let keys = json!({ "rollouts": 16, "inner_epochs": 2, "dropout": dropout });
+        let method = Method::from_parts("minillm", None, keys).unwrap();
+        let lora = serde_json::from_value(json!({ "r": 2, "alpha": 8.0, "dropout": adapters }));
+        let settings = Settings {
+            max_updates: Some(6),
+            lora: Some(lora.unwrap()),
+            ..settings()
+        };
+        trained(&toy, &method, &settings, None)
+    };
+    let without = run(0.0, true);
+    assert!(run(0.5, false) == without);
+    assert!(run(0.5, true) != without);
+}
+
+#[test]
+fn the_initialised_students_adapter_is_trained_on_or_merged() {
+    let mut toy = Toy::new();
+    let config = |start| LoraConfig {
+        r: 2,
+        alpha: 8.0,
+        dropout: 0.0,
+        target_modules: vec!["v_proj".into(), "q_proj".into()],
+        start,
+    };
+    let settings = |start| Settings {
+        epochs: 1,
+        lora: Some(config(start)),
+        ..settings()
+    };
+    let kd = Method::from_parts("kd", None, json!({})).unwrap();
+    let first = tempfile::tempdir().unwrap();
+    toy.run(first.path(), &kd, &settings(Start::Continue), None);
+    let base = toy.student.clone();
+    let (adapted, own) = lora::load_trainable(base.clone(), &student_dir(first.path())).unwrap();
+    let begun = lora::tensors(&adapted);
+    assert_eq!((own.r, own.alpha), (2, 8.0));
+    toy.student = adapted.clone();
+
+    // One update of a small rate: what is trained on is still near to what it was.
+    let run = |toy: &Toy, settings: &Settings| {
+        let dir = tempfile::tempdir().unwrap();
+        let settings = Settings {
+            max_updates: Some(1),
+            learning_rate: 1e-4,
+            ..settings.clone()
+        };
+        toy.run(dir.path(), &kd, &settings, None);
+        dir
+    };
+    let apart = |a: &[(String, Vec<usize>, Vec<f32>)], b: &[(String, Vec<usize>, Vec<f32>)]| {
+        let pairs = a.iter().zip(b).flat_map(|(a, b)| a.2.iter().zip(&b.2));
+        pairs.fold(0.0f32, |e, (x, y)| e.max((x - y).abs()))
+    };
+    let continued = run(&toy, &settings(Start::Continue));
+    let continued = lora::load(base.clone(), &student_dir(continued.path())).unwrap();
+    let distance = apart(&lora::tensors(&continued), &begun);
+    assert!(distance > 0.0 && distance < 2e-4, "{distance}");
+
+    // A new adapter: its B was 0 an update ago, and it sits on the merged weights.
+    let merged = run(&toy, &settings(Start::Merge));
+    let merged_base = lora::merge(adapted.clone());
+    let merged = lora::load(merged_base.clone(), &student_dir(merged.path())).unwrap();
+    for (name, _, values) in lora::tensors(&merged) {
+        let largest = values.iter().fold(0.0f32, |a, x| a.max(x.abs()));
+        assert_eq!(name.contains("lora_B"), largest < 2e-4, "{name} {largest}");
+    }
+    assert!(apart(&lora::tensors(&merged), &begun) > 1e-2);
+    let laid = batch(&toy.sequences.iter().collect::<Vec<_>>(), 0);
+    let hidden = |m: &LanguageModel| target_rows(m, &laid);
+    let moved: f32 = (hidden(&merged) - hidden(&merged_base))
+        .abs()
+        .max()
+        .into_scalar();
+    assert!(moved < 1e-2, "{moved}");
+
+    // Without adapters in the settings it is merged, and every weight is trained.
+    let whole = run(
+        &toy,
+        &Settings {
+            lora: None,
+            ..settings(Start::Continue)
+        },
+    );
+    let whole = checkpoint::load(&student_dir(whole.path()), &Device::flex()).unwrap();
+    let before = params::values(&merged_base);
+    for ((name, _, a), (_, _, b)) in params::values(&whole).iter().zip(&before) {
+        assert!(a != b, "{name} is not trained");
+    }
+
+    for (key, other, said) in [
+        (
+            "r",
+            LoraConfig {
+                r: 3,
+                ..config(Start::Continue)
+            },
+            ["3", "has 2"],
+        ),
+        (
+            "alpha",
+            LoraConfig {
+                alpha: 4.0,
+                ..config(Start::Continue)
+            },
+            ["4", "has 8"],
+        ),
+        (
+            "target_modules",
+            LoraConfig {
+                target_modules: vec!["q_proj".into()],
+                ..config(Start::Continue)
+            },
+            ["q_proj", "has q_proj, v_proj"],
+        ),
+    ] {
+        let text = lora::adapt(adapted.clone(), &other, 1)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            text.contains(key) && said.iter().all(|s| text.contains(s)),
+            "{text}"
+        );
+        lora::adapt(
+            adapted.clone(),
+            &LoraConfig {
+                start: Start::Merge,
+                ..other
+            },
+            1,
+        )
+        .unwrap();
+    }
+    let text =
+        serde_json::from_value::<LoraConfig>(json!({ "r": 2, "alpha": 8.0, "start": "new" }))
+            .unwrap_err()
+            .to_string();
+    assert!(
+        text.contains("start") && text.contains("`new`") && text.contains("merge"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -423,6 +675,7 @@ fn adapters_alone_are_trained_and_read_back_the_same() {
         alpha: 8.0,
         dropout: 0.0,
         target_modules: vec!["q_proj".into(), "v_proj".into()],
+        start: Start::Continue,
     };
     let settings = Settings {
         lora: Some(config.clone()),

@@ -306,7 +306,7 @@ impl Worker<'_> {
                 shown.at(step, steps, || format!("loss {:.3}", report.loss));
             }
             Event::Validating(_) => {}
-            Event::Epoch(record) => {
+            Event::Validated(record) => {
                 let rouge = record
                     .validation_rouge_l
                     .map_or(String::new(), |r| format!(", validation ROUGE-L {r:.2}"));

@@ -1,17 +1,49 @@
 //! DistiLLM: Ko et al., "DistiLLM: Towards Streamlined Distillation for Large Language Models"
 //! (ICML 2024): skew divergences and adaptive off-policy sampling (Algorithm 1).
-
-use std::collections::VecDeque;
+//!
+//! Defaults are the released code's. What differs from it: a run has one buffer and one draw of the source for an update,
+//! where the released code has one of each on every GPU; an empty answer, which the released labels leave without any
+//! position, gives its update to the data.
 
 use abkd_data::Sequence;
 use abkd_data::rng::Rng;
 use serde::{Deserialize, Serialize};
 
 use super::on_policy::{self, Labels, Sampling};
+use super::replay::{self, ReplayBuffer};
 use super::{Driver, Moment};
+use crate::choice::choice;
 use crate::head::Objective;
 use crate::step::Term;
 use crate::{Error, Prepared};
+
+choice! {
+    "replay_ratio"
+    /// How the share of updates on fresh answers changes over the run; the rest of the threshold's share comes from the
+    /// buffer.
+    #[derive(Default)]
+    pub enum ReplayRatio {
+        /// `threshold x (1 - step / steps)`: ever more from the buffer.
+        #[default]
+        Decreasing = "decreasing",
+        /// `threshold / 2`.
+        Constant = "constant",
+        /// `threshold x step / steps`.
+        Increasing = "increasing",
+    }
+}
+
+impl ReplayRatio {
+    /// Share of updates on fresh answers. `step` is counted from 1, as in the released code, up to `steps`.
+    pub fn fresh_share(self, threshold: f64, step: usize, steps: usize) -> f64 {
+        let done = step as f64 / steps as f64;
+        match self {
+            Self::Decreasing => threshold * (1.0 - done),
+            Self::Constant => threshold * 0.5,
+            Self::Increasing => threshold * done,
+        }
+    }
+}
 
 /// Settings of DistiLLM.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -26,9 +58,12 @@ pub struct DistiLlmSettings {
     /// Rise of the share when the validation loss has grown.
     #[serde(default = "defaults::tenth")]
     pub threshold_step: f64,
-    /// By how much the validation loss must exceed its reference for that.
+    /// By how much the validation loss must exceed its reference for that (`loss_eps` of the released code).
     #[serde(default = "defaults::tenth")]
     pub loss_margin: f64,
+    /// How the share of fresh answers changes over the run.
+    #[serde(default)]
+    pub replay_ratio: ReplayRatio,
     /// Temperature of the student's answers.
     #[serde(default = "defaults::one")]
     pub temperature: f64,
@@ -54,9 +89,7 @@ mod defaults {
 
 impl DistiLlmSettings {
     pub(super) fn check(&self) -> Result<(), String> {
-        if self.capacity == 0 {
-            return Err("capacity = 0: the replay buffer must hold something".into());
-        }
+        replay::check_capacity(self.capacity)?;
         for (key, value) in [
             ("first_threshold", self.first_threshold),
             ("threshold_step", self.threshold_step),
@@ -77,67 +110,67 @@ impl DistiLlmSettings {
 
 /// Where the sequences of an update come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Source {
+pub enum Source {
+    /// The data.
     Data,
+    /// Answers that the student samples now; they are pushed into the buffer.
     Fresh,
+    /// A draw from the buffer.
     Buffer,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-struct State {
-    /// Share of updates on the student's answers, fresh or from the buffer.
-    threshold: f64,
-    /// Validation loss when the threshold was last set.
-    reference: Option<f64>,
-    /// The student's answers, oldest first.
-    buffer: VecDeque<Sequence>,
+/// The source of an update, decided by a uniform number in [0, 1): fresh below `fresh_share`, and below `threshold` as
+/// long as the buffer is not full; the buffer below `threshold`; else the data.
+pub fn source(number: f64, fresh_share: f64, threshold: f64, buffer_is_full: bool) -> Source {
+    if number < fresh_share || (number < threshold && !buffer_is_full) {
+        Source::Fresh
+    } else if number < threshold {
+        Source::Buffer
+    } else {
+        Source::Data
+    }
 }
 
-impl State {
-    /// Raises the threshold when the loss exceeds the reference by the margin; the reference is then
-    /// that loss, as in the released code.
-    fn validated(&mut self, loss: f64, settings: &DistiLlmSettings) {
+/// Share of updates on the student's answers, fresh or from the buffer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Threshold {
+    value: f64,
+    /// Validation loss when it was last set; absent before the first validation.
+    reference: Option<f64>,
+}
+
+impl Threshold {
+    /// The threshold before the first validation.
+    pub fn new(first: f64) -> Self {
+        Self {
+            value: first,
+            reference: None,
+        }
+    }
+
+    /// Its value.
+    pub fn value(&self) -> f64 {
+        self.value
+    }
+
+    /// The first loss, before any update, is the reference. A later one that exceeds it by `margin` raises the threshold
+    /// by `rise`, to 1 at most, and is the reference then, as in the released code.
+    pub fn validated(&mut self, loss: f64, rise: f64, margin: f64) {
         match self.reference {
             None => self.reference = Some(loss),
-            Some(reference) if loss >= reference + settings.loss_margin => {
-                self.threshold = (self.threshold + settings.threshold_step).min(1.0);
+            Some(reference) if loss >= reference + margin => {
+                self.value = (self.value + rise).min(1.0);
                 self.reference = Some(loss);
             }
             Some(_) => {}
         }
     }
+}
 
-    /// A fresh share that falls linearly over the run; the rest of the threshold's share comes from
-    /// the buffer, once it is full.
-    fn source(&self, coin: f64, step: usize, steps: usize, capacity: usize) -> Source {
-        let fresh = self.threshold * (1.0 - step as f64 / steps as f64);
-        let full = self.buffer.len() >= capacity;
-        if coin < fresh || (coin < self.threshold && !full) {
-            Source::Fresh
-        } else if coin < self.threshold {
-            Source::Buffer
-        } else {
-            Source::Data
-        }
-    }
-
-    fn push(&mut self, sequences: &[Sequence], capacity: usize) {
-        self.buffer.extend(sequences.iter().cloned());
-        while self.buffer.len() > capacity {
-            self.buffer.pop_front();
-        }
-    }
-
-    /// `n` different sequences of the buffer (all, if it holds no more).
-    fn draw(&self, n: usize, rng: &mut Rng) -> Vec<Sequence> {
-        let mut order: Vec<usize> = (0..self.buffer.len()).collect();
-        rng.shuffle(&mut order);
-        order
-            .into_iter()
-            .take(n)
-            .map(|i| self.buffer[i].clone())
-            .collect()
-    }
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct State {
+    threshold: Threshold,
+    buffer: ReplayBuffer<Sequence>,
 }
 
 pub(super) struct DistiLlm {
@@ -149,8 +182,8 @@ pub(super) struct DistiLlm {
 impl DistiLlm {
     pub(super) fn new(objective: Objective, settings: DistiLlmSettings) -> Self {
         let state = State {
-            threshold: settings.first_threshold,
-            ..State::default()
+            threshold: Threshold::new(settings.first_threshold),
+            buffer: ReplayBuffer::new(settings.capacity),
         };
         Self {
             objective,
@@ -162,26 +195,26 @@ impl DistiLlm {
 
 impl Driver for DistiLlm {
     fn terms(&mut self, at: &mut Moment, data: Prepared) -> Result<Vec<Term>, Error> {
-        let capacity = self.settings.capacity;
-        let coin = on_policy::coin(at, 2);
-        let answers = match self.state.source(coin, at.step, at.steps, capacity) {
-            Source::Data => Vec::new(),
+        let State { threshold, buffer } = &mut self.state;
+        let threshold = threshold.value();
+        let ratio = self.settings.replay_ratio;
+        let share = ratio.fresh_share(threshold, at.step + 1, at.steps);
+        let n = data.sequences.len();
+        let answers = match source(on_policy::coin(at, 2), share, threshold, buffer.is_full()) {
+            Source::Data => None,
             Source::Fresh => {
                 let sampling = Sampling {
                     temperature: self.settings.temperature,
                     max_new_tokens: self.settings.max_new_tokens,
                 };
                 let answers = on_policy::sample(at, &data.sequences, sampling)?;
-                self.state.push(&answers, capacity);
-                answers
+                buffer.push(answers.iter().cloned());
+                Some(answers)
             }
-            Source::Buffer => {
-                let mut rng = Rng::new(&[at.settings.seed, at.step as u64, 3]);
-                self.state.draw(data.sequences.len(), &mut rng)
-            }
+            Source::Buffer => buffer.draw(n, &mut on_policy::draws(at)),
         };
         let objective = self.objective.clone();
-        match on_policy::lay(at, &answers, self.settings.labels) {
+        match answers.and_then(|a| on_policy::lay(at, &a, self.settings.labels)) {
             Some(batch) => Ok(vec![Term {
                 batch,
                 objective,
@@ -193,11 +226,12 @@ impl Driver for DistiLlm {
     }
 
     fn wants_first_validation(&self) -> bool {
-        self.state.reference.is_none()
+        self.state.threshold.reference.is_none()
     }
 
     fn validated(&mut self, loss: f64) {
-        self.state.validated(loss, &self.settings);
+        let (rise, margin) = (self.settings.threshold_step, self.settings.loss_margin);
+        self.state.threshold.validated(loss, rise, margin);
     }
 
     fn state(&self) -> serde_json::Value {
@@ -214,63 +248,42 @@ impl Driver for DistiLlm {
 mod tests {
     use super::*;
 
-    fn settings() -> DistiLlmSettings {
-        serde_json::from_str("{}").unwrap()
-    }
-
-    fn sequence(token: u32) -> Sequence {
-        Sequence {
-            example: token as usize,
-            tokens: vec![token, 1],
-            prompt_len: 1,
-        }
-    }
-
     #[test]
     fn the_threshold_rises_by_a_tenth_when_the_loss_grows_by_the_margin() {
-        let mut state = State::default();
-        let settings = settings();
-        let mut thresholds = Vec::new();
+        let mut threshold = Threshold::new(0.0);
+        let mut values = Vec::new();
         // reference 2.0; 2.05 is within the margin; 2.2 is not and becomes the reference
         for loss in [2.0, 2.05, 2.2, 2.25, 1.0, 2.35] {
-            state.validated(loss, &settings);
-            thresholds.push((10.0 * state.threshold).round());
+            threshold.validated(loss, 0.1, 0.1);
+            values.push((10.0 * threshold.value()).round());
         }
-        assert_eq!(thresholds, [0.0, 0.0, 1.0, 1.0, 1.0, 2.0]);
+        assert_eq!(values, [0.0, 0.0, 1.0, 1.0, 1.0, 2.0]);
         for k in 1..20 {
-            state.validated(10.0 * f64::from(k), &settings);
+            threshold.validated(10.0 * f64::from(k), 0.1, 0.1);
         }
-        assert_eq!(state.threshold, 1.0);
+        assert_eq!(threshold.value(), 1.0);
     }
 
     #[test]
-    fn the_fresh_share_falls_and_the_buffer_takes_over_once_full() {
-        let mut state = State {
-            threshold: 0.4,
-            ..State::default()
-        };
+    fn the_buffer_takes_over_once_full() {
         // not full: everything below the threshold is fresh
-        assert_eq!(state.source(0.39, 50, 100, 2), Source::Fresh);
-        assert_eq!(state.source(0.41, 50, 100, 2), Source::Data);
-        state.push(&[sequence(1), sequence(2)], 2);
-        // full, half-way: fresh below 0.4 x 0.5
-        assert_eq!(state.source(0.19, 50, 100, 2), Source::Fresh);
-        assert_eq!(state.source(0.21, 50, 100, 2), Source::Buffer);
-        assert_eq!(state.source(0.41, 50, 100, 2), Source::Data);
-        assert_eq!(state.source(0.01, 99, 100, 2), Source::Buffer);
+        assert_eq!(source(0.39, 0.2, 0.4, false), Source::Fresh);
+        assert_eq!(source(0.41, 0.2, 0.4, false), Source::Data);
+        assert_eq!(source(0.19, 0.2, 0.4, true), Source::Fresh);
+        assert_eq!(source(0.21, 0.2, 0.4, true), Source::Buffer);
+        assert_eq!(source(0.41, 0.2, 0.4, true), Source::Data);
+        // of the last update nothing is fresh
+        let last = ReplayRatio::Decreasing.fresh_share(0.4, 100, 100);
+        assert_eq!(source(0.0, last, 0.4, true), Source::Buffer);
     }
 
     #[test]
-    fn the_buffer_forgets_the_oldest_and_draws_without_repetition() {
-        let mut state = State::default();
-        state.push(&[1, 2, 3, 4, 5].map(sequence), 3);
-        let mut drawn: Vec<usize> = state
-            .draw(3, &mut Rng::new(&[1]))
-            .iter()
-            .map(|s| s.example)
-            .collect();
-        drawn.sort_unstable();
-        assert_eq!(drawn, [3, 4, 5]);
-        assert_eq!(state.draw(2, &mut Rng::new(&[1])).len(), 2);
+    fn an_unknown_ratio_is_named_with_the_known_ones() {
+        let text = serde_json::from_str::<DistiLlmSettings>(r#"{"replay_ratio":"falling"}"#)
+            .unwrap_err()
+            .to_string();
+        for part in ["replay_ratio", "falling", "decreasing", "increasing"] {
+            assert!(text.contains(part), "{text}");
+        }
     }
 }

@@ -1,14 +1,35 @@
 //! GKD: Agarwal et al., "On-Policy Distillation of Language Models: Learning from Self-Generated
-//! Mistakes" (ICLR 2024), Algorithm 1.
+//! Mistakes" (ICLR 2024), Algorithm 1, as the ABKD scripts run it.
+//!
+//! Two things are the released code's and not the paper's, each with a setting for the paper's reading: answers go into a
+//! replay buffer, from which the batch is drawn; the Jensen divergence has `beta` 0.9. Other than in the released code, a
+//! run has one buffer and one draw of the source for an update, not one of each on every GPU.
 
+use abkd_data::Sequence;
 use abkd_losses::{Divergence, Fidelity};
 use serde::{Deserialize, Serialize};
 
 use super::on_policy::{self, Labels, Sampling};
+use super::replay::{self, ReplayBuffer};
 use super::{Driver, Loss, Moment};
+use crate::choice::choice;
 use crate::head::Objective;
 use crate::step::Term;
 use crate::{Error, Prepared};
+
+choice! {
+    "answers"
+    /// Which answers an on-policy update is made on.
+    #[derive(Default)]
+    pub enum Answers {
+        /// Those sampled for the update are pushed into a replay buffer, then the batch is drawn from it: the released
+        /// code.
+        #[default]
+        Buffer = "buffer",
+        /// Those sampled for the update: the GKD paper.
+        Fresh = "fresh",
+    }
+}
 
 /// Settings of GKD.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -18,9 +39,15 @@ pub struct GkdSettings {
     #[serde(default = "half")]
     pub lambda: f64,
     /// `beta` of the generalized Jensen divergence `beta KL(p, m) + (1 - beta) KL(q, m)`,
-    /// `m = beta p + (1 - beta) q`. Default 0.1, the released script's `lambda` 0.9.
+    /// `m = beta p + (1 - beta) q`. Default 0.9: `lam` 0.1 of the ABKD code (DistiLLM's has 0.9, that is `beta` 0.1).
     #[serde(default)]
     pub beta: Option<f64>,
+    /// Which answers an update is made on.
+    #[serde(default)]
+    pub answers: Answers,
+    /// Sequences that the replay buffer holds.
+    #[serde(default = "capacity")]
+    pub capacity: usize,
     /// Temperature of the student's answers.
     #[serde(default = "one")]
     pub temperature: f64,
@@ -40,6 +67,10 @@ fn one() -> f64 {
     1.0
 }
 
+fn capacity() -> usize {
+    1000
+}
+
 impl GkdSettings {
     pub(super) fn check(&self) -> Result<(), String> {
         if !(0.0..=1.0).contains(&self.lambda) {
@@ -53,14 +84,21 @@ impl GkdSettings {
                 "beta = {beta}: it must lie between 0 and 1, both excluded"
             ));
         }
-        Ok(())
+        replay::check_capacity(self.capacity)
+    }
+
+    pub(super) fn check_batch(&self, batch_size: usize) -> Result<(), String> {
+        match self.answers {
+            Answers::Buffer => replay::check_batch(self.capacity, batch_size),
+            Answers::Fresh => Ok(()),
+        }
     }
 
     /// The generalized Jensen divergence; ours weighs by `lambda = 1 - beta`.
-    pub(super) fn default_loss(&self) -> Loss {
+    pub(crate) fn default_loss(&self) -> Loss {
         Loss {
             divergence: Divergence::Jensen {
-                lambda: 1.0 - self.beta.unwrap_or(0.1),
+                lambda: self.beta.map_or(0.1, |beta| 1.0 - beta),
             },
             fidelity: Fidelity::Paper,
         }
@@ -70,25 +108,38 @@ impl GkdSettings {
 pub(super) struct Gkd {
     objective: Objective,
     settings: GkdSettings,
+    buffer: ReplayBuffer<Sequence>,
 }
 
 impl Gkd {
     pub(super) fn new(objective: Objective, settings: GkdSettings) -> Self {
         Self {
             objective,
+            buffer: ReplayBuffer::new(settings.capacity),
             settings,
         }
     }
 }
 
+/// Whether an update is on the student's answers, decided by a uniform number in [0, 1).
+pub fn is_on_policy(number: f64, lambda: f64) -> bool {
+    number < lambda
+}
+
 impl Driver for Gkd {
     fn terms(&mut self, at: &mut Moment, data: Prepared) -> Result<Vec<Term>, Error> {
-        if on_policy::coin(at, 1) < self.settings.lambda {
+        if is_on_policy(on_policy::coin(at, 1), self.settings.lambda) {
             let sampling = Sampling {
                 temperature: self.settings.temperature,
                 max_new_tokens: self.settings.max_new_tokens,
             };
-            let answers = on_policy::sample(at, &data.sequences, sampling)?;
+            let mut answers = on_policy::sample(at, &data.sequences, sampling)?;
+            if self.settings.answers == Answers::Buffer {
+                let n = answers.len();
+                self.buffer.push(answers);
+                let drawn = self.buffer.draw(n, &mut on_policy::draws(at));
+                answers = drawn.expect("a batch was pushed, and the buffer holds one");
+            }
             if let Some(batch) = on_policy::lay(at, &answers, self.settings.labels) {
                 return Ok(vec![Term {
                     batch,
@@ -99,5 +150,51 @@ impl Driver for Gkd {
             }
         }
         Ok(vec![data.term(self.objective.clone())])
+    }
+
+    fn state(&self) -> serde_json::Value {
+        serde_json::json!(self.buffer)
+    }
+
+    fn restore(&mut self, state: serde_json::Value) -> Result<(), serde_json::Error> {
+        self.buffer = serde_json::from_value(state)?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_divergence_is_abkds_unless_beta_says_otherwise() {
+        let lambda = |json: &str| {
+            let settings: GkdSettings = serde_json::from_str(json).unwrap();
+            match settings.default_loss().divergence {
+                Divergence::Jensen { lambda } => lambda,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(lambda("{}"), 0.1);
+        assert!((lambda(r#"{"beta":0.1}"#) - 0.9).abs() < 1e-12);
+    }
+
+    #[test]
+    fn a_buffer_below_a_batch_is_refused_where_it_is_used() {
+        let settings = |json: &str| serde_json::from_str::<GkdSettings>(json).unwrap();
+        let text = settings(r#"{"capacity":7}"#).check_batch(8).unwrap_err();
+        assert!(
+            text.contains("capacity = 7") && text.contains('8'),
+            "{text}"
+        );
+        settings(r#"{"capacity":7,"answers":"fresh"}"#)
+            .check_batch(8)
+            .unwrap();
+        let text = serde_json::from_str::<GkdSettings>(r#"{"answers":"new"}"#)
+            .unwrap_err()
+            .to_string();
+        for part in ["answers", "`new`", "buffer", "fresh"] {
+            assert!(text.contains(part), "{text}");
+        }
     }
 }

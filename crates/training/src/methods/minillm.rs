@@ -1,9 +1,15 @@
 //! MiniLLM: Gu et al., "MiniLLM: Knowledge Distillation of Large Language Models" (ICLR 2024).
 //!
-//! A round samples answers from a mixture of teacher and student, scores every token by
-//! `r = log p - log q`, and makes several passes over them: PPO's clipped policy gradient with
-//! importance weights and length-normalised rewards-to-go, the single-step reverse KL, and a
-//! cross-entropy/KD term on the data.
+//! A round samples answers from a mixture of teacher and student, scores every token by the reward
+//! `(log p - log q) / reward_scaling`, and makes several passes over them: PPO's clipped policy gradient with
+//! importance weights and length-normalised rewards-to-go, the single-step reverse KL, and a supervised
+//! term, cross-entropy and forward KL half each.
+//!
+//! Defaults are the released scripts', which depart from the paper: rewards are divided by 0.5 and in effect not cut;
+//! they are whitened over the zeros of the padding, too; the student has no dropout; the supervised term is on plain text
+//! and absent without. What differs from the released code: rewards are whitened over the whole update, and not over the
+//! micro-batches of all GPUs that run at the same time; each mean is over the tokens of the whole update, and not one of
+//! means over micro-batches.
 
 use abkd_data::rng::Rng;
 use abkd_data::{Sequence, batch};
@@ -14,10 +20,40 @@ use serde::{Deserialize, Serialize};
 
 use super::on_policy::{self, Sampling, prompts, with_answers};
 use super::{Driver, Moment};
+use crate::choice::choice;
 use crate::head::{CHUNK_BYTES, Objective, PolicyRows, log_probs};
 use crate::step::{Term, labels, rows_of};
 use crate::timing::Phase;
-use crate::{Error, Prepared};
+use crate::{Error, Prepared, Settings};
+
+choice! {
+    "whitening"
+    /// What the rewards-to-go are shifted and scaled by.
+    #[derive(Default)]
+    pub enum Whitening {
+        /// Mean and variance over a matrix of answers x `max_new_tokens`, zeros of the padding included, as released: the
+        /// tokens' own mean is then not 0.
+        #[default]
+        Padded = "padded",
+        /// Mean and variance over the tokens.
+        Masked = "masked",
+    }
+}
+
+choice! {
+    "data_term"
+    /// What the supervised term is on. There is no other: of a run's plain text nothing else is made.
+    #[derive(Default)]
+    pub enum DataTerm {
+        /// Plain text, where the run has some; no term without, as released.
+        #[default]
+        Text = "text",
+        /// The training data.
+        Data = "data",
+        /// There is no supervised term.
+        None = "none",
+    }
+}
 
 /// Settings of MiniLLM. Defaults are the released scripts'.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -35,8 +71,11 @@ pub struct MiniLlmSettings {
     /// Discount of later rewards.
     #[serde(default = "defaults::gamma")]
     pub gamma: f64,
-    /// Rewards are cut to +- this; 0 is off.
-    #[serde(default = "defaults::one")]
+    /// Rewards are divided by this.
+    #[serde(default = "defaults::half")]
+    pub reward_scaling: f64,
+    /// Scaled rewards are cut to +- this; 0 is off.
+    #[serde(default = "defaults::reward_clip")]
     pub reward_clip: f64,
     /// PPO's clip of the ratio.
     #[serde(default = "defaults::ppo_clip")]
@@ -44,15 +83,24 @@ pub struct MiniLlmSettings {
     /// Whether the reward-to-go is divided by the number of tokens left.
     #[serde(default = "defaults::yes")]
     pub length_norm: bool,
+    /// What the rewards-to-go of an update are shifted and scaled by.
+    #[serde(default)]
+    pub whitening: Whitening,
     /// Whether the single-step reverse KL is added.
     #[serde(default = "defaults::yes")]
     pub single_step: bool,
-    /// Share of the divergence in the term on the data.
+    /// What the supervised term is on.
+    #[serde(default)]
+    pub data_term: DataTerm,
+    /// Share of the forward KL in the supervised term; the rest is cross-entropy.
     #[serde(default = "defaults::half")]
     pub kd_ratio: f64,
-    /// Weight of the term on the data.
+    /// Weight of the supervised term.
     #[serde(default = "defaults::one")]
     pub lm_coef: f64,
+    /// Whether the student's dropout acts while the policy is trained.
+    #[serde(default)]
+    pub dropout: bool,
     /// Temperature of the sampling.
     #[serde(default = "defaults::one")]
     pub temperature: f64,
@@ -77,6 +125,9 @@ mod defaults {
     pub fn gamma() -> f64 {
         0.95
     }
+    pub fn reward_clip() -> f64 {
+        100.0
+    }
     pub fn ppo_clip() -> f64 {
         0.2
     }
@@ -94,8 +145,14 @@ mod defaults {
     }
 }
 
+impl Default for MiniLlmSettings {
+    fn default() -> Self {
+        serde_json::from_str("{}").expect("every setting has a default")
+    }
+}
+
 impl MiniLlmSettings {
-    pub(super) fn check(&self) -> Result<(), String> {
+    pub(crate) fn check(&self) -> Result<(), String> {
         for (key, value) in [
             ("rollouts", self.rollouts),
             ("inner_epochs", self.inner_epochs),
@@ -114,6 +171,12 @@ impl MiniLlmSettings {
                 return Err(format!("{key} = {value}: it must lie between 0 and 1"));
             }
         }
+        if !(self.reward_scaling.is_finite() && self.reward_scaling > 0.0) {
+            return Err(format!(
+                "reward_scaling = {}: rewards are divided by it; it must be a positive number, and 1 leaves them as they are",
+                self.reward_scaling
+            ));
+        }
         for (key, value) in [
             ("reward_clip", self.reward_clip),
             ("ppo_clip", self.ppo_clip),
@@ -127,16 +190,34 @@ impl MiniLlmSettings {
     }
 }
 
+/// What is known of the tokens of a sampled answer.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct TokenScores {
+    /// `log q` of each token when it was sampled.
+    pub log_prob: Vec<f32>,
+    /// Importance weight of each token: `q` over the sampling mixture.
+    pub weight: Vec<f32>,
+    /// Reward-to-go of each token.
+    pub reward_to_go: Vec<f32>,
+}
+
+impl TokenScores {
+    /// From the log-probabilities of an answer's tokens when they were sampled: `log_q` the student's, `log_p` the
+    /// teacher's.
+    pub fn new(settings: &MiniLlmSettings, log_q: &[f32], log_p: &[f32]) -> Self {
+        Self {
+            log_prob: log_q.to_vec(),
+            weight: importance_weights(log_q, log_p, settings.teacher_mix),
+            reward_to_go: rewards_to_go(settings, &rewards(settings, log_q, log_p)),
+        }
+    }
+}
+
 /// A sampled answer and what is known of its tokens.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct Rollout {
     sequence: Sequence,
-    /// `log q` of each token when it was sampled.
-    log_prob: Vec<f32>,
-    /// Importance weight of each token: `q` over the sampling mixture.
-    weight: Vec<f32>,
-    /// Reward-to-go of each token.
-    reward_to_go: Vec<f32>,
+    tokens: TokenScores,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -211,19 +292,10 @@ impl MiniLlm {
         Ok(())
     }
 
-    /// The policy gradient on some answers, advantages whitened over them.
-    fn term(&self, chosen: Vec<&Rollout>, pad: u32) -> Term {
-        let gather =
-            |f: fn(&Rollout) -> &Vec<f32>| chosen.iter().flat_map(|r| f(r).clone()).collect();
-        let mut advantage: Vec<f32> = gather(|r| &r.reward_to_go);
-        whiten(&mut advantage);
-        let policy = PolicyRows {
-            old_log_prob: gather(|r| &r.log_prob),
-            advantage,
-            weight: gather(|r| &r.weight),
-            clip: self.settings.ppo_clip as f32,
-            single_step: self.settings.single_step,
-        };
+    /// The policy gradient on some answers of at most `width` tokens, advantages whitened over them.
+    fn term(&self, chosen: Vec<&Rollout>, width: usize, pad: u32) -> Term {
+        let tokens: Vec<&TokenScores> = chosen.iter().map(|r| &r.tokens).collect();
+        let policy = policy_rows(&self.settings, &tokens, width);
         let sequences: Vec<&Sequence> = chosen.iter().map(|r| &r.sequence).collect();
         Term {
             batch: batch(&sequences, pad),
@@ -276,9 +348,7 @@ fn score(
             let (log_q, log_p) = (&log_q[start..end], &log_p[start..end]);
             rollouts.push(Rollout {
                 sequence: sequence.clone(),
-                log_prob: log_q.to_vec(),
-                weight: importance_weights(log_q, log_p, settings.teacher_mix),
-                reward_to_go: rewards_to_go(settings, log_q, log_p),
+                tokens: TokenScores::new(settings, log_q, log_p),
             });
             start = end;
         }
@@ -287,46 +357,83 @@ fn score(
 }
 
 /// `q / ((1 - mix) q + mix p)` of every token.
-fn importance_weights(log_q: &[f32], log_p: &[f32], mix: f64) -> Vec<f32> {
+pub fn importance_weights(log_q: &[f32], log_p: &[f32], mix: f64) -> Vec<f32> {
     let weight = |(q, p): (&f32, &f32)| {
-        let ratio = f64::from(p - q).exp();
+        let ratio = (f64::from(*p) - f64::from(*q)).exp();
         (1.0 / ((1.0 - mix) + mix * ratio)) as f32
     };
     log_q.iter().zip(log_p).map(weight).collect()
 }
 
-/// `sum_{s >= t} gamma^(s - t) r_s`, over the number of tokens left where the length is normalised;
-/// `r = log p - log q`, cut to +- `reward_clip`.
-fn rewards_to_go(settings: &MiniLlmSettings, log_q: &[f32], log_p: &[f32]) -> Vec<f32> {
+/// `(log p - log q) / reward_scaling` of every token, cut to +- `reward_clip`.
+pub fn rewards(settings: &MiniLlmSettings, log_q: &[f32], log_p: &[f32]) -> Vec<f64> {
     let limit = if settings.reward_clip > 0.0 {
         settings.reward_clip
     } else {
         f64::INFINITY
     };
-    let n = log_q.len();
+    let reward = |(q, p): (&f32, &f32)| {
+        ((f64::from(*p) - f64::from(*q)) / settings.reward_scaling).clamp(-limit, limit)
+    };
+    log_q.iter().zip(log_p).map(reward).collect()
+}
+
+/// `sum_{s >= t} gamma^(s - t) r_s`, over the number of tokens left where the length is normalised.
+pub fn rewards_to_go(settings: &MiniLlmSettings, rewards: &[f64]) -> Vec<f32> {
+    let n = rewards.len();
     let mut sum = 0.0;
     let mut out = vec![0.0; n];
     for t in (0..n).rev() {
-        let reward = f64::from(log_p[t] - log_q[t]).clamp(-limit, limit);
-        sum = reward + settings.gamma * sum;
+        sum = rewards[t] + settings.gamma * sum;
         let left = if settings.length_norm { n - t } else { 1 };
         out[t] = (sum / left as f64) as f32;
     }
     out
 }
 
-/// Shifts to mean 0 and scales to variance 1.
-fn whiten(values: &mut [f32]) {
-    let n = values.len() as f64;
+/// What the policy's loss needs of the tokens of an update's answers, one answer after the other. `width` is the most
+/// tokens that an answer may have.
+pub fn policy_rows(
+    settings: &MiniLlmSettings,
+    answers: &[&TokenScores],
+    width: usize,
+) -> PolicyRows {
+    let gather =
+        |f: fn(&TokenScores) -> &Vec<f32>| answers.iter().flat_map(|a| f(a).clone()).collect();
+    let mut advantage: Vec<f32> = gather(|a| &a.reward_to_go);
+    let entries = match settings.whitening {
+        Whitening::Padded => (answers.len() * width).max(advantage.len()),
+        Whitening::Masked => advantage.len(),
+    };
+    whiten(&mut advantage, entries);
+    PolicyRows {
+        old_log_prob: gather(|a| &a.log_prob),
+        advantage,
+        weight: gather(|a| &a.weight),
+        clip: settings.ppo_clip as f32,
+        single_step: settings.single_step,
+    }
+}
+
+/// Shifts and scales such that `values` and as many zeros as make `entries` of them have mean 0 and variance 1.
+fn whiten(values: &mut [f32], entries: usize) {
+    let n = entries as f64;
+    let zeros = n - values.len() as f64;
     let mean = values.iter().map(|&x| f64::from(x)).sum::<f64>() / n;
-    let variance = values
-        .iter()
-        .map(|&x| (f64::from(x) - mean).powi(2))
-        .sum::<f64>()
-        / n;
+    let squares: f64 = values.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum();
+    let variance = (squares + zeros * mean.powi(2)) / n;
     let scale = 1.0 / (variance + 1e-8).sqrt();
     for x in values {
         *x = ((f64::from(*x) - mean) * scale) as f32;
+    }
+}
+
+/// `(1 - kd_ratio) x cross-entropy + kd_ratio x forward KL`.
+pub fn supervised(settings: &MiniLlmSettings) -> Objective {
+    Objective::Distill {
+        divergence: Divergence::ForwardKl,
+        fidelity: Fidelity::Paper,
+        kd_ratio: settings.kd_ratio,
     }
 }
 
@@ -344,20 +451,27 @@ impl Driver for MiniLlm {
             5,
         ];
         let pad = at.tokenizer.pad();
+        let width = self.settings.max_new_tokens.unwrap_or(at.max_new_tokens);
         let rollouts = at.phases.time(Phase::Data, || {
             let mut order: Vec<usize> = (0..self.state.rollouts.len()).collect();
             Rng::new(&key).shuffle(&mut order);
             let chosen = order.iter().skip(place.index * size).take(size);
-            self.term(chosen.map(|&i| &self.state.rollouts[i]).collect(), pad)
+            let chosen = chosen.map(|&i| &self.state.rollouts[i]).collect();
+            self.term(chosen, width, pad)
         });
-        let on_data = Objective::Distill {
-            divergence: Divergence::ForwardKl,
-            fidelity: Fidelity::Paper,
-            kd_ratio: self.settings.kd_ratio,
-        };
-        let mut data = data.term(on_data);
-        data.weight = self.settings.lm_coef;
-        Ok(vec![rollouts, data])
+        let mut terms = vec![rollouts];
+        if self.settings.data_term == DataTerm::Data {
+            terms.push(Term {
+                weight: self.settings.lm_coef,
+                ..data.term(supervised(&self.settings))
+            });
+        }
+        Ok(terms)
+    }
+
+    fn on_text(&self, _: &Settings) -> Option<(Objective, f64)> {
+        let on_text = self.settings.data_term == DataTerm::Text;
+        on_text.then(|| (supervised(&self.settings), self.settings.lm_coef))
     }
 
     fn state(&self) -> serde_json::Value {
@@ -375,18 +489,20 @@ mod tests {
     use super::*;
 
     fn settings() -> MiniLlmSettings {
-        serde_json::from_str("{}").unwrap()
+        MiniLlmSettings::default()
     }
 
     #[test]
     fn a_reward_to_go_is_discounted_cut_and_divided_by_the_tokens_left() {
         let settings = MiniLlmSettings {
             gamma: 0.5,
+            reward_clip: 1.0,
             ..settings()
         };
-        // rewards 0.5, -3 (cut to -1), 0.25
-        let (log_q, log_p) = ([-1.0, -0.5, -1.0], [-0.5, -3.5, -0.75]);
-        let got = rewards_to_go(&settings, &log_q, &log_p);
+        // (log p - log q) / 0.5: rewards 0.5, -3 (cut to -1), 0.25
+        let (log_q, log_p) = ([-1.0, -0.5, -1.0], [-0.75, -2.0, -0.875]);
+        let to_go = |settings| rewards_to_go(settings, &rewards(settings, &log_q, &log_p));
+        let got = to_go(&settings);
         // from the end: 0.25 / 1; (-1 + 0.125) / 2; (0.5 - 0.4375) / 3
         let expected = [0.0625 / 3.0, -0.4375, 0.25];
         for (a, b) in got.iter().zip(expected) {
@@ -397,7 +513,7 @@ mod tests {
             reward_clip: 0.0,
             ..settings
         };
-        let got = rewards_to_go(&plain, &log_q, &log_p);
+        let got = to_go(&plain);
         assert!((got[0] - (0.5 + 0.5 * (-3.0 + 0.5 * 0.25))).abs() < 1e-6);
     }
 
@@ -461,11 +577,53 @@ mod tests {
     }
 
     #[test]
-    fn whitening_gives_mean_0_and_variance_1() {
-        let mut values = vec![1.0, 2.0, 3.0, 6.0];
-        whiten(&mut values);
-        let mean: f32 = values.iter().sum::<f32>() / 4.0;
-        let variance: f32 = values.iter().map(|x| x * x).sum::<f32>() / 4.0;
-        assert!(mean.abs() < 1e-6 && (variance - 1.0).abs() < 1e-5);
+    fn whitening_gives_mean_0_and_variance_1_with_or_without_the_padding() {
+        for zeros in [0, 3] {
+            let mut values = vec![1.0, 2.0, 3.0, 6.0];
+            whiten(&mut values, 4 + zeros);
+            // What a zero of the padding becomes: 1 and 2 are one apart.
+            let zero = values[0] - (values[1] - values[0]);
+            let all: Vec<f32> = values
+                .into_iter()
+                .chain(std::iter::repeat_n(zero, zeros))
+                .collect();
+            let n = all.len() as f32;
+            let mean: f32 = all.iter().sum::<f32>() / n;
+            let variance: f32 = all.iter().map(|x| x * x).sum::<f32>() / n;
+            assert!(mean.abs() < 1e-6 && (variance - 1.0).abs() < 1e-5);
+        }
+    }
+
+    #[test]
+    fn rewards_are_not_divided_by_0_and_unknown_words_are_named() {
+        let none = MiniLlmSettings {
+            reward_scaling: 0.0,
+            ..settings()
+        };
+        let text = none.check().unwrap_err();
+        assert!(text.contains("reward_scaling = 0"), "{text}");
+        for (key, known) in [("whitening", "masked"), ("data_term", "text")] {
+            let text = serde_json::from_str::<MiniLlmSettings>(&format!(r#"{{"{key}":"x"}}"#))
+                .unwrap_err()
+                .to_string();
+            assert!(text.contains(key) && text.contains(known), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_supervised_term_is_on_what_the_setting_says() {
+        let run: Settings =
+            serde_json::from_str(r#"{"epochs":1,"batch_size":2,"learning_rate":1e-3}"#).unwrap();
+        let with = |data_term| {
+            MiniLlm::new(MiniLlmSettings {
+                data_term,
+                lm_coef: 0.3,
+                ..settings()
+            })
+        };
+        let (objective, weight) = with(DataTerm::Text).on_text(&run).unwrap();
+        assert_eq!((objective, weight), (supervised(&settings()), 0.3));
+        assert!(with(DataTerm::Data).on_text(&run).is_none());
+        assert!(with(DataTerm::None).on_text(&run).is_none());
     }
 }

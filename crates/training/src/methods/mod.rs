@@ -3,11 +3,12 @@
 //! A method says what the terms of the next update are: which sequences, and what is minimised on
 //! them. Whatever it remembers between updates is part of the checkpoint.
 
-mod distillm;
+pub mod distillm;
 mod fixed;
-mod gkd;
-mod minillm;
+pub mod gkd;
+pub mod minillm;
 mod on_policy;
+mod replay;
 
 use abkd_data::{Sequence, Tokenizer};
 use abkd_losses::{Divergence, Fidelity};
@@ -23,6 +24,7 @@ pub use fixed::{NoSettings, SeqKdSettings};
 pub use gkd::GkdSettings;
 pub use minillm::MiniLlmSettings;
 pub use on_policy::Labels;
+pub use replay::ReplayBuffer;
 
 /// A divergence in one of its forms.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -42,7 +44,7 @@ impl Loss {
         }
     }
 
-    fn objective(self, kd_ratio: f64) -> Objective {
+    pub(crate) fn objective(self, kd_ratio: f64) -> Objective {
         Objective::Distill {
             divergence: self.divergence,
             fidelity: self.fidelity,
@@ -83,7 +85,7 @@ impl Method {
         ),
         (
             "gkd",
-            "with probability lambda the student's own answers; generalized Jensen divergence",
+            "with probability lambda the student's own answers, by default through a replay buffer; Jensen divergence",
         ),
         (
             "minillm",
@@ -174,6 +176,34 @@ impl Method {
         Ok(method)
     }
 
+    /// Checks the method's settings against those of the training.
+    ///
+    /// # Errors
+    ///
+    /// A replay buffer that is smaller than a batch.
+    pub fn check_run(&self, settings: &Settings) -> Result<(), Error> {
+        let (method, checked) = match self {
+            Self::Gkd(_, s) => ("gkd", s.check_batch(settings.batch_size)),
+            Self::DistiLlm(_, s) => (
+                "distillm",
+                replay::check_batch(s.capacity, settings.batch_size),
+            ),
+            Self::Sft | Self::Data(_) | Self::SeqKd(_) | Self::MiniLlm(_) => return Ok(()),
+        };
+        checked.map_err(|reason| Error::Method {
+            method: method.into(),
+            reason,
+        })
+    }
+
+    /// Whether the student's dropout acts while it is trained.
+    pub fn trains_with_dropout(&self) -> bool {
+        match self {
+            Self::MiniLlm(s) => s.dropout,
+            _ => true,
+        }
+    }
+
     /// Whether updates need the teacher.
     pub fn needs_teacher(&self) -> bool {
         match self {
@@ -185,7 +215,11 @@ impl Method {
 
     /// Whether updates compare with the teacher on the data as they are.
     pub fn uses_teacher_on_data(&self) -> bool {
-        !matches!(self, Self::Sft | Self::SeqKd(_))
+        match self {
+            Self::Sft | Self::SeqKd(_) => false,
+            Self::MiniLlm(s) => s.data_term == minillm::DataTerm::Data,
+            Self::Data(_) | Self::Gkd(..) | Self::DistiLlm(..) => true,
+        }
     }
 
     /// All that tells this method from another, for the id of a cell.
@@ -263,7 +297,12 @@ pub trait Driver {
         false
     }
 
-    /// Tells the validation loss: before the first update if wanted, and after every epoch.
+    /// What is minimised on plain text, where the run has some, and the term's weight; `None` for no such term.
+    fn on_text(&self, settings: &Settings) -> Option<(Objective, f64)> {
+        Some((Objective::CrossEntropy, settings.lm_coef))
+    }
+
+    /// Tells the validation loss: before the first update if wanted, and at every validation.
     fn validated(&mut self, _loss: f64) {}
 
     /// What it remembers, for a checkpoint.
@@ -312,14 +351,48 @@ mod tests {
     }
 
     #[test]
-    fn laying_sampled_answers_counts_as_data() {
+    fn a_setting_changes_the_identity() {
+        let identity = |id, settings| {
+            Method::from_parts(id, None, settings)
+                .unwrap()
+                .identity()
+                .to_string()
+        };
+        for (id, changed) in [
+            ("gkd", serde_json::json!({ "answers": "fresh" })),
+            ("gkd", serde_json::json!({ "capacity": 4000 })),
+            ("minillm", serde_json::json!({ "reward_scaling": 1.0 })),
+            ("minillm", serde_json::json!({ "whitening": "masked" })),
+            ("minillm", serde_json::json!({ "data_term": "data" })),
+            ("minillm", serde_json::json!({ "dropout": true })),
+            (
+                "distillm",
+                serde_json::json!({ "replay_ratio": "constant" }),
+            ),
+        ] {
+            let plain = identity(id, serde_json::json!({}));
+            assert_ne!(identity(id, changed.clone()), plain, "{id} {changed}");
+        }
+    }
+
+    #[test]
+    fn distillms_divergence_is_the_rows() {
+        let skew = Divergence::SkewForwardKl { lambda: 0.1 };
+        let method = Method::from_parts("distillm", Some(Loss::new(skew)), serde_json::json!({}));
+        let Method::DistiLlm(loss, _) = method.unwrap() else {
+            panic!("another method");
+        };
+        assert_eq!(loss.divergence, skew);
+    }
+
+    /// Hands an update of `steps` to `f`: a toy model as student and teacher, two sequences.
+    fn with_update(steps: usize, mut f: impl FnMut(&mut Moment, Prepared)) -> Phases {
         let config: abkd_models::ModelConfig = serde_json::from_str(
             r#"{"model_type":"llama","vocab_size":392,"hidden_size":4,"intermediate_size":4,"num_hidden_layers":1,"num_attention_heads":1}"#,
         )
         .unwrap();
         let model = config.init(1, &burn::tensor::Device::flex());
-        let settings: Settings =
-            serde_json::from_str(r#"{"epochs":1,"batch_size":2,"learning_rate":1e-3}"#).unwrap();
+        let settings = Settings::new(1, 2, 1e-3);
         let sequences: Vec<Sequence> = (0..2)
             .map(|example| Sequence {
                 example,
@@ -327,6 +400,30 @@ mod tests {
                 prompt_len: 2,
             })
             .collect();
+        let mut phases = Phases::default();
+        let data: Vec<&Sequence> = sequences.iter().collect();
+        let data = Prepared {
+            batch: abkd_data::batch(&data, 0),
+            sequences: data,
+            text: None,
+        };
+        let mut at = Moment {
+            step: 0,
+            steps,
+            settings: &settings,
+            student: &model,
+            teacher: Some(&model),
+            sequences: &sequences,
+            tokenizer: &Tokenizer::embedded(),
+            max_new_tokens: 2,
+            phases: &mut phases,
+        };
+        f(&mut at, data);
+        phases
+    }
+
+    #[test]
+    fn laying_sampled_answers_counts_as_data() {
         for (id, keys) in [
             (
                 "minillm",
@@ -335,30 +432,28 @@ mod tests {
             ("gkd", serde_json::json!({ "lambda": 1.0 })),
             ("distillm", serde_json::json!({ "first_threshold": 1.0 })),
         ] {
-            let mut phases = Phases::default();
-            let data: Vec<&Sequence> = sequences.iter().collect();
-            let data = Prepared {
-                batch: abkd_data::batch(&data, 0),
-                sequences: data,
-                text: None,
-            };
-            let mut at = Moment {
-                step: 0,
-                steps: 1,
-                settings: &settings,
-                student: &model,
-                teacher: Some(&model),
-                sequences: &sequences,
-                tokenizer: &Tokenizer::embedded(),
-                max_new_tokens: 2,
-                phases: &mut phases,
-            };
             let mut driver = Method::from_parts(id, None, keys).unwrap().driver(1.0);
-            let terms = driver.terms(&mut at, data).unwrap();
-            assert!(!terms[0].from_data, "{id}");
+            let phases = with_update(1, |at, data| {
+                let terms = driver.terms(at, data).unwrap();
+                assert!(!terms[0].from_data, "{id}");
+            });
             for phase in [Phase::Data, Phase::Generation] {
                 assert!(phases.seconds(phase) > 0.0, "{id}: {phase:?}");
             }
         }
+    }
+
+    #[test]
+    fn distillm_counts_the_first_update_as_1() {
+        let keys = serde_json::json!({ "first_threshold": 1.0, "capacity": 2 });
+        let mut driver = Method::from_parts("distillm", None, keys)
+            .unwrap()
+            .driver(1.0);
+        let mut sampled = || {
+            let phases = with_update(1, |at, data| drop(driver.terms(at, data).unwrap()));
+            phases.seconds(Phase::Generation) > 0.0
+        };
+        // The buffer fills; then the share of fresh answers, 1 - 1/1, is none.
+        assert_eq!([sampled(), sampled()], [true, false]);
     }
 }

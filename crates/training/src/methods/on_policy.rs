@@ -4,22 +4,24 @@ use abkd_data::rng::Rng;
 use abkd_data::{Batch, Sequence, batch};
 use abkd_models::generate::{Decoding, generate};
 use burn::module::Module;
-use serde::{Deserialize, Serialize};
 
 use super::Moment;
 use crate::Error;
+use crate::choice::choice;
 use crate::timing::Phase;
 
-/// Which positions of a sampled answer count.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Labels {
-    /// Those that predict a token of the answer, its end included.
-    #[default]
-    Expected,
-    /// As the released code: one position late, so that the first token of the answer is left out and
-    /// the position after the last one counts; the end of text is stripped from the answer.
-    Official,
+choice! {
+    "labels"
+    /// Which positions of a sampled answer count.
+    #[derive(Default)]
+    pub enum Labels {
+        /// Those that predict a token of the answer, its end included.
+        #[default]
+        Expected = "expected",
+        /// As the released code: one position late, so that the first token of the answer is left out and the position
+        /// after the last one counts; the end of text is stripped from the answer.
+        Official = "official",
+    }
 }
 
 /// How answers are sampled while training.
@@ -35,7 +37,12 @@ pub(super) fn coin(at: &Moment, purpose: u64) -> f64 {
     (bits >> 11) as f64 / (1u64 << 53) as f64
 }
 
-/// Seed of the draws of this update.
+/// The draws from a replay buffer for this update.
+pub(super) fn draws(at: &Moment) -> Rng {
+    Rng::new(&[at.settings.seed, at.step as u64, 3])
+}
+
+/// Seed of this update's answers.
 pub(super) fn sampling_seed(at: &Moment) -> u64 {
     Rng::new(&[at.settings.seed, at.step as u64, 0x5A3]).bits()
 }

@@ -1,0 +1,122 @@
+//! The replay buffer of DistiLLM, which the released GKD has too.
+
+use std::collections::VecDeque;
+
+use abkd_data::rng::Rng;
+use serde::{Deserialize, Serialize};
+
+/// The latest `capacity` sequences that were pushed.
+///
+/// The released code has one buffer of 1,000 on each GPU; this is one for all, so its capacity is to be multiplied.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReplayBuffer<T> {
+    capacity: usize,
+    /// Oldest first.
+    held: VecDeque<T>,
+}
+
+impl<T: Clone> ReplayBuffer<T> {
+    /// An empty buffer.
+    ///
+    /// # Panics
+    ///
+    /// When `capacity` is 0.
+    pub fn new(capacity: usize) -> Self {
+        assert!(capacity > 0, "a buffer holds something");
+        Self {
+            capacity,
+            held: VecDeque::new(),
+        }
+    }
+
+    /// How many it holds.
+    pub fn len(&self) -> usize {
+        self.held.len()
+    }
+
+    /// Whether it holds none.
+    pub fn is_empty(&self) -> bool {
+        self.held.is_empty()
+    }
+
+    /// Whether a push makes it forget.
+    pub fn is_full(&self) -> bool {
+        self.held.len() >= self.capacity
+    }
+
+    /// What it holds, oldest first.
+    pub fn held(&self) -> impl Iterator<Item = &T> {
+        self.held.iter()
+    }
+
+    /// Adds one after the other; the oldest goes whenever there are too many, be it of the same push.
+    pub fn push(&mut self, sequences: impl IntoIterator<Item = T>) {
+        for sequence in sequences {
+            if self.is_full() {
+                self.held.pop_front();
+            }
+            self.held.push_back(sequence);
+        }
+    }
+
+    /// `n` different ones, each choice equally likely, in random order; `None` when it holds fewer. Nothing is removed.
+    pub fn draw(&self, n: usize, rng: &mut Rng) -> Option<Vec<T>> {
+        if n > self.held.len() {
+            return None;
+        }
+        let mut order: Vec<usize> = (0..self.held.len()).collect();
+        rng.shuffle(&mut order);
+        Some(order[..n].iter().map(|&i| self.held[i].clone()).collect())
+    }
+}
+
+/// What is wrong with a capacity, if anything is.
+pub(super) fn check_capacity(capacity: usize) -> Result<(), String> {
+    if capacity == 0 {
+        return Err("capacity = 0: the replay buffer must hold something".into());
+    }
+    Ok(())
+}
+
+/// Refuses a buffer from which a batch could never be drawn.
+pub(super) fn check_batch(capacity: usize, batch_size: usize) -> Result<(), String> {
+    if capacity < batch_size {
+        return Err(format!(
+            "capacity = {capacity}: batches of batch_size = {batch_size} are drawn from the replay buffer; it must hold that many or more"
+        ));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_oldest_is_forgotten_and_a_draw_repeats_nothing() {
+        let mut buffer = ReplayBuffer::new(3);
+        assert_eq!(buffer.draw(1, &mut Rng::new(&[1])), None);
+        buffer.push([1, 2]);
+        assert!(!buffer.is_full());
+        buffer.push([3, 4, 5]);
+        assert!(buffer.is_full());
+        let mut drawn = buffer.draw(3, &mut Rng::new(&[1])).unwrap();
+        drawn.sort_unstable();
+        assert_eq!(drawn, [3, 4, 5]);
+        assert_eq!(buffer.draw(2, &mut Rng::new(&[1])).unwrap().len(), 2);
+        assert_eq!(buffer.draw(4, &mut Rng::new(&[1])), None);
+        assert_eq!(buffer.len(), 3);
+    }
+
+    #[test]
+    fn every_one_held_is_drawn_first_equally_often() {
+        let mut buffer = ReplayBuffer::new(5);
+        buffer.push(0..5);
+        let mut counts = [0u32; 5];
+        for seed in 0..5000 {
+            counts[buffer.draw(2, &mut Rng::new(&[seed])).unwrap()[0]] += 1;
+        }
+        // 1,000 expected, standard deviation 28
+        assert!(counts.iter().all(|c| c.abs_diff(1000) < 150), "{counts:?}");
+    }
+}

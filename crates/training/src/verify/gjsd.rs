@@ -1,0 +1,119 @@
+//! The generalized Jensen divergence of three implementations.
+
+use std::path::Path;
+
+use abkd_losses::{Divergence, Fidelity};
+use abkd_models::verify::Check;
+use burn::tensor::Device;
+use serde::Deserialize;
+
+use super::{Golden, gather, mean_loss, rows_of_logits, spread};
+use crate::Error;
+use crate::head::Objective;
+use crate::methods::GkdSettings;
+
+#[derive(Deserialize)]
+struct File {
+    cases: Vec<Case>,
+    #[serde(default)]
+    default_lam: Option<DefaultLam>,
+}
+
+#[derive(Deserialize)]
+struct DefaultLam {
+    abkd: f64,
+}
+
+#[derive(Deserialize)]
+struct Case {
+    vocab: usize,
+    student_logits: Vec<f64>,
+    teacher_logits: Vec<f64>,
+    labels: Vec<i64>,
+    results: Vec<Entry>,
+}
+
+#[derive(Deserialize)]
+struct Entry {
+    code: String,
+    #[serde(default)]
+    beta: Option<f64>,
+    #[serde(default)]
+    lam: Option<f64>,
+    value: f64,
+    grad: Vec<f64>,
+}
+
+/// Compares values and gradients of `gjsd.json`, and the default of GKD's weight with ABKD's.
+///
+/// # Errors
+///
+/// When the file cannot be read or has another format.
+pub fn verify_gjsd(path: &Path, device: &Device) -> Result<Vec<Check>, Error> {
+    let (mut golden, file) = Golden::read::<File>(path)?;
+    for (i, case) in file.cases.iter().enumerate() {
+        let (n, vocab) = (case.labels.len(), case.vocab);
+        golden.ensure(vocab > 0, || format!("case {}: vocab is 0", i + 1))?;
+        for (what, logits) in [
+            ("student_logits", &case.student_logits),
+            ("teacher_logits", &case.teacher_logits),
+        ] {
+            golden.same_length(what, n * vocab, logits.len())?;
+        }
+        let counted: Vec<usize> = (0..n).filter(|&row| case.labels[row] >= 0).collect();
+        let labels: Vec<u32> = counted.iter().map(|&row| case.labels[row] as u32).collect();
+        golden.ensure(
+            !labels.is_empty() && labels.iter().all(|&l| (l as usize) < vocab),
+            || {
+                format!(
+                    "case {}: labels must be below {vocab}, and there must be one",
+                    i + 1
+                )
+            },
+        )?;
+        let rows = |logits| rows_of_logits(gather(logits, &counted, vocab), vocab, device);
+        let (student, teacher) = (rows(&case.student_logits), rows(&case.teacher_logits));
+        for entry in &case.results {
+            let divergence = match (entry.code.as_str(), entry.beta, entry.lam) {
+                // Its ends are continued by the plain divergences.
+                ("trl", Some(0.0), None) => Divergence::ForwardKl,
+                ("trl", Some(1.0), None) => Divergence::ReverseKl,
+                ("trl", Some(beta), None) => Divergence::Jensen { lambda: 1.0 - beta },
+                ("abkd" | "distillm", None, Some(lambda)) => Divergence::Jensen { lambda },
+                _ => {
+                    let reason = format!(
+                        "code `{}`: known are trl with beta, abkd and distillm with lam",
+                        entry.code
+                    );
+                    return Err(Error::checkpoint(path, reason));
+                }
+            };
+            divergence
+                .validate()
+                .map_err(|e| Error::checkpoint(path, e))?;
+            let objective = Objective::Distill {
+                divergence,
+                fidelity: Fidelity::Paper,
+                kd_ratio: 1.0,
+            };
+            let (value, grad) = mean_loss(&objective, &student, &teacher, &labels)?;
+            let weight = entry.beta.map_or_else(
+                || format!("lam {}", entry.lam.unwrap_or_default()),
+                |beta| format!("beta {beta}"),
+            );
+            let name = |what| format!("case {} {} {weight}: {what}", i + 1, entry.code);
+            golden.compare(name("value"), &[value], &[entry.value], 1e-5)?;
+            let grad = spread(&grad, &counted, n, vocab);
+            golden.compare(name("gradient"), &grad, &entry.grad, 1e-5)?;
+        }
+    }
+    if let Some(theirs) = file.default_lam {
+        let settings: GkdSettings = serde_json::from_str("{}").expect("all have defaults");
+        let Divergence::Jensen { lambda: ours } = settings.default_loss().divergence else {
+            unreachable!("GKD's divergence is Jensen's")
+        };
+        let name = "default weight of GKD".to_owned();
+        golden.check(name, (ours - theirs.abkd).abs(), 1e-9);
+    }
+    golden.finish()
+}

@@ -1,0 +1,347 @@
+//! MiniLLM's rewards, weights, whitening and losses.
+
+use std::path::Path;
+
+use abkd_models::verify::Check;
+use burn::tensor::Device;
+use serde::Deserialize;
+
+use super::{Golden, gather, mean_loss, rows_of_logits, spread, widened};
+use crate::Error;
+use crate::head::{CHUNK_BYTES, Objective, PolicyRows, log_probs};
+use crate::methods::MiniLlmSettings;
+use crate::methods::minillm::{TokenScores, Whitening, policy_rows, rewards, supervised};
+
+const TOLERANCE: f64 = 1e-5;
+
+#[derive(Deserialize)]
+struct File {
+    cases: Vec<Case>,
+    #[serde(default)]
+    data_term: Option<DataTerm>,
+}
+
+#[derive(Deserialize)]
+struct Case {
+    name: String,
+    width: usize,
+    vocab: usize,
+    eos: u32,
+    responses: Vec<Vec<u32>>,
+    mask: Vec<Vec<u8>>,
+    student_logits_at_sampling: Vec<f64>,
+    student_logits: Vec<f64>,
+    teacher_logits: Vec<f64>,
+    log_q_at_sampling: Vec<Vec<f64>>,
+    log_q: Vec<Vec<f64>>,
+    log_p: Vec<Vec<f64>>,
+    reg_loss: f64,
+    reg_grad: Vec<f64>,
+    variants: Vec<Variant>,
+}
+
+#[derive(Deserialize)]
+struct Variant {
+    teacher_mix: Option<f64>,
+    reward_scaling: Option<f64>,
+    reward_clip: Option<f64>,
+    gamma: f64,
+    ppo_clip: f64,
+    weights: Vec<Vec<f64>>,
+    rewards: Vec<Vec<f64>>,
+    rewards_to_go: Vec<Vec<f64>>,
+    padded: Whitened,
+    masked: Whitened,
+}
+
+#[derive(Deserialize)]
+struct Whitened {
+    advantages: Vec<Vec<f64>>,
+    pg_loss: f64,
+    total: f64,
+    grad: Vec<f64>,
+}
+
+#[derive(Deserialize)]
+struct DataTerm {
+    vocab: usize,
+    labels: Vec<Vec<i64>>,
+    student_logits: Vec<f64>,
+    teacher_logits: Vec<f64>,
+    results: Vec<DataResult>,
+}
+
+#[derive(Deserialize)]
+struct DataResult {
+    kd_ratio: f64,
+    loss: f64,
+    grad: Vec<f64>,
+}
+
+/// Compares every number of `minillm.json`, worked out from its logits.
+///
+/// # Errors
+///
+/// When the file cannot be read or has another format.
+pub fn verify_minillm(path: &Path, device: &Device) -> Result<Vec<Check>, Error> {
+    let (mut golden, file) = Golden::read::<File>(path)?;
+    for case in &file.cases {
+        check_case(&mut golden, case, device)?;
+    }
+    if let Some(term) = &file.data_term {
+        check_data_term(&mut golden, term, device)?;
+    }
+    golden.finish()
+}
+
+/// The counted tokens of a case, one answer after the other.
+struct Tokens {
+    /// Of each answer.
+    lengths: Vec<usize>,
+    /// Rows of the flat `[batch, width]` matrix.
+    places: Vec<usize>,
+    labels: Vec<u32>,
+}
+
+impl Tokens {
+    fn new(golden: &mut Golden, case: &Case) -> Result<Self, Error> {
+        let (name, width, vocab) = (&case.name, case.width, case.vocab);
+        let of_width = |rows: &[Vec<u32>]| rows.iter().all(|r| r.len() == width);
+        golden.ensure(
+            width > 0 && vocab > 0 && !case.responses.is_empty() && of_width(&case.responses),
+            || format!("case `{name}`: responses must be rows of {width} tokens"),
+        )?;
+        let below = |t: &u32| (*t as usize) < vocab;
+        golden.ensure(case.responses.iter().flatten().all(below), || {
+            format!("case `{name}`: a token is not below {vocab}")
+        })?;
+        // An answer ends with its first end of text, which counts.
+        let length = |r: &Vec<u32>| {
+            let end = r.iter().position(|&t| t == case.eos);
+            end.map_or(width, |at| at + 1)
+        };
+        let lengths: Vec<usize> = case.responses.iter().map(length).collect();
+        let mask: Vec<Vec<u8>> = lengths
+            .iter()
+            .map(|&n| (0..width).map(|t| u8::from(t < n)).collect())
+            .collect();
+        golden.equal(
+            format!("{name}: counted tokens"),
+            &mask.concat(),
+            &case.mask.concat(),
+        )?;
+        let places: Vec<usize> = (0..lengths.len())
+            .flat_map(|row| (0..lengths[row]).map(move |t| row * width + t))
+            .collect();
+        let all = case.responses.concat();
+        let labels = places.iter().map(|&at| all[at]).collect();
+        Ok(Self {
+            lengths,
+            places,
+            labels,
+        })
+    }
+
+    /// The counted entries of a `[batch, width]` matrix.
+    fn counted(
+        &self,
+        golden: &Golden,
+        what: &str,
+        rows: &[Vec<f64>],
+        width: usize,
+    ) -> Result<Vec<f64>, Error> {
+        let all = rows.concat();
+        golden.same_length(what, self.lengths.len() * width, all.len())?;
+        Ok(self.places.iter().map(|&at| all[at]).collect())
+    }
+
+    /// One slice an answer.
+    fn by_answer<'a>(&self, values: &'a [f32]) -> Vec<&'a [f32]> {
+        let mut rest = values;
+        let cut = |&n: &usize| {
+            let (answer, after) = rest.split_at(n);
+            rest = after;
+            answer
+        };
+        self.lengths.iter().map(cut).collect()
+    }
+}
+
+fn check_case(golden: &mut Golden, case: &Case, device: &Device) -> Result<(), Error> {
+    let (name, width, vocab) = (&case.name, case.width, case.vocab);
+    let tokens = Tokens::new(golden, case)?;
+    let n = tokens.lengths.len() * width;
+    let rows = |golden: &Golden, what: &str, logits: &[f64]| {
+        golden.same_length(what, n * vocab, logits.len())?;
+        let logits = gather(logits, &tokens.places, vocab);
+        Ok::<_, Error>(rows_of_logits(logits, vocab, device))
+    };
+    let sampling = rows(
+        golden,
+        "student_logits_at_sampling",
+        &case.student_logits_at_sampling,
+    )?;
+    let student = rows(golden, "student_logits", &case.student_logits)?;
+    let teacher = rows(golden, "teacher_logits", &case.teacher_logits)?;
+    let mut log_prob = |what: &str, rows, theirs: &[Vec<f64>]| {
+        let ours = log_probs(rows, &tokens.labels, CHUNK_BYTES)?;
+        let theirs = tokens.counted(golden, what, theirs, width)?;
+        golden.compare(
+            format!("{name}: {what}"),
+            &widened(&ours),
+            &theirs,
+            TOLERANCE,
+        )?;
+        Ok::<_, Error>(ours)
+    };
+    let log_q = log_prob("log_q_at_sampling", &sampling, &case.log_q_at_sampling)?;
+    log_prob("log_q", &student, &case.log_q)?;
+    let log_p = log_prob("log_p", &teacher, &case.log_p)?;
+
+    let single_step = Objective::Policy(PolicyRows {
+        advantage: vec![0.0; log_q.len()],
+        weight: vec![1.0; log_q.len()],
+        old_log_prob: log_q.clone(),
+        clip: 0.2,
+        single_step: true,
+    });
+    let (loss, grad) = mean_loss(&single_step, &student, &teacher, &tokens.labels)?;
+    golden.compare(
+        format!("{name}: reg_loss"),
+        &[loss],
+        &[case.reg_loss],
+        TOLERANCE,
+    )?;
+    let grad = spread(&grad, &tokens.places, n, vocab);
+    golden.compare(
+        format!("{name}: reg_grad"),
+        &grad,
+        &case.reg_grad,
+        TOLERANCE,
+    )?;
+
+    for (i, variant) in case.variants.iter().enumerate() {
+        let name = |what: &str| format!("{name}, variant {}: {what}", i + 1);
+        let mut settings = MiniLlmSettings {
+            teacher_mix: variant.teacher_mix.unwrap_or(0.0),
+            reward_scaling: variant.reward_scaling.unwrap_or(1.0),
+            reward_clip: variant.reward_clip.unwrap_or(0.0),
+            gamma: variant.gamma,
+            ppo_clip: variant.ppo_clip,
+            ..MiniLlmSettings::default()
+        };
+        settings
+            .check()
+            .map_err(|reason| Error::checkpoint(golden.path, reason))?;
+        let by_answer = |values| tokens.by_answer(values);
+        let answers: Vec<TokenScores> = by_answer(&log_q)
+            .into_iter()
+            .zip(by_answer(&log_p))
+            .map(|(q, p)| TokenScores::new(&settings, q, p))
+            .collect();
+        let all = |f: fn(&TokenScores) -> &Vec<f32>| {
+            let all: Vec<f32> = answers.iter().flat_map(|a| f(a).clone()).collect();
+            widened(&all)
+        };
+        for (what, ours, theirs) in [
+            ("weights", all(|a| &a.weight), &variant.weights),
+            (
+                "rewards",
+                rewards(&settings, &log_q, &log_p),
+                &variant.rewards,
+            ),
+            (
+                "rewards to go",
+                all(|a| &a.reward_to_go),
+                &variant.rewards_to_go,
+            ),
+        ] {
+            let theirs = tokens.counted(golden, what, theirs, width)?;
+            golden.compare(name(what), &ours, &theirs, TOLERANCE)?;
+        }
+        for (whitening, theirs) in [
+            (Whitening::Padded, &variant.padded),
+            (Whitening::Masked, &variant.masked),
+        ] {
+            settings.whitening = whitening;
+            let word: &str = whitening.into();
+            let name = |what: &str| name(&format!("{word} {what}"));
+            let answers: Vec<&TokenScores> = answers.iter().collect();
+            let mut policy = policy_rows(&settings, &answers, width);
+            let counted = tokens.counted(golden, "advantages", &theirs.advantages, width)?;
+            golden.compare(
+                name("advantages"),
+                &widened(&policy.advantage),
+                &counted,
+                TOLERANCE,
+            )?;
+            policy.single_step = false;
+            let mut loss = |policy: &PolicyRows| {
+                let objective = Objective::Policy(policy.clone());
+                mean_loss(&objective, &student, &teacher, &tokens.labels)
+            };
+            let (pg_loss, _) = loss(&policy)?;
+            policy.single_step = true;
+            let (total, grad) = loss(&policy)?;
+            let grad = spread(&grad, &tokens.places, n, vocab);
+            // The policy's loss is a mean that nearly cancels: its scale is that of its terms, 1.
+            let pg_error = (pg_loss - theirs.pg_loss).abs() / theirs.pg_loss.abs().max(1.0);
+            golden.check(name("pg_loss"), pg_error, TOLERANCE);
+            golden.compare(name("total"), &[total], &[theirs.total], TOLERANCE)?;
+            golden.compare(name("gradient"), &grad, &theirs.grad, TOLERANCE)?;
+        }
+    }
+    Ok(())
+}
+
+fn check_data_term(golden: &mut Golden, term: &DataTerm, device: &Device) -> Result<(), Error> {
+    let labels = term.labels.concat();
+    let (n, vocab) = (labels.len(), term.vocab);
+    for (what, logits) in [
+        ("student_logits", &term.student_logits),
+        ("teacher_logits", &term.teacher_logits),
+    ] {
+        golden.same_length(what, n * vocab, logits.len())?;
+    }
+    let places: Vec<usize> = (0..n).filter(|&at| labels[at] >= 0).collect();
+    let labels: Vec<u32> = places.iter().map(|&at| labels[at] as u32).collect();
+    golden.ensure(
+        !labels.is_empty() && labels.iter().all(|&l| (l as usize) < vocab),
+        || format!("data_term: labels must be below {vocab}, and there must be one"),
+    )?;
+    let rows = |logits| rows_of_logits(gather(logits, &places, vocab), vocab, device);
+    let (student, teacher) = (rows(&term.student_logits), rows(&term.teacher_logits));
+    let entropy = mean_entropy(&gather(&term.teacher_logits, &places, vocab), vocab);
+    for result in &term.results {
+        let settings = MiniLlmSettings {
+            kd_ratio: result.kd_ratio,
+            ..MiniLlmSettings::default()
+        };
+        settings
+            .check()
+            .map_err(|reason| Error::checkpoint(golden.path, reason))?;
+        let (loss, grad) = mean_loss(&supervised(&settings), &student, &teacher, &labels)?;
+        let name = |what| format!("term on the data, kd_ratio {}: {what}", result.kd_ratio);
+        // Theirs has the cross-entropy from the teacher in the KL's place: the teacher's entropy more.
+        let loss = loss + result.kd_ratio * entropy;
+        golden.compare(name("loss"), &[loss], &[result.loss], TOLERANCE)?;
+        let grad = spread(&grad, &places, n, vocab);
+        golden.compare(name("gradient"), &grad, &result.grad, TOLERANCE)?;
+    }
+    Ok(())
+}
+
+/// Mean entropy of the rows' distributions, nats.
+fn mean_entropy(logits: &[f32], vocab: usize) -> f64 {
+    let entropy = |row: &[f32]| {
+        let row: Vec<f64> = row.iter().map(|&x| f64::from(x)).collect();
+        let top = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let log_sum = top + row.iter().map(|x| (x - top).exp()).sum::<f64>().ln();
+        row.iter()
+            .map(|x| (x - log_sum).exp() * (log_sum - x))
+            .sum::<f64>()
+    };
+    let rows = logits.chunks(vocab);
+    let n = rows.len() as f64;
+    rows.map(entropy).sum::<f64>() / n
+}
