@@ -349,6 +349,7 @@ fn run_experiment(target: &Target, jobs: Option<usize>) -> Result<ExitCode> {
     .context("Ctrl-C cannot be caught")?;
     runner::check_inputs(&places, &spec)?;
     let inputs = Inputs::load(&places.root, &spec)?;
+    spec.check_run(inputs.train.sequences.len())?;
     let plan = Plan::new(&places.root, &spec, &inputs.hashes)?;
     match runner::run(&places, &spec, &plan, &inputs, &STOP)? {
         Ended::Interrupted => {
@@ -370,7 +371,10 @@ fn show_plan(target: &Target, calibrate: bool, accelerator: Option<&str>) -> Res
     // A plan is worth showing without data or weights too; the ids are then not final.
     let inputs = Inputs::load(&places.root, &spec);
     let hashes = match &inputs {
-        Ok(inputs) => inputs.hashes.clone(),
+        Ok(inputs) => {
+            spec.check_run(inputs.train.sequences.len())?;
+            inputs.hashes.clone()
+        }
         Err(error) => {
             eprintln!("note: inputs are not complete, so ids may change: {error:#}");
             Default::default()

@@ -28,6 +28,16 @@ pub struct Spec {
     pub experiment: Experiment,
     /// The profile.
     pub profile: Profile,
+    /// The two files, for the place of what is found wrong later.
+    #[serde(skip)]
+    files: Files,
+}
+
+/// The files of a spec.
+#[derive(Clone, Debug)]
+struct Files {
+    experiment: TomlFile,
+    profile: TomlFile,
 }
 
 impl Spec {
@@ -39,26 +49,27 @@ impl Spec {
     /// An unknown name or key (with the nearest known one), a value out of range, each with its file.
     pub fn load(root: &Path, experiment: &str, profile: &str) -> Result<Self> {
         let folder = root.join("experiments");
-        let file = TomlFile::read(&find(&folder, experiment, "experiment")?)?;
-        let profile_file =
-            TomlFile::read(&find(&folder.join("profiles"), profile, "profile")?)?;
-        let experiment: Experiment = file.parse()?;
-        let profile = parse_profile(&profile_file, experiment.pair.as_deref())?;
+        let files = Files {
+            experiment: TomlFile::read(&find(&folder, experiment, "experiment")?)?,
+            profile: TomlFile::read(&find(&folder.join("profiles"), profile, "profile")?)?,
+        };
+        let experiment: Experiment = files.experiment.parse()?;
         let mut spec = Self {
+            profile: parse_profile(&files.profile, experiment.pair.as_deref())?,
             experiment,
-            profile,
+            files,
         };
         if let Some(seeds) = spec.profile.seeds.clone() {
             spec.experiment.seeds = seeds;
         }
-        spec.check_experiment(&file, &profile_file)?;
-        spec.check_profile(profile_file.path())?;
-        spec.check_seeds(&profile_file)?;
+        spec.check_experiment()?;
+        spec.check_profile(spec.files.profile.path())?;
+        spec.check_seeds()?;
         Ok(spec)
     }
 
-    fn check_experiment(&self, file: &TomlFile, profile_file: &TomlFile) -> Result<()> {
-        let place = |steps: &[Step]| file.place(steps);
+    fn check_experiment(&self) -> Result<()> {
+        let place = |steps: &[Step]| self.files.experiment.place(steps);
         let e = &self.experiment;
         ensure!(!e.rows.is_empty(), "{}: no [[rows]]", place(&[]));
         ensure!(
@@ -72,15 +83,10 @@ impl Spec {
             place(&[Key("datasets")])
         );
         for (index, row) in e.rows.iter().enumerate() {
-            let checked = row
-                .method(&self.profile)
+            row.method(&self.profile)
                 .and_then(|_| row.training(&self.profile))
-                .and_then(|_| row.with_text(&self.profile));
-            if let Err(error) = checked {
-                let message = format!("{error:#}");
-                let blamed = self.blame(index, &message, file, profile_file);
-                return Err(error.context(blamed));
-            }
+                .and_then(|_| row.with_text(&self.profile))
+                .map_err(|error| self.blame(index, error))?;
             ensure!(
                 e.rows.iter().filter(|r| r.label == row.label).count() == 1,
                 "{}: two rows are labelled `{}`",
@@ -93,15 +99,40 @@ impl Spec {
         Ok(())
     }
 
-    /// The place of the key that a message about a row names: in the row, else in the profile's settings of its method,
+    /// What the number of training sequences shows to be wrong.
+    ///
+    /// # Errors
+    ///
+    /// A warm-up that is longer than its run, a replay buffer that is smaller than a batch.
+    pub fn check_run(&self, sequences: usize) -> Result<()> {
+        let p = &self.profile;
+        for (name, settings) in [("teacher_sft", &p.teacher_sft), ("student_sft", &p.student_sft)] {
+            if let Some(settings) = settings {
+                let place = || self.files.profile.place(&[Key(name)]);
+                settings.check_run(sequences).with_context(place)?;
+            }
+        }
+        for (index, row) in self.experiment.rows.iter().enumerate() {
+            let settings = row.training(p)?;
+            let method = row.method(p)?;
+            settings
+                .check_run(sequences)
+                .and_then(|()| method.check_run(&settings))
+                .with_context(|| format!("row `{}`", row.label))
+                .map_err(|error| self.blame(index, error))?;
+        }
+        Ok(())
+    }
+
+    /// Adds the place of the key that an error of a row names: in the row, else in the profile's settings of its method,
     /// else the row.
-    fn blame(
-        &self,
-        index: usize,
-        message: &str,
-        file: &TomlFile,
-        profile_file: &TomlFile,
-    ) -> String {
+    fn blame(&self, index: usize, error: anyhow::Error) -> anyhow::Error {
+        let place = self.place_of(index, &format!("{error:#}"));
+        error.context(place)
+    }
+
+    fn place_of(&self, index: usize, message: &str) -> String {
+        let (file, profile_file) = (&self.files.experiment, &self.files.profile);
         let row = &self.experiment.rows[index];
         let in_row = [Key("rows"), Index(index)];
         let in_profile = [Key("methods"), Key(&row.method)];
@@ -139,15 +170,21 @@ impl Spec {
         file.place(&in_row)
     }
 
-    fn check_seeds(&self, profile_file: &TomlFile) -> Result<()> {
+    fn check_seeds(&self) -> Result<()> {
         let p = &self.profile;
+        let files = &self.files;
+        let own = if p.seeds.is_some() {
+            &files.profile
+        } else {
+            &files.experiment
+        };
         let lists = [
-            ("seeds", Some(&self.experiment.seeds)),
-            ("training_seeds", p.training_seeds.as_ref()),
+            (own, "seeds", Some(&self.experiment.seeds)),
+            (&files.profile, "training_seeds", p.training_seeds.as_ref()),
         ];
-        for (key, seeds) in lists {
+        for (file, key, seeds) in lists {
             let Some(seeds) = seeds else { continue };
-            let place = || profile_file.place(&[Key(key)]);
+            let place = || file.place(&[Key(key)]);
             ensure!(
                 key == "seeds" || !seeds.is_empty(),
                 "{}: `{key}` is empty; give at least one seed, or leave it out for one training",

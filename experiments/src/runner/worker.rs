@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
@@ -341,33 +341,68 @@ impl Worker<'_> {
         }
     }
 
+    /// A model to be asked, its adapter folded in.
     fn model(&self, who: Who) -> Result<LanguageModel> {
-        let profile = &self.spec.profile;
-        let Some(cell) = self.plan.model(who) else {
+        let Some(dir) = self.folder(who) else {
             return self.base(match who {
-                Who::Teacher => &profile.teacher,
-                _ => &profile.student,
+                Who::Teacher => &self.spec.profile.teacher,
+                _ => &self.spec.profile.student,
             });
         };
-        let dir = student_dir(&self.places.runs_of(self.spec).join(&cell.id));
-        if !lora::is_adapter(&dir) {
-            let model = checkpoint::load(&dir, &self.device)?;
-            return Ok(model.with_precision(profile.precision));
-        }
-        let base = match who {
-            Who::Teacher => self.base(&profile.teacher)?,
-            Who::Student => self.base(&profile.student)?,
-            Who::Row { row, .. } => self.student_of(&self.spec.experiment.rows[row])?,
+        let model = match who {
+            Who::Teacher => self.trained(&dir, || self.base(&self.spec.profile.teacher)),
+            Who::Student => self.initialised(),
+            Who::Row { row, .. } => self.trained(&dir, || self.under_adapter(row)),
         };
-        Ok(lora::merge(lora::load(base, &dir)?))
+        Ok(lora::merge(model?))
+    }
+
+    /// The folder of a model that a cell trains.
+    fn folder(&self, who: Who) -> Option<PathBuf> {
+        let cell = self.plan.model(who)?;
+        Some(student_dir(&self.places.runs_of(self.spec).join(&cell.id)))
+    }
+
+    /// The model that a training has left in `dir`: all weights, or an adapter on `base`.
+    fn trained(
+        &self,
+        dir: &Path,
+        base: impl FnOnce() -> Result<LanguageModel>,
+    ) -> Result<LanguageModel> {
+        if lora::is_adapter(dir) {
+            return Ok(lora::load(base()?, dir)?);
+        }
+        let model = checkpoint::load(dir, &self.device)?;
+        Ok(model.with_precision(self.spec.profile.precision))
+    }
+
+    /// The initialised student; an adapter that initialised it is not folded in.
+    fn initialised(&self) -> Result<LanguageModel> {
+        let base = || self.base(&self.spec.profile.student);
+        match self.folder(Who::Student) {
+            Some(dir) => self.trained(&dir, base),
+            None => base(),
+        }
     }
 
     /// The student that a row starts from.
     fn student_of(&self, row: &Row) -> Result<LanguageModel> {
         match row.start(&self.spec.profile) {
-            Start::Init => self.model(Who::Student),
+            Start::Init => self.initialised(),
             Start::Base => self.base(&self.spec.profile.student),
         }
+    }
+
+    /// What the adapter of a row's student sits on: an adapter that was trained on sits where it sat before.
+    fn under_adapter(&self, row: usize) -> Result<LanguageModel> {
+        let row = &self.spec.experiment.rows[row];
+        let start = self.student_of(row)?;
+        let lora = row.training(&self.spec.profile)?.lora;
+        let goes_on = lora.is_some_and(|l| l.start == lora::Start::Continue);
+        if goes_on && lora::is_adapted(&start) {
+            return self.base(&self.spec.profile.student);
+        }
+        Ok(lora::merge(start))
     }
 
     fn base(&self, model: &ModelSpec) -> Result<LanguageModel> {
