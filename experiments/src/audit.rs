@@ -58,7 +58,7 @@ impl From<&Cell> for Printed {
     fn from(cell: &Cell) -> Self {
         Self {
             mean: cell.rouge_l_mean,
-            std: cell.rouge_l_std,
+            std: cell.sampling_std,
         }
     }
 }

@@ -140,7 +140,7 @@ impl<'a> Estimate<'a> {
                     p.evaluation.batch_size,
                 )
             }
-            Work::Distill { row } | Work::Time { row, .. } => {
+            Work::Distill { row, .. } | Work::Time { row, .. } => {
                 let row = &self.spec.experiment.rows[*row];
                 let mut settings = row.training(p)?;
                 if matches!(work, Work::Time { .. }) {

@@ -28,6 +28,10 @@ pub struct Inputs {
     pub valid_prompts: Vec<Vec<u32>>,
     /// Their sequences.
     pub valid_sequences: Encoding,
+    /// The token that prompts begin with where answers are drawn for a test or from the teacher, if any.
+    pub bos: Option<u32>,
+    /// Where texts are cut.
+    pub limits: Limits,
     /// Plain text for the language-modelling term.
     pub text: Option<IndexedTokens>,
     /// Test sets with prompts.
@@ -65,12 +69,17 @@ impl Inputs {
             ("valid".to_owned(), hash_examples(&valid)),
             ("tokenizer".to_owned(), short(&tokenizer.hash())),
         ]);
+        let bos = if profile.evaluation.bos {
+            Some(tokenizer.bos().context("[evaluation] bos = true")?)
+        } else {
+            None
+        };
         let mut tests = BTreeMap::new();
         for set in spec.datasets()? {
             let examples = first(sets.test(set), data.test);
             ensure!(!examples.is_empty(), "test set {}: no examples", set.id());
             hashes.insert(set.id().to_owned(), hash_examples(&examples));
-            let prompts = abkd_data::encode_prompts(&examples, &tokenizer, &limits)?;
+            let prompts = abkd_data::encode_prompts(&examples, &tokenizer, &limits, bos)?;
             tests.insert(set.id(), (examples, prompts));
         }
         let mut train_examples = train.len();
@@ -123,7 +132,9 @@ impl Inputs {
             text,
             train: encoded,
             train_examples,
-            valid_prompts: abkd_data::encode_prompts(&valid, &tokenizer, &limits)?,
+            bos,
+            limits,
+            valid_prompts: abkd_data::encode_prompts(&valid, &tokenizer, &limits, None)?,
             valid_sequences: abkd_data::encode_training(&valid, &tokenizer, &limits)?,
             valid,
             tests,

@@ -7,16 +7,16 @@ use std::path::Path;
 
 use abkd_data::TestSet;
 use abkd_models::Precision;
-use abkd_training::Method;
+use abkd_training::{Method, Settings};
 use abkd_training::cache::CacheMode;
 use anyhow::Result;
 use serde_json::{Value, json};
 
 use crate::inputs::{hash_json, identity};
-use crate::spec::{Kind, Profile, Spec};
+use crate::spec::{Kind, Profile, Spec, Start};
 
 /// Raised when the meaning of a spec changes, so that older cells are not mistaken for new ones.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 
 /// What a cell does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,10 +33,12 @@ pub enum Work {
         /// Most tokens of an answer.
         max_new_tokens: usize,
     },
-    /// Distils the student of a row.
+    /// Distils a student of a row.
     Distill {
         /// Index of the row.
         row: usize,
+        /// Seed of the training.
+        seed: u64,
     },
     /// Times updates of a row.
     Time {
@@ -63,8 +65,13 @@ pub enum Who {
     Teacher,
     /// The student before distillation.
     Student,
-    /// The distilled student of a row.
-    Row(usize),
+    /// A distilled student.
+    Row {
+        /// Index of the row.
+        row: usize,
+        /// Seed of the training.
+        seed: u64,
+    },
 }
 
 /// A unit of work.
@@ -139,7 +146,10 @@ impl Plan {
         for repeat in 0..repeats {
             for (index, row) in rows.iter().enumerate() {
                 let method = row.method(p)?;
-                let mut needs = plan.needs([Who::Teacher, Who::Student]);
+                let (start, mut needs) = match row.start(p) {
+                    Start::Init => (&student, plan.needs([Who::Teacher, Who::Student])),
+                    Start::Base => (&student_base, plan.needs([Who::Teacher])),
+                };
                 let mut identity = method.identity();
                 if let Method::SeqKd(settings) = &method {
                     let tokens = settings.max_new_tokens.unwrap_or(p.data.max_new_tokens());
@@ -152,22 +162,27 @@ impl Plan {
                     identity = json!([identity, "cache", plan.cells[hidden].id]);
                     needs.push(hidden);
                 }
-                if p.data.text.is_some() {
+                if row.with_text(p)? {
                     identity = json!([identity, "text", hash("text")]);
                 }
-                let mut cell = training(identity, json!(row.training(p)?), &student, &teacher);
                 let short = row.short();
+                let settings = row.training(p)?;
                 if timed {
+                    let mut cell = training(identity, json!(settings), start, &teacher);
                     cell["timing"] = json!([p.timing.warmup, p.timing.steps, repeat]);
                     let work = Work::Time { row: index, repeat };
                     plan.add(&format!("time-{short}-{}", repeat + 1), work, needs, cell);
-                } else {
-                    let work = Work::Distill { row: index };
+                    continue;
+                }
+                for seed in spec.training_seeds(row)? {
+                    let settings = json!(Settings { seed, ..settings.clone() });
+                    let cell = training(identity.clone(), settings, start, &teacher);
+                    let row = index;
                     plan.add_model(
-                        Who::Row(index),
-                        &format!("distill-{short}"),
-                        work,
-                        needs,
+                        Who::Row { row, seed },
+                        &format!("distill-{short}-t{seed}"),
+                        Work::Distill { row, seed },
+                        needs.clone(),
                         cell,
                     );
                 }
@@ -177,8 +192,12 @@ impl Plan {
             let references = [Who::Teacher, Who::Student]
                 .into_iter()
                 .filter(|_| spec.experiment.references);
-            let rows = (0..spec.experiment.rows.len()).map(Who::Row);
-            for who in references.chain(rows) {
+            let mut students = Vec::new();
+            for (index, row) in rows.iter().enumerate() {
+                let seeds = spec.training_seeds(row)?;
+                students.extend(seeds.into_iter().map(|seed| Who::Row { row: index, seed }));
+            }
+            for who in references.chain(students) {
                 for dataset in spec.datasets()? {
                     for &seed in &spec.experiment.seeds {
                         let base = if who == Who::Teacher {
@@ -259,6 +278,7 @@ impl Plan {
             "tokenizer": hash("tokenizer"),
             "limits": [p.data.max_prompt_length, p.data.max_length],
             "max_new_tokens": max_new_tokens,
+            "bos": p.evaluation.bos,
             "batch_size": p.evaluation.batch_size,
             "seed": p.distill.seed,
             "backend": backend(p),
@@ -318,7 +338,7 @@ fn label_of(spec: &Spec, who: Who) -> String {
     match who {
         Who::Teacher => "teacher".into(),
         Who::Student => "student".into(),
-        Who::Row(i) => spec.experiment.rows[i].short().into(),
+        Who::Row { row, seed } => format!("{}-t{seed}", spec.experiment.rows[row].short()),
     }
 }
 
@@ -327,7 +347,7 @@ pub fn row_label(spec: &Spec, who: Who) -> String {
     match who {
         Who::Teacher => "Teacher".into(),
         Who::Student => "Student (SFT)".into(),
-        Who::Row(i) => spec.experiment.rows[i].label.clone(),
+        Who::Row { row, .. } => spec.experiment.rows[row].label.clone(),
     }
 }
 
@@ -348,18 +368,58 @@ mod tests {
             plan(|_| {}),
             plan(|s| s.profile.distill.learning_rate *= 2.0),
         );
-        assert_eq!(a.cells.len(), 3 + 8 + 10 * 25);
+        assert_eq!(a.cells.len(), 3 + 8 * 3 + (2 + 8 * 3) * 25);
         for (x, y) in a.cells.iter().zip(&b.cells) {
             let depends = matches!(
                 x.work,
                 Work::Distill { .. }
                     | Work::Evaluate {
-                        who: Who::Row(_),
+                        who: Who::Row { .. },
                         ..
                     }
             );
             assert_eq!(x.id != y.id, depends, "{}", x.id);
         }
+    }
+
+    #[test]
+    fn trainings_differ_by_their_seed_and_share_teacher_and_start() {
+        let (a, b) = (
+            plan(|s| s.profile.training_seeds = Some(vec![1, 2])),
+            plan(|s| s.profile.training_seeds = Some(vec![2])),
+        );
+        let trainings = |p: &Plan| -> Vec<String> {
+            let is = |c: &&Cell| matches!(c.work, Work::Distill { .. });
+            p.cells.iter().filter(is).map(|c| c.id.clone()).collect()
+        };
+        let (both, one) = (trainings(&a), trainings(&b));
+        assert_eq!((both.len(), one.len()), (16, 8));
+        // The training of seed 2 is the same cell, whatever other seeds there are.
+        assert!(one.iter().all(|id| both.contains(id)));
+        let ids: std::collections::BTreeSet<_> = both.iter().collect();
+        assert_eq!(ids.len(), both.len());
+        for who in [Who::Teacher, Who::Student] {
+            assert_eq!(a.model(who).unwrap().id, b.model(who).unwrap().id);
+        }
+    }
+
+    #[test]
+    fn a_row_from_the_base_needs_no_initialised_student() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let spec = Spec::load(&root, "table2", "paper-openllama2").unwrap();
+        let plan = Plan::new(&root, &spec, &BTreeMap::new()).unwrap();
+        let init = plan.cells.iter().position(|c| c.work == Work::Sft { who: Who::Student });
+        for cell in &plan.cells {
+            let Work::Distill { row, .. } = cell.work else {
+                continue;
+            };
+            let label = spec.experiment.rows[row].label.as_str();
+            let from_base = ["SFT", "SeqKD"].contains(&label);
+            assert_eq!(cell.needs.contains(&init.unwrap()), !from_base, "{label}");
+        }
+        // Fresh weights are no language model: there all start from the initialised student.
+        let spec = Spec::load(&root, "table2", "tiny").unwrap();
+        assert!(spec.starts_are_replaced());
     }
 
     #[test]
@@ -376,7 +436,7 @@ mod tests {
     fn figure_1_and_table_4_run_nothing_that_table_1_has_run() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
         let table = plan(|_| {});
-        for (name, cells) in [("figure1", 3 + 8), ("table4", 3 + 7 + 7 * 25)] {
+        for (name, cells) in [("figure1", 3 + 8 * 3), ("table4", 3 + 7 * 3 + 7 * 3 * 25)] {
             let spec = Spec::load(&root, name, "tiny").unwrap();
             let other = Plan::new(&root, &spec, &BTreeMap::new()).unwrap();
             assert_eq!(other.cells.len(), cells);

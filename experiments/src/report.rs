@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 
 use crate::compare::Comparison;
 use crate::plot;
-use crate::results::{Table, read_curve};
+use crate::results::{CurvePoint, Table, mean_curve, read_curve};
 use crate::runner::Places;
 use crate::spec::{Kind, Spec};
 use crate::timing;
@@ -25,7 +25,7 @@ pub fn compare(places: &Places, spec: &Spec) -> Result<String> {
         Kind::Table => {}
     }
     let ours = places.result(spec, &format!("{}.csv", e.name));
-    let comparison = Comparison::read(
+    let mut comparison = Comparison::read(
         &e.name,
         &spec.profile.name,
         &spec.profile.description,
@@ -33,6 +33,11 @@ pub fn compare(places: &Places, spec: &Spec) -> Result<String> {
         &places.paper(&e.paper),
     )
     .with_context(|| hint(spec))?;
+    if spec.starts_are_replaced() {
+        comparison.remarks.push(
+            "Every row starts from the initialised student: the base of this profile is no language model.".into(),
+        );
+    }
     comparison.write(&places.result(spec, ""))?;
     let width = std::io::stdout()
         .is_terminal()
@@ -56,18 +61,15 @@ fn compare_timings(places: &Places, spec: &Spec) -> Result<String> {
     Ok(text)
 }
 
-/// Last point and best point of each curve, ours and the paper's, with ranks.
+/// The best point of each mean curve, ours and the paper's.
 fn compare_curves(places: &Places, spec: &Spec) -> Result<String> {
     let e = &spec.experiment;
     let ours =
         read_curve(&places.result(spec, &format!("{}.csv", e.name))).with_context(|| hint(spec))?;
     let paper = read_curve(&places.paper(&e.paper))?;
-    let best = |points: &[crate::results::CurvePoint], loss: &str| {
-        points
-            .iter()
-            .filter(|p| p.loss == loss)
-            .map(|p| p.dolly_validation_rouge_l)
-            .fold(None, |a: Option<f64>, x| Some(a.map_or(x, |a| a.max(x))))
+    let best = |points: &[CurvePoint], loss: &str| {
+        let curve = mean_curve(points, loss).into_iter().map(|p| p.mean);
+        curve.fold(None, |a: Option<f64>, x| Some(a.map_or(x, |a| a.max(x))))
     };
     let labels: Vec<&str> = e.rows.iter().map(|r| r.label.as_str()).collect();
     let mut text = String::from("loss,best_validation_rouge_l,paper_best_validation_rouge_l\n");

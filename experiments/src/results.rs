@@ -2,9 +2,9 @@
 //!
 //! | file | one line per | read and written by |
 //! |---|---|---|
-//! | `results/<profile>/<experiment>_scores.csv` | row, data set and seed | [`read_scores`], [`write_scores`] |
+//! | `results/<profile>/<experiment>_scores.csv` | row, training seed, data set and sampling seed | [`read_scores`], [`write_scores`] |
 //! | `results/<profile>/<experiment>.csv` | row and data set | [`Table::read`], [`Table::write`], from [`fold`] |
-//! | `results/<profile>/figure1.csv` | loss and epoch | [`read_curve`], [`write_curve`] |
+//! | `results/<profile>/figure1.csv` | loss, training seed and epoch | [`read_curve`], [`write_curve`] |
 //! | `results/paper/*.csv` | as the two above | [`Table::read`], [`read_curve`] |
 //!
 //! Floats are written with four decimals and lines end in LF, so equal results are equal files. Scores are in percent
@@ -14,25 +14,29 @@ mod curve;
 mod score;
 mod sheet;
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
 use abkd_metrics::stats;
 use anyhow::{Context, Result, ensure};
 use polars::prelude::{Column, DataFrame, GroupsIndicator};
 
-pub use curve::{CurvePoint, read_curve, write_curve};
+pub use curve::{CurvePoint, mean_curve, read_curve, write_curve};
 pub use score::{Score, read_scores, write_scores};
 pub(crate) use sheet::Sheet;
 pub use sheet::{Field, write_atomic, write_lines};
 
-const CELL_COLUMNS: [&str; 5] = [
+const CELL_COLUMNS: [&str; 7] = [
     "dataset",
     "rouge_l_mean",
-    "rouge_l_std",
-    "n_seeds",
+    "training_std",
+    "sampling_std",
+    "training_seeds",
+    "sampling_seeds",
     "exact_match_mean",
 ];
+/// The paper's: its spread is over the sampling seeds of one student.
+const PAPER_COLUMNS: [&str; 3] = ["dataset", "rouge_l_mean", "rouge_l_std"];
 /// What the first column of a table may be called.
 const ROW_KEYS: [&str; 2] = ["loss", "method"];
 
@@ -43,14 +47,26 @@ pub struct Cell {
     pub row: String,
     /// Name of the data set.
     pub dataset: String,
-    /// Mean over the seeds, in percent.
+    /// Mean over all trainings and sampling seeds, in percent.
     pub rouge_l_mean: f64,
-    /// Sample standard deviation over the seeds; absent for a single seed.
-    pub rouge_l_std: Option<f64>,
-    /// How many seeds were folded; the paper's files do not say.
-    pub n_seeds: Option<u64>,
+    /// Sample standard deviation over the trainings, each the mean of its sampling seeds; absent for a single training.
+    pub training_std: Option<f64>,
+    /// Standard deviation over the sampling seeds of a trained student, pooled over the trainings; absent for a single
+    /// sampling seed.
+    pub sampling_std: Option<f64>,
+    /// How many trainings were folded; the paper's files do not say.
+    pub training_seeds: Option<u64>,
+    /// How many sampling seeds a training has, the fewest of them; the paper's files do not say.
+    pub sampling_seeds: Option<u64>,
     /// Mean exact match in percent; the paper's files do not say.
     pub exact_match_mean: Option<f64>,
+}
+
+impl Cell {
+    /// The spread over the trainings where there are several, else over the sampling seeds of the one.
+    pub fn spread(&self) -> Option<f64> {
+        self.training_std.or(self.sampling_std)
+    }
 }
 
 /// A table of ROUGE-L scores. Rows and data sets keep the order in which they were given.
@@ -101,17 +117,18 @@ impl Table {
             .find(|cell| cell.row == row && cell.dataset == dataset)
     }
 
-    /// Reads a folded table of ours, or one of the paper's, which lacks the last two columns.
+    /// Reads a folded table of ours, or one of the paper's, which has one spread and no counts.
     ///
     /// # Errors
     /// Names the file, and the line and column where a value is wrong or a cell is given twice.
     pub fn read(path: &Path) -> Result<Self> {
-        let headers = ROW_KEYS.map(|key| [&[key], &CELL_COLUMNS[..]].concat());
-        let accepted: Vec<&[&str]> = headers
-            .iter()
-            .flat_map(|header| [&header[..4], &header[..]])
+        let headers: Vec<Vec<&str>> = [&CELL_COLUMNS[..], &PAPER_COLUMNS[..]]
+            .into_iter()
+            .flat_map(|columns| ROW_KEYS.map(|key| [&[key], columns].concat()))
             .collect();
+        let accepted: Vec<&[&str]> = headers.iter().map(Vec::as_slice).collect();
         let sheet = Sheet::open(path, &accepted)?;
+        let ours = sheet.columns.len() > 1 + PAPER_COLUMNS.len();
         let row_key = sheet.columns[0].clone();
         let mut cells: Vec<Cell> = Vec::with_capacity(sheet.len());
         let mut seen = HashSet::new();
@@ -120,9 +137,15 @@ impl Table {
                 row: sheet.text(line, 0)?.to_string(),
                 dataset: sheet.text(line, 1)?.to_string(),
                 rouge_l_mean: sheet.number(line, 2)?,
-                rouge_l_std: sheet.optional(line, 3, Sheet::number)?,
-                n_seeds: sheet.optional(line, 4, Sheet::whole)?,
-                exact_match_mean: sheet.optional(line, 5, Sheet::number)?,
+                training_std: if ours {
+                    sheet.optional(line, 3, Sheet::number)?
+                } else {
+                    None
+                },
+                sampling_std: sheet.optional(line, if ours { 4 } else { 3 }, Sheet::number)?,
+                training_seeds: sheet.optional(line, 5, Sheet::whole)?,
+                sampling_seeds: sheet.optional(line, 6, Sheet::whole)?,
+                exact_match_mean: sheet.optional(line, 7, Sheet::number)?,
             };
             ensure!(
                 seen.insert((cell.row.clone(), cell.dataset.clone())),
@@ -141,17 +164,19 @@ impl Table {
     /// # Errors
     /// Names the file, or the cell that is not a finite number.
     pub fn write(&self, path: &Path) -> Result<()> {
-        let [dataset, mean, std, n_seeds, exact_match] = CELL_COLUMNS;
+        let [a, b, c, d, e, f, g] = CELL_COLUMNS;
         write_lines(
             path,
-            [&self.row_key, dataset, mean, std, n_seeds, exact_match],
+            [&self.row_key, a, b, c, d, e, f, g],
             self.cells.iter().map(|cell| {
                 [
                     cell.row.as_str().into(),
                     cell.dataset.as_str().into(),
                     cell.rouge_l_mean.into(),
-                    cell.rouge_l_std.into(),
-                    cell.n_seeds.into(),
+                    cell.training_std.into(),
+                    cell.sampling_std.into(),
+                    cell.training_seeds.into(),
+                    cell.sampling_seeds.into(),
                     cell.exact_match_mean.into(),
                 ]
             }),
@@ -159,7 +184,7 @@ impl Table {
     }
 }
 
-/// Folds raw scores over their seeds: mean, sample standard deviation (n - 1) and count.
+/// Folds raw scores over training and sampling seeds: mean, both spreads and both counts.
 ///
 /// # Errors
 /// A second experiment among the scores, a seed that is given twice for one row and data set, or a row key that is
@@ -179,12 +204,13 @@ pub fn fold(scores: &[Score], row_key: &str) -> Result<Table> {
             score.experiment
         );
         ensure!(
-            seen.insert((&score.row, &score.dataset, score.seed)),
-            "{}: {} on {} has two scores for seed {}",
+            seen.insert((&score.row, score.training_seed, &score.dataset, score.sampling_seed)),
+            "{}: {}{} on {} has two scores for seed {}",
             score.experiment,
             score.row,
+            score.training_seed.map_or(String::new(), |s| format!(", training {s},")),
             score.dataset,
-            score.seed
+            score.sampling_seed
         );
     }
     let keys = DataFrame::new_infer_height(vec![
@@ -217,16 +243,7 @@ pub fn fold(scores: &[Score], row_key: &str) -> Result<Table> {
                     .take(length as usize)
                     .collect(),
             };
-            let rouge_l: Vec<f64> = members.iter().map(|score| score.rouge_l).collect();
-            let exact_match: Vec<f64> = members.iter().map(|score| score.exact_match).collect();
-            Some(Cell {
-                row: members.first()?.row.clone(),
-                dataset: members.first()?.dataset.clone(),
-                rouge_l_mean: stats::mean(&rouge_l)?,
-                rouge_l_std: stats::std(&rouge_l),
-                n_seeds: Some(members.len() as u64),
-                exact_match_mean: stats::mean(&exact_match),
-            })
+            fold_cell(&members)
         })
         .collect::<Option<Vec<_>>>()
         .context("group scores: an empty group")?;
@@ -241,6 +258,36 @@ pub fn fold(scores: &[Score], row_key: &str) -> Result<Table> {
     })
 }
 
+/// One cell, from the scores of a row on a data set.
+fn fold_cell(members: &[&Score]) -> Option<Cell> {
+    let mut trainings: BTreeMap<Option<u64>, Vec<f64>> = BTreeMap::new();
+    for score in members {
+        let scores = trainings.entry(score.training_seed).or_default();
+        scores.push(score.rouge_l);
+    }
+    let means: Vec<f64> = trainings.values().filter_map(|s| stats::mean(s)).collect();
+    // Pooled: each training's squares about its own mean.
+    let (mut squares, mut freedom) = (0.0, 0);
+    for scores in trainings.values() {
+        if let Some(std) = stats::std(scores) {
+            squares += std * std * (scores.len() - 1) as f64;
+            freedom += scores.len() - 1;
+        }
+    }
+    let exact_match: Vec<f64> = members.iter().map(|score| score.exact_match).collect();
+    Some(Cell {
+        row: members.first()?.row.clone(),
+        dataset: members.first()?.dataset.clone(),
+        // Each training counts alike, as in the spread, where some have more answers done than others.
+        rouge_l_mean: stats::mean(&means)?,
+        training_std: stats::std(&means),
+        sampling_std: (freedom > 0).then(|| (squares / freedom as f64).sqrt()),
+        training_seeds: Some(trainings.len() as u64),
+        sampling_seeds: trainings.values().map(|s| s.len() as u64).min(),
+        exact_match_mean: stats::mean(&exact_match),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -251,8 +298,9 @@ mod tests {
         Score {
             experiment: "table1".into(),
             row: row.into(),
+            training_seed: None,
             dataset: dataset.into(),
-            seed,
+            sampling_seed: seed,
             n: 500,
             rouge_l,
             exact_match: rouge_l / 10.0,
@@ -291,8 +339,8 @@ mod tests {
                     c.row.as_str(),
                     c.dataset.as_str(),
                     c.rouge_l_mean,
-                    c.rouge_l_std,
-                    c.n_seeds,
+                    c.sampling_std,
+                    c.sampling_seeds,
                 )
             })
             .collect();
@@ -309,6 +357,27 @@ mod tests {
             table.cell("ABKD", "vicuna").unwrap().exact_match_mean,
             Some(2.15)
         );
+    }
+
+    #[test]
+    fn both_spreads_by_hand() {
+        let of = |training, seed, rouge| Score {
+            training_seed: Some(training),
+            ..score("FKLD", "dolly", seed, rouge)
+        };
+        // Trainings with means 11 and 14; squares about them 2 and 8.
+        let scores = [of(1, 10, 10.0), of(1, 20, 12.0), of(2, 10, 12.0), of(2, 20, 16.0)];
+        let table = fold(&scores, "loss").unwrap();
+        let cell = &table.cells[0];
+        assert_eq!(cell.rouge_l_mean, 12.5);
+        assert!((cell.training_std.unwrap() - 4.5f64.sqrt()).abs() < 1e-12);
+        assert!((cell.sampling_std.unwrap() - 5f64.sqrt()).abs() < 1e-12);
+        assert_eq!((cell.training_seeds, cell.sampling_seeds), (Some(2), Some(2)));
+        // The third training has one answer yet: the mean is over trainings.
+        let more = [&scores[..], &[of(3, 10, 20.0)]].concat();
+        let cell = &fold(&more, "loss").unwrap().cells[0];
+        assert_eq!(cell.rouge_l_mean, 15.0);
+        assert_eq!((cell.training_seeds, cell.sampling_seeds), (Some(3), Some(1)));
     }
 
     #[test]
@@ -332,11 +401,11 @@ mod tests {
         let first = fs::read_to_string(&path).unwrap();
         assert_eq!(
             first,
-            "loss,dataset,rouge_l_mean,rouge_l_std,n_seeds,exact_match_mean\n\
-             FKLD,vicuna,11.0000,1.0000,3,1.1000\n\
-             FKLD,dolly,1.0000,0.0000,2,0.1000\n\
-             ABKD,vicuna,21.5000,2.1213,2,2.1500\n\
-             RKLD,vicuna,15.0000,,1,1.5000\n"
+            "loss,dataset,rouge_l_mean,training_std,sampling_std,training_seeds,sampling_seeds,exact_match_mean\n\
+             FKLD,vicuna,11.0000,,1.0000,1,3,1.1000\n\
+             FKLD,dolly,1.0000,,0.0000,1,2,0.1000\n\
+             ABKD,vicuna,21.5000,,2.1213,1,2,2.1500\n\
+             RKLD,vicuna,15.0000,,,1,1,1.5000\n"
         );
         Table::read(&path).unwrap().write(&path).unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), first);

@@ -222,12 +222,13 @@ pub fn write_results(places: &Places, spec: &Spec, plan: &Plan) -> Result<()> {
         .filter(|(_, p)| p.exists());
     for (cell, path) in done {
         match cell.work {
-            Work::Distill { row } => {
+            Work::Distill { row, seed } => {
                 let trained: Trained = read_json(&path)?;
-                let loss = row_label(spec, Who::Row(row));
+                let loss = row_label(spec, Who::Row { row, seed });
                 curves.extend(trained.curve.into_iter().filter_map(|r| {
                     Some(CurvePoint {
                         loss: loss.clone(),
+                        training_seed: Some(seed),
                         epoch: r.epoch as u32,
                         dolly_validation_rouge_l: r.validation_rouge_l?,
                         validation_loss: Some(r.validation_loss),
@@ -239,8 +240,12 @@ pub fn write_results(places: &Places, spec: &Spec, plan: &Plan) -> Result<()> {
                 scores.push(Score {
                     experiment: name.clone(),
                     row: row_label(spec, who),
+                    training_seed: match who {
+                        Who::Row { seed, .. } => Some(seed),
+                        Who::Teacher | Who::Student => None,
+                    },
                     dataset: dataset.id().into(),
-                    seed,
+                    sampling_seed: seed,
                     n: score.n as u64,
                     rouge_l: score.rouge_l,
                     exact_match: score.exact_match,

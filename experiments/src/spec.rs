@@ -1,6 +1,7 @@
 //! What an experiment is: a TOML file that names rows and columns, and a profile that names the scale.
 
 mod experiment;
+mod file;
 mod profile;
 
 use std::path::{Path, PathBuf};
@@ -11,7 +12,9 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-pub use experiment::{Experiment, Kind, Row};
+pub use experiment::{Experiment, Kind, Row, Start, TextTerm};
+use file::Step::{Index, Key};
+use file::{Step, TomlFile};
 pub use profile::{
     DataSpec, DecodingSpec, MethodSpec, ModelSpec, Profile, Source, TimingSpec, ValidationSpec,
 };
@@ -36,10 +39,11 @@ impl Spec {
     /// An unknown name or key (with the nearest known one), a value out of range, each with its file.
     pub fn load(root: &Path, experiment: &str, profile: &str) -> Result<Self> {
         let folder = root.join("experiments");
-        let experiment_path = find(&folder, experiment, "experiment")?;
-        let profile_path = find(&folder.join("profiles"), profile, "profile")?;
-        let experiment: Experiment = read_toml(&experiment_path)?;
-        let profile = read_profile(&profile_path, experiment.pair.as_deref())?;
+        let file = TomlFile::read(&find(&folder, experiment, "experiment")?)?;
+        let profile_file =
+            TomlFile::read(&find(&folder.join("profiles"), profile, "profile")?)?;
+        let experiment: Experiment = file.parse()?;
+        let profile = parse_profile(&profile_file, experiment.pair.as_deref())?;
         let mut spec = Self {
             experiment,
             profile,
@@ -47,39 +51,133 @@ impl Spec {
         if let Some(seeds) = spec.profile.seeds.clone() {
             spec.experiment.seeds = seeds;
         }
-        spec.check_experiment(&experiment_path)?;
-        spec.check_profile(&profile_path)?;
+        spec.check_experiment(&file, &profile_file)?;
+        spec.check_profile(profile_file.path())?;
+        spec.check_seeds(&profile_file)?;
         Ok(spec)
     }
 
-    fn check_experiment(&self, path: &Path) -> Result<()> {
-        let place = path.display();
+    fn check_experiment(&self, file: &TomlFile, profile_file: &TomlFile) -> Result<()> {
+        let place = |steps: &[Step]| file.place(steps);
         let e = &self.experiment;
-        ensure!(!e.rows.is_empty(), "{place}: no [[rows]]");
+        ensure!(!e.rows.is_empty(), "{}: no [[rows]]", place(&[]));
         ensure!(
             e.kind != Kind::Table || !e.seeds.is_empty(),
-            "{place}: `seeds` is empty; give at least one sampling seed, e.g. seeds = [10]"
+            "{}: `seeds` is empty; give at least one sampling seed, e.g. seeds = [10]",
+            place(&[Key("seeds")])
         );
         ensure!(
             e.kind != Kind::Table || !e.datasets.is_empty(),
-            "{place}: `datasets` is empty; `abkd list datasets` shows them"
+            "{}: `datasets` is empty; `abkd list datasets` shows them",
+            place(&[Key("datasets")])
         );
-        let mut seen = std::collections::BTreeSet::new();
-        for seed in &e.seeds {
-            ensure!(seen.insert(seed), "{place}: seed {seed} is given twice");
-        }
-        for row in &e.rows {
-            row.method(&self.profile)
+        for (index, row) in e.rows.iter().enumerate() {
+            let checked = row
+                .method(&self.profile)
                 .and_then(|_| row.training(&self.profile))
-                .with_context(|| place.to_string())?;
+                .and_then(|_| row.with_text(&self.profile));
+            if let Err(error) = checked {
+                let message = format!("{error:#}");
+                let blamed = self.blame(index, &message, file, profile_file);
+                return Err(error.context(blamed));
+            }
             ensure!(
                 e.rows.iter().filter(|r| r.label == row.label).count() == 1,
-                "{place}: two rows are labelled `{}`",
+                "{}: two rows are labelled `{}`",
+                place(&[Key("rows"), Index(index), Key("label")]),
                 row.label
             );
         }
-        self.datasets().with_context(|| place.to_string())?;
+        self.datasets()
+            .with_context(|| place(&[Key("datasets")]))?;
         Ok(())
+    }
+
+    /// The place of the key that a message about a row names: in the row, else in the profile's settings of its method,
+    /// else the row.
+    fn blame(
+        &self,
+        index: usize,
+        message: &str,
+        file: &TomlFile,
+        profile_file: &TomlFile,
+    ) -> String {
+        let row = &self.experiment.rows[index];
+        let in_row = [Key("rows"), Index(index)];
+        let in_profile = [Key("methods"), Key(&row.method)];
+        let pair = self.experiment.pair.as_deref().unwrap_or_default();
+        let in_pair = [Key("pairs"), Key(pair), in_profile[0], in_profile[1]];
+        let distill = [Key("distill")];
+        let of_pair = [Key("pairs"), Key(pair), Key("distill")];
+        // A value is named as `key` or as key = value.
+        let named = |key: &str| {
+            message.contains(&format!("`{key}`"))
+                || message.contains(&format!("{key} = "))
+                || message.contains(&format!("{key}: "))
+        };
+        for (file, start) in [
+            (file, &in_row[..]),
+            (profile_file, &in_pair[..]),
+            (profile_file, &in_profile[..]),
+            (profile_file, &of_pair[..]),
+            (profile_file, &distill[..]),
+        ] {
+            for section in ["settings", "train", "params", ""] {
+                let mut steps = start.to_vec();
+                if !section.is_empty() {
+                    steps.push(Key(section));
+                }
+                for key in file.keys(&steps) {
+                    let mut found = steps.clone();
+                    found.push(Key(&key));
+                    if named(&key) {
+                        return file.place(&found);
+                    }
+                }
+            }
+        }
+        file.place(&in_row)
+    }
+
+    fn check_seeds(&self, profile_file: &TomlFile) -> Result<()> {
+        let p = &self.profile;
+        let lists = [
+            ("seeds", Some(&self.experiment.seeds)),
+            ("training_seeds", p.training_seeds.as_ref()),
+        ];
+        for (key, seeds) in lists {
+            let Some(seeds) = seeds else { continue };
+            let place = || profile_file.place(&[Key(key)]);
+            ensure!(
+                key == "seeds" || !seeds.is_empty(),
+                "{}: `{key}` is empty; give at least one seed, or leave it out for one training",
+                place()
+            );
+            let mut seen = std::collections::BTreeSet::new();
+            for seed in seeds {
+                ensure!(seen.insert(seed), "{}: `{key}`: seed {seed} is given twice", place());
+            }
+        }
+        Ok(())
+    }
+
+    /// Seeds of the trainings of a row.
+    ///
+    /// # Errors
+    ///
+    /// A row that is not valid.
+    pub fn training_seeds(&self, row: &Row) -> Result<Vec<u64>> {
+        Ok(match &self.profile.training_seeds {
+            Some(seeds) => seeds.clone(),
+            None => vec![row.training(&self.profile)?.seed],
+        })
+    }
+
+    /// Whether a row asks to start from a base that is no language model, and gets the initialised student.
+    pub fn starts_are_replaced(&self) -> bool {
+        let p = &self.profile;
+        let mut rows = self.experiment.rows.iter();
+        rows.any(|row| row.asked_start(p) != row.start(p))
     }
 
     fn check_profile(&self, path: &Path) -> Result<()> {
@@ -185,14 +283,13 @@ pub fn load_profile(root: &Path, name: &str) -> Result<Profile> {
     read_toml(&find(&root.join("experiments/profiles"), name, "profile")?)
 }
 
-/// Reads a profile; with a pair, the keys of its `[pairs.NAME]` replace (models) or extend (all
-/// else) those of the file.
-fn read_profile(path: &Path, pair: Option<&str>) -> Result<Profile> {
-    let plain: Profile = read_toml(path)?;
-    let Some(changes) = pair.and_then(|name| plain.pairs.get(name)) else {
+/// A profile; with a pair, the keys of its `[pairs.NAME]` replace (models) or extend (all else) those of the file.
+fn parse_profile(file: &TomlFile, pair: Option<&str>) -> Result<Profile> {
+    let plain: Profile = file.parse()?;
+    let Some((name, changes)) = pair.and_then(|name| plain.pairs.get_key_value(name)) else {
         return Ok(plain);
     };
-    let mut table: toml::Table = read_toml(path)?;
+    let mut table: toml::Table = file.parse()?;
     for (key, change) in changes {
         match (table.get_mut(key), change) {
             (Some(toml::Value::Table(old)), toml::Value::Table(new))
@@ -207,9 +304,8 @@ fn read_profile(path: &Path, pair: Option<&str>) -> Result<Profile> {
     }
     table.try_into().map_err(|error: toml::de::Error| {
         anyhow::anyhow!(
-            "{}: [pairs.{}]: {}",
-            path.display(),
-            pair.unwrap_or_default(),
+            "{}: [pairs.{name}]: {}",
+            file.place(&[Key("pairs"), Key(name)]),
             with_nearest_key(error.message())
         )
     })
@@ -265,17 +361,7 @@ pub fn names(folder: &Path) -> Result<Vec<String>> {
 ///
 /// When it cannot be read or does not have the shape of `T`.
 pub fn read_toml<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
-    toml::from_str(&text).map_err(|error| {
-        let line = error
-            .span()
-            .map_or(1, |s| text[..s.start].matches('\n').count() + 1);
-        anyhow::anyhow!(
-            "{}:{line}: {}",
-            path.display(),
-            with_nearest_key(error.message())
-        )
-    })
+    TomlFile::read(path)?.parse()
 }
 
 #[cfg(test)]

@@ -93,7 +93,7 @@ fn cut(example: usize, head: &[u32], full: &[u32], eos: u32, limits: &Limits) ->
     })
 }
 
-/// Prompts as tokens, cut to their first `max_prompt_length`.
+/// Prompts as tokens, after `bos` where one is given, cut to their first `max_prompt_length`.
 ///
 /// # Errors
 ///
@@ -102,20 +102,33 @@ pub fn encode_prompts(
     examples: &[Example],
     tokenizer: &Tokenizer,
     limits: &Limits,
+    bos: Option<u32>,
 ) -> Result<Vec<Vec<u32>>, Error> {
     examples
         .par_iter()
-        .map(|e| {
-            let mut tokens = tokenizer.encode(&prompt(e))?;
-            tokens.truncate(limits.max_prompt_length);
-            Ok(tokens)
-        })
+        .map(|e| Ok(begun(&tokenizer.encode(&prompt(e))?, limits, bos)))
         .collect()
+}
+
+/// A prompt's tokens after `bos` where one is given, cut to their first `max_prompt_length`.
+pub fn begun(prompt: &[u32], limits: &Limits, bos: Option<u32>) -> Vec<u32> {
+    let all = bos.into_iter().chain(prompt.iter().copied());
+    all.take(limits.max_prompt_length).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_beginning_counts_towards_the_prompt() {
+        let limits = Limits {
+            max_prompt_length: 3,
+            max_length: 5,
+        };
+        assert_eq!(begun(&[4, 5, 6], &limits, Some(1)), [1, 4, 5]);
+        assert_eq!(begun(&[4, 5, 6], &limits, None), [4, 5, 6]);
+    }
 
     #[test]
     fn prompt_and_sequence_are_cut() {

@@ -14,7 +14,7 @@ mod tokenizer;
 
 pub use batch::{Batch, batch, batches_of_epoch};
 pub use corpus::{Sizes, embedded};
-pub use encode::{Encoding, Limits, Sequence, encode_prompts, encode_training};
+pub use encode::{Encoding, Limits, Sequence, begun, encode_prompts, encode_training};
 pub use error::Error;
 pub use jsonl::read_jsonl;
 pub use prompt::prompt;

@@ -103,6 +103,25 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
+    /// The token that this tokenizer puts before a text encoded with special tokens.
+    ///
+    /// # Errors
+    ///
+    /// When it puts none there, or other tokens too.
+    pub fn bos(&self) -> Result<u32, Error> {
+        let encode = |special| {
+            let encoding = self.inner.encode_fast("a", special);
+            encoding.map_err(|e| self.fail(&*e))
+        };
+        let (plain, full) = (encode(false)?, encode(true)?);
+        match full.get_ids().split_first() {
+            Some((&bos, rest)) if rest == plain.get_ids() => Ok(bos),
+            _ => Err(self.refuse(
+                "it does not put exactly one token before a text, so there is no beginning of sequence".into(),
+            )),
+        }
+    }
+
     /// Text of tokens, without special tokens.
     ///
     /// # Errors
@@ -204,5 +223,23 @@ mod tests {
         assert_eq!(tokenizer.hash(), again.hash());
         std::fs::write(&path, "{").unwrap();
         assert!(Tokenizer::from_file(&path, None).is_err());
+    }
+
+    #[test]
+    fn the_beginning_of_sequence_is_what_the_file_puts_there() {
+        use tokenizers::processors::template::TemplateProcessing;
+        let mut tokenizer = Tokenizer::embedded();
+        let text = tokenizer.bos().unwrap_err().to_string();
+        assert!(text.contains("beginning of sequence"), "{text}");
+        let processor = TemplateProcessing::builder()
+            .try_single("<unk> $A")
+            .unwrap()
+            .special_tokens(vec![("<unk>", 1)])
+            .build()
+            .unwrap();
+        tokenizer.inner.with_post_processor(Some(processor));
+        assert_eq!(tokenizer.bos().unwrap(), 1);
+        // and other encodings stay as they are
+        assert!(!tokenizer.encode("anna").unwrap().contains(&1));
     }
 }

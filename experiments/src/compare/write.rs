@@ -63,8 +63,10 @@ impl Comparison {
             self.row_key.as_str(),
             "dataset",
             "ours_mean",
-            "ours_std",
-            "ours_n_seeds",
+            "ours_training_std",
+            "ours_sampling_std",
+            "ours_training_seeds",
+            "ours_sampling_seeds",
             "ours_rank",
             "paper_mean",
             "paper_std",
@@ -81,11 +83,13 @@ impl Comparison {
                         pair.row.as_str().into(),
                         agreement.dataset.as_str().into(),
                         ours.map(|s| s.mean).into(),
-                        ours.and_then(|s| s.std).into(),
-                        ours.and_then(|s| s.n_seeds).into(),
+                        ours.and_then(|s| s.training_std).into(),
+                        ours.and_then(|s| s.sampling_std).into(),
+                        ours.and_then(|s| s.training_seeds).into(),
+                        ours.and_then(|s| s.sampling_seeds).into(),
                         ours.and_then(|s| s.rank).into(),
                         paper.map(|s| s.mean).into(),
-                        paper.and_then(|s| s.std).into(),
+                        paper.and_then(|s| s.sampling_std).into(),
                         paper.and_then(|s| s.rank).into(),
                     ]
                 })
@@ -101,10 +105,8 @@ impl Comparison {
             "kendall",
             "ours_best_other",
             "ours_margin",
-            "ours_pooled_std",
             "paper_best_other",
             "paper_margin",
-            "paper_pooled_std",
         ];
         let lines = self.datasets.iter().map(|agreement| {
             let (ours, paper) = (agreement.ours.as_ref(), agreement.paper.as_ref());
@@ -115,10 +117,8 @@ impl Comparison {
                 agreement.kendall.into(),
                 ours.map(|lead| lead.best_other.as_str()).into(),
                 ours.map(|lead| lead.margin).into(),
-                ours.and_then(|lead| lead.pooled_std).into(),
                 paper.map(|lead| lead.best_other.as_str()).into(),
                 paper.map(|lead| lead.margin).into(),
-                paper.and_then(|lead| lead.pooled_std).into(),
             ]
         });
         write_lines(path, header, lines)
@@ -182,11 +182,16 @@ impl Comparison {
             text => format!(" ({text})"),
         };
         let mut note = format!(
-            "ROUGE-L in percent, mean ± standard deviation over seeds, (rank). Ours is measured at the scale of profile \
-             `{}`{scale}, not at the paper's: compare ranks, not scores. Ranks run over the rows that both sides have \
-             on a data set.",
+            "ROUGE-L in percent: mean ± standard deviation over the trainings / over the sampling seeds of a training \
+             (rank){}. Ours is measured at the scale of profile `{}`{scale}, not at the paper's: compare ranks, not \
+             scores. Ranks run over the rows that both sides have on a data set. Spreads are no intervals: nothing here \
+             says which differences are more than chance.",
+            self.counts(),
             self.profile
         );
+        for remark in &self.remarks {
+            let _ = write!(note, " {remark}");
+        }
         if done < all {
             let _ = write!(
                 note,
@@ -194,6 +199,25 @@ impl Comparison {
             );
         }
         note
+    }
+
+    /// `; 3 trainings, 5 sampling seeds each`, of ours.
+    fn counts(&self) -> String {
+        let standings = || {
+            let pairs = self.datasets.iter().flat_map(|agreement| &agreement.pairs);
+            pairs.filter_map(|pair| pair.ours.as_ref())
+        };
+        let trainings = standings().filter_map(|s| s.training_seeds).max();
+        let samples = standings().filter_map(|s| s.sampling_seeds).max();
+        let of = |n: u64, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
+        match (trainings, samples) {
+            (Some(t), Some(s)) => format!(
+                "; ours: {}, {} each",
+                of(t, "training"),
+                of(s, "sampling seed")
+            ),
+            _ => String::new(),
+        }
     }
 
     /// One side: a line per row that it has anywhere, a column per data set, the average rank last.
@@ -257,8 +281,8 @@ impl Comparison {
             format!("common{gap}rows"),
             format!("Spearman{gap}ρ"),
             format!("Kendall{gap}τ"),
-            format!("{SUBJECT} leads,{gap}ours"),
-            format!("{SUBJECT} leads,{gap}paper"),
+            format!("{SUBJECT} - best{gap}other, ours"),
+            format!("{SUBJECT} - best{gap}other, paper"),
         ];
         let number = |value: Option<f64>| value.map_or(NONE.into(), |value| format!("{value:+.2}"));
         let line = |agreement: &Agreement| {
@@ -312,39 +336,29 @@ impl Comparison {
     }
 }
 
-/// `25.65 ± 0.24 (1)`, or the spread beneath.
+/// `25.65 ± 0.31 / 0.24 (1)`: the spread over the trainings and over the sampling seeds; or the spreads beneath.
 fn standing_text(standing: Option<&Standing>, layout: Layout) -> String {
-    let Some(Standing {
-        mean, std, rank, ..
-    }) = standing
-    else {
+    let Some(standing) = standing else {
         return NONE.to_string();
     };
-    let std = std.map(|std| format!("± {std:.2}"));
+    let (mean, rank) = (standing.mean, standing.rank);
     let rank = rank.map_or(NONE.to_string(), |rank| rank.to_string());
-    match (std, layout) {
-        (None, _) => format!("{mean:.2} ({rank})"),
-        (Some(std), Layout::Wide) => format!("{mean:.2} {std} ({rank})"),
-        (Some(std), Layout::Narrow) => format!("{mean:.2} ({rank})\n{std}"),
+    let spread = |std: Option<f64>| std.map_or(NONE.to_string(), |std| format!("{std:.2}"));
+    let spreads = match (standing.training_std, standing.sampling_std) {
+        (None, None) => return format!("{mean:.2} ({rank})"),
+        (a, b) => format!("± {} / {}", spread(a), spread(b)),
+    };
+    match layout {
+        Layout::Wide => format!("{mean:.2} {spreads} ({rank})"),
+        Layout::Narrow => format!("{mean:.2} ({rank})\n{spreads}"),
     }
 }
 
-/// `yes, by 1.20 over AlphaNet, beyond the spread of 0.25`
+/// `+1.20 (AlphaNet)`
 fn lead_text(lead: Option<&Lead>, layout: Layout) -> String {
-    let Some(lead) = lead else {
-        return NONE.to_string();
-    };
-    let gap = layout.gap();
-    let spread = match lead.pooled_std.filter(|_| lead.leads()) {
-        Some(std) if lead.margin > std => format!(",{gap}beyond the spread of {std:.2}"),
-        Some(std) => format!(",{gap}within the spread of {std:.2}"),
-        None => String::new(),
-    };
-    match lead.margin {
-        m if m > 0.0 => format!("yes, by {m:.2} over {}{spread}", lead.best_other),
-        m if m < 0.0 => format!("no, {:.2} behind {}", -m, lead.best_other),
-        _ => format!("no, level with {}", lead.best_other),
-    }
+    lead.map_or(NONE.to_string(), |lead| {
+        format!("{:+.2}{}({})", lead.margin, layout.gap(), lead.best_other)
+    })
 }
 
 /// A grid as Markdown, its columns padded so that the source reads as a table too.
@@ -387,13 +401,13 @@ mod tests {
             "compare ranks, not scores",
             "Partial: 5 of the paper's 8 cells are done.",
             "## Ours (tiny)",
-            "1.00 ± 0.50 (2.5)",
+            "1.00 ± 0.50 / – (2.5)",
             "50.00 (–)",
-            "| RKLD    | 1.00 ± 0.50 (2.5) | 4.00 ± 0.10 (1) | 1.75 ",
+            "| RKLD    | 1.00 ± 0.50 / – (2.5) | 4.00 ± 0.10 / – (1) | 1.75 ",
+            "ours: 3 trainings, 5 sampling seeds each",
             "2.50 (1 of 2)",
-            "yes, by 1.00 over RKLD, within the spread of 2.15",
-            "yes, by 1.00 over RKLD, beyond the spread of 0.35",
-            "no, 1.00 behind RKLD",
+            "+1.00 (RKLD)",
+            "-1.00 (RKLD)",
             "Spearman ρ of the average ranks: +1.00",
             "Only in ours: Dolly: Teacher.",
             "Only in the paper (not run yet): Dolly: AKL; Vicuna: FKLD, AKL.",
@@ -428,13 +442,13 @@ mod tests {
             "four cells and a teacher, and four cells\n{csv}"
         );
         assert!(
-            csv.starts_with("loss,dataset,ours_mean,ours_std,ours_n_seeds,ours_rank,paper_mean")
+            csv.starts_with("loss,dataset,ours_mean,ours_training_std,ours_sampling_std,ours_training_seeds,ours_sampling_seeds,ours_rank,paper_mean")
         );
-        assert!(csv.contains("\nFKLD,dolly,1.0000,0.5000,5,2.5000,10.0000,0.5000,3.0000\n"));
-        assert!(csv.contains("\nTeacher,dolly,50.0000,,5,,,,\n"));
+        assert!(csv.contains("\nFKLD,dolly,1.0000,0.5000,,3,5,2.5000,10.0000,,3.0000\n"));
+        assert!(csv.contains("\nTeacher,dolly,50.0000,,,3,5,,,,\n"));
         let agreement = read("table1_agreement.csv");
         assert!(
-            agreement.contains("\nvicuna,2,-1.0000,-1.0000,RKLD,-1.0000,,RKLD,2.0000,0.1000\n")
+            agreement.contains("\nvicuna,2,-1.0000,-1.0000,RKLD,-1.0000,RKLD,2.0000\n")
         );
         let page = read("table1_comparison.md");
         sample().write(folder.path()).unwrap();

@@ -199,7 +199,7 @@ fn kinds(estimate: &Estimate) -> Vec<(String, Vec<usize>)> {
             Work::Sft { who } => format!("{who:?} fine-tuning").to_lowercase(),
             Work::TeacherHidden => "teacher's hidden states".into(),
             Work::TeacherAnswers { .. } => "teacher's answers".into(),
-            Work::Distill { row } => format!("train {}", rows[*row].label),
+            Work::Distill { row, .. } => format!("train {}", rows[*row].label),
             Work::Time { row, .. } => format!("time {}", rows[*row].label),
             Work::Evaluate { dataset, .. } => format!("evaluate on {}", dataset.id()),
         };

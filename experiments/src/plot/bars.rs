@@ -1,4 +1,5 @@
-//! A table of scores as bars: groups by data set, one colour per row, whiskers of one standard deviation.
+//! A table of scores as bars: groups by data set, one colour per row, whiskers of one standard deviation: over the
+//! trainings where a row has several, else over the sampling seeds.
 
 use std::path::Path;
 
@@ -76,7 +77,7 @@ fn panel(area: &Area, title: &str, table: &Table, looks: &[Look], datasets: &[&s
     let tips = table
         .cells
         .iter()
-        .map(|c| c.rouge_l_mean + c.rouge_l_std.unwrap_or_default());
+        .map(|c| c.rouge_l_mean + c.spread().unwrap_or_default());
     let top = tips.fold(0.0, f64::max).max(0.1) * 1.06;
     let (y_ticks, y_step) = ticks(0.0, top, 6.0);
     let centres: Vec<f64> = (0..datasets.len())
@@ -87,11 +88,14 @@ fn panel(area: &Area, title: &str, table: &Table, looks: &[Look], datasets: &[&s
             .iter()
             .any(|dataset| table.cell(&look.row, dataset).is_none())
     });
-    let legend = if holes {
-        " – a dash marks a missing value"
-    } else {
-        ""
+    let over = match table.cells.iter().filter_map(|c| c.training_seeds).max() {
+        Some(n) if n > 1 => format!("{n} trainings"),
+        _ => "the sampling seeds of one training".into(),
     };
+    let mut legend = format!(" – whiskers: standard deviation over {over}");
+    if holes {
+        legend += "; a dash marks a missing value";
+    }
     let mut chart = axes(
         area,
         &format!("{title}{legend}"),
@@ -128,7 +132,7 @@ fn panel(area: &Area, title: &str, table: &Table, looks: &[Look], datasets: &[&s
             if look.emphasised() {
                 chart.draw_series([Rectangle::new(corners, whisker)])?;
             }
-            let Some(std) = cell.rouge_l_std else {
+            let Some(std) = cell.spread() else {
                 continue;
             };
             let (low, high) = ((cell.rouge_l_mean - std).max(0.0), cell.rouge_l_mean + std);
@@ -159,8 +163,10 @@ mod tests {
             row: row.into(),
             dataset: dataset.into(),
             rouge_l_mean: 20.0,
-            rouge_l_std: Some(1.0),
-            n_seeds: None,
+            training_std: Some(1.0),
+            sampling_std: None,
+            training_seeds: None,
+            sampling_seeds: None,
             exact_match_mean: None,
         };
         let cells = rows

@@ -1,4 +1,5 @@
-//! Figure 1: validation ROUGE-L over the epochs of distillation.
+//! Figure 1: validation ROUGE-L over the epochs of distillation, the mean over the trainings with a band of one standard
+//! deviation.
 
 use std::path::Path;
 
@@ -6,7 +7,7 @@ use anyhow::{Result, ensure};
 use plotters::prelude::*;
 
 use super::{Area, Axis, Key, Look, axes, frame, save, ticks};
-use crate::results::{CurvePoint, distinct};
+use crate::results::{CurvePoint, distinct, mean_curve};
 
 const SIZE: (u32, u32) = (1600, 760);
 
@@ -46,7 +47,13 @@ fn draw(
     let title = "Figure 1: validation ROUGE-L during distillation, by loss";
     let body = frame(area, title, &looks, Key::Line)?;
     let panels = body.split_evenly((1, if paper.is_some() { 2 } else { 1 }));
-    panel(area, &panels[0], &format!("Ours ({profile})"), ours, &looks)?;
+    let seeds: std::collections::BTreeSet<_> = ours.iter().map(|p| p.training_seed).collect();
+    let band = match seeds.len() {
+        1 => String::new(),
+        n => format!(", mean of {n} trainings ± standard deviation"),
+    };
+    let title = format!("Ours ({profile}){band}");
+    panel(area, &panels[0], &title, ours, &looks)?;
     if let Some(paper) = paper {
         panel(
             area,
@@ -72,7 +79,12 @@ fn panel(
         })
     };
     let (first, last) = bounds(&mut points.iter().map(|point| f64::from(point.epoch)));
-    let (low, high) = bounds(&mut points.iter().map(|point| point.dolly_validation_rouge_l));
+    let curves: Vec<_> = looks.iter().map(|look| mean_curve(points, &look.row)).collect();
+    let ends = curves.iter().flatten().flat_map(|point| {
+        let std = point.std.unwrap_or_default();
+        [point.mean - std, point.mean + std]
+    });
+    let (low, high) = bounds(&mut ends.into_iter());
     let margin = ((high - low) * 0.06).max(0.05);
     let (low, high) = (low - margin, high + margin);
     let (y_ticks, y_step) = ticks(low, high, 7.0);
@@ -91,20 +103,30 @@ fn panel(
     )?;
 
     // The emphasised curve comes last, on top of the others.
-    let (top, others): (Vec<&Look>, Vec<&Look>) = looks.iter().partition(|look| look.emphasised());
-    for look in others.into_iter().chain(top) {
-        let mut curve: Vec<(f64, f64)> = points
+    let mut order: Vec<usize> = (0..looks.len()).collect();
+    order.sort_by_key(|&i| looks[i].emphasised());
+    for &i in &order {
+        let edge = |sign: f64| {
+            let at = curves[i].iter().filter_map(move |point| {
+                Some((f64::from(point.epoch), point.mean + sign * point.std?))
+            });
+            at.map(|at| chart.backend_coord(&at)).collect::<Vec<_>>()
+        };
+        let band = [edge(1.0), edge(-1.0).into_iter().rev().collect()].concat();
+        if band.len() > 2 {
+            whole.draw(&Polygon::new(band, looks[i].color.mix(0.12)))?;
+        }
+    }
+    for i in order {
+        let pixels: Vec<(i32, i32)> = curves[i]
             .iter()
-            .filter(|point| point.loss == look.row)
-            .map(|point| (f64::from(point.epoch), point.dolly_validation_rouge_l))
+            .map(|point| chart.backend_coord(&(f64::from(point.epoch), point.mean)))
             .collect();
-        curve.sort_by(|a, b| a.0.total_cmp(&b.0));
-        let pixels: Vec<(i32, i32)> = curve.iter().map(|at| chart.backend_coord(at)).collect();
         if pixels.len() > 1 {
-            whole.draw(&PathElement::new(pixels.clone(), look.line()))?;
+            whole.draw(&PathElement::new(pixels.clone(), looks[i].line()))?;
         }
         for pixel in pixels {
-            look.mark(whole, pixel)?;
+            looks[i].mark(whole, pixel)?;
         }
     }
     Ok(())
@@ -122,6 +144,7 @@ mod tests {
             let loss = loss.to_string();
             (1..=epochs).map(move |epoch| CurvePoint {
                 loss: loss.clone(),
+                training_seed: None,
                 epoch,
                 dolly_validation_rouge_l: 10.0 + i as f64 + f64::from(epoch).sqrt(),
                 validation_loss: None,
@@ -166,5 +189,25 @@ mod tests {
         assert!(error.contains("a.png: no curve"), "{error}");
         assert!(figure1(&curves(1), None, &folder.path().join("a.none"), "tiny").is_err());
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn several_trainings_give_a_band() {
+        let trainings: Vec<CurvePoint> = [1, 2]
+            .into_iter()
+            .flat_map(|seed| {
+                curves(4).into_iter().map(move |point| CurvePoint {
+                    training_seed: Some(seed),
+                    dolly_validation_rouge_l: point.dolly_validation_rouge_l + seed as f64,
+                    ..point
+                })
+            })
+            .collect();
+        let pixels = |points: &[CurvePoint]| {
+            let pixels = render(SIZE, |area| draw(area, points, None, "tiny")).unwrap();
+            let pale = |p: [u8; 3]| p != [255; 3] && p.iter().all(|&c| c > 200);
+            count(&pixels, SIZE.0, (100..1550, 60..680), &pale)
+        };
+        assert!(pixels(&trainings) > pixels(&curves(4)) + 20_000);
     }
 }

@@ -1,23 +1,31 @@
 //! Validation curves: the files behind Figure 1.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
+use abkd_metrics::stats;
 use anyhow::Result;
 
 use super::sheet::{Sheet, write_lines};
 
-const CURVE_COLUMNS: [&str; 4] = [
+const CURVE_COLUMNS: [&str; 5] = [
     "loss",
+    "training_seed",
     "epoch",
     "dolly_validation_rouge_l",
     "validation_loss",
 ];
+
+/// The paper's file: one training, no loss.
+const PAPER_COLUMNS: [&str; 3] = ["loss", "epoch", "dolly_validation_rouge_l"];
 
 /// One point of a validation curve.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CurvePoint {
     /// Label of the loss.
     pub loss: String,
+    /// Seed of the training; the paper's file does not say.
+    pub training_seed: Option<u64>,
     /// Epoch, counted from 1.
     pub epoch: u32,
     /// ROUGE-L F1 on the Dolly validation set, in percent.
@@ -37,6 +45,7 @@ pub fn write_curve(path: &Path, points: &[CurvePoint]) -> Result<()> {
         points.iter().map(|point| {
             [
                 point.loss.as_str().into(),
+                point.training_seed.into(),
                 u64::from(point.epoch).into(),
                 point.dolly_validation_rouge_l.into(),
                 point.validation_loss.into(),
@@ -50,14 +59,51 @@ pub fn write_curve(path: &Path, points: &[CurvePoint]) -> Result<()> {
 /// # Errors
 /// Names the file, and the line and column where a value is wrong.
 pub fn read_curve(path: &Path) -> Result<Vec<CurvePoint>> {
-    let sheet = Sheet::open(path, &[&CURVE_COLUMNS[..3], &CURVE_COLUMNS])?;
+    let sheet = Sheet::open(path, &[&PAPER_COLUMNS, &CURVE_COLUMNS])?;
+    let ours = sheet.columns.len() == CURVE_COLUMNS.len();
+    let first = usize::from(ours) + 1;
     (0..sheet.len())
         .map(|line| {
             Ok(CurvePoint {
                 loss: sheet.text(line, 0)?.to_string(),
-                epoch: sheet.whole(line, 1)?,
-                dolly_validation_rouge_l: sheet.number(line, 2)?,
-                validation_loss: sheet.optional(line, 3, Sheet::number)?,
+                training_seed: if ours {
+                    sheet.optional(line, 1, Sheet::whole)?
+                } else {
+                    None
+                },
+                epoch: sheet.whole(line, first)?,
+                dolly_validation_rouge_l: sheet.number(line, first + 1)?,
+                validation_loss: sheet.optional(line, first + 2, Sheet::number)?,
+            })
+        })
+        .collect()
+}
+
+/// A loss at an epoch, over the trainings.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct MeanPoint {
+    /// Epoch, counted from 1.
+    pub epoch: u32,
+    /// Mean over the trainings that have the epoch.
+    pub mean: f64,
+    /// Sample standard deviation over them; absent for one.
+    pub std: Option<f64>,
+}
+
+/// The mean curve of a loss, in the order of the epochs.
+pub fn mean_curve(points: &[CurvePoint], loss: &str) -> Vec<MeanPoint> {
+    let mut epochs: BTreeMap<u32, Vec<f64>> = BTreeMap::new();
+    for point in points.iter().filter(|point| point.loss == loss) {
+        let values = epochs.entry(point.epoch).or_default();
+        values.push(point.dolly_validation_rouge_l);
+    }
+    epochs
+        .into_iter()
+        .filter_map(|(epoch, values)| {
+            Some(MeanPoint {
+                epoch,
+                mean: stats::mean(&values)?,
+                std: stats::std(&values),
             })
         })
         .collect()
@@ -73,8 +119,9 @@ mod tests {
     fn curves_read_back_with_and_without_a_loss() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("figure1.csv");
-        let point = |epoch, validation_loss| CurvePoint {
+        let point = |epoch, validation_loss: Option<f64>| CurvePoint {
             loss: "Jensen's KL".into(),
+            training_seed: validation_loss.map(|_| 3),
             epoch,
             dolly_validation_rouge_l: 12.5,
             validation_loss,
@@ -88,5 +135,27 @@ mod tests {
         )
         .unwrap();
         assert_eq!(read_curve(&path).unwrap(), [point(2, None)]);
+    }
+
+    #[test]
+    fn a_mean_curve_is_over_the_trainings() {
+        let point = |loss: &str, training_seed, epoch, rouge| CurvePoint {
+            loss: loss.into(),
+            training_seed: Some(training_seed),
+            epoch,
+            dolly_validation_rouge_l: rouge,
+            validation_loss: None,
+        };
+        let points = [
+            point("A", 1, 2, 5.0),
+            point("A", 1, 1, 1.0),
+            point("A", 2, 1, 3.0),
+            point("B", 1, 1, 9.0),
+        ];
+        let curve = mean_curve(&points, "A");
+        assert_eq!(curve.len(), 2);
+        assert_eq!((curve[0].epoch, curve[0].mean), (1, 2.0));
+        assert!((curve[0].std.unwrap() - 2f64.sqrt()).abs() < 1e-12);
+        assert_eq!((curve[1].mean, curve[1].std), (5.0, None));
     }
 }

@@ -1,4 +1,4 @@
-//! Raw scores: one student, one data set, one sampling seed.
+//! Raw scores: one trained student, one data set, one sampling seed.
 
 use std::path::Path;
 
@@ -6,11 +6,12 @@ use anyhow::Result;
 
 use super::sheet::{Sheet, write_lines};
 
-const SCORE_COLUMNS: [&str; 8] = [
+const SCORE_COLUMNS: [&str; 9] = [
     "experiment",
     "row",
+    "training_seed",
     "dataset",
-    "seed",
+    "sampling_seed",
     "n",
     "rouge_l",
     "exact_match",
@@ -24,10 +25,12 @@ pub struct Score {
     pub experiment: String,
     /// Label of the row as the paper prints it, e.g. `Jensen's KL`.
     pub row: String,
+    /// Seed of the student's training; absent for the teacher and the initialised student, of which there is one.
+    pub training_seed: Option<u64>,
     /// Name of the data set, e.g. `self_instruct`.
     pub dataset: String,
-    /// Sampling seed.
-    pub seed: u64,
+    /// Seed of the answers.
+    pub sampling_seed: u64,
     /// How many examples were answered.
     pub n: u64,
     /// ROUGE-L F1 averaged over the examples, in percent.
@@ -50,8 +53,9 @@ pub fn write_scores(path: &Path, scores: &[Score]) -> Result<()> {
             [
                 score.experiment.as_str().into(),
                 score.row.as_str().into(),
+                score.training_seed.into(),
                 score.dataset.as_str().into(),
-                score.seed.into(),
+                score.sampling_seed.into(),
                 score.n.into(),
                 score.rouge_l.into(),
                 score.exact_match.into(),
@@ -72,12 +76,13 @@ pub fn read_scores(path: &Path) -> Result<Vec<Score>> {
             Ok(Score {
                 experiment: sheet.text(line, 0)?.to_string(),
                 row: sheet.text(line, 1)?.to_string(),
-                dataset: sheet.text(line, 2)?.to_string(),
-                seed: sheet.whole(line, 3)?,
-                n: sheet.whole(line, 4)?,
-                rouge_l: sheet.number(line, 5)?,
-                exact_match: sheet.number(line, 6)?,
-                mean_tokens: sheet.number(line, 7)?,
+                training_seed: sheet.optional(line, 2, Sheet::whole)?,
+                dataset: sheet.text(line, 3)?.to_string(),
+                sampling_seed: sheet.whole(line, 4)?,
+                n: sheet.whole(line, 5)?,
+                rouge_l: sheet.number(line, 6)?,
+                exact_match: sheet.number(line, 7)?,
+                mean_tokens: sheet.number(line, 8)?,
             })
         })
         .collect()

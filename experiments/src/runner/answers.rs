@@ -58,8 +58,9 @@ pub(super) fn write(
         if stop.load(Ordering::Relaxed) {
             return Ok(None);
         }
-        let begun = Instant::now();
-        let prompts: Vec<Vec<u32>> = chunk.iter().map(|s| s.prompt().to_vec()).collect();
+        let started = Instant::now();
+        let begun = |s: &Sequence| abkd_data::begun(s.prompt(), &inputs.limits, inputs.bos);
+        let prompts: Vec<Vec<u32>> = chunk.iter().map(begun).collect();
         let keys: Vec<u64> = chunk.iter().map(|s| s.example as u64).collect();
         let answers = generate(
             teacher,
@@ -70,7 +71,7 @@ pub(super) fn write(
             decoding,
             &mut |n| shown.more(n, sequences.len(), || "answers".into()),
         )?;
-        seconds += begun.elapsed().as_secs_f64();
+        seconds += started.elapsed().as_secs_f64();
         let mut text = String::new();
         for (sequence, tokens) in chunk.iter().zip(answers) {
             let end = tokens.len() - usize::from(tokens.last() == Some(&inputs.tokenizer.eos()));

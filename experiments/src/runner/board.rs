@@ -109,7 +109,7 @@ pub(super) fn kind(work: &Work) -> String {
         Work::TeacherHidden => "hidden".into(),
         Work::TeacherAnswers { .. } => "answers".into(),
         // methods differ in their sampling
-        Work::Distill { row } => format!("distill {row}"),
+        Work::Distill { row, .. } => format!("distill {row}"),
         Work::Time { row, .. } => format!("time {row}"),
         Work::Evaluate { who, dataset, .. } => {
             format!(

@@ -90,7 +90,7 @@ pub fn calibrate(places: &Places, spec: &Spec, plan: &Plan, inputs: &Inputs) -> 
                 }
                 Work::TeacherHidden => n as f64 * hidden,
                 Work::TeacherAnswers { .. } => n as f64 * answer(true),
-                Work::Distill { row } => {
+                Work::Distill { row, .. } => {
                     let settings = spec.experiment.rows[*row].training(p)?;
                     training(&settings, update(Trained::Row(*row)), false)
                 }

@@ -23,7 +23,7 @@ use crate::inputs::{Inputs, base_model};
 use crate::plan::{Cell, Plan, Who, Work};
 use crate::progress::{CellDisplay, Display};
 use crate::results::write_atomic;
-use crate::spec::{ModelSpec, Spec};
+use crate::spec::{ModelSpec, Row, Spec, Start};
 use crate::timing;
 
 pub(super) struct Worker<'a> {
@@ -105,8 +105,9 @@ impl Worker<'_> {
                     shown,
                 )
             }
-            Work::Distill { row } => {
-                let job = self.job(row)?;
+            Work::Distill { row, seed } => {
+                let mut job = self.job(row)?;
+                job.settings.seed = seed;
                 self.train(cell, &dir, &job, shown)
             }
             Work::Time { row, repeat } => {
@@ -243,9 +244,9 @@ impl Worker<'_> {
                 .then(|| self.model(Who::Teacher))
                 .transpose()?,
             method,
-            student: self.model(Who::Student)?,
+            student: self.student_of(row)?,
             sequences,
-            with_text: true,
+            with_text: row.with_text(profile)?,
         })
     }
 
@@ -356,9 +357,17 @@ impl Worker<'_> {
         let base = match who {
             Who::Teacher => self.base(&profile.teacher)?,
             Who::Student => self.base(&profile.student)?,
-            Who::Row(_) => self.model(Who::Student)?,
+            Who::Row { row, .. } => self.student_of(&self.spec.experiment.rows[row])?,
         };
         Ok(lora::merge(lora::load(base, &dir)?))
+    }
+
+    /// The student that a row starts from.
+    fn student_of(&self, row: &Row) -> Result<LanguageModel> {
+        match row.start(&self.spec.profile) {
+            Start::Init => self.model(Who::Student),
+            Start::Base => self.base(&self.spec.profile.student),
+        }
     }
 
     fn base(&self, model: &ModelSpec) -> Result<LanguageModel> {

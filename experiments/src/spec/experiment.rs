@@ -82,6 +82,38 @@ pub struct Row {
     /// Settings of the training that differ from the profile's `[distill]`.
     #[serde(default)]
     pub train: toml::Table,
+    /// Which student the training starts from; absent: as the profile says for the method, else `init`.
+    #[serde(default)]
+    pub start: Option<Start>,
+    /// Whether the row has the language-modelling term on the profile's plain text; absent: as the profile says for the
+    /// method, else `if_given`.
+    #[serde(default)]
+    pub text: Option<TextTerm>,
+}
+
+/// The student that a row starts from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Start {
+    /// The pretrained student before any fine-tuning. Where that is no language model (fresh weights, or some layers of
+    /// the teacher), the initialised student instead.
+    Base,
+    /// The initialised student: fine-tuned as `[student_sft]` says.
+    #[default]
+    Init,
+}
+
+/// Whether a row has the language-modelling term on plain text (`[data] text`, e.g. OpenWebText).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TextTerm {
+    /// Never.
+    Off,
+    /// Where the profile names a corpus.
+    #[default]
+    IfGiven,
+    /// Always: a profile without a corpus is refused.
+    On,
 }
 
 fn kd() -> String {
@@ -95,10 +127,9 @@ impl Row {
     ///
     /// An unknown method, divergence, parameter or form; a setting that is unknown or out of range.
     pub fn method(&self, profile: &Profile) -> Result<Method> {
-        let mut settings = self.settings.clone();
-        if let Some(own) = profile.methods.get(&self.method) {
-            settings.extend(own.settings.clone());
-        }
+        let own = profile.methods.get(&self.method);
+        let mut settings = own.map_or_else(toml::Table::new, |own| own.settings.clone());
+        settings.extend(self.settings.clone());
         let settings = serde_json::to_value(settings)?;
         self.loss()
             .and_then(|loss| {
@@ -138,18 +169,18 @@ impl Row {
         }))
     }
 
-    /// The training's settings: the profile's `[distill]`, changed by the row's `train` and then by
-    /// the profile's `[methods.NAME.train]`.
+    /// The training's settings: the profile's `[distill]`, changed by its `[methods.NAME.train]` and then by the row's
+    /// `train`.
     ///
     /// # Errors
     ///
     /// An unknown key or a value out of range.
     pub fn training(&self, profile: &Profile) -> Result<Settings> {
         let mut settings = toml::Table::try_from(&profile.distill)?;
-        settings.extend(self.train.clone());
         if let Some(own) = profile.methods.get(&self.method) {
             settings.extend(own.train.clone());
         }
+        settings.extend(self.train.clone());
         let context = || format!("row `{}`: train", self.label);
         let settings: Settings = settings
             .try_into()
@@ -157,6 +188,41 @@ impl Row {
             .with_context(context)?;
         settings.validate().with_context(context)?;
         Ok(settings)
+    }
+
+    /// Which student the training starts from, as the files say.
+    pub fn asked_start(&self, profile: &Profile) -> Start {
+        let own = profile.methods.get(&self.method);
+        self.start.or(own.and_then(|m| m.start)).unwrap_or_default()
+    }
+
+    /// Which student the training starts from: the initialised one, too, where the base is no language model.
+    pub fn start(&self, profile: &Profile) -> Start {
+        if profile.student.is_pretrained() {
+            self.asked_start(profile)
+        } else {
+            Start::Init
+        }
+    }
+
+    /// Whether the row has the language-modelling term on plain text.
+    ///
+    /// # Errors
+    ///
+    /// A row that must have it, and a profile without a corpus.
+    pub fn with_text(&self, profile: &Profile) -> Result<bool> {
+        let own = profile.methods.get(&self.method);
+        let given = profile.data.text.is_some();
+        match self.text.or(own.and_then(|m| m.text)).unwrap_or_default() {
+            TextTerm::Off => Ok(false),
+            TextTerm::IfGiven => Ok(given),
+            TextTerm::On if given => Ok(true),
+            TextTerm::On => bail!(
+                "row `{}`: text = \"on\": the profile names no corpus; give [data] text the prefix of token files, or \
+                 use \"if_given\" or \"off\"",
+                self.label
+            ),
+        }
     }
 
     /// Short name for ids of cells: the method, or the divergence of plain distillation.

@@ -10,6 +10,7 @@ use abkd_training::cache::CacheMode;
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
+use super::{Start, TextTerm};
 use crate::suggest::nearest;
 
 /// The scale at which experiments run.
@@ -33,6 +34,10 @@ pub struct Profile {
     /// Replaces an experiment's seeds.
     #[serde(default)]
     pub seeds: Option<Vec<u64>>,
+    /// Seeds of the trainings of a row: data order, dropout, sampling while training. Each gives a student of its own.
+    /// Absent: one training, with the seed of its settings. Teacher and initialised student are one, whatever stands here.
+    #[serde(default)]
+    pub training_seeds: Option<Vec<u64>>,
     /// How the teacher's hidden states of the training data are kept for all losses and epochs: `f32`,
     /// `bf16` or `off`.
     #[serde(default)]
@@ -79,6 +84,12 @@ pub struct MethodSpec {
     /// Settings of the training.
     #[serde(default)]
     pub train: toml::Table,
+    /// Which student its rows start from.
+    #[serde(default)]
+    pub start: Option<Start>,
+    /// Whether its rows have the language-modelling term on plain text.
+    #[serde(default)]
+    pub text: Option<TextTerm>,
 }
 
 /// How steps are timed.
@@ -236,6 +247,11 @@ impl ModelSpec {
         Ok(Some(config))
     }
 
+    /// Whether it is a language model before any training here: neither fresh weights nor a selection of layers.
+    pub fn is_pretrained(&self) -> bool {
+        self.checkpoint.is_some()
+    }
+
     pub(super) fn check(&self, who: &str, path: &Path) -> Result<()> {
         let shapes = usize::from(self.gpt2.is_some()) + usize::from(self.llama.is_some());
         let sources = match (&self.checkpoint, self.layers) {
@@ -294,6 +310,10 @@ impl ValidationSpec {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DecodingSpec {
+    /// Whether prompts begin with the beginning-of-sequence token, as those of the released OpenLLaMA2 evaluation do, and
+    /// those of the teacher's answers with them; training prompts never have it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub bos: bool,
     /// Most tokens of an answer.
     pub max_new_tokens: usize,
     /// Divides the logits.
