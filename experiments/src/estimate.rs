@@ -144,8 +144,7 @@ impl<'a> Estimate<'a> {
                 let row = &self.spec.experiment.rows[*row];
                 let mut settings = row.training(p)?;
                 if matches!(work, Work::Time { .. }) {
-                    settings.epochs = 1;
-                    settings.steps_per_epoch = Some(p.timing.warmup + p.timing.steps);
+                    settings = settings.measured(p.timing.warmup + p.timing.steps);
                 }
                 cost::training(self, &row.method(p)?, &settings, &self.student)
             }

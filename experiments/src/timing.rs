@@ -85,10 +85,8 @@ pub struct OneOffCosts {
 /// The settings under which updates are timed: one epoch of warm-up and timed updates.
 pub fn settings(row: &Settings, spec: &TimingSpec, seed: u64) -> Settings {
     Settings {
-        epochs: 1,
-        steps_per_epoch: Some(spec.warmup + spec.steps),
         seed,
-        ..row.clone()
+        ..row.measured(spec.warmup + spec.steps)
     }
 }
 

@@ -499,6 +499,19 @@ fn goldens_are_verified_and_a_wrong_one_fails() {
         ("rouge", "crates/metrics/tests/goldens/rouge.json"),
         ("model", "crates/models/tests/goldens/llama-tiny"),
         ("trajectory", "crates/training/tests/goldens/trajectory-ab"),
+        (
+            "minillm",
+            "crates/training/tests/goldens/methods/minillm.json",
+        ),
+        ("gjsd", "crates/training/tests/goldens/methods/gjsd.json"),
+        (
+            "schedule",
+            "crates/training/tests/goldens/methods/schedules.json",
+        ),
+        (
+            "adapter",
+            "crates/training/tests/goldens/methods/lora_continue",
+        ),
     ] {
         let output = verify(&[subject, &file(path)]);
         assert!(output.status.success(), "{}", text(&output));

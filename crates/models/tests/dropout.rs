@@ -14,7 +14,12 @@ fn model(config: serde_json::Value) -> LanguageModel {
 fn hidden(model: &LanguageModel) -> Vec<f32> {
     let ids: Vec<i32> = (0..12).map(|i| i * 7 % 50).collect();
     let ids = Tensor::<2, Int>::from_data(TensorData::new(ids, [2, 6]), &model.device());
-    model.hidden(ids, &[], None).into_data().to_vec().unwrap()
+    model
+        .hidden(ids, &[], None)
+        .into_data()
+        .as_slice()
+        .unwrap()
+        .to_vec()
 }
 
 /// Adds to all numbers.

@@ -258,6 +258,19 @@ impl Settings {
         self.max_updates.map_or(all, |limit| limit.min(all))
     }
 
+    /// The same for a run of `updates` updates or an epoch, whichever is less, to measure their time: without a warm-up,
+    /// which may be longer than that, and validated at the end alone.
+    pub fn measured(&self, updates: usize) -> Self {
+        Self {
+            epochs: 1,
+            warmup: None,
+            steps_per_epoch: None,
+            max_updates: Some(updates),
+            validate_every: Some(updates),
+            ..self.clone()
+        }
+    }
+
     /// Validations of the whole run over `sequences` sequences.
     pub fn validations(&self, sequences: usize) -> usize {
         self.updates(sequences)
@@ -366,6 +379,19 @@ mod tests {
             .filter(|&step| each_epoch.validates_after(step, 16 * 3))
             .collect();
         assert_eq!(after, [3, 6, 7]);
+    }
+
+    #[test]
+    fn a_measured_run_is_short_and_has_no_warm_up() {
+        let long =
+            settings(r#","warmup":50,"schedule":"cosine_warmup","max_updates":200"#).unwrap();
+        let short = long.measured(12);
+        short.check_run(16 * 100).unwrap();
+        assert_eq!(
+            (short.updates(16 * 100), short.validations(16 * 100)),
+            (12, 1)
+        );
+        assert_eq!(short.updates(16 * 5), 5);
     }
 
     #[test]

@@ -301,25 +301,33 @@ fn trained(
 #[test]
 fn the_last_validations_weights_can_be_kept() {
     let toy = Toy::new();
-    // A rate at which the later epochs are worse than the first.
-    let settings = |keep_best, epochs| Settings {
-        epochs,
+    // A rate that is too large, so that the loss goes up and down; it is the same however long the run.
+    let settings = |keep_best, max_updates| Settings {
+        epochs: 8,
         keep_best,
+        max_updates,
         learning_rate: 1.0,
         schedule: Schedule::ConstantWarmup,
         ..settings()
     };
     let sft = Method::Sft;
-    let best = trained(&toy, &sft, &settings(KeepBest::Loss, 3), None);
-    let last = trained(&toy, &sft, &settings(KeepBest::Last, 3), None);
     let dir = tempfile::tempdir().unwrap();
-    let outcome = toy.run(dir.path(), &sft, &settings(KeepBest::Loss, 3), None);
+    let outcome = toy.run(dir.path(), &sft, &settings(KeepBest::Loss, None), None);
     let Outcome::Finished { curve } = outcome else {
         panic!("nobody stopped it");
     };
-    let losses: Vec<f64> = curve.iter().map(|r| r.validation_loss).collect();
-    assert!(losses[2] > losses[0].min(losses[1]), "{losses:?}");
+    let worse = curve
+        .windows(2)
+        .find(|w| w[1].validation_loss > w[0].validation_loss);
+    let end = Some(worse.expect("the loss goes up once").last().unwrap().step);
+    let best = trained(&toy, &sft, &settings(KeepBest::Loss, end), None);
+    let last = trained(&toy, &sft, &settings(KeepBest::Last, end), None);
+    let validated_at_the_end_alone = Settings {
+        validate_every: end,
+        ..settings(KeepBest::Loss, end)
+    };
     assert!(best != last);
+    assert!(last == trained(&toy, &sft, &validated_at_the_end_alone, None));
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use abkd_models::ModelConfig;
 use abkd_training::cache::CacheMode;
+use abkd_training::methods::minillm::DataTerm;
 use abkd_training::{Method, Settings};
 
 use super::Estimate;
@@ -105,7 +106,7 @@ pub(super) fn training(
 ) -> Cost {
     let lengths = estimate.lengths;
     let p = &estimate.spec.profile;
-    let updates = settings.epochs * settings.steps_an_epoch(lengths.sequences);
+    let updates = settings.updates(lengths.sequences);
     let samples = (updates * settings.batch_size) as f64;
     let length = lengths.prompt + lengths.response;
     let counts = shape.parameters();
@@ -133,8 +134,8 @@ pub(super) fn training(
         }
         a_sample += head_flops(teacher) * lengths.response;
     }
-    // MiniLLM trains on its rollouts and on the data.
-    if matches!(method, Method::MiniLlm(_)) {
+    // MiniLLM trains on its rollouts, and may train on the data too.
+    if matches!(method, Method::MiniLlm(s) if s.data_term == DataTerm::Data) {
         a_sample *= 2.0;
     }
     cost.flops = samples * a_sample;
@@ -144,9 +145,9 @@ pub(super) fn training(
         cost.sampled_tokens += part.sampled_tokens;
         cost.sampling_bytes += part.sampling_bytes;
     }
-    // validation after each epoch
+    // validations
     let new = lengths.response.min(p.validation.max_new_tokens as f64);
-    let answers = (settings.epochs * p.validation.examples) as f64;
+    let answers = (settings.validations(lengths.sequences) * p.validation.examples) as f64;
     let part = sampling(shape, answers, lengths.prompt, new, p.validation.batch_size);
     cost.flops += part.flops;
     cost.sampled_tokens += part.sampled_tokens;

@@ -74,8 +74,8 @@ pub fn calibrate(places: &Places, spec: &Spec, plan: &Plan, inputs: &Inputs) -> 
     };
     let n = inputs.train.sequences.len();
     let training = |settings: &Settings, a_step: f64, teacher: bool| {
-        let steps = settings.epochs * settings.steps_an_epoch(n);
-        let answers = settings.epochs * inputs.valid.len();
+        let steps = settings.updates(n);
+        let answers = settings.validations(n) * inputs.valid.len();
         steps as f64 * a_step + answers as f64 * answer(teacher)
     };
     plan.cells
@@ -230,11 +230,7 @@ impl Measure<'_> {
                 (method, settings, &self.student)
             }
         };
-        let settings = Settings {
-            epochs: 1,
-            steps_per_epoch: Some(WARMUP + COUNTED),
-            ..settings
-        };
+        let settings = settings.measured(WARMUP + COUNTED);
         let scratch = tempfile::tempdir()?;
         let mut begun = None;
         let mut last = (0, Instant::now());

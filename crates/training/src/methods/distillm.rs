@@ -6,7 +6,6 @@
 //! position, gives its update to the data.
 
 use abkd_data::Sequence;
-use abkd_data::rng::Rng;
 use serde::{Deserialize, Serialize};
 
 use super::on_policy::{self, Labels, Sampling};

@@ -276,7 +276,7 @@ fn check_case(golden: &mut Golden, case: &Case, device: &Device) -> Result<(), E
                 TOLERANCE,
             )?;
             policy.single_step = false;
-            let mut loss = |policy: &PolicyRows| {
+            let loss = |policy: &PolicyRows| {
                 let objective = Objective::Policy(policy.clone());
                 mean_loss(&objective, &student, &teacher, &tokens.labels)
             };

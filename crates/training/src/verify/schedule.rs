@@ -160,6 +160,13 @@ struct MixedCase {
     sequences: Vec<Option<Vec<usize>>>,
 }
 
+/// Shares lie between 0 and 1: their error is absolute.
+fn compare(golden: &mut Golden, name: String, ours: &[f64], theirs: &[f64]) -> Result<(), Error> {
+    golden.same_length(&name, ours.len(), theirs.len())?;
+    golden.check(name, distance(ours, theirs), TOLERANCE);
+    Ok(())
+}
+
 fn check_distillm(golden: &mut Golden, file: &DistiLlm) -> Result<(), Error> {
     for (i, case) in file.threshold.iter().enumerate() {
         let mut threshold = Threshold::new(case.init_threshold);
@@ -173,7 +180,7 @@ fn check_distillm(golden: &mut Golden, file: &DistiLlm) -> Result<(), Error> {
             })
             .collect();
         let name = format!("thresholds {}", i + 1);
-        golden.compare(name, &ours, &case.thresholds, TOLERANCE)?;
+        compare(golden, name, &ours, &case.thresholds)?;
     }
     for (i, case) in file.share.iter().enumerate() {
         let share = |&step: &usize| {
@@ -184,7 +191,7 @@ fn check_distillm(golden: &mut Golden, file: &DistiLlm) -> Result<(), Error> {
         let ours: Vec<f64> = case.step.iter().map(share).collect();
         let word: &str = case.replay_ratio.into();
         let name = format!("share {}, {word}", i + 1);
-        golden.compare(name, &ours, &case.share, TOLERANCE)?;
+        compare(golden, name, &ours, &case.share)?;
     }
     for (i, case) in file.sources.iter().enumerate() {
         check_sources(golden, &format!("sources {}", i + 1), case)?;
@@ -229,13 +236,9 @@ fn check_sources(golden: &mut Golden, name: &str, case: &SourcesCase) -> Result<
             }
         }
     }
-    golden.compare(
-        format!("{name}: threshold"),
-        &thresholds,
-        &case.threshold,
-        TOLERANCE,
-    )?;
-    golden.compare(format!("{name}: share"), &shares, &case.share, TOLERANCE)?;
+    let name_of = |what: &str| format!("{name}: {what}");
+    compare(golden, name_of("threshold"), &thresholds, &case.threshold)?;
+    compare(golden, name_of("share"), &shares, &case.share)?;
     golden.equal(
         format!("{name}: sequences in the buffer"),
         &buffered,
