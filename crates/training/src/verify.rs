@@ -111,8 +111,6 @@ fn to_batch(golden: &GoldenBatch) -> Batch {
         .collect();
     Batch {
         examples: (0..golden.input_ids.len()).collect(),
-        rows: golden.input_ids.len(),
-        width,
         input_ids: golden.input_ids.concat(),
         lengths: vec![width; golden.input_ids.len()],
         targets,

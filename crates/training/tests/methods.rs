@@ -363,7 +363,6 @@ fn the_cached_teacher_teaches_as_the_running_one() {
         "toy",
         &toy.teacher,
         &toy.sequences,
-        0,
         8,
         CacheMode::F32,
         &go_on,

@@ -109,11 +109,12 @@ fn late_labels(sequences: &[Sequence], eos: u32) -> Batch {
         })
         .collect();
     let mut laid = batch(&longer.iter().collect::<Vec<_>>(), eos);
+    let mut end = 0;
     laid.targets = longer
         .iter()
-        .enumerate()
-        .flat_map(|(row, s)| {
-            let start = row * laid.width;
+        .flat_map(|s| {
+            let start = end;
+            end += s.tokens.len() - 1;
             (s.prompt_len..s.tokens.len() - 1).map(move |t| (start + t, s.tokens[t]))
         })
         .collect();
