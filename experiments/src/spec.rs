@@ -94,8 +94,7 @@ impl Spec {
                 row.label
             );
         }
-        self.datasets()
-            .with_context(|| place(&[Key("datasets")]))?;
+        self.datasets().with_context(|| place(&[Key("datasets")]))?;
         Ok(())
     }
 
@@ -106,7 +105,10 @@ impl Spec {
     /// A warm-up that is longer than its run, a replay buffer that is smaller than a batch.
     pub fn check_run(&self, sequences: usize) -> Result<()> {
         let p = &self.profile;
-        for (name, settings) in [("teacher_sft", &p.teacher_sft), ("student_sft", &p.student_sft)] {
+        for (name, settings) in [
+            ("teacher_sft", &p.teacher_sft),
+            ("student_sft", &p.student_sft),
+        ] {
             if let Some(settings) = settings {
                 let place = || self.files.profile.place(&[Key(name)]);
                 settings.check_run(sequences).with_context(place)?;
@@ -192,7 +194,11 @@ impl Spec {
             );
             let mut seen = std::collections::BTreeSet::new();
             for seed in seeds {
-                ensure!(seen.insert(seed), "{}: `{key}`: seed {seed} is given twice", place());
+                ensure!(
+                    seen.insert(seed),
+                    "{}: `{key}`: seed {seed} is given twice",
+                    place()
+                );
             }
         }
         Ok(())

@@ -1,38 +1,31 @@
 use crate::Sequence;
 use crate::rng::Rng;
 
-/// Sequences side by side, right-padded to the longest of them.
+/// Sequences end to end, without padding.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Batch {
-    /// Examples of the rows.
+    /// Example of each sequence.
     pub examples: Vec<usize>,
-    /// B: number of sequences.
-    pub rows: usize,
-    /// T: longest input.
-    pub width: usize,
-    /// Inputs `[B, T]`, row by row: each sequence but its last token.
+    /// Inputs `[N]`: each sequence but its last token, one after the other.
     pub input_ids: Vec<u32>,
-    /// Inputs of each row without padding.
+    /// Inputs of each sequence; N in all.
     pub lengths: Vec<usize>,
-    /// Positions that predict a response token (flat index into `[B, T]`) and that token.
+    /// Positions in `input_ids` that predict a response token, ascending, and that token.
     pub targets: Vec<(usize, u32)>,
 }
 
-/// Lays sequences side by side.
-pub fn batch(sequences: &[&Sequence], pad: u32) -> Batch {
+/// Packs sequences into a batch.
+pub fn collate(sequences: &[&Sequence]) -> Batch {
     let lengths: Vec<usize> = sequences.iter().map(|s| s.tokens.len() - 1).collect();
-    let width = lengths.iter().copied().max().unwrap_or(0);
-    let mut input_ids = vec![pad; sequences.len() * width];
+    let mut input_ids = Vec::with_capacity(lengths.iter().sum());
     let mut targets = Vec::new();
-    for (row, s) in sequences.iter().enumerate() {
-        let start = row * width;
-        input_ids[start..start + lengths[row]].copy_from_slice(&s.tokens[..lengths[row]]);
+    for (s, length) in sequences.iter().zip(&lengths) {
+        let start = input_ids.len();
+        input_ids.extend(&s.tokens[..*length]);
         targets.extend((s.prompt_len..s.tokens.len()).map(|t| (start + t - 1, s.tokens[t])));
     }
     Batch {
         examples: sequences.iter().map(|s| s.example).collect(),
-        rows: sequences.len(),
-        width,
         input_ids,
         lengths,
         targets,
@@ -40,45 +33,65 @@ pub fn batch(sequences: &[&Sequence], pad: u32) -> Batch {
 }
 
 impl Batch {
-    /// Parts of at most `rows` rows, each padded to its own longest row, with the range of `targets`
-    /// that it holds.
+    /// The first position of each sequence, then N.
+    fn starts(&self) -> impl Iterator<Item = usize> {
+        let ends = self.lengths.iter().scan(0, |end, length| {
+            *end += length;
+            Some(*end)
+        });
+        std::iter::once(0).chain(ends)
+    }
+
+    /// Targets of each sequence.
+    pub fn targets_by_sequence(&self) -> impl Iterator<Item = &[(usize, u32)]> {
+        let mut rest = &self.targets[..];
+        self.starts().skip(1).map(move |end| {
+            let (these, others) = rest.split_at(rest.partition_point(|(at, _)| *at < end));
+            rest = others;
+            these
+        })
+    }
+
+    /// The example that a target belongs to.
     ///
     /// # Panics
     ///
-    /// When `rows` is 0.
-    pub fn split(&self, rows: usize) -> Vec<(Self, std::ops::Range<usize>)> {
-        let mut parts = Vec::new();
+    /// When there is no such target.
+    pub fn example_of(&self, target: usize) -> usize {
+        let (at, _) = self.targets[target];
+        let sequence = self.starts().skip(1).take_while(|end| *end <= at).count();
+        self.examples[sequence]
+    }
+
+    /// Micro-batches of at most `size` sequences, each with the range of `targets` that it holds.
+    ///
+    /// # Panics
+    ///
+    /// When `size` is 0.
+    pub fn split(&self, size: usize) -> Vec<(Self, std::ops::Range<usize>)> {
+        let starts: Vec<usize> = self.starts().collect();
         let mut first_target = 0;
-        for first in (0..self.rows).step_by(rows) {
-            let end = (first + rows).min(self.rows);
-            let lengths = self.lengths[first..end].to_vec();
-            let width = lengths.iter().copied().max().unwrap_or(0);
-            let mut input_ids = Vec::with_capacity(width * lengths.len());
-            for row in first..end {
-                let start = row * self.width;
-                input_ids.extend(&self.input_ids[start..start + width]);
-            }
-            let targets: Vec<(usize, u32)> = self.targets[first_target..]
-                .iter()
-                .take_while(|(at, _)| at / self.width < end)
-                .map(|(at, label)| {
-                    let (row, column) = (at / self.width - first, at % self.width);
-                    (row * width + column, *label)
-                })
-                .collect();
-            let range = first_target..first_target + targets.len();
-            first_target = range.end;
-            let part = Self {
-                examples: self.examples[first..end].to_vec(),
-                rows: end - first,
-                width,
-                input_ids,
-                lengths,
-                targets,
-            };
-            parts.push((part, range));
-        }
-        parts
+        (0..self.lengths.len())
+            .step_by(size)
+            .map(|first| {
+                let last = (first + size).min(self.lengths.len());
+                let tokens = starts[first]..starts[last];
+                let targets: Vec<(usize, u32)> = self.targets[first_target..]
+                    .iter()
+                    .take_while(|(at, _)| *at < tokens.end)
+                    .map(|(at, label)| (at - tokens.start, *label))
+                    .collect();
+                let range = first_target..first_target + targets.len();
+                first_target = range.end;
+                let part = Self {
+                    examples: self.examples[first..last].to_vec(),
+                    input_ids: self.input_ids[tokens].to_vec(),
+                    lengths: self.lengths[first..last].to_vec(),
+                    targets,
+                };
+                (part, range)
+            })
+            .collect()
     }
 }
 
@@ -115,26 +128,48 @@ mod tests {
     #[test]
     fn inputs_and_targets_are_shifted_by_one() {
         let (a, b) = (sequence(&[1, 2, 3, 4], 2), sequence(&[5, 6], 1));
-        let batch = batch(&[&a, &b], 0);
-        assert_eq!((batch.rows, batch.width), (2, 3));
-        assert_eq!(batch.input_ids, [1, 2, 3, 5, 0, 0]);
+        let batch = collate(&[&a, &b]);
+        assert_eq!(batch.input_ids, [1, 2, 3, 5]);
         assert_eq!(batch.lengths, [3, 1]);
         assert_eq!(batch.targets, [(1, 3), (2, 4), (3, 6)]);
+        assert_eq!(collate(&[]).lengths, []);
     }
 
-    #[test]
-    fn parts_hold_the_same_targets_and_less_padding() {
-        let (a, b) = (sequence(&[1, 2, 3, 4], 2), sequence(&[5, 6], 1));
-        let whole = batch(&[&a, &b], 0);
-        let parts = whole.split(1);
-        assert_eq!(parts[0], (batch(&[&a], 0), 0..2));
-        assert_eq!(parts[1], (batch(&[&b], 0), 2..3));
-        assert_eq!(whole.split(5), [(whole.clone(), 0..3)]);
-        // a part of several rows, all of them shorter than the whole's longest
-        let (c, d) = (sequence(&[7, 8, 9], 1), sequence(&[4, 3, 2], 2));
-        let parts = batch(&[&a, &b, &c, &d], 0).split(2);
-        assert_eq!(parts[0], (whole, 0..3));
-        assert_eq!(parts[1], (batch(&[&c, &d], 0), 3..6));
+    proptest! {
+        #[test]
+        fn parts_are_the_batches_of_their_sequences(
+            lengths in prop::collection::vec((1usize..5, 1usize..6), 1..9), size in 1usize..10,
+        ) {
+            let sequences: Vec<Sequence> = lengths
+                .iter()
+                .enumerate()
+                .map(|(example, &(prompt_len, response))| Sequence {
+                    example,
+                    tokens: (0..prompt_len + response).map(|t| (10 * example + t) as u32).collect(),
+                    prompt_len,
+                })
+                .collect();
+            let all: Vec<&Sequence> = sequences.iter().collect();
+            let whole = collate(&all);
+            for (i, targets) in whole.targets_by_sequence().enumerate() {
+                prop_assert_eq!(targets.len(), lengths[i].1);
+                for (at, label) in targets {
+                    prop_assert_eq!(whole.input_ids[*at] + 1, *label);
+                    prop_assert_eq!(whole.input_ids[*at] as usize / 10, i);
+                }
+            }
+            let parts = whole.split(size);
+            let mut first = 0;
+            for (chunk, (part, range)) in all.chunks(size).zip(&parts) {
+                prop_assert_eq!(part, &collate(chunk));
+                prop_assert_eq!(range.clone(), first..first + part.targets.len());
+                for target in 0..part.targets.len() {
+                    prop_assert_eq!(part.example_of(target), whole.example_of(first + target));
+                }
+                first = range.end;
+            }
+            prop_assert_eq!(first, whole.targets.len());
+        }
     }
 
     proptest! {

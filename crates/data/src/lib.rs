@@ -12,7 +12,7 @@ pub mod rng;
 mod sets;
 mod tokenizer;
 
-pub use batch::{Batch, batch, batches_of_epoch};
+pub use batch::{Batch, batches_of_epoch, collate};
 pub use corpus::{Sizes, embedded};
 pub use encode::{Encoding, Limits, Sequence, begun, encode_prompts, encode_training};
 pub use error::Error;

@@ -1,23 +1,25 @@
-//! Activations of the two architectures: on Flex operations of ours, elsewhere Burn's.
+//! Activations of the two architectures: in host memory operations of ours, elsewhere Burn's.
 
 use burn::tensor::{Tensor, activation};
 
-use crate::ops::{self, Activation, DOUBLE_ROOT};
+use crate::layers::Projected;
+use crate::ops::{self, DOUBLE_ROOT};
 
 /// SwiGLU's product: `silu(gate) up`.
-pub(crate) fn swiglu(gate: Tensor<3>, up: Tensor<3>) -> Tensor<3> {
-    if ops::serve(&gate.device()) {
-        return ops::activation(gate, Activation::Silu) * up;
+pub(crate) fn swiglu(gate_and_up: Projected<2>) -> Tensor<2> {
+    match gate_and_up {
+        Projected::Joint(both) => ops::swiglu_joint(both),
+        Projected::Apart([gate, up]) if ops::serve(&gate.device()) => ops::swiglu(gate, up),
+        Projected::Apart([gate, up]) => activation::silu(gate) * up,
     }
-    activation::silu(gate) * up
 }
 
 /// The tanh form of GELU (Hendrycks and Gimpel 2016), as GPT-2 uses it:
 /// `x (1 + tanh u) / 2 = x sigmoid(2 u)` with `u = sqrt(2/pi) (x + 0.044715 x^3)`. The sigmoid is the
 /// same number, and faster than the tanh.
-pub(crate) fn gelu_new(x: Tensor<3>) -> Tensor<3> {
+pub(crate) fn gelu_new(x: Tensor<2>) -> Tensor<2> {
     if ops::serve(&x.device()) {
-        return ops::activation(x, Activation::Gelu);
+        return ops::gelu_new(x);
     }
     let inner = (x.clone().square() * (0.044715 * DOUBLE_ROOT) + DOUBLE_ROOT) * x.clone();
     x * activation::sigmoid(inner)

@@ -28,6 +28,7 @@ pub(crate) trait Store: Send + Sync {
 }
 
 /// Cosines and sines of LLaMA's rotary embedding, `[positions, dh / 2]` each.
+#[derive(Debug)]
 pub(crate) struct Rotary {
     cos: Vec<f32>,
     sin: Vec<f32>,
@@ -51,9 +52,21 @@ impl Rotary {
         }
     }
 
+    /// The gradient of [`turn`](Self::turn): the rotation back.
+    #[inline(always)]
+    pub fn turn_back(&self, head: &mut [f32], position: usize) {
+        let half = head.len() / 2;
+        let (first, second) = head.split_at_mut(half);
+        let place = position * half..(position + 1) * half;
+        let angles = self.cos[place.clone()].iter().zip(&self.sin[place]);
+        for ((a, b), (cos, sin)) in first.iter_mut().zip(second).zip(angles) {
+            (*a, *b) = (*a * cos + *b * sin, *b * cos - *a * sin);
+        }
+    }
+
     /// Rotates the pairs (i, i + dh/2) of a head at a position.
     #[inline(always)]
-    fn turn(&self, head: &mut [f32], position: usize) {
+    pub fn turn(&self, head: &mut [f32], position: usize) {
         let half = head.len() / 2;
         let (first, second) = head.split_at_mut(half);
         let place = position * half..(position + 1) * half;

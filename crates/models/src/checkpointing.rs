@@ -6,35 +6,36 @@
 //! results of all products.)
 
 use burn::optim::{GradientsAccumulator, GradientsParams};
-use burn::tensor::{Int, Tensor};
+use burn::tensor::Tensor;
 
 use crate::LanguageModel;
-use crate::layers::Span;
 use crate::params::mix;
+use crate::span::Span;
 
 /// A forward pass of a model on an autodiff device, without its graph.
 pub struct Checkpoints<'a> {
     model: &'a LanguageModel,
-    ids: Tensor<2, Int>,
+    /// Rows of the token embedding `[N, d]`, on the plain device.
+    tokens: Tensor<2>,
     span: Span,
-    /// Inputs of the layers, then the last one's output; on the plain device.
-    inputs: Vec<Tensor<3>>,
+    /// Inputs of the layers, then the last one's output, `[N, d]`; on the plain device.
+    inputs: Vec<Tensor<2>>,
     /// Of the device's draws (dropout), so that a layer draws the same again.
     seed: u64,
 }
 
 impl LanguageModel {
-    /// A forward pass over `ids` `[B, T]` that keeps the layers' inputs alone. The device draws from `seed`, for each
-    /// layer anew.
-    pub fn checkpointed(&self, ids: Tensor<2, Int>, seed: u64) -> Checkpoints<'_> {
+    /// [`hidden_of_tokens`](Self::hidden_of_tokens), but that the layers' inputs alone are kept. `tokens` is on the plain
+    /// device. The device draws from `seed`, for each layer anew.
+    pub fn checkpointed(&self, tokens: Tensor<2>, lengths: &[usize], seed: u64) -> Checkpoints<'_> {
         let mut pass = Checkpoints {
             model: self,
-            span: self.span(ids.dims()[1], 0, &[]),
-            ids,
+            span: Span::packed(lengths, self.angles(), &self.device()),
+            tokens,
             inputs: Vec::new(),
             seed,
         };
-        let mut x = pass.embed().inner();
+        let mut x = without_graph(pass.tokens.clone(), |x| pass.enter(x));
         for index in 0..self.layers() {
             let y = without_graph(x.clone(), |x| pass.layer(index, x));
             pass.inputs.push(x);
@@ -46,17 +47,18 @@ impl LanguageModel {
 }
 
 impl Checkpoints<'_> {
-    /// Final hidden states `[B, T, d]` on the plain device.
-    pub fn hidden(&self) -> Tensor<3> {
+    /// Final hidden states `[N, d]` on the plain device.
+    pub fn hidden(&self) -> Tensor<2> {
         let last = self.inputs.last().expect("the last layer's output");
         without_graph(last.clone(), |x| self.model.norm(x))
     }
 
-    /// Gradients of the parameters where the hidden states' is `d_hidden` `[B, T, d]`, on the plain device.
-    pub fn backward(mut self, d_hidden: Tensor<3>) -> GradientsParams {
+    /// Gradients of the parameters and of the tokens' rows where the hidden states' is `d_hidden` `[N, d]`, on the plain
+    /// device.
+    pub fn backward(mut self, d_hidden: Tensor<2>) -> (GradientsParams, Tensor<2>) {
         let mut sum = GradientsAccumulator::new();
         // The product's gradient in y is d_y.
-        let mut backward = |y: Tensor<3>, d_y: Tensor<3>| {
+        let mut backward = |y: Tensor<2>, d_y: Tensor<2>| {
             let mut grads = (y * Tensor::from_inner(d_y)).sum().backward();
             let params = GradientsParams::from_module(&mut grads, self.model);
             sum.accumulate(self.model, params);
@@ -74,19 +76,18 @@ impl Checkpoints<'_> {
             let mut grads = backward(y, d_y);
             d_y = x.grad_remove(&mut grads).expect("asked for above");
         }
-        let x = self.embed();
-        if x.is_tracked() {
-            backward(x, d_y);
-        }
-        sum.grads()
+        let tokens = Tensor::from_inner(self.tokens.clone()).require_grad();
+        let mut grads = backward(self.enter(tokens.clone()), d_y);
+        let d_tokens = tokens.grad_remove(&mut grads).expect("asked for above");
+        (sum.grads(), d_tokens)
     }
 
-    fn embed(&self) -> Tensor<3> {
+    fn enter(&self, tokens: Tensor<2>) -> Tensor<2> {
         self.model.device().seed(mix(mix(self.seed)));
-        self.model.embed(self.ids.clone(), &self.span)
+        self.model.enter(tokens, &self.span)
     }
 
-    fn layer(&self, index: usize, x: Tensor<3>) -> Tensor<3> {
+    fn layer(&self, index: usize, x: Tensor<2>) -> Tensor<2> {
         self.model
             .device()
             // mixed first: seeds of micro-batches follow each other as layers do
@@ -97,10 +98,10 @@ impl Checkpoints<'_> {
 
 /// `f` of `x` on the autodiff device, where dropout acts. A graph that is dropped stays in Burn's memory until a backward
 /// pass is made through its neighbourhood: here is one from a corner of `x`.
-fn without_graph(x: Tensor<3>, f: impl FnOnce(Tensor<3>) -> Tensor<3>) -> Tensor<3> {
+fn without_graph(x: Tensor<2>, f: impl FnOnce(Tensor<2>) -> Tensor<2>) -> Tensor<2> {
     let x = Tensor::from_inner(x).require_grad();
     let y = f(x.clone()).inner();
-    let _ = x.slice([0..1, 0..1, 0..1]).sum().backward();
+    let _ = x.slice([0..1, 0..1]).sum().backward();
     y
 }
 
@@ -114,22 +115,30 @@ mod tests {
     use crate::{ModelConfig, lora, params};
 
     /// The same pass with its graph, and the same draws.
-    fn with_graph(model: &LanguageModel, ids: Tensor<2, Int>, d_hidden: Tensor<3>) -> Vec<f32> {
+    fn with_graph(
+        model: &LanguageModel,
+        tokens: Tensor<2>,
+        lengths: &[usize],
+        d_hidden: Tensor<2>,
+    ) -> (Vec<f32>, Vec<f32>) {
         let pass = Checkpoints {
             model,
-            span: model.span(ids.dims()[1], 0, &[]),
-            ids,
+            span: Span::packed(lengths, model.angles(), &model.device()),
+            tokens: tokens.clone(),
             inputs: Vec::new(),
             seed: 7,
         };
-        let mut x = pass.embed();
+        let tokens = Tensor::from_inner(tokens).require_grad();
+        let mut x = pass.enter(tokens.clone());
         for index in 0..model.layers() {
             x = pass.layer(index, x);
         }
         let mut grads = (model.norm(x) * Tensor::from_inner(d_hidden))
             .sum()
             .backward();
-        values(model, GradientsParams::from_module(&mut grads, model))
+        let params = GradientsParams::from_module(&mut grads, model);
+        let d_tokens = tokens.grad_remove(&mut grads).unwrap();
+        (values(model, params), params::to_vec(d_tokens))
     }
 
     fn values(model: &LanguageModel, grads: GradientsParams) -> Vec<f32> {
@@ -167,16 +176,18 @@ mod tests {
                 model = lora::attach(model, adapters, 1).unwrap();
             }
             let model = model.train();
-            let ids: Vec<i32> = (0..12).map(|i| i * 7 % 50).collect();
-            let ids = Tensor::<2, Int>::from_data(TensorData::new(ids, [2, 6]), &model.device());
-            let d_hidden: Vec<f32> = (0..2 * 6 * 16).map(|i| (i as f32).sin()).collect();
-            let d_hidden =
-                Tensor::<3>::from_data(TensorData::new(d_hidden, [2, 6, 16]), &Device::flex());
-            let pass = model.checkpointed(ids.clone(), 7);
+            let wave = |step: f32| {
+                let values: Vec<f32> = (0..12 * 16).map(|i| (i as f32 * step).sin()).collect();
+                Tensor::<2>::from_data(TensorData::new(values, [12, 16]), &Device::flex())
+            };
+            let (tokens, d_hidden) = (wave(0.3), wave(1.0));
+            let lengths = [7, 1, 4];
+            let pass = model.checkpointed(tokens.clone(), &lengths, 7);
             assert_eq!(pass.inputs.len(), 4);
-            let ours = values(&model, pass.backward(d_hidden.clone()));
-            assert!(ours.iter().any(|&x| x != 0.0));
-            assert_eq!(ours, with_graph(&model, ids, d_hidden));
+            let (grads, d_tokens) = pass.backward(d_hidden.clone());
+            let ours = (values(&model, grads), params::to_vec(d_tokens));
+            assert!(ours.0.iter().chain(&ours.1).any(|&x| x != 0.0));
+            assert_eq!(ours, with_graph(&model, tokens, &lengths, d_hidden));
         }
     }
 }

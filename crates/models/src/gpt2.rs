@@ -1,16 +1,18 @@
 //! GPT-2: Radford et al., "Language Models are Unsupervised Multitask Learners" (2019).
 //!
 //! Layout, names and initialisation follow the Hugging Face `GPT2LMHeadModel`; the head is the token
-//! embedding. B = batch, T = tokens, d = `n_embd`, H = heads, dh = d / H.
+//! embedding. B = batch, T = tokens, N = tokens of all sequences,
+//! d = `n_embd`, H = heads, dh = d / H.
 
 use burn::module::Module;
 use burn::nn::{Dropout, DropoutConfig};
-use burn::tensor::{Device, Int, Tensor};
+use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::activation::gelu_new;
 use crate::kv_cache::KvCache;
-use crate::layers::{Conv1D, Embedding, LayerNorm, Precision, Span, attend};
+use crate::layers::{Conv1D, Embedding, LayerNorm, Precision, Projected};
+use crate::span::{Heads, Span};
 
 /// The keys of a GPT-2 `config.json` that matter here, with the defaults of `transformers`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -99,32 +101,18 @@ pub struct Attention {
     attn_dropout: Dropout,
     resid_dropout: Dropout,
     #[module(skip)]
-    heads: usize,
+    shape: Heads,
 }
 
 impl Attention {
     fn forward(
         &self,
-        x: Tensor<3>,
+        x: Tensor<2>,
         span: &Span,
         cache: Option<(&mut KvCache, usize)>,
-    ) -> Tensor<3> {
-        let [b, t, d] = x.dims();
-        let dh = d / self.heads;
-        let qkv = self.c_attn.forward(x).reshape([b, t, 3, self.heads, dh]);
-        // one of q, k, v: [B, T, 3, H, dh] -> [B, H, T, dh]
-        let part = |i: usize| {
-            qkv.clone()
-                .slice([0..b, 0..t, i..i + 1, 0..self.heads, 0..dh])
-                .reshape([b, t, self.heads, dh])
-                .swap_dims(1, 2)
-        };
-        let (q, k, v) = (part(0), part(1), part(2));
-        let y = match cache {
-            Some((cache, layer)) => cache.attend(layer, q, k, v, span),
-            None => attend(q, k, v, span.bias.clone(), |w| self.attn_dropout.forward(w)),
-        };
-        let y = y.swap_dims(1, 2).reshape([b, t, d]);
+    ) -> Tensor<2> {
+        let qkv = Projected::Joint(self.c_attn.forward(x));
+        let y = span.attend(qkv, self.shape, cache, Some(&self.attn_dropout));
         self.resid_dropout.forward(self.c_proj.forward(y))
     }
 }
@@ -140,7 +128,7 @@ pub struct Mlp {
 }
 
 impl Mlp {
-    fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+    fn forward(&self, x: Tensor<2>) -> Tensor<2> {
         self.dropout
             .forward(self.c_proj.forward(gelu_new(self.c_fc.forward(x))))
     }
@@ -171,7 +159,11 @@ impl Block {
                 c_proj: Conv1D::new(d, d, device),
                 attn_dropout: dropout(config.attn_pdrop),
                 resid_dropout: dropout(config.resid_pdrop),
-                heads: config.n_head,
+                shape: Heads {
+                    heads: config.n_head,
+                    kv_heads: config.n_head,
+                    dh: d / config.n_head,
+                },
             },
             ln_2: LayerNorm::new(d, device),
             mlp: Mlp {
@@ -259,26 +251,23 @@ impl Gpt2 {
         }
     }
 
-    pub(crate) fn span(&self, width: usize, past: usize, left_pad: &[usize]) -> Span {
-        let device = self.transformer.wte.weight.val().device();
-        Span::new(width, past, left_pad, &device)
+    /// Adds the embeddings of the positions: `[N, d] -> [N, d]`.
+    pub(crate) fn enter(&self, tokens: Tensor<2>, span: &Span) -> Tensor<2> {
+        let ([n, d], stack) = (tokens.dims(), &self.transformer);
+        let places = stack.wpe.forward(span.ids(&tokens.device())); // [B or 1, T, d]
+        let width = places.dims()[1];
+        let x = tokens.reshape([n / width, width, d]) + places;
+        stack.drop.forward(x.reshape([n, d]))
     }
 
-    /// `[B, T] -> [B, T, d]`
-    pub(crate) fn embed(&self, ids: Tensor<2, Int>, span: &Span) -> Tensor<3> {
-        let stack = &self.transformer;
-        let places = stack.wpe.forward(span.ids(&ids.device())); // [B or 1, T, d]
-        stack.drop.forward(stack.wte.forward(ids) + places)
-    }
-
-    /// One block: `[B, T, d] -> [B, T, d]`
+    /// One block: `[N, d] -> [N, d]`
     pub(crate) fn layer(
         &self,
         index: usize,
-        x: Tensor<3>,
+        x: Tensor<2>,
         span: &Span,
         cache: Option<&mut KvCache>,
-    ) -> Tensor<3> {
+    ) -> Tensor<2> {
         let (block, eps) = (&self.transformer.h[index], self.config.layer_norm_epsilon);
         let normed = block.ln_1.forward(x.clone(), eps);
         let cache = cache.map(|c| (c, index));
@@ -287,7 +276,7 @@ impl Gpt2 {
         x + block.mlp.forward(normed)
     }
 
-    pub(crate) fn norm(&self, x: Tensor<3>) -> Tensor<3> {
+    pub(crate) fn norm(&self, x: Tensor<2>) -> Tensor<2> {
         self.transformer
             .ln_f
             .forward(x, self.config.layer_norm_epsilon)

@@ -3,7 +3,7 @@
 
 use burn::tensor::{Int, Tensor, TensorData};
 
-use crate::layers::{Span, attend};
+use crate::span::attend;
 
 /// Keys and values of the tokens seen so far, one pair a layer, allocated once.
 pub struct KvCache {
@@ -38,13 +38,14 @@ impl KvCache {
     /// # Shapes
     ///
     /// - `q`: `[B, H, T, dh]`; `k`, `v`: `[B, K, T, dh]`; output `[B, H, T, dh]`
+    /// - `bias`, added to the scores: `[B or 1, 1, T, past + T]`
     pub(crate) fn attend(
         &mut self,
         layer: usize,
         q: Tensor<4>,
         k: Tensor<4>,
         v: Tensor<4>,
-        span: &Span,
+        bias: Option<Tensor<4>>,
     ) -> Tensor<4> {
         let [batch, heads, width, dh] = k.dims();
         let end = self.length + width;
@@ -58,7 +59,7 @@ impl KvCache {
         let seen = [0..batch, 0..heads, 0..end, 0..dh];
         let (k, v) = (keys.clone().slice(seen.clone()), values.clone().slice(seen));
         self.layers[layer] = Some((keys, values));
-        attend(q, k, v, span.bias.clone(), |w| w)
+        attend(q, k, v, bias, |w| w)
     }
 
     /// Called once by the model after all layers have appended `width` tokens.
@@ -92,9 +93,8 @@ mod tests {
         };
         let mut cache = KvCache::new(1, 4);
         let step = |cache: &mut KvCache, values: &[f32]| {
-            let span = Span::new(1, cache.len(), &vec![0; values.len()], &device);
             let zeros = at(values) * 0.0;
-            let y = cache.attend(0, zeros.clone(), zeros, at(values), &span);
+            let y = cache.attend(0, zeros.clone(), zeros, at(values), None);
             cache.advance(1);
             crate::params::to_vec(y)
         };

@@ -1,6 +1,7 @@
 //! GPT-2 and LLaMA on Burn: Hugging Face checkpoints in and out, a KV cache, and sampling.
 //!
-//! A model maps token ids `[B, T]` to *hidden states* `[B, T, d]`. The language-model head is
+//! A model maps token ids to *hidden states*: `[B, T]` to `[B, T, d]`, or `[N]` to `[N, d]` where the N tokens of all
+//! sequences lie end to end. The language-model head is
 //! applied apart ([`LanguageModel::logits`]), so that a training step can apply it only to the rows
 //! that predict a response token.
 #![allow(clippy::module_name_repetitions)]
@@ -22,6 +23,7 @@ pub mod lora;
 mod ops;
 mod packed;
 pub mod params;
+mod span;
 pub mod verify;
 
 use burn::module::{Module, Param};
@@ -32,7 +34,7 @@ pub use config::{ModelConfig, Parameters};
 pub use error::Error;
 pub use kv_cache::KvCache;
 pub use layers::Precision;
-use layers::Span;
+use span::{Angles, Span};
 
 /// A causal language model of one of the supported architectures.
 #[derive(Module, Debug)]
@@ -60,46 +62,85 @@ impl LanguageModel {
         left_pad: &[usize],
         mut cache: Option<&mut KvCache>,
     ) -> Tensor<3> {
-        let width = ids.dims()[1];
-        let span = self.span(width, cache.as_ref().map_or(0, |c| c.len()), left_pad);
-        let mut x = self.embed(ids, &span);
+        let [batch, width] = ids.dims();
+        let past = cache.as_ref().map_or(0, |c| c.len());
+        let span = Span::padded(width, past, left_pad, self.angles(), &self.device());
+        let mut x = self.enter(self.tokens(ids.flatten(0, 1)), &span);
         for index in 0..self.layers() {
             x = self.layer(index, x, &span, cache.as_deref_mut());
         }
         if let Some(cache) = cache {
             cache.advance(width);
         }
+        let x = self.norm(x);
+        let d = x.dims()[1];
+        x.reshape([batch, width, d])
+    }
+
+    /// [`hidden`](Self::hidden) of sequences that lie end to end, without padding: everything but attention takes the
+    /// tokens of all of them as rows of one matrix.
+    ///
+    /// # Shapes
+    ///
+    /// - `ids`: `[N]`; `lengths`, of the sequences: N in all
+    /// - output: `[N, d]`
+    pub fn hidden_packed(&self, ids: Tensor<1, Int>, lengths: &[usize]) -> Tensor<2> {
+        self.hidden_of_tokens(self.tokens(ids), lengths)
+    }
+
+    /// [`hidden_packed`](Self::hidden_packed) of rows of the token embedding: `[N, d] -> [N, d]`.
+    pub fn hidden_of_tokens(&self, tokens: Tensor<2>, lengths: &[usize]) -> Tensor<2> {
+        let span = Span::packed(lengths, self.angles(), &self.device());
+        let mut x = self.enter(tokens, &span);
+        for index in 0..self.layers() {
+            x = self.layer(index, x, &span, None);
+        }
         self.norm(x)
     }
 
-    fn span(&self, width: usize, past: usize, left_pad: &[usize]) -> Span {
+    /// Rows of the token embedding: `[N] -> [N, d]`.
+    fn tokens(&self, ids: Tensor<1, Int>) -> Tensor<2> {
+        self.embedding().val().select(0, ids)
+    }
+
+    /// The token embedding `[V, d]`.
+    pub fn embedding(&self) -> &Param<Tensor<2>> {
         match self {
-            Self::Gpt2(m) => m.span(width, past, left_pad),
-            Self::Llama(m) => m.span(width, past, left_pad),
+            Self::Gpt2(m) => &m.transformer.wte.weight,
+            Self::Llama(m) => &m.model.embed_tokens.weight,
         }
     }
 
-    fn embed(&self, ids: Tensor<2, Int>, span: &Span) -> Tensor<3> {
+    /// Of the rotary embedding, where there is one.
+    fn angles(&self) -> Option<Angles> {
         match self {
-            Self::Gpt2(m) => m.embed(ids, span),
-            Self::Llama(m) => m.embed(ids),
+            Self::Gpt2(_) => None,
+            Self::Llama(m) => Some(m.angles()),
+        }
+    }
+
+    /// What the first layer gets of the tokens: `[N, d] -> [N, d]`.
+    fn enter(&self, tokens: Tensor<2>, span: &Span) -> Tensor<2> {
+        match self {
+            Self::Gpt2(m) => m.enter(tokens, span),
+            Self::Llama(_) => tokens,
         }
     }
 
     fn layer(
         &self,
         index: usize,
-        x: Tensor<3>,
+        x: Tensor<2>,
         span: &Span,
         cache: Option<&mut KvCache>,
-    ) -> Tensor<3> {
+    ) -> Tensor<2> {
         match self {
             Self::Gpt2(m) => m.layer(index, x, span, cache),
             Self::Llama(m) => m.layer(index, x, span, cache),
         }
     }
 
-    fn norm(&self, x: Tensor<3>) -> Tensor<3> {
+    fn norm(&self, x: Tensor<2>) -> Tensor<2> {
         match self {
             Self::Gpt2(m) => m.norm(x),
             Self::Llama(m) => m.norm(x),
@@ -181,10 +222,7 @@ impl LanguageModel {
 
     /// The device of the parameters.
     pub fn device(&self) -> Device {
-        match self {
-            Self::Gpt2(m) => m.transformer.wte.weight.val().device(),
-            Self::Llama(m) => m.model.embed_tokens.weight.val().device(),
-        }
+        self.embedding().val().device()
     }
 
     /// A shallower model made of some of this one's layers, evenly spaced, first and last included.

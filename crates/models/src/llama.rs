@@ -1,16 +1,17 @@
 //! LLaMA: Touvron et al., "LLaMA: Open and Efficient Foundation Language Models" (2023), with the
 //! grouped-query attention of LLaMA 2 (Ainslie et al. 2023).
 //!
-//! Layout and names follow the Hugging Face `LlamaForCausalLM`. B = batch, T = tokens,
-//! d = `hidden_size`, H = query heads, K = key/value heads, dh = head width.
+//! Layout and names follow the Hugging Face `LlamaForCausalLM`. B = batch, T = tokens, N = tokens of all
+//! sequences, d = `hidden_size`, H = query heads, K = key/value heads, dh = head width.
 
 use burn::module::{Module, Param};
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{Device, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
 use crate::activation::swiglu;
 use crate::kv_cache::KvCache;
-use crate::layers::{Embedding, Linear, Precision, RmsNorm, Span, attend};
+use crate::layers::{Embedding, Linear, Precision, RmsNorm};
+use crate::span::{Angles, Heads, Span};
 
 /// The keys of a LLaMA `config.json` that matter here, with the defaults of `transformers`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -107,34 +108,19 @@ pub struct Attention {
     /// `[H dh, d]`
     pub o_proj: Linear,
     #[module(skip)]
-    heads: usize,
-    #[module(skip)]
-    kv_heads: usize,
-    #[module(skip)]
-    dh: usize,
+    shape: Heads,
 }
 
 impl Attention {
     fn forward(
         &self,
-        x: Tensor<3>,
+        x: Tensor<2>,
         span: &Span,
         cache: Option<(&mut KvCache, usize)>,
-    ) -> Tensor<3> {
-        let [b, t, _] = x.dims();
-        let dh = self.dh;
-        let rotary = span.rotary.as_ref().expect("made with the span");
-        // [B, T, heads dh] -> [B, heads, T, dh]
-        let split = |y: Tensor<3>, heads: usize| y.reshape([b, t, heads, dh]).swap_dims(1, 2);
-        let q = rotary.apply(split(self.q_proj.forward(x.clone()), self.heads));
-        let k = rotary.apply(split(self.k_proj.forward(x.clone()), self.kv_heads));
-        let v = split(self.v_proj.forward(x), self.kv_heads);
-        let y = match cache {
-            Some((cache, layer)) => cache.attend(layer, q, k, v, span),
-            None => attend(q, k, v, span.bias.clone(), |w| w),
-        };
-        self.o_proj
-            .forward(y.swap_dims(1, 2).reshape([b, t, self.heads * dh]))
+    ) -> Tensor<2> {
+        let qkv = Linear::together([&self.q_proj, &self.k_proj, &self.v_proj], x);
+        let y = span.attend(qkv, self.shape, cache, None);
+        self.o_proj.forward(y)
     }
 }
 
@@ -150,17 +136,19 @@ pub(crate) struct Rotary {
 }
 
 impl Rotary {
-    fn new(span: &Span, theta: f64, dh: usize, device: &Device) -> Self {
+    /// For positions `[rows, T]`.
+    pub(crate) fn new(positions: &[usize], rows: usize, angles: Angles, device: &Device) -> Self {
+        let Angles { theta, dh } = angles;
         let half = dh / 2;
-        let width = span.positions.len() / span.rows;
+        let width = positions.len() / rows;
         let frequencies: Vec<f64> = frequencies(theta, dh).collect();
         let table = |f: fn(f64) -> f64| {
-            let mut values = Vec::with_capacity(span.positions.len() * dh);
-            for &position in &span.positions {
+            let mut values = Vec::with_capacity(positions.len() * dh);
+            for &position in positions {
                 values.extend(frequencies.iter().map(|x| f(position as f64 * x) as f32));
                 values.extend_from_within(values.len() - half..);
             }
-            Tensor::from_data(TensorData::new(values, [span.rows, 1, width, dh]), device)
+            Tensor::from_data(TensorData::new(values, [rows, 1, width, dh]), device)
         };
         Self {
             cos: table(f64::cos),
@@ -169,7 +157,7 @@ impl Rotary {
     }
 
     /// Rotates the pair (i, i + dh/2) of every head: `x cos + (-x2, x1) sin`.
-    fn apply(&self, x: Tensor<4>) -> Tensor<4> {
+    pub(crate) fn apply(&self, x: Tensor<4>) -> Tensor<4> {
         let [b, h, t, dh] = x.dims();
         let half = dh / 2;
         let first = x.clone().slice([0..b, 0..h, 0..t, 0..half]);
@@ -191,10 +179,9 @@ pub struct Mlp {
 }
 
 impl Mlp {
-    fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let gate = self.gate_proj.forward(x.clone());
-        self.down_proj
-            .forward(swiglu(gate, self.up_proj.forward(x)))
+    fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+        let gate_and_up = Linear::together([&self.gate_proj, &self.up_proj], x);
+        self.down_proj.forward(swiglu(gate_and_up))
     }
 }
 
@@ -214,21 +201,20 @@ pub struct Layer {
 impl Layer {
     fn new(config: &LlamaConfig, device: &Device) -> Self {
         let (d, inner) = (config.hidden_size, config.intermediate_size);
-        let (heads, kv_heads, dh) = (
-            config.num_attention_heads,
-            config.kv_heads(),
-            config.head_width(),
-        );
+        let shape = Heads {
+            heads: config.num_attention_heads,
+            kv_heads: config.kv_heads(),
+            dh: config.head_width(),
+        };
+        let (q, kv) = (shape.heads * shape.dh, shape.kv_heads * shape.dh);
         Self {
             input_layernorm: RmsNorm::new(d, device),
             self_attn: Attention {
-                q_proj: Linear::new(d, heads * dh, device),
-                k_proj: Linear::new(d, kv_heads * dh, device),
-                v_proj: Linear::new(d, kv_heads * dh, device),
-                o_proj: Linear::new(heads * dh, d, device),
-                heads,
-                kv_heads,
-                dh,
+                q_proj: Linear::new(d, q, device),
+                k_proj: Linear::new(d, kv, device),
+                v_proj: Linear::new(d, kv, device),
+                o_proj: Linear::new(q, d, device),
+                shape,
             },
             post_attention_layernorm: RmsNorm::new(d, device),
             mlp: Mlp {
@@ -330,27 +316,21 @@ impl Llama {
             .weight
     }
 
-    pub(crate) fn span(&self, width: usize, past: usize, left_pad: &[usize]) -> Span {
-        let (config, device) = (&self.config, self.model.embed_tokens.weight.val().device());
-        let mut span = Span::new(width, past, left_pad, &device);
-        let rotary = Rotary::new(&span, config.rope_theta, config.head_width(), &device);
-        span.rotary = Some(rotary);
-        span
+    pub(crate) fn angles(&self) -> Angles {
+        Angles {
+            theta: self.config.rope_theta,
+            dh: self.config.head_width(),
+        }
     }
 
-    /// `[B, T] -> [B, T, d]`
-    pub(crate) fn embed(&self, ids: Tensor<2, Int>) -> Tensor<3> {
-        self.model.embed_tokens.forward(ids)
-    }
-
-    /// One layer: `[B, T, d] -> [B, T, d]`
+    /// One layer: `[N, d] -> [N, d]`
     pub(crate) fn layer(
         &self,
         index: usize,
-        x: Tensor<3>,
+        x: Tensor<2>,
         span: &Span,
         cache: Option<&mut KvCache>,
-    ) -> Tensor<3> {
+    ) -> Tensor<2> {
         let (layer, eps) = (&self.model.layers[index], self.config.rms_norm_eps);
         let normed = layer.input_layernorm.forward(x.clone(), eps);
         let cache = cache.map(|c| (c, index));
@@ -359,7 +339,7 @@ impl Llama {
         x + layer.mlp.forward(normed)
     }
 
-    pub(crate) fn norm(&self, x: Tensor<3>) -> Tensor<3> {
+    pub(crate) fn norm(&self, x: Tensor<2>) -> Tensor<2> {
         self.model.norm.forward(x, self.config.rms_norm_eps)
     }
 }

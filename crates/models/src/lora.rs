@@ -153,10 +153,10 @@ pub struct Adapter {
 }
 
 impl Adapter {
-    /// `[B, T, in] -> [B, T, out]`
-    pub(crate) fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let low = self.dropout.forward(x).matmul(self.a.val().unsqueeze());
-        low.matmul(self.b.val().unsqueeze()) * self.scale
+    /// `[N, in] -> [N, out]`
+    pub(crate) fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+        let low = self.dropout.forward(x).matmul(self.a.val()); // [N, r]
+        low.matmul(self.b.val()) * self.scale
     }
 
     fn delta(&self) -> Tensor<2> {

@@ -1,22 +1,28 @@
 //! Seconds a sample of an update: fine-tuning, and distillation with the teacher's rows cached. Models have SmolLM2's
-//! shape (teacher 30 layers, student 10) and drawn weights, sequences the lengths of 40 of Dolly's, batches are of 8:
-//! `cargo bench -p abkd-training --bench step -- sft|fkld|ab f32|bf16 flex|tch [MICRO_BATCH_SIZE] [recompute]`, the last for gradient
-//! checkpointing. Also prints the peak memory of the
-//! updates, with the teacher no longer in memory.
+//! shape (teacher 30 layers, student 10) and drawn weights, sequences the lengths of 40 of Dolly's; batches are of 8, drawn
+//! as in training:
+//! `cargo bench -p abkd-training --bench step -- sft|fkld|ab f32|bf16 flex|tch [MICRO_BATCH_SIZE] [recompute]`, the last for
+//! gradient checkpointing. Also prints the peak memory of the updates, with the teacher no longer in memory, and the time
+//! that the update's matrix products take at the rate of a product of 2048 x 2048 matrices.
+//!
+//! `batches` prints the batches, prompt and response tokens of each sequence; with `wait` every update waits for a line of
+//! the standard input: for `benches/pytorch/step.py`.
 
+use std::io::BufRead;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
-use abkd_data::{Sequence, batch};
+use abkd_data::{Sequence, batches_of_epoch, collate};
 use abkd_losses::Divergence;
-use abkd_models::{ModelConfig, Precision};
+use abkd_models::{LanguageModel, ModelConfig, Precision};
 use abkd_training::cache::{CacheMode, TeacherCache, write};
 use abkd_training::step::{Teacher, Term, Update, update};
 use abkd_training::timing::Phases;
 use abkd_training::{Objective, optim};
 use burn::module::Module;
-use burn::tensor::Device;
+use burn::optim::ModuleOptimizer;
+use burn::tensor::{DType, Device, Distribution, Tensor};
 
 /// Tokens of prompt and response.
 const LENGTHS: [(usize, usize); 40] = [
@@ -62,10 +68,18 @@ const LENGTHS: [(usize, usize); 40] = [
     (208, 35),
 ];
 const BATCH: usize = 8;
+/// Batches after the first, which warms up.
+const MEASURED: usize = 5;
+const VOCAB: usize = 49_152;
+const WIDTH: usize = 576;
+const LAYERS: usize = 10;
+const TEACHER_LAYERS: usize = 30;
+/// Parameters of a layer's projections.
+const LAYER: usize = 2 * WIDTH * WIDTH + 2 * WIDTH * 192 + 3 * WIDTH * 1536;
 
 fn config(layers: usize) -> ModelConfig {
     let text = format!(
-        r#"{{"model_type": "llama", "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536,
+        r#"{{"model_type": "llama", "vocab_size": {VOCAB}, "hidden_size": {WIDTH}, "intermediate_size": 1536,
         "num_hidden_layers": {layers}, "num_attention_heads": 9, "num_key_value_heads": 3,
         "max_position_embeddings": 2048, "rope_theta": 100000.0, "tie_word_embeddings": true}}"#
     );
@@ -76,26 +90,34 @@ fn main() {
     abkd_host::keep_freed_memory();
     let args: Vec<String> = std::env::args().collect();
     let has = |name: &str| args.iter().any(|a| a == name);
+    let sequences: Vec<Sequence> = LENGTHS
+        .iter()
+        .enumerate()
+        .map(|(example, &(prompt_len, response))| Sequence {
+            example,
+            tokens: (0..prompt_len + response)
+                .map(|i| ((example * 7919 + i * 104_729) % VOCAB) as u32)
+                .collect(),
+            prompt_len,
+        })
+        .collect();
+    let batches = draw(&sequences);
+    if has("batches") {
+        for batch in &batches {
+            let lengths = batch
+                .iter()
+                .map(|s| (s.prompt_len, s.tokens.len() - s.prompt_len));
+            let words: Vec<String> = lengths.map(|(p, r)| format!("{p}+{r}")).collect();
+            println!("{}", words.join(" "));
+        }
+        return;
+    }
     let device = device(has("tch"));
     let precision = if has("bf16") {
         Precision::Bf16
     } else {
         Precision::F32
     };
-    // Buckets by length, as in training.
-    let mut lengths = LENGTHS;
-    lengths.sort_by_key(|(prompt, response)| prompt + response);
-    let sequences: Vec<Sequence> = lengths
-        .iter()
-        .enumerate()
-        .map(|(example, &(prompt_len, response))| Sequence {
-            example,
-            tokens: (0..prompt_len + response)
-                .map(|i| ((example * 7919 + i * 104_729) % 49_152) as u32)
-                .collect(),
-            prompt_len,
-        })
-        .collect();
     let objective = match ["fkld", "ab"].into_iter().find(|id| has(id)) {
         None => Objective::CrossEntropy,
         Some(id) => {
@@ -107,75 +129,168 @@ fn main() {
             }
         }
     };
-    let mut teacher = config(if objective == Objective::CrossEntropy {
-        1
+    let layers = if objective.has_teacher() {
+        TEACHER_LAYERS
     } else {
-        30
-    })
-    .init(2, &device)
-    .with_precision(precision);
+        1
+    };
+    let mut teacher = config(layers).init(2, &device).with_precision(precision);
     let folder = tempfile::tempdir().expect("a folder");
     cache(folder.path(), &teacher, &sequences);
     let cache = TeacherCache::open(folder.path(), "bench").expect("just written");
     // Only its head is used from here on.
     teacher = teacher.with_layers(1).expect("it has one");
     reset_peak();
-    let mut student = config(10)
+    let student = config(LAYERS)
         .init(1, &device)
         .with_precision(precision)
         .train();
-    let mut optimizer = optim::adamw(&student, 0.01, 0.999);
-    let mut samples = Vec::new();
-    for round in 0..2 {
-        for (i, chunk) in sequences.chunks(BATCH).enumerate() {
-            let begun = Instant::now();
-            let term = Term {
-                batch: batch(&chunk.iter().collect::<Vec<_>>(), 0),
-                objective: objective.clone(),
-                weight: 1.0,
-                from_data: true,
-            };
-            let teacher = Teacher {
-                model: &teacher,
-                cache: Some(&cache),
-            };
-            let how = Update {
-                learning_rate: 1e-5,
-                max_grad_norm: 1.0,
-                micro_batch_size: args.iter().find_map(|a| a.parse().ok()),
-                parallel_micro_batches: 1,
-                gradient_checkpointing: has("recompute"),
-                seed: i as u64,
-                step: i,
-            };
-            student = update(
-                student,
-                &mut optimizer,
-                Some(teacher),
-                &[term],
-                &how,
-                Phases::default(),
-            )
-            .expect("drawn weights give finite losses")
-            .0;
-            // The first round warms up.
-            if round > 0 {
-                samples.push(begun.elapsed().as_secs_f64());
-            }
+    let mut run = Run {
+        optimizer: optim::adamw(&student, 0.01, 0.999),
+        student: Some(student),
+        teacher: Teacher {
+            model: &teacher,
+            cache: Some(&cache),
+        },
+        objective,
+        micro_batch_size: args.iter().find_map(|a| a.parse().ok()),
+        gradient_checkpointing: has("recompute"),
+        step: 0,
+    };
+    // The first one warms up.
+    let mut measured = Vec::new();
+    if has("wait") {
+        println!("ready");
+        for (_, batch) in std::io::stdin().lock().lines().zip(&batches) {
+            let seconds = run.update(batch);
+            measured.push((batch, seconds));
+            println!("{seconds} {}", tokens(batch));
         }
+    } else {
+        measured.extend(batches.iter().map(|batch| (batch, run.update(batch))));
     }
-    let seconds = samples.iter().sum::<f64>() / sequences.len() as f64;
-    println!("{seconds:.4} s/sample, peak {:.2} GiB", peak());
+    let peak = peak();
+    measured.remove(0);
+    let samples = (BATCH * measured.len()) as f64;
+    let seconds = measured.iter().map(|(_, s)| s).sum::<f64>() / samples;
+    let work: f64 = measured
+        .iter()
+        .map(|(batch, _)| work(batch, run.objective.has_teacher()))
+        .sum();
+    let rate = rate(&device, precision);
+    let products = work / samples / rate;
+    println!(
+        "{seconds:.4} s/sample, peak {peak:.2} GiB, products {products:.4} s/sample at {:.0} GFLOP/s: {:.2} times that",
+        rate / 1e9,
+        seconds / products
+    );
 }
 
-fn cache(folder: &Path, teacher: &abkd_models::LanguageModel, sequences: &[Sequence]) {
+/// As training does: a uniform draw, sorted by length.
+fn draw(sequences: &[Sequence]) -> Vec<Vec<&Sequence>> {
+    let epochs = (0..).flat_map(|epoch| batches_of_epoch(sequences.len(), BATCH, 1, epoch));
+    epochs
+        .take(1 + MEASURED)
+        .map(|indices| {
+            let mut batch: Vec<&Sequence> = indices.into_iter().map(|i| &sequences[i]).collect();
+            batch.sort_by_key(|s| s.tokens.len());
+            batch
+        })
+        .collect()
+}
+
+struct Run<'a> {
+    student: Option<LanguageModel>,
+    optimizer: ModuleOptimizer,
+    teacher: Teacher<'a>,
+    objective: Objective,
+    micro_batch_size: Option<usize>,
+    gradient_checkpointing: bool,
+    step: usize,
+}
+
+impl Run<'_> {
+    /// Seconds that it takes.
+    fn update(&mut self, batch: &[&Sequence]) -> f64 {
+        let begun = Instant::now();
+        let term = Term {
+            batch: collate(batch),
+            objective: self.objective.clone(),
+            weight: 1.0,
+            from_data: true,
+        };
+        let how = Update {
+            learning_rate: 1e-5,
+            max_grad_norm: 1.0,
+            micro_batch_size: self.micro_batch_size,
+            parallel_micro_batches: 1,
+            gradient_checkpointing: self.gradient_checkpointing,
+            seed: self.step as u64,
+            step: self.step,
+        };
+        let (student, report) = update(
+            self.student.take().expect("put back by the update before"),
+            &mut self.optimizer,
+            Some(self.teacher),
+            &[term],
+            &how,
+            Phases::default(),
+        )
+        .expect("drawn weights give finite losses");
+        self.student = Some(student);
+        self.step += 1;
+        if std::env::var_os("PHASES").is_some() {
+            eprintln!("{:?}", report.phases);
+        }
+        begun.elapsed().as_secs_f64()
+    }
+}
+
+fn tokens(batch: &[&Sequence]) -> usize {
+    batch.iter().map(|s| s.tokens.len() - 1).sum()
+}
+
+/// Floating-point operations of the matrix products of an update: of the student's layers and head forward, and twice
+/// that backward; of the teacher's head. Attention counts the keys that are seen.
+fn work(batch: &[&Sequence], teacher: bool) -> f64 {
+    let rows: usize = batch.iter().map(|s| s.tokens.len() - s.prompt_len).sum();
+    let pairs: usize = batch
+        .iter()
+        .map(|s| s.tokens.len() * (s.tokens.len() - 1) / 2)
+        .sum();
+    let layers = 3 * LAYERS * (LAYER * tokens(batch) + 2 * WIDTH * pairs);
+    let heads = (3 + usize::from(teacher)) * VOCAB * WIDTH * rows;
+    2.0 * (layers + heads) as f64
+}
+
+/// Floating-point operations a second of a product of 2048 x 2048 matrices: the best of some.
+fn rate(device: &Device, precision: Precision) -> f64 {
+    const N: usize = 2048;
+    let random = || {
+        let x = Tensor::<2>::random([N, N], Distribution::Normal(0.0, 1.0), device);
+        match precision {
+            Precision::F32 => x,
+            Precision::Bf16 => x.cast(DType::BF16),
+        }
+    };
+    let (a, b) = (random(), random());
+    let seconds = (0..8)
+        .map(|_| {
+            let begun = Instant::now();
+            std::hint::black_box(a.clone().matmul(b.clone()));
+            begun.elapsed().as_secs_f64()
+        })
+        .fold(f64::INFINITY, f64::min);
+    2.0 * (N * N * N) as f64 / seconds
+}
+
+fn cache(folder: &Path, teacher: &LanguageModel, sequences: &[Sequence]) {
     let stop = AtomicBool::new(false);
     write(
         folder,
         "bench",
         teacher,
         sequences,
-        0,
         BATCH,
         CacheMode::Bf16,
         &stop,

@@ -6,7 +6,7 @@ use std::thread::{Scope, ScopedJoinHandle};
 
 use abkd_data::indexed::IndexedTokens;
 use abkd_data::rng::Rng;
-use abkd_data::{Batch, Sequence, batch, batches_of_epoch};
+use abkd_data::{Batch, Sequence, batches_of_epoch, collate};
 
 use crate::cache::TeacherCache;
 use crate::head::Objective;
@@ -93,7 +93,7 @@ impl<'a> Source<'a> {
         let mut sequences: Vec<&Sequence> = indices.iter().map(|&i| &self.sequences[i]).collect();
         // Micro-batches hold sequences of like length.
         sequences.sort_by_key(|s| s.tokens.len());
-        let batch = batch(&sequences, self.pad);
+        let batch = collate(&sequences);
         if let Some(cache) = self.cache {
             cache.fetch(&batch);
         }
@@ -113,6 +113,6 @@ impl<'a> Source<'a> {
             .filter(|d| d.tokens.len() > 1)
             .take(self.settings.batch_size)
             .collect();
-        batch(&documents.iter().collect::<Vec<_>>(), self.pad)
+        collate(&documents.iter().collect::<Vec<_>>())
     }
 }

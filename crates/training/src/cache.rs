@@ -11,7 +11,7 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use abkd_data::{Batch, Sequence, batch};
+use abkd_data::{Batch, Sequence, collate};
 use abkd_models::LanguageModel;
 use burn::tensor::{Device, Tensor, TensorData};
 use half::bf16;
@@ -97,7 +97,6 @@ pub fn write(
     key: &str,
     teacher: &LanguageModel,
     sequences: &[Sequence],
-    pad: u32,
     batch_size: usize,
     mode: CacheMode,
     stop: &AtomicBool,
@@ -133,7 +132,7 @@ pub fn write(
         if stop.load(Ordering::Relaxed) {
             return Ok(false);
         }
-        let hidden = target_rows(teacher, &batch(chunk, pad)).into_data_as::<f32>();
+        let hidden = target_rows(teacher, &collate(chunk)).into_data_as::<f32>();
         let values = hidden.as_slice::<f32>().expect("converted to f32 above");
         let bytes: Vec<u8> = match mode {
             CacheMode::Bf16 => values
@@ -254,16 +253,8 @@ impl TeacherCache {
     pub fn rows(&self, batch: &Batch, device: &Device) -> Result<Tensor<2>, Error> {
         let n = batch.targets.len();
         let mut values: Vec<f32> = Vec::with_capacity(n * self.width);
-        let mut targets = batch
-            .targets
-            .iter()
-            .map(|(at, _)| at / batch.width)
-            .peekable();
-        for (row, example) in batch.examples.iter().enumerate() {
-            let mut wanted = 0;
-            while targets.next_if_eq(&row).is_some() {
-                wanted += 1;
-            }
+        for (example, targets) in batch.examples.iter().zip(batch.targets_by_sequence()) {
+            let wanted = targets.len();
             let Some((first, _)) = self.places.get(example).filter(|(_, n)| *n == wanted) else {
                 return Err(Error::checkpoint(
                     &self.path,
@@ -342,7 +333,6 @@ mod tests {
             "key",
             &teacher(1),
             &sequences(),
-            0,
             2,
             mode,
             stop,
@@ -362,7 +352,7 @@ mod tests {
         let device = Device::flex();
         let data = sequences();
         let chosen: Vec<&Sequence> = [5, 0, 3].iter().map(|&i| &data[i]).collect();
-        let laid = batch(&chosen, 0);
+        let laid = collate(&chosen);
         let exact = target_rows(&teacher(1), &laid);
         for (mode, tolerance) in [(CacheMode::F32, 1e-6), (CacheMode::Bf16, 2e-2)] {
             let dir = tempfile::tempdir().unwrap();
@@ -427,7 +417,7 @@ mod tests {
             tokens: vec![1, 2, 3],
             prompt_len: 2,
         };
-        let rows = cache.rows(&batch(&[&stranger], 0), &Device::flex());
+        let rows = cache.rows(&collate(&[&stranger]), &Device::flex());
         assert!(rows.unwrap_err().to_string().contains("example 1"));
     }
 }

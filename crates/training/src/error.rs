@@ -144,11 +144,11 @@ impl Error {
             let Some(row) = row_of(&mut source) else {
                 return Self::Loss(source);
             };
-            let (at, _) = batch.targets[*row];
+            let example = batch.example_of(*row);
             *row += before;
             Self::Row {
                 term: term(),
-                example: batch.examples[at / batch.width],
+                example,
                 source,
             }
         }

@@ -135,13 +135,12 @@ pub fn head_loss(
     }
     let chunk_bytes = chunk_bytes / (1 + usize::from(teacher.is_some()));
     let objective = settle(objective, student, teacher, chunk_bytes)?;
-    let transposed = student.head.clone().transpose(); // [d, V]
     let mut total = 0.0;
     let mut d_hidden = Vec::new();
     let mut d_head: Option<Tensor<2>> = None;
     for range in chunks(n, vocab, chunk_bytes) {
         let hidden = student.hidden.clone().slice([range.clone(), 0..d]);
-        let logits = student.precision.matmul(hidden.clone(), transposed.clone()); // [C, V]
+        let logits = student.logits(range.clone()); // [C, V]
         let teacher_logits = || {
             teacher
                 .expect("this objective needs a teacher")
@@ -150,19 +149,21 @@ pub fn head_loss(
         let (sum, grad) = chunk_loss(&objective, logits, teacher_logits, labels, range.clone())
             .map_err(Error::in_chunk(range.start))?;
         total += sum;
-        d_hidden.push(student.precision.matmul(grad.clone(), student.head.clone())); // [C, d]
+        let precision = student.precision;
+        d_hidden.push(precision.matmul(grad.clone(), student.head.clone())); // [C, d]
         if head_gradient {
-            let part = student.precision.matmul(grad.transpose(), hidden); // [V, d]
+            // [V, d] is much larger than its factors: it is scaled and summed up in them.
+            let (grad, hidden) = (grad.transpose(), hidden * scale);
             d_head = Some(match d_head {
-                Some(sum) => sum + part,
-                None => part,
+                Some(sum) => precision.add_matmul(sum, grad, hidden),
+                None => precision.matmul(grad, hidden),
             });
         }
     }
     Ok(HeadLoss {
         loss: total * scale,
         d_hidden: Tensor::cat(d_hidden, 0) * scale,
-        d_head: d_head.map(|d| d * scale),
+        d_head,
     })
 }
 
@@ -175,6 +176,12 @@ fn chunk_loss(
     range: Range<usize>,
 ) -> Result<(f64, Tensor<2>), abkd_losses::Error> {
     let labels = &labels[range.clone()];
+    // In bfloat16 a gradient is rounded once, as a factor of its products. A sum of gradients is made before.
+    let logits = match objective {
+        Objective::CrossEntropy => logits,
+        Objective::Distill { kd_ratio, .. } if [0.0, 1.0].contains(kd_ratio) => logits,
+        _ => logits.cast(DType::F32),
+    };
     match objective {
         Objective::CrossEntropy => Ok(sum_and_grad(cross_entropy_value_and_grad(logits, labels)?)),
         Objective::Distill {
@@ -261,10 +268,17 @@ impl Rows {
         rows
     }
 
+    /// In the numbers of the product, where the losses read them: elsewhere their values would be rounded like them.
     fn logits(&self, range: Range<usize>) -> Tensor<2> {
         let d = self.hidden.dims()[1];
         let hidden = self.hidden.clone().slice([range, 0..d]);
-        self.precision.matmul(hidden, self.head.clone().transpose())
+        let hidden = hidden.cast(self.head.dtype());
+        let logits = hidden.matmul(self.head.clone().transpose());
+        if abkd_host::serves(&logits.device()) {
+            logits
+        } else {
+            logits.cast(DType::F32)
+        }
     }
 }
 

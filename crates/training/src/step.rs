@@ -91,38 +91,41 @@ pub struct StepReport {
 
 /// Hidden states of the batch's target rows: `[N, d]`.
 pub fn target_rows(model: &LanguageModel, batch: &Batch) -> Tensor<2> {
-    let hidden = model.hidden(token_ids(batch, &model.device()), &[], None);
+    let hidden = model.hidden_packed(token_ids(batch, &model.device()), &batch.lengths);
     select_targets(hidden, batch)
 }
 
-/// `[B, T]`
-fn token_ids(batch: &Batch, device: &Device) -> Tensor<2, Int> {
-    let ids: Vec<i32> = batch.input_ids.iter().map(|&t| t as i32).collect();
-    Tensor::from_data(TensorData::new(ids, [batch.rows, batch.width]), device)
+/// Of all tokens: `[M]`
+fn token_ids(batch: &Batch, device: &Device) -> Tensor<1, Int> {
+    indices(batch.input_ids.iter().map(|&t| t as i32), device)
 }
 
-/// `[B, T, d] -> [N, d]`
-fn select_targets(hidden: Tensor<3>, batch: &Batch) -> Tensor<2> {
-    let ([b, t, d], device) = (hidden.dims(), hidden.device());
-    hidden
-        .reshape([b * t, d])
-        .select(0, target_positions(batch, &device))
+/// `[M, d] -> [N, d]`
+fn select_targets(hidden: Tensor<2>, batch: &Batch) -> Tensor<2> {
+    let positions = target_positions(batch, &hidden.device());
+    hidden.select(0, positions)
 }
 
-/// The gradient of [`select_targets`]: `[N, d] -> [B, T, d]`, zero where nothing is predicted.
-fn spread_targets(rows: Tensor<2>, batch: &Batch) -> Tensor<3> {
+/// The gradient of [`select_targets`]: `[N, d] -> [M, d]`, zero where nothing is predicted.
+fn spread_targets(rows: Tensor<2>, batch: &Batch) -> Tensor<2> {
     let (d, device) = (rows.dims()[1], rows.device());
-    let (b, t) = (batch.rows, batch.width);
     let positions = target_positions(batch, &device);
-    Tensor::<2>::zeros([b * t, d], &device)
-        .select_assign(0, positions, rows, IndexingUpdateOp::Add)
-        .reshape([b, t, d])
+    Tensor::<2>::zeros([batch.input_ids.len(), d], &device).select_assign(
+        0,
+        positions,
+        rows,
+        IndexingUpdateOp::Add,
+    )
 }
 
 fn target_positions(batch: &Batch, device: &Device) -> Tensor<1, Int> {
-    let positions: Vec<i32> = batch.targets.iter().map(|(at, _)| *at as i32).collect();
-    let n = positions.len();
-    Tensor::from_data(TensorData::new(positions, [n]), device)
+    indices(batch.targets.iter().map(|(at, _)| *at as i32), device)
+}
+
+fn indices(all: impl Iterator<Item = i32>, device: &Device) -> Tensor<1, Int> {
+    let all: Vec<i32> = all.collect();
+    let n = all.len();
+    Tensor::from_data(TensorData::new(all, [n]), device)
 }
 
 /// Target rows and head of a model on a plain device.
@@ -220,7 +223,7 @@ pub fn update(
         loss,
         grad_norm,
         tokens: terms.iter().map(|t| t.batch.targets.len()).sum(),
-        sequences: terms.first().map_or(0, |t| t.batch.rows),
+        sequences: terms.first().map_or(0, |t| t.batch.lengths.len()),
         teacher_tokens,
         cached_tokens,
         phases,
@@ -253,13 +256,14 @@ fn parts<'a>(terms: &'a [Term], how: &Update) -> Vec<Part<'a>> {
                 seed: how.seed.wrapping_add(parts.len() as u64),
             });
         };
-        let rows = how.micro_batch_size.unwrap_or(term.batch.rows);
-        if rows >= term.batch.rows {
+        let all = term.batch.lengths.len();
+        let size = how.micro_batch_size.unwrap_or(all);
+        if size >= all {
             let (batch, objective) = (&term.batch, &term.objective);
             push(Cow::Borrowed(batch), Cow::Borrowed(objective), 0);
             continue;
         }
-        for (batch, range) in term.batch.split(rows) {
+        for (batch, range) in term.batch.split(size) {
             if range.is_empty() {
                 continue;
             }
@@ -321,26 +325,57 @@ fn part(all: &PolicyRows, range: std::ops::Range<usize>) -> PolicyRows {
 /// What the backward pass of a student starts from.
 #[allow(clippy::large_enum_variant)] // one an update
 enum Forward<'a> {
-    /// The target rows, with their graph.
-    Graph(Tensor<2>),
+    /// The target rows, with their graph, and the tokens' rows that they are a function of.
+    Graph {
+        rows: Tensor<2>,
+        tokens: Tensor<2>,
+    },
     Checkpoints(Checkpoints<'a>),
 }
 
 impl Forward<'_> {
+    /// Gradients of the parameters, and of the tokens' rows where they are asked for.
     fn backward(
         self,
         d_rows: Tensor<2>,
         student: &LanguageModel,
         batch: &Batch,
-    ) -> GradientsParams {
+    ) -> (GradientsParams, Option<Tensor<2>>) {
         match self {
-            Self::Checkpoints(pass) => pass.backward(spread_targets(d_rows, batch)),
+            Self::Checkpoints(pass) => {
+                let (grads, d_tokens) = pass.backward(spread_targets(d_rows, batch));
+                (grads, Some(d_tokens))
+            }
             // The product's gradient in the rows is d_rows, which is all that backward needs.
-            Self::Graph(rows) => {
+            Self::Graph { rows, tokens } => {
                 let mut grads = (rows * Tensor::from_inner(d_rows)).sum().backward();
-                GradientsParams::from_module(&mut grads, student)
+                let params = GradientsParams::from_module(&mut grads, student);
+                (params, tokens.grad_remove(&mut grads))
             }
         }
+    }
+}
+
+/// Adds the gradients of embedding and head. They are `[V, d]`, of which the tokens are a few rows: those are added to
+/// the head's where the two are tied.
+fn embedding_gradient(
+    grads: &mut GradientsParams,
+    student: &LanguageModel,
+    batch: &Batch,
+    d_tokens: Option<Tensor<2>>,
+    mut d_head: Option<Tensor<2>>,
+) {
+    let (embedding, head) = (student.embedding(), student.head());
+    if let Some(d_tokens) = d_tokens.filter(|_| embedding.is_require_grad()) {
+        let device = d_tokens.device();
+        let tied = d_head.take_if(|_| head.id == embedding.id);
+        let sum = tied.unwrap_or_else(|| Tensor::zeros(embedding.val().dims(), &device));
+        let ids = token_ids(batch, &device);
+        let sum = sum.select_assign(0, ids, d_tokens, IndexingUpdateOp::Add);
+        grads.register(embedding.id, sum);
+    }
+    if let Some(d_head) = d_head {
+        grads.register(head.id, d_head);
     }
 }
 
@@ -355,13 +390,22 @@ fn gradients(
 ) -> Gradients {
     let (batch, objective) = (&*part.batch, &*part.objective);
     let (rows, pass) = phases.time(Phase::Student, || {
+        let embedding = student.embedding();
+        let tokens = embedding.val().inner();
+        let ids = token_ids(batch, &tokens.device());
+        let tokens = tokens.select(0, ids);
         if checkpointing {
-            let pass = student.checkpointed(token_ids(batch, &student.device()), part.seed);
+            let pass = student.checkpointed(tokens, &batch.lengths, part.seed);
             let rows = select_targets(pass.hidden(), batch);
             (rows, Forward::Checkpoints(pass))
         } else {
-            let rows = target_rows(student, batch);
-            (rows.clone().inner(), Forward::Graph(rows))
+            let mut tokens = Tensor::from_inner(tokens);
+            if embedding.is_require_grad() {
+                tokens = tokens.require_grad();
+            }
+            let hidden = student.hidden_of_tokens(tokens.clone(), &batch.lengths);
+            let rows = select_targets(hidden, batch);
+            (rows.clone().inner(), Forward::Graph { rows, tokens })
         }
     });
     let head = student.head();
@@ -393,15 +437,8 @@ fn gradients(
         )
     })?;
     let grads = phases.time(Phase::Backward, || {
-        let mut grads = pass.backward(d_hidden, student, batch);
-        if let Some(d_head) = d_head {
-            // A tied head has a gradient from the embedding already.
-            let sum = match grads.remove::<2>(head.id) {
-                Some(grad) => grad + d_head,
-                None => d_head,
-            };
-            grads.register(head.id, sum);
-        }
+        let (mut grads, d_tokens) = pass.backward(d_hidden, student, batch);
+        embedding_gradient(&mut grads, student, batch, d_tokens, d_head);
         grads
     });
     Ok((loss, grads))

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use abkd_data::indexed::IndexedTokens;
-use abkd_data::{Batch, Example, Sequence, Tokenizer, batch};
+use abkd_data::{Batch, Example, Sequence, Tokenizer, collate};
 use abkd_models::LanguageModel;
 use abkd_models::checkpoint::{self, StoredAs};
 use abkd_models::generate::Decoding;
@@ -330,7 +330,7 @@ fn validation_loss(run: &TrainRun, plain: &LanguageModel) -> Result<f64, Error> 
     let pad = run.tokenizer.pad();
     let batches: Vec<Batch> = by_length(run.validation.sequences)
         .chunks(run.settings.batch_size)
-        .map(|chunk| batch(chunk, pad))
+        .map(|chunk| collate(chunk))
         .collect();
     step::cross_entropy(plain, &batches)
 }

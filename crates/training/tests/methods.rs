@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use abkd_data::indexed::{IndexedTokens, write_indexed};
-use abkd_data::{Sequence, Tokenizer, batch};
+use abkd_data::{Sequence, Tokenizer, collate};
 use abkd_losses::{Divergence, Fidelity, value};
 use abkd_models::generate::{Decoding, generate};
 use abkd_models::lora::{self, LoraConfig, Start};
@@ -150,7 +150,7 @@ impl Toy {
                 prompt_len: 3,
             })
             .collect();
-        let laid = batch(&sequences.iter().collect::<Vec<_>>(), eos);
+        let laid = collate(&sequences.iter().collect::<Vec<_>>());
         let logits = |m: &LanguageModel| m.logits(target_rows(m, &laid));
         let rows = value(
             &Divergence::ReverseKl,
@@ -428,7 +428,7 @@ fn the_initialised_students_adapter_is_trained_on_or_merged() {
         assert_eq!(name.contains("lora_B"), largest < 2e-4, "{name} {largest}");
     }
     assert!(apart(&lora::tensors(&merged), &begun) > 1e-2);
-    let laid = batch(&toy.sequences.iter().collect::<Vec<_>>(), 0);
+    let laid = collate(&toy.sequences.iter().collect::<Vec<_>>());
     let hidden = |m: &LanguageModel| target_rows(m, &laid);
     let moved: f32 = (hidden(&merged) - hidden(&merged_base))
         .abs()
@@ -506,7 +506,7 @@ fn the_initialised_students_adapter_is_trained_on_or_merged() {
 #[test]
 fn parts_of_a_batch_make_the_update_of_the_whole() {
     let toy = Toy::new();
-    let laid = batch(&toy.sequences[..7].iter().collect::<Vec<_>>(), 0);
+    let laid = collate(&toy.sequences[..7].iter().collect::<Vec<_>>());
     let term = Term {
         batch: laid,
         objective: Objective::Distill {
@@ -623,7 +623,6 @@ fn the_cached_teacher_teaches_as_the_running_one() {
         "toy",
         &toy.teacher,
         &toy.sequences,
-        0,
         8,
         CacheMode::F32,
         &go_on,
@@ -633,7 +632,7 @@ fn the_cached_teacher_teaches_as_the_running_one() {
     let cache = TeacherCache::open(dir.path(), "toy").unwrap();
     let chosen: Vec<&Sequence> = [31, 4, 77].iter().map(|&i| &toy.sequences[i]).collect();
     let term = Term {
-        batch: batch(&chosen, 0),
+        batch: collate(&chosen),
         objective: Objective::Distill {
             divergence: Divergence::ReverseKl,
             fidelity: Fidelity::Paper,
@@ -710,7 +709,7 @@ fn adapters_alone_are_trained_and_read_back_the_same() {
     let adapted = lora::load(toy.student.clone(), &adapter).unwrap();
     let merged = lora::merge(adapted.clone());
     assert!(lora::is_adapted(&adapted) && !lora::is_adapted(&merged));
-    let laid = batch(&toy.sequences.iter().collect::<Vec<_>>(), 0);
+    let laid = collate(&toy.sequences.iter().collect::<Vec<_>>());
     let hidden = |m: &LanguageModel| target_rows(m, &laid);
     let apart: f32 = (hidden(&adapted) - hidden(&merged))
         .abs()

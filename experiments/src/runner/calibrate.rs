@@ -140,7 +140,6 @@ impl<'a> Sample<'a> {
             "calibration",
             &teacher,
             sequences,
-            inputs.tokenizer.pad(),
             p.distill.batch_size,
             p.teacher_cache,
             &AtomicBool::new(false),

@@ -191,7 +191,6 @@ impl Worker<'_> {
             &cell.id,
             &self.model(Who::Teacher)?,
             sequences,
-            self.inputs.tokenizer.pad(),
             profile.distill.batch_size,
             profile.teacher_cache,
             self.stop,

@@ -12,7 +12,7 @@
 //! means over micro-batches.
 
 use abkd_data::rng::Rng;
-use abkd_data::{Sequence, batch};
+use abkd_data::{Sequence, collate};
 use abkd_losses::{Divergence, Fidelity};
 use abkd_models::generate::generate_from_mixture;
 use burn::module::Module;
@@ -298,7 +298,7 @@ impl MiniLlm {
         let policy = policy_rows(&self.settings, &tokens, width);
         let sequences: Vec<&Sequence> = chosen.iter().map(|r| &r.sequence).collect();
         Term {
-            batch: batch(&sequences, pad),
+            batch: collate(&sequences),
             objective: Objective::Policy(policy),
             weight: 1.0,
             from_data: false,
@@ -335,7 +335,7 @@ fn score(
 ) -> Result<Vec<Rollout>, Error> {
     let mut rollouts = Vec::with_capacity(sequences.len());
     for part in sequences.chunks(settings.sampling_batch_size) {
-        let laid = batch(&part.iter().collect::<Vec<_>>(), pad);
+        let laid = collate(&part.iter().collect::<Vec<_>>());
         let labels = labels(&laid);
         let log_probs_of = |model| log_probs(&rows_of(model, &laid), &labels, CHUNK_BYTES);
         let log_q = log_probs_of(student).map_err(Error::in_update(step, &laid, 0))?;

@@ -403,7 +403,7 @@ mod tests {
         let mut phases = Phases::default();
         let data: Vec<&Sequence> = sequences.iter().collect();
         let data = Prepared {
-            batch: abkd_data::batch(&data, 0),
+            batch: abkd_data::collate(&data),
             sequences: data,
             text: None,
         };

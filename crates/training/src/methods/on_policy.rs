@@ -1,7 +1,7 @@
 //! The student's own answers as training sequences.
 
 use abkd_data::rng::Rng;
-use abkd_data::{Batch, Sequence, batch};
+use abkd_data::{Batch, Sequence, collate};
 use abkd_models::generate::{Decoding, generate};
 use burn::module::Module;
 
@@ -95,7 +95,7 @@ pub(super) fn lay(at: &mut Moment, sequences: &[Sequence], labels: Labels) -> Op
 
 fn labelled(sequences: &[Sequence], labels: Labels, eos: u32) -> Batch {
     match labels {
-        Labels::Expected => batch(&sequences.iter().collect::<Vec<_>>(), eos),
+        Labels::Expected => collate(&sequences.iter().collect::<Vec<_>>()),
         Labels::Official => late_labels(sequences, eos),
     }
 }
@@ -115,12 +115,13 @@ fn late_labels(sequences: &[Sequence], eos: u32) -> Batch {
             }
         })
         .collect();
-    let mut laid = batch(&longer.iter().collect::<Vec<_>>(), eos);
+    let mut laid = collate(&longer.iter().collect::<Vec<_>>());
+    let mut end = 0;
     laid.targets = longer
         .iter()
-        .enumerate()
-        .flat_map(|(row, s)| {
-            let start = row * laid.width;
+        .flat_map(|s| {
+            let start = end;
+            end += s.tokens.len() - 1;
             (s.prompt_len..s.tokens.len() - 1).map(move |t| (start + t, s.tokens[t]))
         })
         .collect();

@@ -1,4 +1,4 @@
-use abkd_data::{Sequence, batch};
+use abkd_data::{Sequence, collate};
 use abkd_losses::{Divergence, Fidelity};
 use abkd_models::{ModelConfig, params};
 use burn::module::{ModuleMapper, Param};
@@ -44,7 +44,7 @@ fn sequences() -> [Sequence; 3] {
 }
 
 fn data() -> Batch {
-    batch(&sequences().iter().collect::<Vec<_>>(), 0)
+    collate(&sequences().iter().collect::<Vec<_>>())
 }
 
 fn objective() -> Objective {
@@ -166,7 +166,7 @@ fn an_error_names_the_term_the_example_and_the_row() {
         );
     }
     let [first, second, third] = sequences();
-    let batches = [batch(&[&first, &second], 0), batch(&[&third], 0)];
+    let batches = [collate(&[&first, &second]), collate(&[&third])];
     assert_eq!(
         cross_entropy(&student, &batches).unwrap_err().to_string(),
         "validation, example 345: student logits, row 6: a logit is NaN or +inf"

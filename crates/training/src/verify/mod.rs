@@ -9,7 +9,7 @@ mod trajectory;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use abkd_data::{Sequence, batch};
+use abkd_data::{Sequence, collate};
 use abkd_losses::{Divergence, Fidelity};
 use abkd_models::verify::Check;
 use abkd_models::{LanguageModel, Precision};
@@ -254,7 +254,7 @@ impl GoldenRun<'_> {
             golden.ensure(!sequences.is_empty(), || "a batch is empty".into())?;
             let rate = optim::cosine(i, self.log.len(), self.lr, 1e-7);
             let terms = [Term {
-                batch: batch(&sequences.iter().collect::<Vec<_>>(), 0),
+                batch: collate(&sequences.iter().collect::<Vec<_>>()),
                 objective: self.loss.objective(1.0),
                 weight: 1.0,
                 from_data: false,

@@ -1,0 +1,626 @@
+//! Causal attention of sequences that lie end to end, as one operation. A task is a sequence and a key head: it reads
+//! the projections where they lie, turns queries and keys by their rotary angles, and takes the queries a block at a
+//! time, against the keys up to the block's end. Nothing of the size of the scores outlives a block: the backward pass
+//! computes the weights again.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use abkd_host::dispatch;
+use burn::nn::Dropout;
+use burn::tensor::{Distribution, Shape, Tensor};
+use rayon::prelude::*;
+
+use super::{Operation, apply_1, apply_3, softmax_of, softmax_slopes};
+use crate::attention::Rotary;
+use crate::layers::Projected;
+use crate::params::mix;
+use crate::span::{Angles, Heads};
+
+/// Queries of a block, those of all heads that share a key head together. Small blocks see few keys in vain, large ones
+/// make efficient products.
+const BLOCK: usize = 64;
+/// Queries of one head in a block, at least.
+const LEAST: usize = 16;
+
+/// Sequences end to end, and their rotary angles.
+#[derive(Debug)]
+pub(crate) struct Sequences {
+    lengths: Vec<usize>,
+    rotary: Option<Rotary>,
+}
+
+impl Sequences {
+    pub fn new(lengths: &[usize], angles: Option<Angles>) -> Arc<Self> {
+        let longest = lengths.iter().copied().max().unwrap_or(0);
+        Arc::new(Self {
+            lengths: lengths.to_vec(),
+            rotary: angles.map(|a| Rotary::new(longest, a.theta, a.dh)),
+        })
+    }
+}
+
+/// Attention of each token to those of its sequence up to itself: `[N, H dh]`.
+pub(crate) fn causal(
+    qkv: Projected<3>,
+    sequences: &Arc<Sequences>,
+    shape: Heads,
+    dropout: Option<&Dropout>,
+) -> Tensor<2> {
+    let how = |x: &Tensor<2>| Causal {
+        sequences: sequences.clone(),
+        shape,
+        dropout: dropout.and_then(|d| Dropped::draw(d, x)),
+    };
+    match qkv {
+        Projected::Apart([q, k, v]) => apply_3(how(&q), q, k, v),
+        Projected::Joint(qkv) => apply_1(how(&qkv), qkv),
+    }
+}
+
+/// All but the numbers.
+#[derive(Clone, Debug)]
+struct Causal {
+    sequences: Arc<Sequences>,
+    shape: Heads,
+    dropout: Option<Dropped>,
+}
+
+/// Weights that are set to 0, as a function of their place, so that the backward pass finds them again.
+#[derive(Clone, Copy, Debug)]
+struct Dropped {
+    seed: u64,
+    share: f64,
+}
+
+impl Dropped {
+    /// With a seed from the device's draws, where dropout acts.
+    fn draw(dropout: &Dropout, x: &Tensor<2>) -> Option<Self> {
+        let device = x.device();
+        if !dropout.training.is_enabled() || !device.is_autodiff() || dropout.prob == 0.0 {
+            return None;
+        }
+        let uniform = Tensor::<1>::random([3], Distribution::Default, &device);
+        let seed = uniform.into_data_as::<f32>();
+        let seed = seed.as_slice::<f32>().expect("converted to f32 above");
+        Some(Self {
+            seed: seed.iter().fold(0, |h, x| mix(h ^ u64::from(x.to_bits()))),
+            share: dropout.prob,
+        })
+    }
+}
+
+impl Operation<3> for Causal {
+    fn shape(&self, [q, ..]: [Shape; 3]) -> Shape {
+        q
+    }
+
+    fn forward(&self, inputs: [&[f32]; 3], out: &mut [f32]) {
+        self.run_forward(self.apart(inputs), out);
+    }
+
+    fn backward(&self, inputs: [&[f32]; 3], g: &[f32], grads: [&mut [f32]; 3]) {
+        let [q, kv, _] = self.widths();
+        let [dq, dk, dv] = grads;
+        let grads = [
+            Target::new(dq, q, 0),
+            Target::new(dk, kv, 0),
+            Target::new(dv, kv, 0),
+        ];
+        self.run_backward(self.apart(inputs), g, grads);
+    }
+}
+
+impl Operation<1> for Causal {
+    fn shape(&self, [qkv]: [Shape; 1]) -> Shape {
+        Shape::new([qkv[0], self.widths()[0]])
+    }
+
+    fn forward(&self, [qkv]: [&[f32]; 1], out: &mut [f32]) {
+        self.run_forward(self.joint(qkv), out);
+    }
+
+    fn backward(&self, [qkv]: [&[f32]; 1], g: &[f32], [grad]: [&mut [f32]; 1]) {
+        let [q, kv, _] = self.widths();
+        let grads = [0, q, q + kv].map(|first| Target::new(grad, q + 2 * kv, first));
+        self.run_backward(self.joint(qkv), g, grads);
+    }
+}
+
+/// Some columns of a matrix.
+#[derive(Clone, Copy)]
+struct Columns<'a> {
+    numbers: &'a [f32],
+    /// Columns of the matrix.
+    stride: usize,
+    /// The first that is one of these.
+    first: usize,
+}
+
+/// The same to be written, by several threads.
+#[derive(Clone, Copy)]
+struct Target {
+    at: *mut f32,
+    stride: usize,
+    first: usize,
+}
+
+// SAFETY: a task writes the rows of its sequence and the columns of its heads, which no other does.
+unsafe impl Sync for Target {}
+
+impl Target {
+    fn new(numbers: &mut [f32], stride: usize, first: usize) -> Self {
+        let at = numbers.as_mut_ptr();
+        Self { at, stride, first }
+    }
+
+    /// A head of a row.
+    ///
+    /// # Safety
+    ///
+    /// Both must be in the matrix and belong to the task that asks.
+    #[allow(clippy::mut_from_ref)]
+    unsafe fn head(&self, row: usize, head: usize, dh: usize) -> &mut [f32] {
+        let at = row * self.stride + self.first + head * dh;
+        // SAFETY: the caller's.
+        unsafe { std::slice::from_raw_parts_mut(self.at.add(at), dh) }
+    }
+}
+
+/// A sequence for a key head.
+#[derive(Clone, Debug)]
+struct Task {
+    rows: Range<usize>,
+    kv_head: usize,
+}
+
+impl Causal {
+    /// Of queries, keys and values.
+    fn widths(&self) -> [usize; 3] {
+        let Heads {
+            heads,
+            kv_heads,
+            dh,
+        } = self.shape;
+        [heads * dh, kv_heads * dh, kv_heads * dh]
+    }
+
+    /// Queries, keys and values in matrices of their own.
+    fn apart<'a>(&self, inputs: [&'a [f32]; 3]) -> [Columns<'a>; 3] {
+        let widths = self.widths();
+        [0, 1, 2].map(|i| Columns {
+            numbers: inputs[i],
+            stride: widths[i],
+            first: 0,
+        })
+    }
+
+    /// In one.
+    fn joint<'a>(&self, numbers: &'a [f32]) -> [Columns<'a>; 3] {
+        let [q, kv, _] = self.widths();
+        [0, q, q + kv].map(|first| Columns {
+            numbers,
+            stride: q + 2 * kv,
+            first,
+        })
+    }
+
+    fn run_forward(&self, qkv: [Columns; 3], out: &mut [f32]) {
+        let width = self.widths()[0];
+        self.check(out.len() / width);
+        let out = Target::new(out, width, 0);
+        self.each(|scratch, task| scratch.forward(self, task, qkv, &out));
+    }
+
+    fn run_backward(&self, qkv: [Columns; 3], g: &[f32], grads: [Target; 3]) {
+        let width = self.widths()[0];
+        self.check(g.len() / width);
+        let g = Columns {
+            numbers: g,
+            stride: width,
+            first: 0,
+        };
+        self.each(|scratch, task| scratch.backward(self, task, qkv, g, &grads));
+    }
+
+    fn check(&self, rows: usize) {
+        let all: usize = self.sequences.lengths.iter().sum();
+        assert_eq!(rows, all, "the rows are those of the sequences");
+    }
+
+    /// Runs the tasks in parallel, long sequences first.
+    fn each(&self, run: impl Fn(&mut Scratch, &Task) + Sync + Send) {
+        let mut tasks = Vec::new();
+        let mut first = 0;
+        for &length in &self.sequences.lengths {
+            let rows = first..first + length;
+            first = rows.end;
+            if length > 0 {
+                tasks.extend((0..self.shape.kv_heads).map(|kv_head| Task {
+                    rows: rows.clone(),
+                    kv_head,
+                }));
+            }
+        }
+        tasks.sort_by_key(|t| std::cmp::Reverse(t.rows.len()));
+        tasks
+            .par_iter()
+            .with_max_len(1)
+            .for_each_init(Scratch::default, run);
+    }
+
+    /// Query heads of a key head.
+    fn group(&self) -> usize {
+        self.shape.heads / self.shape.kv_heads
+    }
+
+    fn blocks(&self, task: &Task) -> impl Iterator<Item = Block> + use<> {
+        let (start, length, group) = (task.rows.start, task.rows.len(), self.group());
+        let heads = task.kv_head * group..(task.kv_head + 1) * group;
+        let size = (BLOCK / group).max(LEAST);
+        (0..length).step_by(size).map(move |first| Block {
+            start,
+            first,
+            size: size.min(length - first),
+            heads: heads.clone(),
+        })
+    }
+}
+
+/// Queries of a task.
+struct Block {
+    /// The sequence's first row.
+    start: usize,
+    /// The first query's position.
+    first: usize,
+    /// Queries a head.
+    size: usize,
+    heads: Range<usize>,
+}
+
+impl Block {
+    /// Queries of all heads.
+    fn queries(&self) -> usize {
+        self.heads.len() * self.size
+    }
+
+    /// Keys that the last one sees.
+    fn keys(&self) -> usize {
+        self.first + self.size
+    }
+
+    /// Row, head and position of every query, in the order in which they lie in the scratch.
+    fn places(&self) -> impl Iterator<Item = (usize, usize, usize)> + use<> {
+        let (start, rows) = (self.start, self.first..self.first + self.size);
+        self.heads
+            .clone()
+            .flat_map(move |head| rows.clone().map(move |at| (start + at, head, at)))
+    }
+}
+
+/// A matrix as a factor of a product.
+#[derive(Clone, Copy)]
+struct Matrix<'a> {
+    numbers: &'a [f32],
+    rows: usize,
+    columns: usize,
+    /// From a row to the next, and from a column to the next.
+    strides: [usize; 2],
+}
+
+impl<'a> Matrix<'a> {
+    fn dense(numbers: &'a [f32], columns: usize) -> Self {
+        Self {
+            numbers,
+            rows: numbers.len() / columns,
+            columns,
+            strides: [columns, 1],
+        }
+    }
+
+    fn transposed(self) -> Self {
+        Self {
+            rows: self.columns,
+            columns: self.rows,
+            strides: [self.strides[1], self.strides[0]],
+            ..self
+        }
+    }
+}
+
+/// `to = a b`, or `to += a b`, row after row.
+fn product(to: &mut [f32], add: bool, a: Matrix, b: Matrix) {
+    let (m, n, k) = (a.rows, b.columns, a.columns);
+    let last = |x: Matrix| (x.rows - 1) * x.strides[0] + (x.columns - 1) * x.strides[1];
+    assert!(b.rows == k && to.len() == m * n);
+    assert!(last(a) < a.numbers.len() && last(b) < b.numbers.len());
+    let [a_row, a_column] = a.strides.map(|s| s as isize);
+    let [b_row, b_column] = b.strides.map(|s| s as isize);
+    // SAFETY: the last entries are inside, so all are.
+    unsafe {
+        gemm::gemm(
+            m,
+            n,
+            k,
+            to.as_mut_ptr(),
+            1,
+            n as isize,
+            add,
+            a.numbers.as_ptr(),
+            a_column,
+            a_row,
+            b.numbers.as_ptr(),
+            b_column,
+            b_row,
+            1.0,
+            1.0,
+            false,
+            false,
+            false,
+            gemm::Parallelism::None,
+        );
+    }
+}
+
+/// What a task works with.
+#[derive(Default)]
+struct Scratch {
+    /// Turned keys `[L, dh]`.
+    k: Vec<f32>,
+    /// Turned and scaled queries of a block `[Q, dh]`: a head after another.
+    q: Vec<f32>,
+    /// Attention weights of a block `[Q, keys]`.
+    weights: Vec<f32>,
+    /// Those that dropout leaves.
+    left: Vec<f32>,
+    /// Output of a block, then gradient of its queries `[Q, dh]`.
+    out: Vec<f32>,
+    /// Gradients of the outputs `[Q, dh]`, of the weights `[Q, keys]`, of keys and values `[L, dh]`.
+    g: Vec<f32>,
+    d_weights: Vec<f32>,
+    dk: Vec<f32>,
+    dv: Vec<f32>,
+}
+
+impl Scratch {
+    fn keys(&mut self, how: &Causal, task: &Task, k: Columns) {
+        let dh = how.shape.dh;
+        room(&mut self.k, task.rows.len() * dh);
+        let rows = task.rows.clone().zip(0..);
+        let places = rows.map(|(row, at)| (row, task.kv_head, at));
+        load(k, places, how, 1.0, &mut self.k);
+    }
+
+    /// Queries of a block and their weights.
+    fn weigh(&mut self, how: &Causal, block: &Block, q: Columns) {
+        let dh = how.shape.dh;
+        room(&mut self.q, block.queries() * dh);
+        let scale = 1.0 / (dh as f32).sqrt();
+        load(q, block.places(), how, scale, &mut self.q);
+        room(&mut self.weights, block.queries() * block.keys());
+        let k = Matrix::dense(&self.k[..block.keys() * dh], dh);
+        product(
+            &mut self.weights,
+            false,
+            Matrix::dense(&self.q, dh),
+            k.transposed(),
+        );
+        softmax_block(&mut self.weights, block.keys(), block.first, block.size);
+    }
+
+    fn forward(&mut self, how: &Causal, task: &Task, [q, k, v]: [Columns; 3], out: &Target) {
+        let dh = how.shape.dh;
+        self.keys(how, task, k);
+        for block in how.blocks(task) {
+            self.weigh(how, &block, q);
+            if let Some(dropped) = how.dropout {
+                dropped.drop(&block, &mut [&mut self.weights]);
+            }
+            room(&mut self.out, block.queries() * dh);
+            let weights = Matrix::dense(&self.weights, block.keys());
+            product(&mut self.out, false, weights, v.of(&block, task, dh));
+            for ((row, head, _), from) in block.places().zip(self.out.chunks_exact(dh)) {
+                // SAFETY: the task's own.
+                unsafe { out.head(row, head, dh) }.copy_from_slice(from);
+            }
+        }
+    }
+
+    fn backward(
+        &mut self,
+        how: &Causal,
+        task: &Task,
+        [q, k, v]: [Columns; 3],
+        g: Columns,
+        [dq, dk, dv]: &[Target; 3],
+    ) {
+        let dh = how.shape.dh;
+        self.keys(how, task, k);
+        for x in [&mut self.dk, &mut self.dv] {
+            x.clear();
+            x.resize(task.rows.len() * dh, 0.0);
+        }
+        for block in how.blocks(task) {
+            let keys = block.keys();
+            self.weigh(how, &block, q);
+            room(&mut self.g, block.queries() * dh);
+            for ((row, head, _), to) in block.places().zip(self.g.chunks_exact_mut(dh)) {
+                to.copy_from_slice(g.head(row, head, dh));
+            }
+            let g = Matrix::dense(&self.g, dh);
+            room(&mut self.d_weights, block.queries() * keys);
+            product(
+                &mut self.d_weights,
+                false,
+                g,
+                v.of(&block, task, dh).transposed(),
+            );
+            let mut left = &self.weights;
+            if let Some(dropped) = how.dropout {
+                self.left.clone_from(&self.weights);
+                dropped.drop(&block, &mut [&mut self.left, &mut self.d_weights]);
+                left = &self.left;
+            }
+            let left = Matrix::dense(left, keys);
+            product(&mut self.dv[..keys * dh], true, left.transposed(), g);
+            softmax_block_gradient(&mut self.d_weights, &self.weights, keys);
+            let d_weights = Matrix::dense(&self.d_weights, keys);
+            let k = Matrix::dense(&self.k[..keys * dh], dh);
+            room(&mut self.out, block.queries() * dh);
+            product(&mut self.out, false, d_weights, k);
+            let q = Matrix::dense(&self.q, dh);
+            product(&mut self.dk[..keys * dh], true, d_weights.transposed(), q);
+            let scale = 1.0 / (dh as f32).sqrt();
+            unturn(
+                &mut self.out,
+                block.places().map(|(_, _, at)| at),
+                how,
+                scale,
+            );
+            for ((row, head, _), from) in block.places().zip(self.out.chunks_exact(dh)) {
+                // SAFETY: the task's own.
+                unsafe { dq.head(row, head, dh) }.copy_from_slice(from);
+            }
+        }
+        unturn(&mut self.dk, 0.., how, 1.0);
+        let grads = self.dk.chunks_exact(dh).zip(self.dv.chunks_exact(dh));
+        for (row, (from_k, from_v)) in task.rows.clone().zip(grads) {
+            // SAFETY: the task's own.
+            unsafe {
+                dk.head(row, task.kv_head, dh).copy_from_slice(from_k);
+                dv.head(row, task.kv_head, dh).copy_from_slice(from_v);
+            }
+        }
+    }
+}
+
+/// Makes it so long; what is in it does not matter.
+fn room(x: &mut Vec<f32>, length: usize) {
+    x.resize(length, 0.0);
+}
+
+impl<'a> Columns<'a> {
+    fn head(&self, row: usize, head: usize, dh: usize) -> &'a [f32] {
+        &self.numbers[row * self.stride + self.first + head * dh..][..dh]
+    }
+
+    /// The task's head of the rows that a block sees: `[keys, dh]`.
+    fn of(&self, block: &Block, task: &Task, dh: usize) -> Matrix<'a> {
+        let at = block.start * self.stride + self.first + task.kv_head * dh;
+        Matrix {
+            numbers: &self.numbers[at..],
+            rows: block.keys(),
+            columns: dh,
+            strides: [self.stride, 1],
+        }
+    }
+}
+
+/// Copies heads, turned where there are angles, times `scale`.
+fn load(
+    from: Columns,
+    places: impl Iterator<Item = (usize, usize, usize)>,
+    how: &Causal,
+    scale: f32,
+    to: &mut [f32],
+) {
+    let dh = how.shape.dh;
+    for ((row, head, at), to) in places.zip(to.chunks_exact_mut(dh)) {
+        copy_turned(
+            from.head(row, head, dh),
+            how.sequences.rotary.as_ref(),
+            at,
+            scale,
+            to,
+        );
+    }
+}
+
+/// The gradient of [`load`], in its place.
+fn unturn(g: &mut [f32], places: impl Iterator<Item = usize>, how: &Causal, scale: f32) {
+    for (at, g) in places.zip(g.chunks_exact_mut(how.shape.dh)) {
+        turn_back(g, how.sequences.rotary.as_ref(), at, scale);
+    }
+}
+
+dispatch!(copy_turned => copy_and_turn(
+    from: &[f32], rotary: Option<&Rotary>, position: usize, scale: f32, to: &mut [f32],
+));
+dispatch!(turn_back => turn_gradient(g: &mut [f32], rotary: Option<&Rotary>, position: usize, scale: f32));
+dispatch!(softmax_block => softmax_rows(scores: &mut [f32], keys: usize, first: usize, size: usize));
+dispatch!(softmax_block_gradient => softmax_rows_gradient(g: &mut [f32], y: &[f32], keys: usize));
+dispatch!(drop_row => drop_values(x: &mut [f32], key: u32, limit: u32, kept: f32));
+
+#[inline(always)]
+fn copy_and_turn(
+    from: &[f32],
+    rotary: Option<&Rotary>,
+    position: usize,
+    scale: f32,
+    to: &mut [f32],
+) {
+    for (to, from) in to.iter_mut().zip(from) {
+        *to = from * scale;
+    }
+    if let Some(rotary) = rotary {
+        rotary.turn(to, position);
+    }
+}
+
+#[inline(always)]
+fn turn_gradient(g: &mut [f32], rotary: Option<&Rotary>, position: usize, scale: f32) {
+    for g in g.iter_mut() {
+        *g *= scale;
+    }
+    if let Some(rotary) = rotary {
+        rotary.turn_back(g, position);
+    }
+}
+
+/// Softmax over the keys that each query sees; the others have weight 0.
+#[inline(always)]
+fn softmax_rows(scores: &mut [f32], keys: usize, first: usize, size: usize) {
+    for (i, row) in scores.chunks_exact_mut(keys).enumerate() {
+        let (seen, hidden) = row.split_at_mut(first + i % size + 1);
+        softmax_of(seen, 1.0);
+        hidden.fill(0.0);
+    }
+}
+
+#[inline(always)]
+fn softmax_rows_gradient(g: &mut [f32], y: &[f32], keys: usize) {
+    for (g, y) in g.chunks_exact_mut(keys).zip(y.chunks_exact(keys)) {
+        softmax_slopes(g, y);
+    }
+}
+
+impl Dropped {
+    /// Sets weights of a block to 0, and their gradients.
+    fn drop(self, block: &Block, matrices: &mut [&mut Vec<f32>]) {
+        let limit = (self.share * 2f64.powi(32)) as u32;
+        let kept = (1.0 / (1.0 - self.share)) as f32;
+        for (i, (row, head, _)) in block.places().enumerate() {
+            let key = mix(mix(self.seed ^ row as u64) ^ head as u64) as u32;
+            for x in matrices.iter_mut() {
+                let row = &mut x[i * block.keys()..(i + 1) * block.keys()];
+                drop_row(row, key, limit, kept);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn drop_values(x: &mut [f32], key: u32, limit: u32, kept: f32) {
+    for (i, x) in x.iter_mut().enumerate() {
+        let drawn = scatter((i as u32).wrapping_mul(0x9E37_79B9).wrapping_add(key));
+        *x *= if drawn < limit { 0.0 } else { kept };
+    }
+}
+
+/// A bijection that leaves no trace of the order of its arguments.
+#[inline(always)]
+fn scatter(x: u32) -> u32 {
+    let x = (x ^ (x >> 16)).wrapping_mul(0x7feb_352d);
+    let x = (x ^ (x >> 15)).wrapping_mul(0x846c_a68b);
+    x ^ (x >> 16)
+}

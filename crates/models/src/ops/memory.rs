@@ -1,0 +1,84 @@
+//! Tensors as slices of host memory.
+
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{Backend, Flex};
+use burn::tensor::{DType, Shape};
+
+/// A backend whose tensors lie in host memory.
+pub(super) trait Memory: Backend {
+    /// The same numbers, row after row.
+    fn dense(x: FloatTensor<Self>) -> FloatTensor<Self>;
+
+    /// Numbers of a dense tensor in f32.
+    fn read(x: &FloatTensor<Self>) -> &[f32];
+
+    /// A new tensor of f32 whose numbers are anything.
+    fn empty(shape: Shape) -> FloatTensor<Self>;
+
+    /// Numbers of a tensor that [`empty`](Self::empty) has made and nothing else holds.
+    fn write(x: &mut FloatTensor<Self>) -> &mut [f32];
+}
+
+impl Memory for Flex {
+    fn dense(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        if x.is_contiguous() {
+            x
+        } else {
+            x.to_contiguous()
+        }
+    }
+
+    fn read(x: &FloatTensor<Self>) -> &[f32] {
+        x.as_slice().expect("dense numbers in f32")
+    }
+
+    fn empty(shape: Shape) -> FloatTensor<Self> {
+        FloatTensor::<Self>::empty(shape, DType::F32)
+    }
+
+    fn write(x: &mut FloatTensor<Self>) -> &mut [f32] {
+        x.storage_mut()
+    }
+}
+
+#[cfg(feature = "tch")]
+mod libtorch {
+    use burn::backend::{LibTorch, TensorMetadata};
+
+    use super::{DType, FloatTensor, Memory, Shape};
+
+    impl Memory for LibTorch {
+        fn dense(x: FloatTensor<Self>) -> FloatTensor<Self> {
+            if x.tensor.is_contiguous() {
+                return x;
+            }
+            FloatTensor::<Self>::new(x.tensor.contiguous())
+        }
+
+        fn read(x: &FloatTensor<Self>) -> &[f32] {
+            check(x);
+            // SAFETY: so many numbers of this type lie there, as just checked, and live as long as `x`. libtorch writes
+            // only to tensors that nothing else holds.
+            unsafe { std::slice::from_raw_parts(x.tensor.data_ptr().cast(), x.tensor.numel()) }
+        }
+
+        fn empty(shape: Shape) -> FloatTensor<Self> {
+            let device = Default::default();
+            <Self as burn::backend::ops::FloatTensorOps<Self>>::float_empty(
+                shape,
+                &device,
+                DType::F32.into(),
+            )
+        }
+
+        fn write(x: &mut FloatTensor<Self>) -> &mut [f32] {
+            check(x);
+            // SAFETY: as for `read`; any bits are a number.
+            unsafe { std::slice::from_raw_parts_mut(x.tensor.data_ptr().cast(), x.tensor.numel()) }
+        }
+    }
+
+    fn check(x: &FloatTensor<LibTorch>) {
+        assert!(x.tensor.is_contiguous() && x.dtype() == DType::F32);
+    }
+}

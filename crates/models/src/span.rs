@@ -1,0 +1,423 @@
+//! Which rows of a forward pass are a sequence, and attention, which alone looks at more than one row.
+
+use std::sync::Arc;
+
+use burn::nn::Dropout;
+use burn::tensor::activation::softmax;
+use burn::tensor::module::attention;
+use burn::tensor::ops::AttentionModuleOptions;
+use burn::tensor::{Device, Int, Tensor, TensorData};
+
+use crate::kv_cache::KvCache;
+use crate::layers::Projected;
+use crate::llama::Rotary;
+use crate::ops::{self, Sequences};
+
+/// Added to the score of a masked position. Finite, so that a row of padding alone gives numbers
+/// (that nobody reads) and not NaN, which would reach real rows through the values.
+const MASKED: f32 = -1e9;
+
+/// How the rows `[N, d]` of a forward pass are sequences. Attention alone depends on it, and the position embedding.
+pub(crate) struct Span {
+    /// Position ids `[rows, N / rows]`: one row where all sequences agree.
+    pub positions: Vec<usize>,
+    /// Rows of `positions`.
+    pub rows: usize,
+    layout: Layout,
+}
+
+enum Layout {
+    /// Sequences side by side: `[B, T]`, N = B T.
+    Padded(Padded),
+    /// End to end, in host memory.
+    Packed(Arc<Sequences>),
+    /// End to end on another device, where attention works on padded sequences.
+    Spread {
+        /// The row of each place in `[B, T]`; of padding, any.
+        rows: Tensor<1, Int>,
+        /// The place of each row.
+        places: Tensor<1, Int>,
+        padded: Padded,
+    },
+}
+
+/// Of sequences side by side.
+struct Padded {
+    width: usize,
+    /// Added to the attention scores: `[B or 1, 1, T, past + T]`; `None` when nothing is masked.
+    bias: Option<Tensor<4>>,
+    /// LLaMA's rotations.
+    rotary: Option<Rotary>,
+}
+
+/// What the rotations of the rotary embedding depend on.
+#[derive(Clone, Copy)]
+pub(crate) struct Angles {
+    pub theta: f64,
+    pub dh: usize,
+}
+
+impl Span {
+    /// Sequences side by side: see [`LanguageModel::hidden`](crate::LanguageModel::hidden).
+    pub(crate) fn padded(
+        width: usize,
+        past: usize,
+        left_pad: &[usize],
+        angles: Option<Angles>,
+        device: &Device,
+    ) -> Self {
+        let none = [0];
+        let padded = left_pad.iter().any(|&p| p > 0);
+        let pads: &[usize] = if padded { left_pad } else { &none };
+        let positions: Vec<usize> = pads
+            .iter()
+            .flat_map(|&pad| (past..past + width).map(move |t| t.saturating_sub(pad)))
+            .collect();
+        let keys = past + width;
+        let bias = (width > 1 || padded).then(|| {
+            let mut values = vec![0.0f32; pads.len() * width * keys];
+            for (row, &pad) in pads.iter().enumerate() {
+                for query in 0..width {
+                    let start = (row * width + query) * keys;
+                    values[start..start + pad.min(keys)].fill(MASKED);
+                    values[start + past + query + 1..start + keys].fill(MASKED);
+                }
+            }
+            Tensor::from_data(
+                TensorData::new(values, [pads.len(), 1, width, keys]),
+                device,
+            )
+        });
+        let rotary = angles.map(|a| Rotary::new(&positions, pads.len(), a, device));
+        Self {
+            positions,
+            rows: pads.len(),
+            layout: Layout::Padded(Padded {
+                width,
+                bias,
+                rotary,
+            }),
+        }
+    }
+
+    /// Sequences of these lengths end to end.
+    pub(crate) fn packed(lengths: &[usize], angles: Option<Angles>, device: &Device) -> Self {
+        let layout = if ops::serve(device) {
+            Layout::Packed(Sequences::new(lengths, angles))
+        } else {
+            Layout::spread(lengths, angles, device)
+        };
+        Self {
+            positions: lengths.iter().flat_map(|&length| 0..length).collect(),
+            rows: 1,
+            layout,
+        }
+    }
+
+    /// Position ids as a tensor `[rows, N / rows]`.
+    pub(crate) fn ids(&self, device: &Device) -> Tensor<2, Int> {
+        let width = self.positions.len() / self.rows;
+        let ids = self.positions.iter().copied();
+        Tensor::from_data(TensorData::new(numbers(ids), [self.rows, width]), device)
+    }
+
+    /// Causal self-attention of each sequence; a cache, with the layer's index in it, is for padded ones. Dropout acts
+    /// on the attention weights, and only in training.
+    ///
+    /// # Shapes
+    ///
+    /// - output: `[N, H dh]`
+    pub(crate) fn attend(
+        &self,
+        qkv: Projected<3>,
+        shape: Heads,
+        cache: Option<(&mut KvCache, usize)>,
+        dropout: Option<&Dropout>,
+    ) -> Tensor<2> {
+        match &self.layout {
+            Layout::Padded(padded) => padded.attend(apart(qkv, shape), shape, cache, dropout),
+            Layout::Packed(sequences) => ops::causal(qkv, sequences, shape, dropout),
+            Layout::Spread {
+                rows,
+                places,
+                padded,
+            } => {
+                let qkv = apart(qkv, shape).map(|x| x.select(0, rows.clone()));
+                let y = padded.attend(qkv, shape, cache, dropout);
+                y.select(0, places.clone())
+            }
+        }
+    }
+}
+
+impl Layout {
+    fn spread(lengths: &[usize], angles: Option<Angles>, device: &Device) -> Self {
+        let width = lengths.iter().copied().max().unwrap_or(0);
+        let (mut rows, mut places) = (Vec::new(), Vec::new());
+        for (sequence, &length) in lengths.iter().enumerate() {
+            let first = places.len();
+            rows.extend((0..width).map(|t| if t < length { first + t } else { 0 }));
+            places.extend((0..length).map(|t| sequence * width + t));
+        }
+        let index = |places: Vec<usize>| {
+            let n = places.len();
+            Tensor::from_data(TensorData::new(numbers(places.into_iter()), [n]), device)
+        };
+        let Layout::Padded(padded) = Span::padded(width, 0, &[], angles, device).layout else {
+            unreachable!("made padded")
+        };
+        Self::Spread {
+            rows: index(rows),
+            places: index(places),
+            padded,
+        }
+    }
+}
+
+fn numbers(ids: impl Iterator<Item = usize>) -> Vec<i32> {
+    ids.map(|id| id as i32).collect()
+}
+
+impl Padded {
+    fn attend(
+        &self,
+        qkv: [Tensor<2>; 3],
+        shape: Heads,
+        cache: Option<(&mut KvCache, usize)>,
+        dropout: Option<&Dropout>,
+    ) -> Tensor<2> {
+        let Heads {
+            heads,
+            kv_heads,
+            dh,
+        } = shape;
+        let (n, t) = (qkv[0].dims()[0], self.width);
+        // [B T, heads dh] -> [B, heads, T, dh]
+        let split = |y: Tensor<2>, heads: usize| y.reshape([n / t, t, heads, dh]).swap_dims(1, 2);
+        let [q, k, v] = qkv;
+        let (mut q, mut k, v) = (split(q, heads), split(k, kv_heads), split(v, kv_heads));
+        if let Some(rotary) = &self.rotary {
+            (q, k) = (rotary.apply(q), rotary.apply(k));
+        }
+        let bias = self.bias.clone();
+        let y = match cache {
+            Some((cache, layer)) => cache.attend(layer, q, k, v, bias),
+            None => attend(q, k, v, bias, |w| match dropout {
+                Some(dropout) => dropout.forward(w),
+                None => w,
+            }),
+        };
+        y.swap_dims(1, 2).reshape([n, heads * dh])
+    }
+}
+
+/// The heads of an attention.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Heads {
+    /// H: of queries.
+    pub heads: usize,
+    /// K: of keys and values, each for H / K of queries.
+    pub kv_heads: usize,
+    /// dh: width of each.
+    pub dh: usize,
+}
+
+/// Queries, keys and values in matrices of their own.
+fn apart(qkv: Projected<3>, shape: Heads) -> [Tensor<2>; 3] {
+    match qkv {
+        Projected::Apart(qkv) => qkv,
+        Projected::Joint(qkv) => {
+            let (q, k) = (shape.heads * shape.dh, shape.kv_heads * shape.dh);
+            let rows = qkv.dims()[0];
+            [0..q, q..q + k, q + k..q + 2 * k].map(|columns| qkv.clone().slice([0..rows, columns]))
+        }
+    }
+}
+
+/// Scaled dot-product attention; `dropout` acts on the attention weights and only in training.
+///
+/// # Shapes
+///
+/// - `q`: `[B, H, T, dh]`; `k`, `v`: `[B, K, S, dh]`, each for H / K heads in a row; output `[B, H, T, dh]`
+pub(crate) fn attend(
+    q: Tensor<4>,
+    k: Tensor<4>,
+    v: Tensor<4>,
+    bias: Option<Tensor<4>>,
+    dropout: impl FnOnce(Tensor<4>) -> Tensor<4>,
+) -> Tensor<4> {
+    let [batch, heads, width, dh] = q.dims();
+    let groups = heads / k.dims()[1];
+    let (k, v) = (repeat_kv(k, groups), repeat_kv(v, groups));
+    if !q.device().is_autodiff() {
+        let keys = k.dims()[2];
+        let bias = bias.map(|b| b.expand([batch, heads, width, keys]));
+        return attention(q, k, v, None, bias, AttentionModuleOptions::default());
+    }
+    let scores = q
+        .mul_scalar(1.0 / (dh as f64).sqrt())
+        .matmul(k.swap_dims(2, 3));
+    let weights = match bias {
+        Some(bias) => softmax(scores + bias, 3),
+        None => softmax(scores, 3),
+    };
+    dropout(weights).matmul(v)
+}
+
+/// `[B, K, S, dh] -> [B, K groups, S, dh]`, each head repeated `groups` times in a row.
+fn repeat_kv(x: Tensor<4>, groups: usize) -> Tensor<4> {
+    if groups == 1 {
+        return x;
+    }
+    let [b, k, s, dh] = x.dims();
+    x.reshape([b, k, 1, s, dh])
+        .expand([b, k, groups, s, dh])
+        .reshape([b, k * groups, s, dh])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::params::to_vec;
+
+    fn bias(span: Span) -> Option<Tensor<4>> {
+        let Layout::Padded(padded) = span.layout else {
+            panic!("made packed")
+        };
+        padded.bias
+    }
+
+    #[test]
+    fn span_counts_positions_after_the_padding_and_masks_it() {
+        let span = Span::padded(2, 1, &[0, 2], None, &Device::flex());
+        assert_eq!(span.positions, [1, 2, 0, 0]);
+        let bias: Vec<f32> = bias(span).unwrap().into_data().as_slice().unwrap().to_vec();
+        let m = MASKED;
+        // row 0 is causal; row 1 cannot see its two padding positions
+        assert_eq!(bias, [0.0, 0.0, m, 0.0, 0.0, 0.0, m, m, m, m, m, 0.0]);
+    }
+
+    #[test]
+    fn a_single_step_without_padding_needs_no_mask() {
+        assert!(bias(Span::padded(1, 5, &[0, 0], None, &Device::flex())).is_none());
+    }
+
+    /// On another device sequences are padded for attention; here both ways are on the host.
+    #[test]
+    fn attention_of_padded_sequences_is_that_of_packed_ones() {
+        let device = Device::flex().autodiff();
+        let lengths = [3, 20, 1, 90];
+        let n: usize = lengths.iter().sum();
+        let wave = |columns: usize, step: f32| {
+            let values: Vec<f32> = (0..n * columns).map(|i| (i as f32 * step).sin()).collect();
+            Tensor::<2>::from_data(TensorData::new(values, [n, columns]), &device).require_grad()
+        };
+        let shape = Heads {
+            heads: 6,
+            kv_heads: 2,
+            dh: 8,
+        };
+        let angles = Angles { theta: 1e4, dh: 8 };
+        for (angles, joint) in [(None, true), (Some(angles), false), (Some(angles), true)] {
+            let packed = Span::packed(&lengths, angles, &device);
+            assert!(matches!(packed.layout, Layout::Packed(_)));
+            let spread = Span {
+                layout: Layout::spread(&lengths, angles, &device),
+                ..Span::packed(&lengths, angles, &device)
+            };
+            let [ours, burns] = [packed, spread].map(|span| {
+                let inputs = if joint {
+                    vec![wave(80, 0.37)]
+                } else {
+                    vec![wave(48, 0.37), wave(16, 0.41), wave(16, 0.23)]
+                };
+                let qkv = match &inputs[..] {
+                    [qkv] => Projected::Joint(qkv.clone()),
+                    qkv => Projected::Apart([0, 1, 2].map(|i| qkv[i].clone())),
+                };
+                let y = span.attend(qkv, shape, None, None);
+                let grads = (y.clone() * wave(48, 0.11)).sum().backward();
+                let grads = inputs.iter().map(|x| x.grad(&grads).unwrap());
+                std::iter::once(y.inner())
+                    .chain(grads)
+                    .map(to_vec)
+                    .collect::<Vec<_>>()
+            });
+            for (ours, burns) in ours.iter().zip(&burns) {
+                assert_eq!(ours.len(), burns.len());
+                let largest = burns.iter().fold(0.0, |m: f32, x| m.max(x.abs()));
+                for (a, b) in ours.iter().zip(burns) {
+                    assert!((a - b).abs() <= 1e-6 * largest, "{a} {b}");
+                }
+            }
+        }
+    }
+
+    /// The output is linear in the weights, so its mean over the draws is that without dropout; a seed gives one draw,
+    /// of which the gradient is that of a difference.
+    #[test]
+    fn dropped_weights_are_drawn_by_the_seed_and_right_on_average() {
+        let device = Device::flex().autodiff();
+        let span = Span::packed(&[40, 9], None, &device);
+        let shape = Heads {
+            heads: 4,
+            kv_heads: 2,
+            dh: 8,
+        };
+        let input = |shift: f32| {
+            let values: Vec<f32> = (0..49 * 64)
+                .map(|i| (i as f32 * 0.37).sin() + shift * (i as f32 * 0.11).cos())
+                .collect();
+            Tensor::<2>::from_data(TensorData::new(values, [49, 64]), &device).require_grad()
+        };
+        let dropout = burn::nn::DropoutConfig::new(0.3).init();
+        let draw = |seed, input: Tensor<2>| {
+            device.seed(seed);
+            span.attend(Projected::Joint(input), shape, None, Some(&dropout))
+        };
+        let plain = to_vec(span.attend(Projected::Joint(input(0.0)), shape, None, None));
+        let one = to_vec(draw(1, input(0.0)));
+        assert_eq!(one, to_vec(draw(1, input(0.0))));
+        // The first token of a sequence sees itself alone.
+        for (one, plain) in one[..32].chunks(8).zip(plain[..32].chunks(8)) {
+            let kept: Vec<f32> = plain.iter().map(|x| x / 0.7).collect();
+            assert!(
+                one.iter().all(|&x| x == 0.0) || {
+                    let near = |(a, b): (&f32, &f32)| (a - b).abs() <= 1e-5;
+                    one.iter().zip(&kept).all(near)
+                }
+            );
+        }
+        let distance = |x: &[f64]| {
+            let squares = x
+                .iter()
+                .zip(&plain)
+                .map(|(a, b)| (a - f64::from(*b)).powi(2));
+            squares.sum::<f64>().sqrt()
+        };
+        const DRAWS: u64 = 400;
+        let mut mean = vec![0.0; plain.len()];
+        for seed in 0..DRAWS {
+            for (mean, x) in mean.iter_mut().zip(to_vec(draw(seed, input(0.0)))) {
+                *mean += f64::from(x) / DRAWS as f64;
+            }
+        }
+        let one: Vec<f64> = one.into_iter().map(f64::from).collect();
+        // 1 / 20 is expected of independent draws.
+        let share = distance(&mean) / distance(&one);
+        assert!((0.03..0.08).contains(&share), "{share}");
+
+        let x = input(0.0);
+        let grads = draw(1, x.clone()).square().sum().backward();
+        let grad = to_vec(x.grad(&grads).unwrap());
+        let along: f64 = (0..49 * 64)
+            .map(|i| f64::from(grad[i] * (i as f32 * 0.11).cos()))
+            .sum();
+        let [above, below] = [1e-2, -1e-2].map(|shift| {
+            let y = to_vec(draw(1, input(shift)));
+            y.into_iter().map(|y| f64::from(y).powi(2)).sum::<f64>()
+        });
+        let slope = (above - below) / 2e-2;
+        assert!((along / slope - 1.0).abs() < 1e-3, "{along} {slope}");
+    }
+}
