@@ -7,8 +7,8 @@ use std::path::Path;
 
 use abkd_data::TestSet;
 use abkd_models::Precision;
-use abkd_training::{Method, Settings};
 use abkd_training::cache::CacheMode;
+use abkd_training::{Method, Settings};
 use anyhow::Result;
 use serde_json::{Value, json};
 
@@ -175,7 +175,10 @@ impl Plan {
                     continue;
                 }
                 for seed in spec.training_seeds(row)? {
-                    let settings = json!(Settings { seed, ..settings.clone() });
+                    let settings = json!(Settings {
+                        seed,
+                        ..settings.clone()
+                    });
                     let cell = training(identity.clone(), settings, start, &teacher);
                     let row = index;
                     plan.add_model(
@@ -408,7 +411,10 @@ mod tests {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
         let spec = Spec::load(&root, "table2", "paper-openllama2").unwrap();
         let plan = Plan::new(&root, &spec, &BTreeMap::new()).unwrap();
-        let init = plan.cells.iter().position(|c| c.work == Work::Sft { who: Who::Student });
+        let init = plan
+            .cells
+            .iter()
+            .position(|c| c.work == Work::Sft { who: Who::Student });
         for cell in &plan.cells {
             let Work::Distill { row, .. } = cell.work else {
                 continue;

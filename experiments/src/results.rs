@@ -204,11 +204,18 @@ pub fn fold(scores: &[Score], row_key: &str) -> Result<Table> {
             score.experiment
         );
         ensure!(
-            seen.insert((&score.row, score.training_seed, &score.dataset, score.sampling_seed)),
+            seen.insert((
+                &score.row,
+                score.training_seed,
+                &score.dataset,
+                score.sampling_seed
+            )),
             "{}: {}{} on {} has two scores for seed {}",
             score.experiment,
             score.row,
-            score.training_seed.map_or(String::new(), |s| format!(", training {s},")),
+            score
+                .training_seed
+                .map_or(String::new(), |s| format!(", training {s},")),
             score.dataset,
             score.sampling_seed
         );
@@ -366,18 +373,29 @@ mod tests {
             ..score("FKLD", "dolly", seed, rouge)
         };
         // Trainings with means 11 and 14; squares about them 2 and 8.
-        let scores = [of(1, 10, 10.0), of(1, 20, 12.0), of(2, 10, 12.0), of(2, 20, 16.0)];
+        let scores = [
+            of(1, 10, 10.0),
+            of(1, 20, 12.0),
+            of(2, 10, 12.0),
+            of(2, 20, 16.0),
+        ];
         let table = fold(&scores, "loss").unwrap();
         let cell = &table.cells[0];
         assert_eq!(cell.rouge_l_mean, 12.5);
         assert!((cell.training_std.unwrap() - 4.5f64.sqrt()).abs() < 1e-12);
         assert!((cell.sampling_std.unwrap() - 5f64.sqrt()).abs() < 1e-12);
-        assert_eq!((cell.training_seeds, cell.sampling_seeds), (Some(2), Some(2)));
+        assert_eq!(
+            (cell.training_seeds, cell.sampling_seeds),
+            (Some(2), Some(2))
+        );
         // The third training has one answer yet: the mean is over trainings.
         let more = [&scores[..], &[of(3, 10, 20.0)]].concat();
         let cell = &fold(&more, "loss").unwrap().cells[0];
         assert_eq!(cell.rouge_l_mean, 15.0);
-        assert_eq!((cell.training_seeds, cell.sampling_seeds), (Some(3), Some(1)));
+        assert_eq!(
+            (cell.training_seeds, cell.sampling_seeds),
+            (Some(3), Some(1))
+        );
     }
 
     #[test]

@@ -40,8 +40,7 @@ impl Spec {
     pub fn load(root: &Path, experiment: &str, profile: &str) -> Result<Self> {
         let folder = root.join("experiments");
         let file = TomlFile::read(&find(&folder, experiment, "experiment")?)?;
-        let profile_file =
-            TomlFile::read(&find(&folder.join("profiles"), profile, "profile")?)?;
+        let profile_file = TomlFile::read(&find(&folder.join("profiles"), profile, "profile")?)?;
         let experiment: Experiment = file.parse()?;
         let profile = parse_profile(&profile_file, experiment.pair.as_deref())?;
         let mut spec = Self {
@@ -88,8 +87,7 @@ impl Spec {
                 row.label
             );
         }
-        self.datasets()
-            .with_context(|| place(&[Key("datasets")]))?;
+        self.datasets().with_context(|| place(&[Key("datasets")]))?;
         Ok(())
     }
 
@@ -155,7 +153,11 @@ impl Spec {
             );
             let mut seen = std::collections::BTreeSet::new();
             for seed in seeds {
-                ensure!(seen.insert(seed), "{}: `{key}`: seed {seed} is given twice", place());
+                ensure!(
+                    seen.insert(seed),
+                    "{}: `{key}`: seed {seed} is given twice",
+                    place()
+                );
             }
         }
         Ok(())

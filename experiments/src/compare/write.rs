@@ -447,9 +447,7 @@ mod tests {
         assert!(csv.contains("\nFKLD,dolly,1.0000,0.5000,,3,5,2.5000,10.0000,,3.0000\n"));
         assert!(csv.contains("\nTeacher,dolly,50.0000,,,3,5,,,,\n"));
         let agreement = read("table1_agreement.csv");
-        assert!(
-            agreement.contains("\nvicuna,2,-1.0000,-1.0000,RKLD,-1.0000,RKLD,2.0000\n")
-        );
+        assert!(agreement.contains("\nvicuna,2,-1.0000,-1.0000,RKLD,-1.0000,RKLD,2.0000\n"));
         let page = read("table1_comparison.md");
         sample().write(folder.path()).unwrap();
         assert_eq!(

@@ -79,7 +79,10 @@ fn panel(
         })
     };
     let (first, last) = bounds(&mut points.iter().map(|point| f64::from(point.epoch)));
-    let curves: Vec<_> = looks.iter().map(|look| mean_curve(points, &look.row)).collect();
+    let curves: Vec<_> = looks
+        .iter()
+        .map(|look| mean_curve(points, &look.row))
+        .collect();
     let ends = curves.iter().flatten().flat_map(|point| {
         let std = point.std.unwrap_or_default();
         [point.mean - std, point.mean + std]
