@@ -18,6 +18,12 @@ fn all_pass(checks: &[Check], at_least: usize) {
     for check in checks {
         assert!(check.error <= check.tolerance, "{check:?}");
     }
+    let of_tolerance = |c: &Check| c.error / c.tolerance.max(1e-12);
+    let worst = checks.iter().map(of_tolerance).fold(0.0, f64::max);
+    println!(
+        "{} checks, the worst at {worst:.3} of its tolerance",
+        checks.len()
+    );
 }
 
 #[test]
