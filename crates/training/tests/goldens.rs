@@ -18,13 +18,19 @@ fn all_pass(checks: &[Check], at_least: usize) {
     for check in checks {
         assert!(check.error <= check.tolerance, "{check:?}");
     }
+    let of_tolerance = |c: &Check| c.error / c.tolerance.max(1e-12);
+    let worst = checks.iter().map(of_tolerance).fold(0.0, f64::max);
+    println!(
+        "{} checks, the worst at {worst:.3} of its tolerance",
+        checks.len()
+    );
 }
 
 #[test]
 fn minillm_has_the_published_rewards_weights_losses_and_gradients() {
     let checks = verify_minillm(&golden("minillm.json"), &Device::flex()).unwrap();
-    // 3 cases of 6, 6 variants of 11, 3 shares of the term on the data
-    all_pass(&checks, 3 * 6 + 6 * 11 + 3 * 2);
+    // 3 cases of 6, 6 variants of 9, 3 shares of the term on the data
+    all_pass(&checks, 3 * 6 + 6 * 9 + 3 * 2);
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use abkd_training::verify::verify_trajectory;
 use burn::tensor::Device;
+use serde_json::json;
 
 #[test]
 fn twelve_steps_follow_the_golden_trajectory() {
@@ -13,4 +14,60 @@ fn twelve_steps_follow_the_golden_trajectory() {
     for check in checks {
         assert!(check.error <= check.tolerance, "{check:?}");
     }
+}
+
+#[test]
+fn the_file_says_what_is_minimised() {
+    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/trajectory-ab");
+    let dir = tempfile::tempdir().unwrap();
+    for model in ["student", "teacher"] {
+        std::fs::create_dir(dir.path().join(model)).unwrap();
+        for file in ["config.json", "model.safetensors"] {
+            let file = Path::new(model).join(file);
+            std::fs::copy(from.join(&file), dir.path().join(&file)).unwrap();
+        }
+    }
+    let text = std::fs::read(from.join("golden.json")).unwrap();
+    let plain: serde_json::Value = serde_json::from_slice(&text).unwrap();
+    let failed = |change: &dyn Fn(&mut serde_json::Value)| {
+        let mut golden = plain.clone();
+        change(&mut golden);
+        std::fs::write(dir.path().join("golden.json"), golden.to_string()).unwrap();
+        verify_trajectory(dir.path(), &Device::flex())
+            .map(|checks| {
+                let passed = checks.iter().filter(|c| c.error <= c.tolerance).count();
+                checks.len() - passed
+            })
+            .map_err(|e| e.to_string())
+    };
+    let divergence = |id: &'static str, params: serde_json::Value| {
+        move |golden: &mut serde_json::Value| {
+            golden["divergence"] = id.into();
+            golden["params"] = params.clone();
+        }
+    };
+    let same = json!({ "alpha": 0.2, "beta": 0.7 });
+    assert_eq!(failed(&divergence("ab", same)), Ok(0));
+    let other = json!({ "alpha": 0.1, "beta": 0.8 });
+    assert!(failed(&divergence("ab", other)).unwrap() > 0);
+    assert!(failed(&divergence("fkld", json!({}))).unwrap() > 0);
+    for (change, said) in [
+        (divergence("fkdl", json!({})), "fkld"),
+        (divergence("ab", json!({ "gamma": 1.0 })), "gamma"),
+    ] {
+        let text = failed(&change).unwrap_err();
+        assert!(
+            text.contains(said) && text.contains("golden.json"),
+            "{text}"
+        );
+    }
+    let token = failed(&|golden| golden["batches"][0]["input_ids"][0][0] = 100_000.into());
+    assert!(token.unwrap_err().contains("vocabulary"));
+    let log = failed(&|golden| golden["log"] = json!([]));
+    assert!(log.unwrap_err().contains("log"));
+    let nothing = failed(&|golden| {
+        golden["log"] = json!([]);
+        golden["batches"] = json!([]);
+    });
+    assert!(nothing.unwrap_err().contains("nothing to check"));
 }

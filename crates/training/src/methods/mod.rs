@@ -10,6 +10,8 @@ pub mod minillm;
 mod on_policy;
 mod replay;
 
+use std::collections::BTreeMap;
+
 use abkd_data::{Sequence, Tokenizer};
 use abkd_losses::{Divergence, Fidelity};
 use abkd_models::LanguageModel;
@@ -224,7 +226,10 @@ impl Method {
 
     /// All that tells this method from another, for the id of a cell.
     pub fn identity(&self) -> serde_json::Value {
-        let loss = |l: &Loss| format!("{:?} {:?}", l.divergence, l.fidelity);
+        let loss = |l: &Loss| {
+            let params: BTreeMap<&str, f64> = l.divergence.params().into_iter().collect();
+            serde_json::json!([l.divergence.id(), params, l.fidelity])
+        };
         match self {
             Self::Sft => serde_json::json!("sft"),
             Self::Data(l) => serde_json::json!({ "data": loss(l) }),
