@@ -453,6 +453,103 @@ fn what_cannot_be_done_is_said_and_fails() {
 }
 
 #[test]
+fn settings_of_methods_are_checked_with_file_and_line_before_anything_runs() {
+    let refused = |project: &Project, verb: &str, what: &[&str]| {
+        let output = project.command(verb).output().unwrap();
+        assert!(!output.status.success(), "{}", text(&output));
+        for what in what {
+            assert!(text(&output).contains(what), "{what}: {}", text(&output));
+        }
+        assert!(!project.path("runs").exists());
+    };
+    // (from the row's divergence to a method with settings, what is said)
+    for (row, what) in [
+        (
+            "method = \"distillm\"\nsettings = { replay_ratio = \"rising\" }",
+            ["small.toml:11", "replay_ratio", "rising", "decreasing"],
+        ),
+        (
+            "method = \"minillm\"\nsettings = { whitening = \"none\" }",
+            ["small.toml:11", "whitening", "padded", "masked"],
+        ),
+        (
+            "method = \"minillm\"\nsettings = { reward_scaling = 0.0 }",
+            ["small.toml:11", "reward_scaling", "0", "minillm"],
+        ),
+        (
+            "method = \"kd\"\ntrain = { schedule = \"linear\" }",
+            ["small.toml:11", "schedule", "linear", "constant_warmup"],
+        ),
+        (
+            "method = \"kd\"\ntrain = { schedule = \"constant_warmup\", warmup = 37 }",
+            ["small.toml:11", "warmup", "37", "36 updates"],
+        ),
+        (
+            "method = \"sft\"\nstart = \"pretrained\"",
+            ["small.toml:11", "pretrained", "`base`", "`init`"],
+        ),
+        (
+            "method = \"kd\"\ntext = \"on\"",
+            ["small.toml:11", "text = \"on\"", "[data] text", "if_given"],
+        ),
+    ] {
+        let project = Project::new();
+        project.edit("small.toml", "divergence = \"fkld\"", row);
+        for verb in ["run", "plan"] {
+            refused(&project, verb, &what);
+        }
+    }
+    for (seeds, what) in [
+        ("[1, 2, 1]", "seed 1 is given twice"),
+        ("[]", "`training_seeds` is empty"),
+    ] {
+        let project = Project::new();
+        let line = format!("name = \"micro\"\ntraining_seeds = {seeds}");
+        project.edit("micro.toml", "name = \"micro\"", &line);
+        refused(&project, "plan", &["micro.toml:3", what]);
+    }
+    // in the profile, too
+    let project = Project::new();
+    let own = "[methods.kd.train]\nwarmup = 5\n[teacher_sft]";
+    project.edit("micro.toml", "[teacher_sft]", own);
+    refused(&project, "plan", &["micro.toml:21", "warmup", "cosine"]);
+}
+
+#[test]
+fn each_training_seed_gives_a_student_of_its_own() {
+    let project = Project::new();
+    let line = "name = \"micro\"\ntraining_seeds = [1, 2]";
+    project.edit("micro.toml", "name = \"micro\"", line);
+    let output = project.run();
+    assert!(output.status.success(), "{}", text(&output));
+    let students: Vec<(String, Vec<u8>)> = project
+        .outcome()
+        .into_iter()
+        .filter(|(name, _)| name.starts_with("distill-"))
+        .collect();
+    assert_eq!(students.len(), 4);
+    for (i, a) in students.iter().enumerate() {
+        assert!(students[i + 1..].iter().all(|b| a.1 != b.1), "{}", a.0);
+    }
+    let read = |name: &str| fs::read_to_string(project.path("results/micro").join(name)).unwrap();
+    let scores = read("small_scores.csv");
+    assert!(scores.starts_with("experiment,row,training_seed,dataset,sampling_seed,"));
+    // teacher and initialised student once, each row twice; two sets, two sampling seeds
+    assert_eq!(scores.lines().count(), 1 + (2 + 2 * 2) * 2 * 2);
+    assert!(scores.contains("\nsmall,Teacher,,dolly,10,"));
+    assert!(scores.contains("\nsmall,ABKD,2,vicuna,20,"));
+    let page = read("small_comparison.md");
+    assert!(
+        page.contains("2 trainings, 2 sampling seeds each"),
+        "{page}"
+    );
+    assert!(
+        !page.contains("beyond") && !page.contains("leads"),
+        "{page}"
+    );
+}
+
+#[test]
 fn a_checkpoint_of_another_run_is_refused() {
     let project = Project::new();
     project.edit("micro.toml", "epochs = 2", "epochs = 200");
