@@ -43,13 +43,20 @@ impl Precision {
 
     /// `a b` for matrices: `[N, K] x [K, M] -> [N, M]`, in and out f32.
     pub fn matmul(self, a: Tensor<2>, b: Tensor<2>) -> Tensor<2> {
-        match self {
-            Self::F32 => a.matmul(b),
-            Self::Bf16 => a
-                .cast(DType::BF16)
-                .matmul(b.cast(DType::BF16))
-                .cast(DType::F32),
+        self.product(a, b).cast(DType::F32)
+    }
+
+    /// [`matmul`](Self::matmul) that leaves the product in its own numbers; factors may be in them already.
+    pub fn product(self, a: Tensor<2>, b: Tensor<2>) -> Tensor<2> {
+        if self == Self::F32 {
+            return a.matmul(b);
         }
+        let native = ops::native_bf16(&a.device());
+        let [a, b] = [a, b].map(|x| {
+            let x = x.cast(DType::BF16);
+            if native { x } else { x.cast(DType::F32) }
+        });
+        a.matmul(b).cast(DType::BF16)
     }
 
     /// `sum + a b` for matrices without a graph, in the place of `sum` where that is possible; in and out f32.

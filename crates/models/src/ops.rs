@@ -22,7 +22,7 @@ use burn::tensor::{Device, Shape, Tensor};
 
 pub(crate) use causal::{Sequences, causal};
 use memory::Memory;
-pub(crate) use products::{add_product, products, serve_products};
+pub(crate) use products::{add_product, native_bf16, products, serve_products};
 pub(crate) use rows::{gelu_new, layer_norm, rms_norm, swiglu, swiglu_joint};
 
 /// Whether these operations serve tensors of a device, in a graph or not.

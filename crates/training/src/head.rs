@@ -272,8 +272,8 @@ impl Rows {
     fn logits(&self, range: Range<usize>) -> Tensor<2> {
         let d = self.hidden.dims()[1];
         let hidden = self.hidden.clone().slice([range, 0..d]);
-        let hidden = hidden.cast(self.head.dtype());
-        let logits = hidden.matmul(self.head.clone().transpose());
+        let head = self.head.clone().transpose();
+        let logits = self.precision.product(hidden, head);
         if abkd_host::serves(&logits.device()) {
             logits
         } else {

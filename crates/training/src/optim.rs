@@ -69,26 +69,32 @@ pub fn cosine_warmup(step: usize, steps: usize, warmup: usize, peak: f64) -> f64
 pub fn global_norm(model: &LanguageModel, grads: &GradientsParams) -> f64 {
     struct Squares<'a> {
         grads: &'a GradientsParams,
+        /// Of gradients on the host.
+        sum: f64,
         sums: Vec<Tensor<1>>,
     }
     impl ModuleVisitor for Squares<'_> {
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
             if let Some(grad) = self.grads.get::<D>(param.id) {
-                self.sums.push(grad.square().sum());
+                match fused::sum_of_squares(&grad) {
+                    Some(sum) => self.sum += sum,
+                    None => self.sums.push(grad.square().sum()),
+                }
             }
         }
     }
     let mut visitor = Squares {
         grads,
+        sum: 0.0,
         sums: Vec::new(),
     };
     model.visit(&mut visitor);
     if visitor.sums.is_empty() {
-        return 0.0;
+        return visitor.sum.sqrt();
     }
     let sums = Tensor::cat(visitor.sums, 0).into_data_as::<f32>();
     let sums = sums.as_slice::<f32>().expect("converted to f32 above");
-    sums.iter().map(|&s| f64::from(s)).sum::<f64>().sqrt()
+    (visitor.sum + sums.iter().map(|&s| f64::from(s)).sum::<f64>()).sqrt()
 }
 
 /// Scales all gradients such that their global norm is at most `limit`

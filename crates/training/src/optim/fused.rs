@@ -3,7 +3,8 @@
 //! Burn's own works through some fifteen operations, each a pass over memory of its own. The numbers are the same, bit
 //! by bit, and so is the state.
 
-use abkd_host::dispatch;
+use abkd_host::{LANES, dispatch};
+use burn::backend::Flex;
 use burn::optim::{AdamW, AdamWState, AdaptiveMomentumState, LearningRate, Optimizer};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use rayon::prelude::*;
@@ -74,6 +75,15 @@ impl Optimizer for FusedAdamW {
     }
 }
 
+/// Of the numbers of a tensor in host memory that can be read without a copy, in one pass.
+pub(super) fn sum_of_squares<const D: usize>(x: &Tensor<D>) -> Option<f64> {
+    let x = x.clone().try_into_primitive::<Flex>().ok()?;
+    let x: &[f32] = x.as_slice()?;
+    // Parts of a fixed size, so that the sum does not depend on the threads.
+    let sums: Vec<f64> = x.par_chunks(CHUNK).map(squares).collect();
+    Some(sums.into_iter().sum())
+}
+
 fn floats(data: &mut TensorData) -> &mut [f32] {
     data.as_mut_slice().expect("moments are as the weights")
 }
@@ -91,6 +101,21 @@ struct Numbers {
 }
 
 dispatch!(update => update_scan(n: Numbers, w: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32]));
+
+dispatch!(squares => sum_squares(x: &[f32]) -> f64);
+
+#[inline(always)]
+fn sum_squares(x: &[f32]) -> f64 {
+    let mut lanes = [0.0; LANES];
+    let (chunks, rest) = x.as_chunks::<LANES>();
+    for chunk in chunks {
+        for i in 0..LANES {
+            lanes[i] = chunk[i].mul_add(chunk[i], lanes[i]);
+        }
+    }
+    let rest: f32 = rest.iter().map(|x| x * x).sum();
+    lanes.iter().chain([&rest]).map(|&x| f64::from(x)).sum()
+}
 
 #[inline(always)]
 fn update_scan(n: Numbers, w: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32]) {
