@@ -26,6 +26,16 @@ pub fn shifted_exp(x: f32, shift: f32) -> f32 {
     exp_in_range(if -88.0 > x { -88.0 } else { x })
 }
 
+/// e^x / 2^exponent of an x not above 88 + `exponent` ln 2, and no number beyond: 0 where it is below e^-88 (-inf too), NaN
+/// for NaN. Unlike in [`shifted_exp`] nothing is rounded before the exponential, for |x| up to 1e4 and an integer exponent
+/// of the same order.
+#[inline(always)]
+pub fn scaled_exp(x: f32, exponent: f32) -> f32 {
+    // The power of 2 there is 2^-127, whose bits are those of 0. In this order NaN stays, as above.
+    let lowest = (exponent - 127.0) * std::f32::consts::LN_2;
+    exp_over(if lowest > x { lowest } else { x }, exponent)
+}
+
 /// 1.5 x 2^23: adding it rounds to an integer. And the bias of an exponent, so that the integer's bits
 /// need only be shifted to be a power of 2.
 const ROUND: f32 = 12_582_912.0 + 127.0;
@@ -60,8 +70,15 @@ pub fn beyond_linear(u: f32) -> (f32, f32) {
 /// e^x for x in [-88, 88].
 #[inline(always)]
 fn exp_in_range(x: f32) -> f32 {
-    let shifted = x.mul_add(std::f32::consts::LOG2_E, ROUND);
-    let n = shifted - ROUND;
+    exp_over(x, 0.0)
+}
+
+/// e^x / 2^exponent for quotients in [e^-88, e^88].
+#[inline(always)]
+fn exp_over(x: f32, exponent: f32) -> f32 {
+    let round = ROUND - exponent;
+    let shifted = x.mul_add(std::f32::consts::LOG2_E, round);
+    let n = shifted - round;
     // ln 2 in two parts (Cody and Waite)
     let r = n.mul_add(2.121_944_4e-4, n.mul_add(-0.693_359_4, x));
     let p = exp_tail(r).mul_add(r * r, r);
@@ -95,6 +112,12 @@ pub fn ln(x: f32) -> f32 {
 /// ln(1 + m) for m in [sqrt(1/2) - 1, sqrt(2) - 1).
 #[inline(always)]
 fn ln_of_1_plus(m: f32) -> f32 {
+    m + ln_tail(m)
+}
+
+/// ln(1 + m) - m for m in [sqrt(1/2) - 1, sqrt(2) - 1), without a difference of nearly equal numbers.
+#[inline(always)]
+pub fn ln_tail(m: f32) -> f32 {
     let z = m * m;
     let p = 7.037_683_6e-2f32;
     let p = p.mul_add(m, -1.151_461e-1);
@@ -105,28 +128,48 @@ fn ln_of_1_plus(m: f32) -> f32 {
     let p = p.mul_add(m, 2.000_071_5e-1);
     let p = p.mul_add(m, -2.499_999_4e-1);
     let p = p.mul_add(m, 3.333_333e-1);
-    m + z * m.mul_add(p, -0.5)
+    z * m.mul_add(p, -0.5)
 }
 
-/// ln(1 + e) within 2e-7 relative for e in [0, 1].
+/// What mixtures of two probabilities are made of, at x.
+#[derive(Clone, Copy)]
+pub struct Softplus {
+    /// ln(1 + e^x)
+    pub up: f32,
+    /// ln(1 + e^-x)
+    pub down: f32,
+    /// 1 / (1 + e^-x)
+    pub share: f32,
+    /// 1 / (1 + e^x)
+    pub other: f32,
+    /// `share - up`, which is near -e^2x / 2 where both are near e^x.
+    pub beyond: f32,
+}
+
+/// Each within 4e-7 relative (`beyond`: 1e-6).
 #[inline(always)]
-fn ln_1p(e: f32) -> f32 {
+pub fn softplus(x: f32) -> Softplus {
+    let e = exp(-x.abs());
+    // ln(1 + e) of an e in [0, 1]
     let big = e > std::f32::consts::SQRT_2 - 1.0;
     let m = if big { (e - 1.0) * 0.5 } else { e };
-    ln_of_1_plus(m) + if big { std::f32::consts::LN_2 } else { 0.0 }
-}
-
-/// ln(1 + e^x), ln(1 + e^-x) and 1 / (1 + e^-x).
-#[inline(always)]
-pub fn softplus(x: f32) -> (f32, f32, f32) {
-    let e = exp(-x.abs());
-    let tail = ln_1p(e);
-    let up = 1.0 / (1.0 + e);
-    (
-        x.max(0.0) + tail,
-        (-x).max(0.0) + tail,
-        if x >= 0.0 { up } else { e * up },
-    )
+    let tail = ln_tail(m);
+    let ln = m + tail + if big { std::f32::consts::LN_2 } else { 0.0 };
+    let larger = 1.0 / (1.0 + e);
+    let smaller = e * larger;
+    let (up, down) = (x.max(0.0) + ln, (-x).max(0.0) + ln);
+    let share = if x >= 0.0 { larger } else { smaller };
+    Softplus {
+        up,
+        down,
+        share,
+        other: if x >= 0.0 { smaller } else { larger },
+        beyond: if big | (x >= 0.0) {
+            share - up
+        } else {
+            -e.mul_add(smaller, tail)
+        },
+    }
 }
 
 /// 1 / (1 + e^-x); NaN for NaN (which the clamp in [`exp`] would hide).
@@ -157,6 +200,25 @@ mod tests {
         assert!(shifted_exp(f32::NAN, 5.0).is_nan());
         // where rows may be above the shift
         assert!((f64::from(shifted_exp(21.0, 5.0)) / 16f64.exp() - 1.0).abs() < 2e-6);
+        // relative to powers of 2, which leave nothing to be rounded
+        for x in [0.0, 39.9, -39.9, 1e2 / 3.0, 5e3 / 7.0, -5e3 / 7.0, 9999.9] {
+            for exponent in [-40.0, 0.0, 60.0, 100.0] {
+                let exponent = exponent + (x * std::f32::consts::LOG2_E).round();
+                let exact = f64::from(x) - f64::from(exponent) * std::f64::consts::LN_2;
+                let error = f64::from(scaled_exp(x, exponent)) / exact.exp() - 1.0;
+                assert!(error.abs() < 3e-7, "{x} {exponent} {error}");
+            }
+        }
+        for x in [-60.0, -1e4, f32::MIN, f32::NEG_INFINITY] {
+            assert_eq!(scaled_exp(x, 45.0), 0.0);
+        }
+        assert!(scaled_exp(f32::NAN, 5.0).is_nan());
+        for i in -600..600 {
+            let m = (i as f32 + 0.5) * 4.5e-4;
+            let exact = (f64::from(m)).ln_1p() - f64::from(m);
+            let slack = 4e-7 + 1e-15 / exact.abs();
+            assert!((f64::from(ln_tail(m)) / exact - 1.0).abs() < slack, "{m}");
+        }
         for i in -60_000..60_000 {
             let u = (i as f32 + 0.5) * 1e-3;
             let exact = f64::from(u).exp_m1();
@@ -179,16 +241,29 @@ mod tests {
         }
         for i in -30_000..30_000 {
             let x = i as f32 * 1e-3;
-            let (up, down, share) = softplus(x);
+            let Softplus {
+                up,
+                down,
+                share,
+                other,
+                beyond,
+            } = softplus(x);
             let e = f64::from(x).exp();
             for (ours, exact) in [
                 (up, e.ln_1p()),
                 (down, (1.0 / e).ln_1p()),
                 (share, e / (1.0 + e)),
+                (other, 1.0 / (1.0 + e)),
                 (sigmoid(x), e / (1.0 + e)),
             ] {
                 assert!((f64::from(ours) / exact - 1.0).abs() < 4e-7, "softplus {x}");
             }
+            let exact = if x < -5.0 {
+                e * e * (-0.5 + e * (2.0 / 3.0 - e * (0.75 - e * (0.8 - e * 5.0 / 6.0))))
+            } else {
+                e / (1.0 + e) - e.ln_1p()
+            };
+            assert!((f64::from(beyond) / exact - 1.0).abs() < 1e-6, "softplus {x}");
         }
         for i in -500..=500 {
             let x = i as f32 * 1e-3;

@@ -4,23 +4,29 @@
 //! threads. Compiled for AVX-512, AVX2 and anything else, and chosen at run time.
 
 mod akl;
+mod alpha_net;
 mod logit;
 mod passes;
+mod softmax;
 
 use rayon::prelude::*;
 
 use self::akl::akl_gaps;
+use self::alpha_net::alpha_net;
 pub use self::logit::Logit;
 use self::passes::{
-    Norms, dispatch_entropy, dispatch_exponentials, dispatch_formulas, dispatch_gradient,
-    dispatch_softmax, dispatch_together,
+    Sums, dispatch_entropy, dispatch_formulas, dispatch_gradient, dispatch_near_formulas,
+    dispatch_together,
+};
+use self::softmax::{
+    Norm, Norms, dispatch_exponentials, dispatch_log_ratio, dispatch_softmax,
 };
 
 use crate::divergence::{Divergence, Fidelity};
 use crate::error::{Error, Model};
 use crate::pointwise::{
-    AlphaBeta, BetaZero, BothValues, BothZero, CrossEntropy, Jensen, Mixture, Pointwise,
-    SkewForward, SkewReverse, SmallBeta, SumOne, TotalVariation, TwoKl,
+    AlphaBeta, BetaZero, BothZero, Jensen, Pointwise, SkewForward, SkewReverse, SmallBeta,
+    TotalVariation, TwoKl,
 };
 
 /// Below this |beta| the alpha-beta divergence is not divided by beta.
@@ -55,23 +61,13 @@ pub fn divergence<L: Logit>(
     } else {
         0.0
     };
-    let two = |forward: f64, reverse: f64, entropy: f32| TwoKl {
-        forward: forward as f32,
-        reverse: reverse as f32,
-        entropy,
-    };
+    let two = |forward: f64, reverse: f64| TwoKl::new(forward, reverse, entropy);
     match *divergence {
-        Divergence::ForwardKl if entropy == 0.0 => run.rows(student, value, |_| CrossEntropy),
-        Divergence::ForwardKl => run.rows(student, value, |_| two(1.0, 0.0, entropy)),
-        Divergence::ReverseKl => run.rows(student, value, |_| two(0.0, 1.0, entropy)),
-        Divergence::Wsd { weight } => {
-            run.rows(student, value, |_| two(1.0 - weight, weight, entropy))
-        }
+        Divergence::ForwardKl => run.rows(student, value, |_| two(1.0, 0.0)),
+        Divergence::ReverseKl => run.rows(student, value, |_| two(0.0, 1.0)),
+        Divergence::Wsd { weight } => run.rows(student, value, |_| two(1.0 - weight, weight)),
         Divergence::Bdkd => run.rows(student, value, |row| bdkd(row, fidelity)),
-        Divergence::Jensen { lambda } => run.rows(student, value, |_| Jensen {
-            mixture: Mixture::new(1.0 - lambda),
-            student: lambda as f32,
-        }),
+        Divergence::Jensen { lambda } => run.rows(student, value, |_| Jensen::new(lambda)),
         Divergence::Akl { mu } => run.rows(student, value, |row| {
             let (head, tail) = akl_gaps(row, mu, fidelity);
             let share = if head + tail > 0.0 {
@@ -79,20 +75,23 @@ pub fn divergence<L: Logit>(
             } else {
                 0.5
             };
-            two(share, 1.0 - share, 1.0)
+            TwoKl::new(share, 1.0 - share, 1.0)
         }),
         Divergence::AlphaNet { a, b } => alpha_net(&run, [a, b], fidelity, student, value),
         Divergence::AlphaBeta { alpha, beta } => {
             alpha_beta(&run, alpha, beta, fidelity, student, value)
         }
-        Divergence::SkewForwardKl { lambda } => run.rows(student, value, |_| SkewForward {
-            mixture: Mixture::new(lambda),
-            entropy,
-        }),
-        Divergence::SkewReverseKl { lambda } => run.rows(student, value, |_| SkewReverse {
-            mixture: Mixture::new(1.0 - lambda),
-        }),
-        Divergence::TotalVariation => run.rows(student, value, |_| TotalVariation),
+        // without a teacher's share
+        Divergence::SkewForwardKl { lambda: 0.0 } => run.rows(student, value, |_| two(1.0, 0.0)),
+        Divergence::SkewForwardKl { lambda } => {
+            run.rows(student, value, |_| SkewForward::new(lambda, entropy))
+        }
+        Divergence::SkewReverseKl { lambda } => {
+            run.rows(student, value, |_| SkewReverse::new(lambda))
+        }
+        Divergence::TotalVariation => {
+            run.rows(student, value, |_| TotalVariation::new())
+        }
     }
 }
 
@@ -104,97 +103,28 @@ fn alpha_beta<L: Logit>(
     student: &mut [L],
     value: &mut [f32],
 ) -> Result<(), Error> {
+    let sum = alpha + beta;
     // The released code has 1/x for 1/x^2 in the limits: a factor of x.
-    let official = |x: f64| {
-        if fidelity == Fidelity::Official {
-            x as f32
-        } else {
-            1.0
-        }
+    let factor = match fidelity {
+        Fidelity::Paper => 1.0,
+        Fidelity::Official if beta == 0.0 || sum == 0.0 => alpha,
+        Fidelity::Official if alpha == 0.0 => beta,
+        Fidelity::Official => 1.0,
     };
-    let (a, b) = (alpha as f32, beta as f32);
+    let one = sum as f32 == 1.0;
     if alpha == 0.0 && beta == 0.0 {
-        run.rows(student, value, |_| BothZero)
+        run.rows(student, value, |_| BothZero::new())
+    } else if beta == 0.0 && one {
+        run.rows(student, value, |_| BetaZero::<true>::new(alpha, factor))
     } else if beta == 0.0 {
-        run.rows(student, value, |_| BetaZero {
-            alpha: a,
-            factor: official(alpha),
-        })
-    } else if alpha == 0.0 {
-        run.rows(student, value, |_| AlphaBeta::new(0.0, b, official(beta)))
-    } else if alpha + beta == 0.0 {
-        run.rows(student, value, |_| AlphaBeta::new(a, b, official(alpha)))
-    } else if beta.abs() < SMALL_BETA {
+        run.rows(student, value, |_| BetaZero::<false>::new(alpha, factor))
+    } else if beta.abs() < SMALL_BETA && alpha != 0.0 && sum != 0.0 {
         run.rows(student, value, |_| SmallBeta::new(alpha, beta))
+    } else if one {
+        run.rows(student, value, |_| AlphaBeta::<true>::new(alpha, beta, factor))
     } else {
-        run.rows(student, value, |_| AlphaBeta::new(a, b, 1.0))
+        run.rows(student, value, |_| AlphaBeta::<false>::new(alpha, beta, factor))
     }
-}
-
-/// Official: the member with the larger sum over the rows given. Paper: the larger one of each row.
-/// The first where both are equal. So all values come before the first gradient, which then needs only
-/// the student's exponentials.
-fn alpha_net<L: Logit>(
-    run: &Run<L>,
-    alphas: [f64; 2],
-    fidelity: Fidelity,
-    student: &mut [L],
-    value: &mut [f32],
-) -> Result<(), Error> {
-    let narrow = alphas.map(SumOne::<true>::new);
-    let wide = alphas.map(SumOne::<false>::new);
-    let [one, two] = narrow.map(|member| member.reach());
-    let is_narrow = |norms: &Norms| -norms.p.low.min(norms.q.low) <= one.min(two);
-    let vocab = run.vocab.max(1);
-    let rows: Vec<_> = student
-        .par_chunks_exact(vocab)
-        .enumerate()
-        .map_init(
-            || Scratch::new(vocab),
-            |Scratch { z: zs, t: ts, p, q }, (index, z)| {
-                let (z, t) = (L::read(z, zs), L::read(run.teacher(index), ts));
-                let norms = normalize(index, z, t, p, q)?;
-                let sums = if is_narrow(&norms) {
-                    let sums = dispatch_formulas(BothValues(narrow), z, t, p, q, norms);
-                    let [one, two] = narrow.map(|member| member.scale());
-                    [one * sums.f, two * sums.h()]
-                } else {
-                    let sums = dispatch_formulas(BothValues(wide), z, t, p, q, norms);
-                    [sums.f, sums.h()]
-                };
-                Ok((norms, sums))
-            },
-        )
-        .collect();
-    // the first bad row, whatever the order of work
-    let rows = rows.into_iter().collect::<Result<Vec<_>, Error>>()?;
-    let all: f64 = rows.iter().map(|(_, [one, two])| two - one).sum();
-    student
-        .par_chunks_exact_mut(vocab)
-        .zip(run.teacher.par_chunks_exact(vocab))
-        .zip(value)
-        .zip(rows)
-        .for_each_init(
-            || Scratch::new(vocab),
-            |Scratch { z: zs, t: ts, p, q }, (((z, t), value), row)| {
-                let (norms, [one, two]) = row;
-                let gain = match fidelity {
-                    Fidelity::Official => all,
-                    Fidelity::Paper => two - one,
-                };
-                let (member, sum) = if gain > 0.0 { (1, two) } else { (0, one) };
-                *value = sum as f32;
-                let (logits, t) = (L::read(z, zs), L::read(t, ts));
-                dispatch_exponentials(logits, norms.q.shift, q);
-                let sums = if is_narrow(&norms) {
-                    dispatch_formulas(narrow[member], logits, t, p, q, norms)
-                } else {
-                    dispatch_formulas(wide[member], logits, t, p, q, norms)
-                };
-                L::write(z, zs, |out| dispatch_gradient(out, p, q, norms.q, sums));
-            },
-        );
-    Ok(())
 }
 
 /// Cross-entropies, and their gradient in place of the logits.
@@ -258,8 +188,7 @@ pub fn cross_entropy<L: Logit>(
 struct RowView<'a> {
     p: &'a [f32],
     q: &'a [f32],
-    scale_p: f32,
-    scale_q: f32,
+    norms: &'a Norms,
 }
 
 /// Entropies compared as in the published code; the half that is to catch up weighs 3 (2 in the
@@ -269,13 +198,18 @@ fn bdkd(row: &RowView, fidelity: Fidelity) -> TwoKl {
         Fidelity::Official => (3.0, 0.0),
         Fidelity::Paper => (2.0, 1.0),
     };
-    let student_is_flatter =
-        dispatch_entropy(row.q, row.scale_q) > dispatch_entropy(row.p, row.scale_p);
-    TwoKl {
-        forward: if student_is_flatter { 1.0 } else { heavy },
-        reverse: if student_is_flatter { heavy } else { 1.0 },
-        entropy: with_entropy,
-    }
+    let entropy = |x: &[f32], norm: &Norm| {
+        // of a probability that may be near 1
+        let peak = (1.0 - norm.rest) * (1e-9 - norm.rest).ln_1p();
+        dispatch_entropy(x, norm.scale, norm.peak) - peak
+    };
+    let student_is_flatter = entropy(row.q, &row.norms.q) > entropy(row.p, &row.norms.p);
+    let [forward, reverse] = if student_is_flatter {
+        [1.0, heavy]
+    } else {
+        [heavy, 1.0]
+    };
+    TwoKl::new(forward, reverse, with_entropy)
 }
 
 struct Run<'a, L> {
@@ -320,27 +254,51 @@ impl<L: Logit> Run<'_, L> {
         let d = make(&RowView {
             p,
             q,
-            scale_p: norms.p.scale,
-            scale_q: norms.q.scale,
+            norms: &norms,
         });
         if let Some(c) = d.of_teacher()
-            && !norms.p.masked()
-            && !norms.q.masked()
+            && !norms.masked()
+            && norms.peak_gap().abs() as f32 > norms.peak.close_to(1.0)
         {
             let mut sum = 0.0;
             L::write(z, zs, |z| {
-                sum = dispatch_together(d, c, z, t, p, q, norms);
+                sum = dispatch_together(d.at(&norms.peak), c, z, t, p, q, norms);
             });
             return Ok(sum);
         }
-        let sums = dispatch_formulas(d, logits, t, p, q, norms);
-        L::write(z, zs, |out| dispatch_gradient(out, p, q, norms.q, sums));
+        let sums = formulas(d, logits, t, p, q, norms);
+        L::write(z, zs, |out| dispatch_gradient(out, p, q, norms, sums));
         Ok(sums.f)
     }
 
     fn teacher(&self, index: usize) -> &[L] {
         &self.teacher[index * self.vocab..][..self.vocab]
     }
+}
+
+/// f and h summed, and h in place of `p`, by the faster formulas where these keep their digits.
+fn formulas<D: Pointwise>(
+    d: D,
+    z: &[f32],
+    t: &[f32],
+    p: &mut [f32],
+    q: &[f32],
+    mut norms: Norms,
+) -> Sums {
+    let here = d.at(&norms.peak);
+    let least = here.least(&norms.peak);
+    if norms.disjoint || least < f32::INFINITY {
+        let sums = dispatch_formulas(here, z, t, p, q, norms);
+        let most = sums.most.max(norms.peak.entry.q * sums.h.abs() as f32);
+        if norms.disjoint || most >= least {
+            return sums;
+        }
+        dispatch_exponentials(t, norms.p.shift, p);
+    }
+    if D::BY_D {
+        norms.peak.d = dispatch_log_ratio(z, t, norms.at);
+    }
+    dispatch_near_formulas(d.at(&norms.peak), z, t, p, q, norms)
 }
 
 /// Exponentials of the teacher's row into `p` and of the student's into `q`, and their normalisers.
@@ -353,10 +311,7 @@ fn normalize(
 ) -> Result<Norms, Error> {
     let student = dispatch_softmax(z, q).ok_or_else(|| bad(index, Model::Student, z))?;
     let teacher = dispatch_softmax(t, p).ok_or_else(|| bad(index, Model::Teacher, t))?;
-    Ok(Norms {
-        p: teacher,
-        q: student,
-    })
+    Ok(Norms::new(teacher, student, z, t, p, q))
 }
 
 /// A thread's room for a row: logits that have to be converted, exponentials, and h in place of the

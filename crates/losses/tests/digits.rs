@@ -227,14 +227,11 @@ fn every_gradient_keeps_the_digits_of_a_peak() {
     z[2] = 17.3;
     let t = [0.1, 1.0, 1.5, -0.5, 0.7, 0.2];
     for d in all() {
-        // Its h is p times a share of the student, which is 1 less the teacher's: of 1e-7 here few digits are left.
-        let few = matches!(d, Divergence::SkewForwardKl { .. });
-        let near = if few { 1e-3 } else { 2e-6 };
         for fidelity in [Fidelity::Paper, Fidelity::Official] {
-            let (_, exact) = exact(&d, fidelity, &z, &t, 6).expect("no tie");
+            let exact = exact(&d, fidelity, &z, &t, 6).expect("no tie")[0].grad[2];
             let (_, grad) = kernel(&d, fidelity, &z, &t, 6);
-            let error = (f64::from(grad[2]) / exact[2] - 1.0).abs();
-            assert!(error < near, "{d:?} {fidelity:?}: {} {}", grad[2], exact[2]);
+            let error = (f64::from(grad[2]) / exact - 1.0).abs();
+            assert!(error < 2e-6, "{d:?} {fidelity:?}: {} {exact}", grad[2]);
         }
     }
 }

@@ -3,7 +3,7 @@
 use abkd_host::{LANES, dispatch};
 
 use super::RowView;
-use super::passes::{BLOCK, add};
+use super::passes::{BLOCK, add, around};
 use crate::Fidelity;
 
 /// Cuts through an interval of exponentials that one pass sums the masses of.
@@ -19,7 +19,18 @@ const OCTAVE: u32 = 1 << 23;
 /// narrowed pass by pass, and only the tokens in it are sorted. Intervals are of bits, which rise with
 /// the (positive) numbers they stand for.
 pub(super) fn akl_gaps(row: &RowView, mu: f64, fidelity: Fidelity) -> (f64, f64) {
-    let scale = f64::from(row.scale_p);
+    let norms = row.norms;
+    let scale = f64::from(norms.p.scale);
+    // The peak's gap is no difference of two numbers near 1. Without the peak of a student that the teacher masks
+    // there is another one, whose gap is no more exact so.
+    let peak = f64::from(norms.peak.entry.p - norms.peak.entry.q).abs();
+    let peak = if norms.masked() { peak } else { norms.peak_gap().abs() };
+    let gap = |token: usize| {
+        if token == norms.at {
+            return peak;
+        }
+        f64::from((row.p[token] * norms.p.scale - row.q[token] * norms.q.scale).abs())
+    };
     // Masses: of all from `high` on, and from `low` on.
     let (mut low, mut high) = (0, dispatch_largest(row.p) + 1);
     let (mut mass, mut mass_low) = (0.0, 1.0);
@@ -41,15 +52,19 @@ pub(super) fn akl_gaps(row: &RowView, mu: f64, fidelity: Fidelity) -> (f64, f64)
             (high - low).div_ceil(CUTS as u32 + 1)
         };
     }
-    let [mut head, total] = dispatch_gaps(row, [f32::from_bits(high), 0.0]);
+    let cuts = [f32::from_bits(high), 0.0];
+    let [mut head, total] = dispatch_gaps(row, cuts);
+    if row.p[norms.at] >= cuts[0] {
+        head += peak;
+    }
+    let total = total + peak;
     let mut members = dispatch_members(row.p, low, high);
     members.sort_unstable();
     let likeliest_is_there = mass == 0.0;
     for (i, member) in members.into_iter().enumerate() {
         let token = member as u32 as usize;
-        let p = row.p[token] * row.scale_p;
         let before = mass;
-        mass += f64::from(p);
+        mass += f64::from(row.p[token] * norms.p.scale);
         let inside = match fidelity {
             Fidelity::Official => (likeliest_is_there && i == 0) || mass < mu,
             Fidelity::Paper => before < mu,
@@ -57,7 +72,7 @@ pub(super) fn akl_gaps(row: &RowView, mu: f64, fidelity: Fidelity) -> (f64, f64)
         if !inside {
             break;
         }
-        head += f64::from((p - row.q[token] * row.scale_q).abs());
+        head += gap(token);
     }
     (head, (total - head).max(0.0))
 }
@@ -86,20 +101,23 @@ fn masses(e: &[f32], cuts: [f32; CUTS]) -> [f64; CUTS] {
     totals.map(|lanes| lanes.iter().sum())
 }
 
-/// For each cut the sum of |p - q| where the teacher's exponential is not below it.
+/// For each cut the sum of |p - q| where the teacher's exponential is not below it, but for the peak.
 #[inline(always)]
 fn gaps(row: &RowView, cuts: [f32; 2]) -> [f64; 2] {
     let mut totals = [[0.0f64; LANES]; 2];
-    for (p, q) in row.p.chunks(BLOCK).zip(row.q.chunks(BLOCK)) {
-        let (ps, p_rest) = p.as_chunks::<LANES>();
-        let (qs, q_rest) = q.as_chunks::<LANES>();
-        for (total, cut) in totals.iter_mut().zip(cuts) {
-            let mut sum = [0.0f32; LANES];
-            for (p, q) in ps.iter().zip(qs) {
-                add_gaps_from(&mut sum, p, q, row, cut);
+    for side in around(row.norms.at, row.p.len()) {
+        let (p, q) = (&row.p[side.clone()], &row.q[side]);
+        for (p, q) in p.chunks(BLOCK).zip(q.chunks(BLOCK)) {
+            let (ps, p_rest) = p.as_chunks::<LANES>();
+            let (qs, q_rest) = q.as_chunks::<LANES>();
+            for (total, cut) in totals.iter_mut().zip(cuts) {
+                let mut sum = [0.0f32; LANES];
+                for (p, q) in ps.iter().zip(qs) {
+                    add_gaps_from(&mut sum, p, q, row, cut);
+                }
+                add_gaps_from(&mut sum, &padded(p_rest), &padded(q_rest), row, cut);
+                add(total, sum);
             }
-            add_gaps_from(&mut sum, &padded(p_rest), &padded(q_rest), row, cut);
-            add(total, sum);
         }
     }
     totals.map(|lanes| lanes.iter().sum())
@@ -121,8 +139,9 @@ fn add_gaps_from(
     row: &RowView,
     cut: f32,
 ) {
+    let scales = [row.norms.p.scale, row.norms.q.scale];
     for i in 0..LANES {
-        let gap = (p[i] * row.scale_p - q[i] * row.scale_q).abs();
+        let gap = (p[i] * scales[0] - q[i] * scales[1]).abs();
         sum[i] += if p[i] >= cut { gap } else { 0.0 };
     }
 }
@@ -161,6 +180,7 @@ dispatch!(dispatch_members => members(e: &[f32], low: u32, high: u32) -> Vec<u64
 
 #[cfg(test)]
 mod tests {
+    use super::super::normalize;
     use super::*;
 
     /// All tokens sorted, and added up one by one.
@@ -169,8 +189,8 @@ mod tests {
         order.sort_by(|&a, &b| row.p[b].total_cmp(&row.p[a]));
         let (mut mass, mut head, mut tail) = (0.0, 0.0, 0.0);
         for (i, &token) in order.iter().enumerate() {
-            let p = f64::from(row.p[token] * row.scale_p);
-            let gap = (p - f64::from(row.q[token] * row.scale_q)).abs();
+            let p = f64::from(row.p[token] * row.norms.p.scale);
+            let gap = (p - f64::from(row.q[token] * row.norms.q.scale)).abs();
             let before = mass;
             mass += p;
             let inside = match fidelity {
@@ -195,15 +215,15 @@ mod tests {
             ("equal", &|_| 0.0),
         ];
         for (name, logit) in rows {
-            let mut p: Vec<f32> = (0..5003).map(|i| logit(i).exp()).collect();
-            p[4000] = 1.0;
-            let q: Vec<f32> = (0..5003).map(|i| noise(i + 9999)).collect();
-            let scale = |e: &[f32]| (1.0 / e.iter().map(|&e| f64::from(e)).sum::<f64>()) as f32;
+            let mut t: Vec<f32> = (0..5003).map(logit).collect();
+            t[4000] = 0.0;
+            let z: Vec<f32> = (0..5003).map(|i| noise(i + 9999).ln()).collect();
+            let (mut p, mut q) = (vec![0.0; 5003], vec![0.0; 5003]);
+            let norms = normalize(0, &z, &t, &mut p, &mut q).unwrap();
             let row = RowView {
-                scale_p: scale(&p),
-                scale_q: scale(&q),
                 p: &p,
                 q: &q,
+                norms: &norms,
             };
             for mu in [0.0, 1e-4, 0.123, 0.5, 0.87, 0.9999, 1.0] {
                 for fidelity in [Fidelity::Official, Fidelity::Paper] {

@@ -1,156 +1,199 @@
-//! Every divergence in f64, a row at a time and without any care for speed.
+//! Every divergence by its formula, in [`Wide`] numbers, a row at a time and without any care for speed.
 
 use abkd_losses::{Divergence, Fidelity};
 
-use super::log_softmax;
+use super::wide::Wide;
 
 /// What the choices of a divergence (AKL's head, AlphaNet's member, BDKD's weights, the sign in the total
 /// variation) must not hang on: f32 would be free to choose otherwise.
 const TIE: f64 = 1e-5;
+/// Exponents at which the powers of the alpha-beta family are about to saturate.
+const SATURATED: f64 = 59.0;
 
-/// Values `[N]` and gradients `[N, V]` of rows without masked entries; `None` where a choice is a tie.
+/// A row's value, its gradient `[V]`, and what any entry of that may be off by because a choice of f32 is free.
+pub struct Found {
+    pub value: f64,
+    pub grad: Vec<f64>,
+    pub slack: f64,
+}
+
+/// Rows without masked entries; `None` where a choice is a tie or a power saturates.
 pub fn exact(
     d: &Divergence,
     fidelity: Fidelity,
     z: &[f32],
     t: &[f32],
     vocab: usize,
-) -> Option<(Vec<f64>, Vec<f64>)> {
+) -> Option<Vec<Found>> {
     let rows = z.chunks(vocab).zip(t.chunks(vocab));
     let rows: Vec<Row> = rows.map(|(z, t)| Row::new(z, t)).collect();
-    let entropy = if fidelity == Fidelity::Paper {
-        1.0
-    } else {
-        0.0
-    };
-    let found = match *d {
-        Divergence::AlphaNet { a, b } => alpha_net(&rows, a, b, fidelity)?,
-        Divergence::Bdkd => {
-            let each = rows.iter().map(|row| row.bdkd(fidelity));
-            each.collect::<Option<Vec<_>>>()?
-        }
-        Divergence::Akl { mu } => {
-            let each = rows.iter().map(|row| {
-                let share = row.akl_share(mu, fidelity)?;
-                Some(row.two(share, 1.0 - share, 1.0))
-            });
-            each.collect::<Option<Vec<_>>>()?
-        }
-        Divergence::TotalVariation if rows.iter().any(Row::touches) => return None,
-        _ => rows
-            .iter()
-            .map(|row| row.formula(d, fidelity, entropy))
-            .collect(),
-    };
-    let (values, grads): (Vec<f64>, Vec<Vec<f64>>) = found.into_iter().unzip();
-    Some((values, grads.concat()))
+    exact_of_rows(d, fidelity, &rows)
 }
 
-/// Logarithms of both distributions.
-struct Row {
-    lp: Vec<f64>,
-    lq: Vec<f64>,
+/// The same, of rows that are normalised already.
+pub fn exact_of_rows(d: &Divergence, fidelity: Fidelity, rows: &[Row]) -> Option<Vec<Found>> {
+    if let Divergence::AlphaNet { a, b } = *d {
+        return alpha_net(rows, a, b, fidelity);
+    }
+    rows.iter().map(|row| row.found(d, fidelity)).collect()
 }
 
-/// A row's value and its gradient `[V]`.
-type Found = (f64, Vec<f64>);
+/// An entry of both distributions.
+#[derive(Clone, Copy)]
+struct Entry {
+    p: Wide,
+    q: Wide,
+    lp: Wide,
+    lq: Wide,
+}
+
+pub struct Row(Vec<Entry>);
+
+/// Softmax and its logarithm.
+fn softmax(z: &[f32]) -> Vec<(Wide, Wide)> {
+    let max = Wide::from(z.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+    let sum: Wide = z.iter().map(|&z| (Wide::from(z) - max).exp()).sum();
+    let log = max + sum.ln();
+    let of = |&z: &f32| ((Wide::from(z) - max).exp() / sum, Wide::from(z) - log);
+    z.iter().map(of).collect()
+}
 
 impl Row {
-    fn new(z: &[f32], t: &[f32]) -> Self {
-        Self {
-            lp: log_softmax(t),
-            lq: log_softmax(z),
-        }
+    pub fn new(z: &[f32], t: &[f32]) -> Self {
+        let entries = softmax(t).into_iter().zip(softmax(z));
+        Self(
+            entries
+                .map(|((p, lp), (q, lq))| Entry { p, q, lp, lq })
+                .collect(),
+        )
     }
 
     /// Sums f, and makes the gradient in the logits of h = q df/dq.
-    fn sum(&self, f_h: impl Fn(f64, f64) -> (f64, f64)) -> Found {
-        let entries = self.lp.iter().zip(&self.lq);
-        let (f, h): (Vec<f64>, Vec<f64>) = entries.map(|(&lp, &lq)| f_h(lp, lq)).unzip();
-        let sum: f64 = h.iter().sum();
-        let grad = h.iter().zip(&self.lq).map(|(h, lq)| h - lq.exp() * sum);
-        (f.iter().sum(), grad.collect())
+    fn sum(&self, f_h: impl Fn(Entry) -> (Wide, Wide)) -> Found {
+        let (f, h): (Vec<Wide>, Vec<Wide>) = self.0.iter().map(|&e| f_h(e)).unzip();
+        let sum: Wide = h.iter().copied().sum();
+        let grad = h.iter().zip(&self.0).map(|(&h, e)| (h - e.q * sum).into());
+        Found {
+            value: f.into_iter().sum::<Wide>().into(),
+            grad: grad.collect(),
+            slack: 0.0,
+        }
+    }
+
+    fn found(&self, d: &Divergence, fidelity: Fidelity) -> Option<Found> {
+        let official = fidelity == Fidelity::Official;
+        let entropy = if official { 0.0 } else { 1.0 };
+        Some(match *d {
+            Divergence::ForwardKl => self.two(1.0, 0.0, entropy),
+            Divergence::ReverseKl => self.two(0.0, 1.0, entropy),
+            Divergence::Wsd { weight } => self.two(1.0 - weight, weight, entropy),
+            Divergence::Bdkd => return self.bdkd(fidelity),
+            Divergence::Akl { mu } => {
+                let share = self.akl_share(mu, fidelity)?;
+                self.two(share, 1.0 - share, 1.0)
+            }
+            Divergence::Jensen { lambda } => self.sum(|Entry { p, q, lp, lq }| {
+                let lm = (p * (1.0 - lambda) + q * lambda).ln();
+                let student = q * (lq - lm) * lambda;
+                (student + p * (lp - lm) * (1.0 - lambda), student)
+            }),
+            Divergence::SkewForwardKl { lambda } => self.sum(|Entry { p, q, lp, .. }| {
+                let m = p * lambda + q * (1.0 - lambda);
+                (
+                    p * (lp * entropy - m.ln()),
+                    -(p * (1.0 - lambda) * q) / m,
+                )
+            }),
+            Divergence::SkewReverseKl { lambda } => self.sum(|Entry { p, q, lq, .. }| {
+                let m = p * (1.0 - lambda) + q * lambda;
+                let f = q * (lq - m.ln());
+                (f, f - q * q * lambda / m)
+            }),
+            Divergence::AlphaBeta { alpha, beta } => {
+                if self.saturates(alpha, beta) {
+                    return None;
+                }
+                self.alpha_beta(alpha, beta, official)
+            }
+            Divergence::TotalVariation => {
+                let found = self.sum(|Entry { p, q, .. }| {
+                    let sign = (q.partial_cmp(&p)).expect("numbers") as i8;
+                    (
+                        (p - q).abs() * 0.5,
+                        q * (0.5 * f64::from(sign)),
+                    )
+                });
+                let slack = self.undecided_sign()?;
+                Found { slack, ..found }
+            }
+            Divergence::AlphaNet { .. } => unreachable!("a choice between rows"),
+        })
     }
 
     /// `forward KL(p, q) + reverse KL(q, p)`; without `entropy` the first is the cross-entropy.
     fn two(&self, forward: f64, reverse: f64, entropy: f64) -> Found {
-        self.sum(|lp, lq| {
-            let (p, back) = (lp.exp(), lq.exp() * (lq - lp));
+        self.sum(|Entry { p, q, lp, lq }| {
+            let back = q * (lq - lp) * reverse;
             (
-                forward * p * (entropy * lp - lq) + reverse * back,
-                reverse * back - forward * p,
+                p * (lp * entropy - lq) * forward + back,
+                back - p * forward,
             )
         })
     }
 
-    fn formula(&self, d: &Divergence, fidelity: Fidelity, entropy: f64) -> Found {
-        match *d {
-            Divergence::ForwardKl => self.two(1.0, 0.0, entropy),
-            Divergence::ReverseKl => self.two(0.0, 1.0, entropy),
-            Divergence::Wsd { weight } => self.two(1.0 - weight, weight, entropy),
-            Divergence::Jensen { lambda } => self.sum(|lp, lq| {
-                let (p, q) = (lp.exp(), lq.exp());
-                let lm = ((1.0 - lambda) * p + lambda * q).ln();
-                let student = lambda * q * (lq - lm);
-                (student + (1.0 - lambda) * p * (lp - lm), student)
-            }),
-            Divergence::SkewForwardKl { lambda } => self.sum(|lp, lq| {
-                let (p, q) = (lp.exp(), lq.exp());
-                let m = lambda * p + (1.0 - lambda) * q;
-                (p * (entropy * lp - m.ln()), -p * (1.0 - lambda) * q / m)
-            }),
-            Divergence::SkewReverseKl { lambda } => self.sum(|lp, lq| {
-                let (p, q) = (lp.exp(), lq.exp());
-                let m = (1.0 - lambda) * p + lambda * q;
-                let f = q * (lq - m.ln());
-                (f, f - lambda * q * q / m)
-            }),
-            Divergence::AlphaBeta { alpha, beta } => self.alpha_beta(alpha, beta, fidelity),
-            Divergence::TotalVariation => self.sum(|lp, lq| {
-                let gap = lp.exp() - lq.exp();
-                (0.5 * gap.abs(), -0.5 * lq.exp() * gap.signum())
-            }),
-            Divergence::Bdkd | Divergence::Akl { .. } | Divergence::AlphaNet { .. } => {
-                unreachable!("choices, not formulas")
-            }
-        }
-    }
-
-    fn alpha_beta(&self, a: f64, b: f64, fidelity: Fidelity) -> Found {
+    fn alpha_beta(&self, a: f64, b: f64, official: bool) -> Found {
         let s = a + b;
         let limit = if b == 0.0 || s == 0.0 { a } else { b };
         let at_limit = a == 0.0 || b == 0.0 || s == 0.0;
         // The released code divides by the number that is left, not by its square.
-        let factor = if at_limit && limit != 0.0 && fidelity == Fidelity::Official {
+        let factor = if at_limit && limit != 0.0 && official {
             limit
         } else {
             1.0
         };
-        self.sum(|lp, lq| {
+        let sum = Wide::from(a) + Wide::from(b);
+        self.sum(|Entry { lp, lq, .. }| {
             let d = lp - lq;
+            let ps = |x: f64| (lp * x).exp();
+            let qs = |x: f64| (lq * x).exp();
             let f = if a == 0.0 && b == 0.0 {
-                0.5 * d.powi(2)
+                d * d * 0.5
             } else if a == 0.0 {
-                (-(b * lq).exp() * b * d - (b * lq).exp() + (b * lp).exp()) / (b * b)
+                (ps(b) - qs(b) - qs(b) * d * b) / Wide::from(b * b)
             } else if b == 0.0 {
-                ((a * lp).exp() * a * d - (a * lp).exp() + (a * lq).exp()) / (a * a)
+                (ps(a) * d * a - ps(a) + qs(a)) / Wide::from(a * a)
             } else if s == 0.0 {
-                (-a * d + (a * d).exp() - 1.0) / (a * a)
+                ((d * a).exp_m1() - d * a) / Wide::from(a * a)
             } else {
-                let mixed = (a * lp + b * lq).exp();
-                (a / s * (s * lp).exp() + b / s * (s * lq).exp() - mixed) / (a * b)
+                let mixed = (lp * a + lq * b).exp();
+                let [a, b] = [a, b].map(Wide::from);
+                (a / sum * (lp * sum).exp() + b / sum * (lq * sum).exp() - mixed) / (a * b)
             };
-            let phi = if a == 0.0 { d } else { (a * d).exp_m1() / a };
-            (factor * f, -factor * (s * lq).exp() * phi)
+            let phi = if a == 0.0 {
+                d
+            } else {
+                (d * a).exp_m1() / Wide::from(a)
+            };
+            (f * factor, -((lq * sum).exp() * phi * factor))
+        })
+    }
+
+    /// Whether a power of the alpha-beta divergence is beyond what the kernels' powers reach.
+    fn saturates(&self, alpha: f64, beta: f64) -> bool {
+        self.0.iter().any(|e| {
+            let exponent = |a: f64, b: f64| f64::from(e.lp * a + e.lq * b);
+            let s = alpha + beta;
+            exponent(alpha, beta).max(exponent(s, 0.0)).max(exponent(0.0, s)) > SATURATED
         })
     }
 
     fn bdkd(&self, fidelity: Fidelity) -> Option<Found> {
-        let entropy = |l: &[f64]| -> f64 {
-            let terms = l.iter().map(|l| -l.exp() * (l.exp() + 1e-9).ln());
-            terms.sum()
+        let entropy = |x: &dyn Fn(&Entry) -> Wide| -> Wide {
+            let term = |e| -(x(e) * (x(e) + Wide::from(1e-9)).ln());
+            self.0.iter().map(term).sum()
         };
-        let more = entropy(&self.lq) - entropy(&self.lp);
+        let (of_q, of_p) = (entropy(&|e| e.q), entropy(&|e| e.p));
+        let more = f64::from(of_q - of_p);
         let (heavy, kept) = match fidelity {
             Fidelity::Official => (3.0, 0.0),
             Fidelity::Paper => (2.0, 1.0),
@@ -160,56 +203,69 @@ impl Row {
         } else {
             [heavy, 1.0]
         };
-        (more.abs() > TIE).then(|| self.two(forward, reverse, kept))
+        // An entropy may be negative here.
+        let size = f64::from(of_q.abs() + of_p.abs());
+        (more.abs() > TIE * size).then(|| self.two(forward, reverse, kept))
     }
 
     /// Share of the forward half in AKL.
     fn akl_share(&self, mu: f64, fidelity: Fidelity) -> Option<f64> {
-        let mut order: Vec<usize> = (0..self.lp.len()).collect();
-        order.sort_by(|&a, &b| self.lp[b].total_cmp(&self.lp[a]));
-        let (mut mass, mut head, mut tail) = (0.0, 0.0, 0.0);
+        let mut order: Vec<&Entry> = self.0.iter().collect();
+        order.sort_by(|a, b| b.lp.partial_cmp(&a.lp).expect("numbers"));
+        let (mut mass, mut head, mut tail) = (0.0, Wide::ZERO, Wide::ZERO);
         let mut last_inside = None;
-        for (i, &token) in order.iter().enumerate() {
-            let p = self.lp[token].exp();
-            let gap = (p - self.lq[token].exp()).abs();
+        for (i, e) in order.into_iter().enumerate() {
+            let gap = (e.p - e.q).abs();
             let (before, free) = (mass, i == 0);
-            mass += p;
+            mass += f64::from(e.p);
             let (inside, reached) = match fidelity {
                 Fidelity::Official => (free || mass < mu, mass),
                 Fidelity::Paper => (before < mu, before),
             };
             let by_rounding = (reached - mu).abs() < TIE && !free;
-            let twin = last_inside.is_some_and(|lp: f64| lp - self.lp[token] < TIE);
-            if by_rounding || (!inside && tail == 0.0 && twin) {
+            let twin = last_inside.is_some_and(|lp: Wide| f64::from(lp - e.lp) < TIE);
+            if by_rounding || (!inside && tail == Wide::ZERO && twin) {
                 return None;
             }
             if inside {
-                head += gap;
-                last_inside = Some(self.lp[token]);
+                head = head + gap;
+                last_inside = Some(e.lp);
             } else {
-                tail += gap;
+                tail = tail + gap;
             }
         }
-        (head + tail > TIE).then_some(head / (head + tail))
+        let both = head + tail;
+        (f64::from(both) > 0.0).then(|| f64::from(head / both))
     }
 
-    /// Whether p = q to f32 anywhere.
-    fn touches(&self) -> bool {
-        let mut gaps = self.lp.iter().zip(&self.lq).map(|(p, q)| (p - q).abs());
-        gaps.any(|gap| gap < TIE)
+    /// Probability of the tokens whose sign f32 does not know; `None` where it is the student's likeliest.
+    fn undecided_sign(&self) -> Option<f64> {
+        let d = |e: &Entry| f64::from(e.lp - e.lq);
+        let likelier = |a: &&Entry, b: &&Entry| a.lq.partial_cmp(&b.lq).expect("numbers");
+        let peak = self.0.iter().max_by(likelier)?;
+        // log p and log q themselves are small where both are near 1
+        if d(peak).abs() < TIE * f64::from(peak.lp.abs() + peak.lq.abs()) {
+            return None;
+        }
+        let undecided = |e: &&Entry| d(e).abs() < 1e-6 * (1.0 + f64::from(e.lq).abs());
+        let touching = self.0.iter().filter(undecided);
+        Some(touching.map(|e| f64::from(e.q)).sum())
     }
 }
 
 /// The larger member: of the rows together (official) or of each (paper).
 fn alpha_net(rows: &[Row], a: f64, b: f64, fidelity: Fidelity) -> Option<Vec<Found>> {
-    let members = |row: &Row| [a, b].map(|a| row.alpha_beta(a, 1.0 - a, Fidelity::Paper));
+    if rows.iter().any(|row| [a, b].iter().any(|&a| row.saturates(a, 1.0 - a))) {
+        return None;
+    }
+    let members = |row: &Row| [a, b].map(|a| row.alpha_beta(a, 1.0 - a, false));
     let both: Vec<[Found; 2]> = rows.iter().map(members).collect();
-    let sum = |member: usize| both.iter().map(|row| row[member].0).sum::<f64>();
+    let sum = |member: usize| both.iter().map(|row| row[member].value).sum::<f64>();
     let together = [sum(0), sum(1)];
     let choose = |[one, two]: [Found; 2]| {
         let [a, b] = match fidelity {
             Fidelity::Official => together,
-            Fidelity::Paper => [one.0, two.0],
+            Fidelity::Paper => [one.value, two.value],
         };
         ((b - a).abs() > TIE * (a + b)).then_some(if b > a { two } else { one })
     };

@@ -1,0 +1,217 @@
+//! Both distributions, and what a divergence makes of them.
+
+use burn::tensor::{Bool, Int, Tensor};
+
+use crate::error::Model;
+use crate::{Error, Rows};
+
+/// Largest exponent of a power.
+const SATURATE: f64 = 60.0;
+
+/// A power of which only the exponent is known, saturated.
+pub(super) fn power(exponent: Tensor<2>) -> Tensor<2> {
+    exponent.clamp_max(SATURATE).exp()
+}
+
+/// (e^x - 1) / x for x near 0.
+fn expm1_over_x(x: &Tensor<2>) -> Tensor<2> {
+    let mut series = x.clone() / 8.0 + 1.0;
+    for k in (2..8).rev() {
+        series = series * x.clone() / f64::from(k) + 1.0;
+    }
+    series
+}
+
+/// e^x - 1, with all digits where x is near 0.
+pub(super) fn expm1(x: Tensor<2>) -> Tensor<2> {
+    let near = x.clone() * expm1_over_x(&x);
+    (power(x.clone()) - 1.0).mask_where(x.abs().lower_equal_elem(0.5), near)
+}
+
+/// A row's softmax `[N, V]`.
+pub(super) struct Softmax {
+    pub prob: Tensor<2>,
+    pub log: Tensor<2>,
+    /// Index of the likeliest entry `[N, 1]`, and the probability of all others.
+    pub peak: Tensor<2, Int>,
+    pub rest: Tensor<2>,
+}
+
+impl Softmax {
+    /// Of rows that have one.
+    pub fn new(logits: Tensor<2>, model: Model) -> Result<Self, Error> {
+        let highest = logits.clone().max_dim(1).into_data_as::<f32>();
+        let nan = logits.clone().is_nan().any_dim(1).into_data_as::<bool>();
+        let highest = highest.as_slice::<f32>().expect("read as f32");
+        let nan = nan.as_slice::<bool>().expect("read as bool");
+        for (row, (&max, &nan)) in highest.iter().zip(nan).enumerate() {
+            if nan || max == f32::INFINITY {
+                return Err(Error::NotFinite { model, row });
+            }
+            if max == f32::NEG_INFINITY {
+                return Err(Error::EmptyRow { model, row });
+            }
+        }
+        let peak = logits.clone().argmax(1);
+        let shifted = logits.clone() - logits.max_dim(1);
+        let powers = shifted.clone().exp();
+        // The peak's is 1, in a sum with which the others would lose their digits.
+        let others = powers.clone().mask_fill(is_at(&powers, &peak), 0.0);
+        let others = others.sum_dim(1);
+        let sum = others.clone() + 1.0;
+        Ok(Self {
+            prob: powers / sum.clone(),
+            log: shifted - others.clone().log1p(),
+            peak,
+            rest: others / sum,
+        })
+    }
+
+    /// Whether a token is that of its row in `ids`, `[N, 1]`.
+    pub fn is_at(&self, ids: &Tensor<2, Int>) -> Tensor<2, Bool> {
+        is_at(&self.prob, ids)
+    }
+}
+
+fn is_at(like: &Tensor<2>, ids: &Tensor<2, Int>) -> Tensor<2, Bool> {
+    let [n, vocab] = like.dims();
+    let tokens = Tensor::<1, Int>::arange(0..vocab as i64, &like.device());
+    let tokens = tokens.unsqueeze::<2>().expand([n, vocab]);
+    tokens.equal(ids.clone().expand([n, vocab]))
+}
+
+/// a - b and what its rounding lost (Knuth).
+fn difference(a: &Tensor<2>, b: &Tensor<2>) -> [Tensor<2>; 2] {
+    let gap = a.clone() - b.clone();
+    let back = gap.clone() - a.clone();
+    let lost = (a.clone() - (gap.clone() - back.clone())) - (b.clone() + back);
+    [gap, lost]
+}
+
+/// Both distributions and their entries relative to the student's likeliest that counts, the peak. All `[N, V]`, and
+/// `[N, 1]` at the peak.
+pub(super) struct Pair {
+    pub p: Softmax,
+    pub q: Softmax,
+    /// log(p/q)
+    pub d: Tensor<2>,
+    /// The same less that at the peak, by the logits alone.
+    pub r: Tensor<2>,
+    /// log q less that at the peak.
+    pub u: Tensor<2>,
+    pub left_out: Tensor<2, Bool>,
+    pub at_peak: AtPeak,
+}
+
+pub(super) struct AtPeak {
+    /// log(p/q), p/q and log q
+    pub d: Tensor<2>,
+    pub ratio: Tensor<2>,
+    pub lq: Tensor<2>,
+}
+
+/// A divergence's f and h, which is `q (g - g at the peak)`, see [`pointwise`](crate::pointwise).
+pub(super) struct Terms {
+    pub f: Tensor<2>,
+    pub h: Tensor<2>,
+    /// g at the peak `[N, 1]`.
+    pub g: Tensor<2>,
+}
+
+impl Pair {
+    pub fn new(student: Tensor<2>, teacher: Tensor<2>) -> Result<Self, Error> {
+        let minus_inf = |x: &Tensor<2>| x.clone().equal_elem(f32::NEG_INFINITY);
+        let left_out = minus_inf(&student).bool_or(minus_inf(&teacher));
+        let q = Softmax::new(student.clone(), Model::Student)?;
+        let p = Softmax::new(teacher.clone(), Model::Teacher)?;
+        let counted = q.prob.clone().mask_fill(left_out.clone(), -1.0);
+        let peak = counted.argmax(1);
+        let at = |x: &Tensor<2>| x.clone().gather(1, peak.clone());
+        let [gap, lost] = difference(&teacher, &student);
+        let r = (gap.clone() - at(&gap)) + (lost.clone() - at(&lost));
+        let r = r.mask_fill(left_out.clone(), 0.0);
+        let u = (student.clone() - at(&student)).mask_fill(left_out.clone(), 0.0);
+        // no entry counts
+        let disjoint = left_out.clone().all_dim(1);
+        let far = (at(&p.log) - at(&q.log)).mask_fill(disjoint, 0.0);
+        // Normalisers err by more than the distributions may differ; but that both add up to 1 tells the peak's ratio.
+        let far_ratio = power(far.clone());
+        let moved = q.prob.clone() * expm1(r.clone());
+        let beyond = r.clone().greater_elem(SATURATE);
+        let moved = moved.mask_where(beyond, p.prob.clone() / far_ratio);
+        let sum = moved.sum_dim(1);
+        let near = sum.clone().abs().lower_elem(0.5);
+        let near = near.bool_and(left_out.clone().any_dim(1).bool_not());
+        let d = far.mask_where(near, sum.log1p().neg());
+        let at_peak = AtPeak {
+            ratio: power(d.clone()),
+            d,
+            lq: at(&q.log),
+        };
+        Ok(Self {
+            d: r.clone() + at_peak.d.clone(),
+            p,
+            q,
+            r,
+            u,
+            left_out,
+            at_peak,
+        })
+    }
+
+    /// `b phi_x(r)` with phi_x = (e^(x r) - 1) / x (r where x = 0), of `base` = b and `moved` = b e^(x r).
+    pub fn scaled_phi(&self, x: f64, base: Tensor<2>, moved: Tensor<2>) -> Tensor<2> {
+        scaled_phi(x, base, moved, &self.r)
+    }
+
+    /// p - q p/q at the peak
+    pub fn gap(&self) -> Tensor<2> {
+        let base = self.q.prob.clone() * self.at_peak.ratio.clone();
+        self.scaled_phi(1.0, base, self.p.prob.clone())
+    }
+
+    /// |p - q|, with the digits that it loses at a peak where both are near 1.
+    pub fn distance(&self) -> Tensor<2> {
+        let [n, vocab] = self.d.dims();
+        let gap = self.p.prob.clone() - self.q.prob.clone();
+        let by_rest = self.q.rest.clone() - self.p.rest.clone();
+        let [by_rest, tops] = [by_rest, self.q.rest.clone()].map(|x| x.expand([n, vocab]));
+        let same = self.q.is_at(&self.q.peak).bool_and(self.q.is_at(&self.p.peak));
+        let same = same.bool_and(tops.lower_elem(0.5));
+        gap.mask_where(same, by_rest).abs()
+    }
+
+    /// Sums f, and the gradient of h.
+    pub fn rows(&self, Terms { f, h, g }: Terms) -> Rows {
+        let f = f.mask_fill(self.left_out.clone(), 0.0);
+        // an entry that is left out has no g of its own
+        let left_out = self.q.prob.clone() * g.neg();
+        let h = h.mask_where(self.left_out.clone(), left_out);
+        let grad = h.clone() - self.q.prob.clone() * h.sum_dim(1);
+        // The gradient sums to 0; what rounding left of the sum is taken off again.
+        let grad = grad.clone() - self.q.prob.clone() * grad.sum_dim(1);
+        Rows {
+            value: f.sum_dim(1).squeeze_dim(1),
+            grad,
+        }
+    }
+}
+
+/// See [`Pair::scaled_phi`], of any number.
+pub(super) fn scaled_phi(
+    x: f64,
+    base: Tensor<2>,
+    moved: Tensor<2>,
+    by: &Tensor<2>,
+) -> Tensor<2> {
+    let exponent = by.clone() * x;
+    let near = base.clone() * by.clone() * expm1_over_x(&exponent);
+    if x == 0.0 {
+        return near;
+    }
+    // `moved` has an error of its own, which its difference from the base would make larger.
+    let mid = base.clone() * (power(exponent.clone()) - 1.0) / x;
+    let far = (moved - base) / x;
+    let far = far.mask_where(exponent.clone().lower_elem(40.0), mid);
+    far.mask_where(exponent.abs().lower_equal_elem(0.5), near)
+}
