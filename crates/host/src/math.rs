@@ -263,7 +263,10 @@ mod tests {
             } else {
                 e / (1.0 + e) - e.ln_1p()
             };
-            assert!((f64::from(beyond) / exact - 1.0).abs() < 1e-6, "softplus {x}");
+            assert!(
+                (f64::from(beyond) / exact - 1.0).abs() < 1e-6,
+                "softplus {x}"
+            );
         }
         for i in -500..=500 {
             let x = i as f32 * 1e-3;

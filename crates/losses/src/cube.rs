@@ -94,6 +94,8 @@ fn describe(divergence: &Divergence, fidelity: Fidelity) -> Option<(Formula, Num
             (Formula::Bidirectional, [heavy, 0.0, entropy])
         }
         Divergence::Jensen { lambda } => (Formula::Jensen, [ln(1.0 - lambda), ln(lambda), lambda]),
+        // without a teacher's share
+        Divergence::SkewForwardKl { lambda: 0.0 } => (Formula::TwoKl, [1.0, 0.0, entropy]),
         Divergence::SkewForwardKl { lambda } => (
             Formula::SkewForward,
             [ln(lambda), ln(1.0 - lambda), entropy],
@@ -106,7 +108,12 @@ fn describe(divergence: &Divergence, fidelity: Fidelity) -> Option<(Formula, Num
         Divergence::Akl { .. } | Divergence::AlphaNet { .. } => return None,
     };
     let [a, b, c] = numbers.map(|x| x as f32);
-    Some((formula, Numbers { a, b, c, d: 1.0 }))
+    let odds = match *divergence {
+        Divergence::SkewForwardKl { lambda } => (1.0 - lambda) / lambda,
+        _ => 0.0,
+    };
+    let d = odds as f32;
+    Some((formula, Numbers { a, b, c, d }))
 }
 
 fn alpha_beta(alpha: f64, beta: f64, fidelity: Fidelity) -> Option<(Formula, Numbers)> {

@@ -60,9 +60,7 @@ pub fn cross_entropy(student: Tensor<2>, labels: &[u32]) -> Result<Rows, Error> 
 }
 
 fn alpha_net(pair: &Pair, alphas: [f64; 2], fidelity: Fidelity) -> Rows {
-    let [one, two] = alphas.map(|a| {
-        pair.rows(alpha_beta(a, 1.0 - a, Fidelity::Paper, pair))
-    });
+    let [one, two] = alphas.map(|a| pair.rows(alpha_beta(a, 1.0 - a, Fidelity::Paper, pair)));
     larger(one, two, fidelity)
 }
 

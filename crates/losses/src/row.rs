@@ -18,9 +18,7 @@ use self::passes::{
     Sums, dispatch_entropy, dispatch_formulas, dispatch_gradient, dispatch_near_formulas,
     dispatch_together,
 };
-use self::softmax::{
-    Norm, Norms, dispatch_exponentials, dispatch_log_ratio, dispatch_softmax,
-};
+use self::softmax::{Norm, Norms, dispatch_exponentials, dispatch_log_ratio, dispatch_softmax};
 
 use crate::divergence::{Divergence, Fidelity};
 use crate::error::{Error, Model};
@@ -89,9 +87,7 @@ pub fn divergence<L: Logit>(
         Divergence::SkewReverseKl { lambda } => {
             run.rows(student, value, |_| SkewReverse::new(lambda))
         }
-        Divergence::TotalVariation => {
-            run.rows(student, value, |_| TotalVariation::new())
-        }
+        Divergence::TotalVariation => run.rows(student, value, |_| TotalVariation::new()),
     }
 }
 
@@ -121,9 +117,13 @@ fn alpha_beta<L: Logit>(
     } else if beta.abs() < SMALL_BETA && alpha != 0.0 && sum != 0.0 {
         run.rows(student, value, |_| SmallBeta::new(alpha, beta))
     } else if one {
-        run.rows(student, value, |_| AlphaBeta::<true>::new(alpha, beta, factor))
+        run.rows(student, value, |_| {
+            AlphaBeta::<true>::new(alpha, beta, factor)
+        })
     } else {
-        run.rows(student, value, |_| AlphaBeta::<false>::new(alpha, beta, factor))
+        run.rows(student, value, |_| {
+            AlphaBeta::<false>::new(alpha, beta, factor)
+        })
     }
 }
 

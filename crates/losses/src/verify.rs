@@ -42,6 +42,15 @@ struct Golden {
 ///
 /// When the file cannot be read, has another format or names an unknown loss.
 pub fn verify_losses(path: &Path) -> Result<Vec<Check>, Error> {
+    verify_losses_on(path, &Device::flex())
+}
+
+/// The same with the kernel that serves a device, and with the tensor operations there.
+///
+/// # Errors
+///
+/// As [`verify_losses`].
+pub fn verify_losses_on(path: &Path, device: &Device) -> Result<Vec<Check>, Error> {
     let fail = |what: String| Error::Golden {
         path: path.into(),
         what,
@@ -57,7 +66,7 @@ pub fn verify_losses(path: &Path) -> Result<Vec<Check>, Error> {
             let divergence = parse(&golden.loss)
                 .ok_or_else(|| fail(format!("case {}: unknown loss `{}`", i + 1, golden.loss)))?;
             for (form, name) in [(true, "row kernel"), (false, "reference")] {
-                let (value_error, grad_error) = compare(case, golden, &divergence, form)?;
+                let (value_error, grad_error) = compare(case, golden, &divergence, form, device)?;
                 let name = format!("case {} {} {name}", i + 1, golden.loss);
                 checks.push(Check {
                     name,
@@ -75,18 +84,18 @@ fn compare(
     golden: &Golden,
     d: &Divergence,
     kernel: bool,
+    device: &Device,
 ) -> Result<(f64, f64), Error> {
     // Only rows with a label reach a divergence.
     let kept: Vec<usize> = (0..case.labels.len())
         .filter(|&r| case.labels[r] >= 0)
         .collect();
-    let device = Device::flex();
     let rows = |logits: &[f32]| {
         let data: Vec<f32> = kept
             .iter()
             .flat_map(|r| logits[r * case.vocab..][..case.vocab].to_vec())
             .collect();
-        Tensor::<2>::from_data(TensorData::new(data, [kept.len(), case.vocab]), &device)
+        Tensor::<2>::from_data(TensorData::new(data, [kept.len(), case.vocab]), device)
     };
     let (student, teacher) = (rows(&case.student_logits), rows(&case.teacher_logits));
     let Rows { value, grad } = if kernel {

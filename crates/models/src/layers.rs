@@ -165,6 +165,7 @@ impl Linear {
 }
 
 /// Outputs of several projections of the same rows.
+#[allow(clippy::large_enum_variant)] // one a projection, on the stack
 pub(crate) enum Projected<const I: usize> {
     /// `[N, out]` each.
     Apart([Tensor<2>; I]),

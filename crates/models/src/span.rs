@@ -26,6 +26,7 @@ pub(crate) struct Span {
     layout: Layout,
 }
 
+#[allow(clippy::large_enum_variant)] // one a pass
 enum Layout {
     /// Sequences side by side: `[B, T]`, N = B T.
     Padded(Padded),

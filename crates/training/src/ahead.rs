@@ -45,7 +45,6 @@ pub(crate) fn prepare<'scope, 'a: 'scope>(
     let source = Source {
         sequences: run.sequences,
         settings: run.settings,
-        pad: run.tokenizer.pad(),
         cache: run.cache,
         text: run.text,
     };
@@ -73,7 +72,6 @@ pub(crate) fn prepare<'scope, 'a: 'scope>(
 struct Source<'a> {
     sequences: &'a [Sequence],
     settings: &'a Settings,
-    pad: u32,
     cache: Option<&'a TeacherCache>,
     text: Option<&'a IndexedTokens>,
 }

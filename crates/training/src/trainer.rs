@@ -327,7 +327,6 @@ fn validate(
 }
 
 fn validation_loss(run: &TrainRun, plain: &LanguageModel) -> Result<f64, Error> {
-    let pad = run.tokenizer.pad();
     let batches: Vec<Batch> = by_length(run.validation.sequences)
         .chunks(run.settings.batch_size)
         .map(|chunk| collate(chunk))

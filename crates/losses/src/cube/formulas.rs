@@ -1,8 +1,12 @@
-//! f and h of an entry, see [`pointwise`](crate::pointwise). A new divergence is a branch of [`terms`].
+//! f and h of an entry, see [`pointwise`](crate::pointwise): here always without a difference of nearly equal numbers.
+//! A new divergence is a branch of [`terms`] and of [`peak_g`].
 
 use cubecl::prelude::*;
 
-use super::math::{power, scaled_phi, softplus};
+use super::math::{expm1_over_x, ln_tail, power, ratio_beyond_ln, scaled_phi, softplus};
+
+/// Largest |r| that is near: e^r - 1 then lies where ln(1 + m) is a polynomial.
+const NEAR: f32 = 1.0 / 3.0;
 
 /// Which formulas a kernel is compiled with.
 #[derive(Clone, Copy, Debug, Hash, PartialEq, Eq)]
@@ -13,7 +17,7 @@ pub(super) enum Formula {
     Bidirectional,
     /// a, b: logarithms of the teacher's and the student's share in the mixture; c: the student's.
     Jensen,
-    /// a, b: logarithms of the shares; c = 0 makes it a cross-entropy.
+    /// a, b: logarithms of the shares; c = 0 makes it a cross-entropy; d: the student's share over the teacher's.
     SkewForward,
     /// a, b: logarithms of the shares.
     SkewReverse,
@@ -25,6 +29,16 @@ pub(super) enum Formula {
     SmallBeta,
     /// alpha = beta = 0.
     HalfSquare,
+}
+
+impl Formula {
+    /// Whether h depends on log(p/q) at the peak by more than a factor.
+    pub fn is_by_d(self) -> bool {
+        matches!(
+            self,
+            Formula::AlphaBeta | Formula::SmallBeta | Formula::HalfSquare
+        )
+    }
 }
 
 /// A formula's numbers, unknown when the kernel is compiled.
@@ -43,92 +57,171 @@ pub(super) struct Entry {
     pub q: f32,
     pub lp: f32,
     pub lq: f32,
+    /// log(p/q) less that at the peak, by the logits alone.
+    pub r: f32,
+    /// log q less that at the peak.
+    pub u: f32,
+}
+
+/// The student's likeliest entry that counts.
+#[derive(CubeType)]
+pub(super) struct Peak {
+    /// log(p/q)
+    pub d: f32,
+    /// log q
+    pub lq: f32,
 }
 
 #[derive(CubeType)]
 pub(super) struct Terms {
     pub f: f32,
     pub h: f32,
+    /// By which h grows with log(p/q) at the peak, less what is a factor of all h.
+    pub slope: f32,
 }
 
+/// f, and h = q (g - g at the peak).
 #[cube]
-pub(super) fn terms(e: &Entry, n: &Numbers, #[comptime] formula: Formula) -> Terms {
+pub(super) fn terms(e: &Entry, m: &Peak, n: &Numbers, #[comptime] formula: Formula) -> Terms {
+    let d = e.r + m.d;
+    let is_near = e.r.abs() <= NEAR;
     match formula {
         Formula::TwoKl | Formula::Bidirectional => {
-            let reverse = n.b * e.q * (e.lq - e.lp);
+            let gap = relative(1.0f32, e, m, e.q, e.p);
             Terms {
-                f: n.a * e.p * (n.c * e.lp - e.lq) + reverse,
-                h: reverse - n.a * e.p,
+                f: n.a * e.p * (n.c * e.lp - e.lq) - n.b * e.q * d,
+                h: -(n.a * gap + n.b * e.q * e.r),
+                slope: 0.0f32.runtime(),
             }
         }
         Formula::Jensen => {
-            let m = softplus((e.lp - e.lq) + (n.a - n.b));
-            let h = -n.c * e.q * m.up;
+            let shift = n.a - n.b;
+            let (here, peak) = (softplus(d + shift), softplus(m.d + shift));
+            let growth = peak.share * e.r * expm1_over_x(select(is_near, e.r, 0.0f32));
+            let near = growth + ln_tail(select(is_near, growth, 0.0f32));
+            let gain = select(is_near, near, here.up - peak.up);
+            let q = n.c * e.q;
             Terms {
-                f: h - n.c * e.q * n.b - (1.0f32 - n.c) * e.p * (m.down + n.a),
-                h,
+                f: -q * (here.up + n.b) - (1.0f32 - n.c) * e.p * (here.down + n.a),
+                h: -q * gain,
+                slope: 0.0f32.runtime(),
             }
         }
         Formula::SkewForward => {
-            let m = softplus((e.lp - e.lq) + (n.a - n.b));
+            let shift = n.a - n.b;
+            let (here, peak) = (softplus(d + shift), softplus(m.d + shift));
+            let growth = e.r * expm1_over_x(select(is_near, e.r, 0.0f32));
+            // the smaller shares have the digits
+            let far = select(
+                peak.share > 0.5f32,
+                peak.other - here.other,
+                here.share - peak.share,
+            );
+            let gain = select(is_near, peak.share * here.other * growth, far);
             Terms {
-                f: e.p * (-m.down - n.a - (1.0f32 - n.c) * e.lp),
-                h: e.p * (m.share - 1.0f32),
+                f: e.p * (-here.down - n.a - (1.0f32 - n.c) * e.lp),
+                h: -n.d * e.q * gain,
+                slope: 0.0f32.runtime(),
             }
         }
         Formula::SkewReverse => {
-            let m = softplus((e.lp - e.lq) + (n.a - n.b));
+            let shift = n.a - n.b;
+            let (here, peak) = (softplus(d + shift), softplus(m.d + shift));
+            let growth = peak.share * e.r * expm1_over_x(select(is_near, e.r, 0.0f32));
+            let growth = select(is_near, growth, 0.0f32);
+            let near = ratio_beyond_ln(growth) - peak.share * growth / (1.0f32 + growth);
+            let gain = select(is_near, near, here.beyond - peak.beyond);
             Terms {
-                f: -e.q * (m.up + n.b),
-                h: e.q * (m.share - m.up),
+                f: -e.q * (here.up + n.b),
+                h: e.q * gain,
+                slope: 0.0f32.runtime(),
             }
         }
-        Formula::TotalVariation => {
-            let gap = e.q - e.p;
-            let sign = select(gap < 0.0f32, -1.0f32, select(gap > 0.0f32, 1.0f32, 0.0f32));
+        Formula::TotalVariation => Terms {
+            f: 0.5f32 * (e.p - e.q).abs(),
+            h: e.q * (half_sign(m.d) - half_sign(e.p - e.q)),
+            slope: 0.0f32.runtime(),
+        },
+        Formula::AlphaBeta | Formula::SmallBeta => {
+            // The powers of an entry by that of its larger probability, whose logarithm has the smaller error.
+            let (above, below) = (max(d, 0.0f32), min(d, 0.0f32));
+            let top = n.c * max(e.lp, e.lq);
+            let student = power(top - n.c * above);
+            let teacher = power(top + n.c * below);
+            let mixed = power(top + (n.a * below - n.b * above));
+            let phi = scaled_phi(n.a, student, mixed, d);
+            let f = match comptime!(formula) {
+                Formula::SmallBeta => (scaled_phi(n.b, mixed, teacher, d) - phi) / n.c,
+                _ => (scaled_phi(n.c, student, teacher, d) - phi) / n.b,
+            };
+            let both = by_powers(e, m, n, student, mixed, phi);
             Terms {
-                f: 0.5f32 * gap.abs(),
-                h: 0.5f32 * e.q * sign,
-            }
-        }
-        Formula::AlphaBeta => {
-            let d = e.lp - e.lq;
-            let base = power(n.c * e.lq);
-            let phi = scaled_phi(n.a, base, power(n.c * e.lq + n.a * d), d);
-            let sum = scaled_phi(n.c, base, power(n.c * e.lq + n.c * d), d);
-            Terms {
-                f: n.d * ((sum - phi) / n.b),
-                h: -n.d * phi,
-            }
-        }
-        Formula::SmallBeta => {
-            let d = e.lp - e.lq;
-            let mixed = power(n.c * e.lq + n.a * d);
-            let phi = scaled_phi(n.a, power(n.c * e.lq), mixed, d);
-            let rest = scaled_phi(n.b, mixed, power(n.c * e.lq + n.c * d), d);
-            Terms {
-                f: n.d * ((rest - phi) / n.c),
-                h: -n.d * phi,
+                f: n.d * f,
+                h: n.d * both.h,
+                slope: n.d * both.slope,
             }
         }
         Formula::HalfSquare => {
-            let d = e.lp - e.lq;
+            let both = by_powers(e, m, n, 1.0f32.runtime(), 1.0f32.runtime(), d);
             Terms {
                 f: 0.5f32 * d * d,
-                h: -d,
+                h: both.h,
+                slope: both.slope,
             }
         }
     }
 }
 
-/// c, where [`terms`] leaves a part c q out of h. That part does not change the gradient as long as all
-/// of q is summed, and h is more accurate without it.
+/// g at the peak, of which the constant that h may leave out is a part.
 #[cube]
-pub(super) fn dropped(n: &Numbers, #[comptime] formula: Formula) -> f32 {
+pub(super) fn peak_g(m: &Peak, n: &Numbers, #[comptime] formula: Formula) -> f32 {
     match formula {
-        Formula::TwoKl | Formula::Bidirectional => n.b,
-        Formula::Jensen => -n.c * n.b,
-        Formula::SkewReverse => -n.b,
-        _ => 0.0f32.runtime(),
+        Formula::TwoKl | Formula::Bidirectional => n.b * (1.0f32 - m.d) - n.a * power(m.d),
+        Formula::Jensen => -n.c * (softplus(m.d + (n.a - n.b)).up + n.b),
+        Formula::SkewForward => -n.d * softplus(m.d + (n.a - n.b)).share,
+        Formula::SkewReverse => softplus(m.d + (n.a - n.b)).beyond - n.b,
+        Formula::TotalVariation => -half_sign(m.d),
+        Formula::AlphaBeta | Formula::SmallBeta => n.d * alpha_beta_g(m, n),
+        Formula::HalfSquare => alpha_beta_g(m, n),
+    }
+}
+
+#[cube]
+fn half_sign(x: f32) -> f32 {
+    select(x < 0.0f32, -0.5f32, select(x > 0.0f32, 0.5f32, 0.0f32))
+}
+
+/// `q^s phi_alpha` of log(p/q) less that at the peak times (p/q)^alpha there, of `base` = q^s and `moved` = q^s e^(alpha d).
+#[cube]
+fn relative(alpha: f32, e: &Entry, m: &Peak, base: f32, moved: f32) -> f32 {
+    let base = base * power(alpha * m.d);
+    let exponent = alpha * e.r;
+    // `moved` has an error of its own, which its difference from the base would make larger.
+    let by_base = base * power(min(exponent, 40.0f32));
+    scaled_phi(alpha, base, select(exponent < 40.0f32, by_base, moved), e.r)
+}
+
+#[cube]
+fn alpha_beta_g(m: &Peak, n: &Numbers) -> f32 {
+    let one = 1.0f32.runtime();
+    -power((n.c - 1.0f32) * m.lq) * scaled_phi(n.a, one, power(n.a * m.d), m.d)
+}
+
+/// h of the alpha-beta family, from q^s, q^s e^(alpha d) and `q^s phi_alpha`. With X = (s - 1) u, h is the sum of two parts,
+/// both small if X and r are.
+#[cube]
+fn by_powers(e: &Entry, m: &Peak, n: &Numbers, student: f32, mixed: f32, phi: f32) -> Terms {
+    let own = e.q * alpha_beta_g(m, n);
+    let x = (n.c - 1.0f32) * e.u;
+    let is_near = x.abs() <= 0.5f32;
+    let growth = x * expm1_over_x(select(is_near, x, 0.0f32));
+    // With s = 1 the power is q itself, which has the smaller error.
+    let base = select(n.c == 1.0f32, e.q, student);
+    let near = own * growth - relative(n.a, e, m, base, mixed);
+    let at_peak = power((n.c - 1.0f32) * m.lq + n.a * m.d);
+    Terms {
+        f: 0.0f32.runtime(),
+        h: select(is_near, near, -phi - own),
+        slope: e.q * at_peak - mixed,
     }
 }

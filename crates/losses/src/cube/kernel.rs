@@ -2,8 +2,10 @@
 
 use cubecl::prelude::*;
 
-use super::formulas::{Entry, Formula, Numbers, Terms, dropped, terms};
-use super::math::{exp, ln, ln_1p};
+use super::formulas::{Entry, Formula, Numbers, Peak, Terms, peak_g, terms};
+use super::math::{
+    Difference, difference, exp_of_difference, ln, ln_1p, ln_of_1_plus, power, scaled_phi,
+};
 
 /// What a row may be reported as; 0 where it is good.
 pub(super) mod status {
@@ -67,11 +69,11 @@ fn normalize(logits: &Tensor<f32>, start: usize, vocab: usize, #[comptime] units
             max = x;
             peak = j as u32;
         } else if x > max {
-            rest = (rest + 1.0f32) * exp(max - x);
+            rest = (rest + 1.0f32) * exp_of_difference(max, x);
             max = x;
             peak = j as u32;
         } else {
-            rest += exp(x - max);
+            rest += exp_of_difference(x, max);
         }
         j += units;
     }
@@ -97,11 +99,12 @@ fn normalize(logits: &Tensor<f32>, start: usize, vocab: usize, #[comptime] units
                     peaks[unit] = peaks[other];
                     rests[unit] = rests[other];
                 } else if theirs > mine {
-                    rests[unit] = rests[other] + (rests[unit] + 1.0f32) * exp(mine - theirs);
+                    let less = (rests[unit] + 1.0f32) * exp_of_difference(mine, theirs);
+                    rests[unit] = rests[other] + less;
                     maxima[unit] = theirs;
                     peaks[unit] = peaks[other];
                 } else {
-                    let more = (rests[other] + 1.0f32) * exp(theirs - mine);
+                    let more = (rests[other] + 1.0f32) * exp_of_difference(theirs, mine);
                     rests[unit] += more;
                 }
             }
@@ -144,39 +147,138 @@ fn total(x: f32, #[comptime] units: usize) -> f32 {
 fn probability(logit: f32, norm: &Norm) -> f32 {
     let mut out = 0.0f32;
     if !is_masked(logit) {
-        out = exp(logit - norm.max) * norm.scale;
+        out = exp_of_difference(logit, norm.max) * norm.scale;
     }
     out
 }
 
-/// f and h of an entry, 0 where it is left out. `dropped` is what h is to be given back.
+/// The likeliest entry of the student's that the teacher does not mask; `NONE` if there is none. A pass over the row only
+/// where the teacher masks the likeliest of all.
 #[cube]
-fn entry(
+fn counting_peak(
+    student: &Tensor<f32>,
+    teacher: &Tensor<f32>,
+    start: usize,
+    vocab: usize,
+    peak: u32,
+    #[comptime] units: usize,
+) -> u32 {
+    let unit = UNIT_POS as usize;
+    let mut end = 0usize;
+    if peak != NONE && is_masked(teacher[start + peak as usize]) {
+        end = vocab;
+    }
+    let mut max = 0.0f32;
+    let mut best = NONE.runtime();
+    let mut j = unit;
+    while j < end {
+        let z = student[start + j];
+        if !is_masked(z) && !is_masked(teacher[start + j]) && (best == NONE || z > max) {
+            max = z;
+            best = j as u32;
+        }
+        j += units;
+    }
+    let mut maxima = Shared::<[f32]>::new_slice(units);
+    let mut bests = Shared::<[u32]>::new_slice(units);
+    maxima[unit] = max;
+    bests[unit] = best;
+    sync_cube();
+    let mut half = CUBE_DIM as usize / 2;
+    while half > 0 {
+        if unit < half {
+            let other = unit + half;
+            if bests[other] != NONE && (bests[unit] == NONE || maxima[other] > maxima[unit]) {
+                maxima[unit] = maxima[other];
+                bests[unit] = bests[other];
+            }
+        }
+        sync_cube();
+        half /= 2;
+    }
+    select(end == 0, peak, bests[0])
+}
+
+/// What entries are relative to.
+#[derive(CubeType)]
+struct Origin {
+    z: f32,
+    /// The teacher's logit less the student's.
+    gap: Difference,
+    peak: Peak,
+    /// g there.
+    g: f32,
+}
+
+#[cube]
+fn origin(
     z: f32,
     t: f32,
     student: &Norm,
     teacher: &Norm,
     numbers: &Numbers,
-    dropped: f32,
+    #[comptime] formula: Formula,
+) -> Origin {
+    let (v, u) = (t - teacher.max, z - student.max);
+    let peak = Peak {
+        d: (v - u) - (teacher.ln_sum - student.ln_sum),
+        lq: u - student.ln_sum,
+    };
+    let g = peak_g(&peak, numbers, formula);
+    Origin {
+        z,
+        gap: difference(t, z),
+        peak,
+        g,
+    }
+}
+
+#[cube]
+fn entry(z: f32, t: f32, student: &Norm, teacher: &Norm, origin: &Origin) -> Entry {
+    let gap = difference(t, z);
+    Entry {
+        p: probability(t, teacher),
+        q: probability(z, student),
+        // in two steps: the sum of max and ln_sum would round away the digits that tell a
+        // probability near 1 from 1
+        lp: (t - teacher.max) - teacher.ln_sum,
+        lq: (z - student.max) - student.ln_sum,
+        r: (gap.high - origin.gap.high) + (gap.low - origin.gap.low),
+        u: z - origin.z,
+    }
+}
+
+/// f and h of an entry; of one that is left out f is 0 and h has the origin's g alone.
+#[cube]
+fn counted_terms(
+    z: f32,
+    t: f32,
+    student: &Norm,
+    teacher: &Norm,
+    origin: &Origin,
+    numbers: &Numbers,
     #[comptime] formula: Formula,
 ) -> Terms {
     let mut f = 0.0f32;
-    let mut h = 0.0f32;
+    let mut h = -probability(z, student) * origin.g;
+    let mut slope = 0.0f32;
     if !is_masked(z) && !is_masked(t) {
-        let q = probability(z, student);
-        let e = Entry {
-            p: probability(t, teacher),
-            q,
-            // in two steps: the sum of max and ln_sum would round away the digits that tell a
-            // probability near 1 from 1
-            lp: (t - teacher.max) - teacher.ln_sum,
-            lq: (z - student.max) - student.ln_sum,
-        };
-        let both = terms(&e, numbers, formula);
-        f = both.f;
-        h = both.h + dropped * q;
+        let e = entry(z, t, student, teacher, origin);
+        let all = terms(&e, &origin.peak, numbers, formula);
+        f = all.f;
+        h = all.h;
+        slope = all.slope;
     }
-    Terms { f, h }
+    Terms { f, h, slope }
+}
+
+/// q (e^r - 1) of an entry: with all others it adds up to what log(p/q) at the origin is off.
+#[cube]
+fn excess(z: f32, t: f32, student: &Norm, teacher: &Norm, origin: &Origin) -> f32 {
+    let e = entry(z, t, student, teacher, origin);
+    let by_base = e.q * power(min(e.r, 40.0f32));
+    let moved = select(e.r < 40.0f32, by_base, e.p / power(origin.peak.d));
+    scaled_phi(1.0f32, e.q, moved, e.r)
 }
 
 /// The sum of -x log(x + 1e-9), the published code's entropy.
@@ -192,7 +294,12 @@ fn entropy(
     let mut j = UNIT_POS as usize;
     while j < vocab {
         let x = probability(logits[start + j], norm);
-        sum -= x * ln(x + 1e-9f32);
+        if j as u32 == norm.peak && norm.rest < 0.25f32 {
+            // the digits of a probability near 1
+            sum -= x * ln_of_1_plus(1e-9f32 - norm.rest);
+        } else {
+            sum -= x * ln(x + 1e-9f32);
+        }
         j += units;
     }
     total(sum, units)
@@ -219,6 +326,7 @@ pub(super) fn divergence_kernel(
     let unit = UNIT_POS as usize;
     let q = normalize(student, start, vocab, units);
     let p = normalize(teacher, start, vocab, units);
+    let counting = counting_peak(student, teacher, start, vocab, q.peak, units);
 
     let mut weighted = Numbers {
         a: numbers.a,
@@ -233,47 +341,57 @@ pub(super) fn divergence_kernel(
         weighted.b = select(student_is_flatter, numbers.a, 1.0f32);
     }
     let numbers = &weighted;
-    // What h may leave out where all of q is summed: not where the teacher masks entries.
-    let dropped = select(p.flags & MASKED != 0, dropped(numbers, formula), 0.0f32);
 
     let peak = q.peak as usize;
+    let mut at = 0usize;
+    if counting != NONE {
+        at = counting as usize;
+    }
+    let (z, t) = (student[start + at], teacher[start + at]);
+    let mut origin = origin(z, t, &q, &p, numbers, formula);
+    if counting == NONE {
+        // no entry counts
+        origin.g = 0.0f32.runtime();
+    }
     let mut f = 0.0f32;
     let mut h = 0.0f32;
+    let mut slope = 0.0f32;
+    let mut sum = 0.0f32;
+    let by_d = comptime!(formula.is_by_d());
     let mut j = unit;
     while j < vocab {
-        let both = entry(
-            student[start + j],
-            teacher[start + j],
-            &q,
-            &p,
-            numbers,
-            dropped,
-            formula,
-        );
+        let (z, t) = (student[start + j], teacher[start + j]);
+        let both = counted_terms(z, t, &q, &p, &origin, numbers, formula);
         f += both.f;
         if j != peak {
             h += both.h;
         }
+        if comptime!(by_d) {
+            slope += both.slope;
+            sum += excess(z, t, &q, &p, &origin);
+        }
         j += units;
     }
     let f = total(f, units);
-    let others = total(h, units);
+    let mut others = total(h, units);
+    if comptime!(by_d) {
+        // Normalisers err by more than the distributions may differ; but that both add up to 1 tells log(p/q).
+        let slope = total(slope, units);
+        let sum = total(sum, units);
+        if (q.flags | p.flags) & MASKED == 0 && sum.abs() < 0.25f32 {
+            let d = -ln_of_1_plus(sum);
+            others += (d - origin.peak.d) * slope;
+            origin.peak.d = d;
+        }
+    }
 
     if unit == 0 {
         value[row] = f;
         report[row] = bad_row(&q, &p);
     }
     if q.peak != NONE {
-        let at_peak = entry(
-            student[start + peak],
-            teacher[start + peak],
-            &q,
-            &p,
-            numbers,
-            dropped,
-            formula,
-        )
-        .h;
+        let (z, t) = (student[start + peak], teacher[start + peak]);
+        let at_peak = counted_terms(z, t, &q, &p, &origin, numbers, formula).h;
         let all = others + at_peak;
         let mut j = unit;
         while j < vocab {
@@ -282,7 +400,8 @@ pub(super) fn divergence_kernel(
                 // h - q sum h, whose two terms nearly cancel where q is near 1
                 grad[start + j] = at_peak * q.rest - q.scale * others;
             } else {
-                let both = entry(z, teacher[start + j], &q, &p, numbers, dropped, formula);
+                let t = teacher[start + j];
+                let both = counted_terms(z, t, &q, &p, &origin, numbers, formula);
                 grad[start + j] = both.h - probability(z, &q) * all;
             }
             j += units;

@@ -23,6 +23,30 @@ pub(super) fn exp(x: f32) -> f32 {
     p * f32::reinterpret(u32::cast_from(i32::cast_from(n) + 127i32) << 23u32)
 }
 
+/// A difference and what its rounding lost (Knuth).
+#[derive(CubeType, Clone, Copy)]
+pub(super) struct Difference {
+    pub high: f32,
+    pub low: f32,
+}
+
+#[cube]
+pub(super) fn difference(a: f32, b: f32) -> Difference {
+    let high = a - b;
+    let back = high - a;
+    Difference {
+        high,
+        low: (a - (high - back)) - (b + back),
+    }
+}
+
+/// e^(a - b), whose exponent is not rounded.
+#[cube]
+pub(super) fn exp_of_difference(a: f32, b: f32) -> f32 {
+    let exponent = difference(a, b);
+    exp(exponent.high) * (1.0f32 + max(min(exponent.low, 1.0f32), -1.0f32))
+}
+
 /// A power of which only the exponent is known, saturated.
 #[cube]
 pub(super) fn power(exponent: f32) -> f32 {
@@ -31,7 +55,7 @@ pub(super) fn power(exponent: f32) -> f32 {
 
 /// (e^x - 1) / x for |x| at most 0.5.
 #[cube]
-fn expm1_over_x(x: f32) -> f32 {
+pub(super) fn expm1_over_x(x: f32) -> f32 {
     let p = 2.480_158_7e-5f32;
     let p = p * x + 1.984_127e-4f32;
     let p = p * x + 1.388_888_9e-3f32;
@@ -65,7 +89,13 @@ pub(super) fn ln(x: f32) -> f32 {
 
 /// ln(1 + m) for m in [sqrt(1/2) - 1, sqrt(2) - 1).
 #[cube]
-fn ln_of_1_plus(m: f32) -> f32 {
+pub(super) fn ln_of_1_plus(m: f32) -> f32 {
+    m + ln_tail(m)
+}
+
+/// ln(1 + m) - m for m in [sqrt(1/2) - 1, sqrt(2) - 1), without a difference of nearly equal numbers.
+#[cube]
+pub(super) fn ln_tail(m: f32) -> f32 {
     let z = m * m;
     let p = 7.037_683_6e-2f32;
     let p = p * m - 1.151_461e-1f32;
@@ -76,7 +106,13 @@ fn ln_of_1_plus(m: f32) -> f32 {
     let p = p * m + 2.000_071_5e-1f32;
     let p = p * m - 2.499_999_4e-1f32;
     let p = p * m + 3.333_333e-1f32;
-    m + (m * z * p - 0.5f32 * z)
+    z * (m * p - 0.5f32)
+}
+
+/// e / (1 + e) - ln(1 + e) for an e as [`ln_tail`] takes it.
+#[cube]
+pub(super) fn ratio_beyond_ln(e: f32) -> f32 {
+    -(e * e / (1.0f32 + e) + ln_tail(e))
 }
 
 /// ln(1 + x) of x not below 0, with all digits where x is small.
@@ -89,12 +125,19 @@ pub(super) fn ln_1p(x: f32) -> f32 {
     out
 }
 
-/// ln(1 + e^x), ln(1 + e^-x) and 1 / (1 + e^-x).
+/// What mixtures of two probabilities are made of, at x.
 #[derive(CubeType, Clone, Copy)]
 pub(super) struct Softplus {
+    /// ln(1 + e^x)
     pub up: f32,
+    /// ln(1 + e^-x)
     pub down: f32,
+    /// 1 / (1 + e^-x)
     pub share: f32,
+    /// 1 / (1 + e^x)
+    pub other: f32,
+    /// `share - up`, which is near -e^2x / 2 where both are near e^x.
+    pub beyond: f32,
 }
 
 #[cube]
@@ -102,9 +145,14 @@ pub(super) fn softplus(x: f32) -> Softplus {
     let e = exp(-x.abs());
     let tail = ln_1p(e);
     let larger = 1.0f32 / (1.0f32 + e);
+    let up = max(x, 0.0f32) + tail;
+    let share = select(x >= 0.0f32, larger, e * larger);
+    let small = e < 0.4f32 && x < 0.0f32;
     Softplus {
-        up: max(x, 0.0f32) + tail,
+        up,
         down: max(-x, 0.0f32) + tail,
-        share: select(x >= 0.0f32, larger, e * larger),
+        share,
+        other: select(x >= 0.0f32, e * larger, larger),
+        beyond: select(small, ratio_beyond_ln(min(e, 0.4f32)), share - up),
     }
 }

@@ -153,8 +153,8 @@ impl<const ONE: bool> Powers<ONE> {
         }
         // An error of log(p/q) grows by q^s. The normalisers' is one for all entries, whose powers add up to this at most.
         let all = (peak.vocab - 1.0).powf((1.0 - self.sum).max(0.0)) * peak.rest.powf(self.sum);
-        let powers = (peak.close() * peak.next().powf(self.sum))
-            .max(0.02 * peak.rest * all * peak.entry.q);
+        let powers =
+            (peak.close() * peak.next().powf(self.sum)).max(0.02 * peak.rest * all * peak.entry.q);
         let by_d = self.ratio * powers;
         self.factor.abs() * by_d.max(peak.close_to(self.peak))
     }
@@ -183,6 +183,7 @@ macro_rules! by_powers {
     () => {
         const BY_D: bool = true;
 
+        #[allow(clippy::needless_update)] // the limits have nothing but their powers
         fn at(self, peak: &Peak) -> Self {
             Self {
                 powers: self.powers.at(peak),

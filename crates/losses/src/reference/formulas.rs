@@ -13,9 +13,8 @@ pub(super) fn formulas(divergence: &Divergence, fidelity: Fidelity, pair: &Pair)
     let paper = fidelity == Fidelity::Paper;
     let entropy = if paper { 1.0 } else { 0.0 };
     let constant = |x: f64| Tensor::<2>::full([pair.d.dims()[0], 1], x, &pair.d.device());
-    let fixed = |forward: f64, reverse: f64| {
-        two_kl(constant(forward), constant(reverse), entropy, pair)
-    };
+    let fixed =
+        |forward: f64, reverse: f64| two_kl(constant(forward), constant(reverse), entropy, pair);
     match *divergence {
         Divergence::ForwardKl => fixed(1.0, 0.0),
         Divergence::ReverseKl => fixed(0.0, 1.0),

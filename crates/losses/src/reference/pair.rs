@@ -133,7 +133,9 @@ impl Pair {
         let u = (student.clone() - at(&student)).mask_fill(left_out.clone(), 0.0);
         // no entry counts
         let disjoint = left_out.clone().all_dim(1);
-        let far = (at(&p.log) - at(&q.log)).mask_fill(disjoint, 0.0);
+        let log = |x: &Softmax| at(&x.log).mask_fill(disjoint.clone(), 0.0);
+        let (lp, lq) = (log(&p), log(&q));
+        let far = lp - lq.clone();
         // Normalisers err by more than the distributions may differ; but that both add up to 1 tells the peak's ratio.
         let far_ratio = power(far.clone());
         let moved = q.prob.clone() * expm1(r.clone());
@@ -146,7 +148,7 @@ impl Pair {
         let at_peak = AtPeak {
             ratio: power(d.clone()),
             d,
-            lq: at(&q.log),
+            lq,
         };
         Ok(Self {
             d: r.clone() + at_peak.d.clone(),
@@ -176,7 +178,10 @@ impl Pair {
         let gap = self.p.prob.clone() - self.q.prob.clone();
         let by_rest = self.q.rest.clone() - self.p.rest.clone();
         let [by_rest, tops] = [by_rest, self.q.rest.clone()].map(|x| x.expand([n, vocab]));
-        let same = self.q.is_at(&self.q.peak).bool_and(self.q.is_at(&self.p.peak));
+        let same = self
+            .q
+            .is_at(&self.q.peak)
+            .bool_and(self.q.is_at(&self.p.peak));
         let same = same.bool_and(tops.lower_elem(0.5));
         gap.mask_where(same, by_rest).abs()
     }
@@ -198,12 +203,7 @@ impl Pair {
 }
 
 /// See [`Pair::scaled_phi`], of any number.
-pub(super) fn scaled_phi(
-    x: f64,
-    base: Tensor<2>,
-    moved: Tensor<2>,
-    by: &Tensor<2>,
-) -> Tensor<2> {
+pub(super) fn scaled_phi(x: f64, base: Tensor<2>, moved: Tensor<2>, by: &Tensor<2>) -> Tensor<2> {
     let exponent = by.clone() * x;
     let near = base.clone() * by.clone() * expm1_over_x(&exponent);
     if x == 0.0 {

@@ -24,7 +24,11 @@ pub(super) fn akl_gaps(row: &RowView, mu: f64, fidelity: Fidelity) -> (f64, f64)
     // The peak's gap is no difference of two numbers near 1. Without the peak of a student that the teacher masks
     // there is another one, whose gap is no more exact so.
     let peak = f64::from(norms.peak.entry.p - norms.peak.entry.q).abs();
-    let peak = if norms.masked() { peak } else { norms.peak_gap().abs() };
+    let peak = if norms.masked() {
+        peak
+    } else {
+        norms.peak_gap().abs()
+    };
     let gap = |token: usize| {
         if token == norms.at {
             return peak;

@@ -78,4 +78,3 @@ pub(super) fn alpha_net<L: Logit>(
         );
     Ok(())
 }
-

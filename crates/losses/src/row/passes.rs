@@ -28,7 +28,7 @@ pub(super) fn add(total: &mut [f64; LANES], block: [f32; LANES]) {
 #[derive(Clone, Copy)]
 pub(super) struct Sums {
     pub f: f64,
-    /// h of all but the peak, where it is 0 except for a pair of values.
+    /// h of all but the student's likeliest entry, where it is 0 except for a pair of values or where the teacher masks it.
     pub h: f64,
     pub peak_h: f32,
     /// Largest |h|, where it says something.
@@ -79,7 +79,7 @@ fn all_formulas<D: Pointwise, const NEAR: bool>(
 ) -> Sums {
     let eval = |z: f32, t: f32, p: f32, q: f32| d.eval::<NEAR>(norms.entry::<NEAR>(z, t, p, q));
     if !norms.masked() {
-        return sums::<D>(eval, d.teacher_is_far(), z, t, p, q, norms.at);
+        return sums::<D>(eval, d.teacher_is_far(), z, t, p, q, norms.q.peak);
     }
     let left_out = if norms.disjoint {
         0.0
@@ -94,7 +94,7 @@ fn all_formulas<D: Pointwise, const NEAR: bool>(
         let keep = |x: f32, or: f32| f32::from_bits((x.to_bits() & mask) | (or.to_bits() & !mask));
         (keep(f, 0.0), keep(h, left_out * q))
     };
-    sums::<D>(eval, d.teacher_is_far(), z, t, p, q, norms.at)
+    sums::<D>(eval, d.teacher_is_far(), z, t, p, q, norms.q.peak)
 }
 
 /// See [`formulas`].
@@ -216,11 +216,18 @@ fn together<D: Pointwise>(
 /// h - q sum(h) into `out`; `q` holds the exponentials.
 #[inline(always)]
 fn gradient(out: &mut [f32], h: &[f32], q: &[f32], norms: Norms, sums: Sums) {
-    let share = (sums.h * f64::from(norms.q.scale)) as f32;
+    // What eval gives at the entry that all are relative to is its rounding.
+    let peak = if norms.at == norms.q.peak {
+        0.0
+    } else {
+        f64::from(sums.peak_h)
+    };
+    let share = ((sums.h + peak) * f64::from(norms.q.scale)) as f32;
     for ((out, h), q) in out.iter_mut().zip(h).zip(q) {
         *out = q.mul_add(-share, *h);
     }
-    out[norms.at] = -(f64::from(norms.peak.entry.q) * sums.h) as f32;
+    // Its terms nearly cancel where q is near 1: h (1 - q) - q sum of the other h.
+    out[norms.q.peak] = (peak * norms.q.rest - (1.0 - norms.q.rest) * sums.h) as f32;
 }
 
 /// Sum of the published code's entropy terms over a row but for its peak.

@@ -106,9 +106,7 @@ impl Norms {
             let best = (0..z.len()).filter(|&i| there(i));
             at = best.max_by(|&i, &j| z[i].total_cmp(&z[j])).unwrap_or(at);
         }
-        let log = |norm: Norm, logit: f32| {
-            f64::from(logit) - f64::from(norm.max) - norm.ln_sum
-        };
+        let log = |norm: Norm, logit: f32| f64::from(logit) - f64::from(norm.max) - norm.ln_sum;
         let (of_p, of_q) = (exp_p[at] * p.scale, exp_q[at] * q.scale);
         Self {
             p,
@@ -323,7 +321,10 @@ fn wide_exp(x: f64) -> f64 {
     let x = if x > -700.0 { x } else { 0.0 };
     let shifted = x.mul_add(std::f64::consts::LOG2_E, ROUND);
     let n = shifted - ROUND;
-    let r = n.mul_add(-1.908_214_929_270_587_7e-10, n.mul_add(-0.693_147_180_369_123_8, x));
+    let r = n.mul_add(
+        -1.908_214_929_270_587_7e-10,
+        n.mul_add(-0.693_147_180_369_123_8, x),
+    );
     // its Taylor series
     let terms = (1..=13).rev();
     let series = terms.fold(1.0, |sum, k| (sum * r).mul_add(1.0 / f64::from(k), 1.0));

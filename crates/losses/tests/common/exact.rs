@@ -99,10 +99,7 @@ impl Row {
             }),
             Divergence::SkewForwardKl { lambda } => self.sum(|Entry { p, q, lp, .. }| {
                 let m = p * lambda + q * (1.0 - lambda);
-                (
-                    p * (lp * entropy - m.ln()),
-                    -(p * (1.0 - lambda) * q) / m,
-                )
+                (p * (lp * entropy - m.ln()), -(p * (1.0 - lambda) * q) / m)
             }),
             Divergence::SkewReverseKl { lambda } => self.sum(|Entry { p, q, lq, .. }| {
                 let m = p * (1.0 - lambda) + q * lambda;
@@ -118,10 +115,7 @@ impl Row {
             Divergence::TotalVariation => {
                 let found = self.sum(|Entry { p, q, .. }| {
                     let sign = (q.partial_cmp(&p)).expect("numbers") as i8;
-                    (
-                        (p - q).abs() * 0.5,
-                        q * (0.5 * f64::from(sign)),
-                    )
+                    ((p - q).abs() * 0.5, q * (0.5 * f64::from(sign)))
                 });
                 let slack = self.undecided_sign()?;
                 Found { slack, ..found }
@@ -134,10 +128,7 @@ impl Row {
     fn two(&self, forward: f64, reverse: f64, entropy: f64) -> Found {
         self.sum(|Entry { p, q, lp, lq }| {
             let back = q * (lq - lp) * reverse;
-            (
-                p * (lp * entropy - lq) * forward + back,
-                back - p * forward,
-            )
+            (p * (lp * entropy - lq) * forward + back, back - p * forward)
         })
     }
 
@@ -183,7 +174,10 @@ impl Row {
         self.0.iter().any(|e| {
             let exponent = |a: f64, b: f64| f64::from(e.lp * a + e.lq * b);
             let s = alpha + beta;
-            exponent(alpha, beta).max(exponent(s, 0.0)).max(exponent(0.0, s)) > SATURATED
+            exponent(alpha, beta)
+                .max(exponent(s, 0.0))
+                .max(exponent(0.0, s))
+                > SATURATED
         })
     }
 
@@ -255,7 +249,10 @@ impl Row {
 
 /// The larger member: of the rows together (official) or of each (paper).
 fn alpha_net(rows: &[Row], a: f64, b: f64, fidelity: Fidelity) -> Option<Vec<Found>> {
-    if rows.iter().any(|row| [a, b].iter().any(|&a| row.saturates(a, 1.0 - a))) {
+    if rows
+        .iter()
+        .any(|row| [a, b].iter().any(|&a| row.saturates(a, 1.0 - a)))
+    {
         return None;
     }
     let members = |row: &Row| [a, b].map(|a| row.alpha_beta(a, 1.0 - a, false));

@@ -1,6 +1,8 @@
-//! What the tests of the kernel share.
+//! What the tests of the kernels share; not each of them uses all of it.
+#![allow(dead_code)]
 
 pub mod exact;
+pub mod goldens;
 pub mod regimes;
 pub mod wide;
 
@@ -51,18 +53,6 @@ pub fn kernel(
     (value, grad)
 }
 
-/// Normal numbers (Box and Muller) from a seed.
-pub fn normal(seed: u64) -> impl FnMut() -> f64 {
-    let mut i = seed.wrapping_mul(0xD129_0B46_94D5_4D2F);
-    let mut uniform = move || {
-        i = i.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let x = (i ^ (i >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        let x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        ((x ^ (x >> 31)) >> 11) as f64 / (1u64 << 53) as f64
-    };
-    move || (-2.0 * (1.0 - uniform()).ln()).sqrt() * (std::f64::consts::TAU * uniform()).cos()
-}
-
 /// Every divergence, with other parameters too.
 pub fn with_other_parameters() -> Vec<Divergence> {
     let mut all = all();
@@ -78,4 +68,26 @@ pub fn with_other_parameters() -> Vec<Divergence> {
     let members = [(0.5, 0.5), (0.8, 0.2), (0.2, 0.1), (-0.3, 1.2)];
     all.extend(members.map(|(alpha, beta)| Divergence::AlphaBeta { alpha, beta }));
     all
+}
+
+/// Largest error of a value and of a gradient's entry: relative to the value where that is above 1, and to the largest
+/// entry of the row. A gradient below 1e-25 is next to nothing in f32.
+pub fn errors(exact: &[exact::Found], values: &[f32], grads: &[f32]) -> [f64; 2] {
+    let mut errors = [0.0f64; 2];
+    let vocab = grads.len() / values.len();
+    for ((exact, value), grads) in exact.iter().zip(values).zip(grads.chunks(vocab)) {
+        let error = (f64::from(*value) - exact.value).abs() / exact.value.abs().max(1.0);
+        errors[0] = worse(errors[0], error);
+        let largest = exact.grad.iter().fold(1e-25f64, |a, g| a.max(g.abs()));
+        for (ours, grad) in grads.iter().zip(&exact.grad) {
+            let error = (f64::from(*ours) - grad).abs() - exact.slack;
+            errors[1] = worse(errors[1], error / largest);
+        }
+    }
+    errors
+}
+
+/// The larger, and NaN if one is.
+fn worse(a: f64, b: f64) -> f64 {
+    if a.is_nan() || b < a { a } else { b }
 }

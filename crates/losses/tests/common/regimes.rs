@@ -1,7 +1,5 @@
 //! Rows of logits as they occur where distributions are peaked, flat, or nearly equal.
 
-use super::normal;
-
 /// How a teacher's and a student's rows are made.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Regime {
@@ -76,4 +74,16 @@ impl Regime {
         let t = t.into_iter().map(|t| (t + offset) as f32).collect();
         (z, t)
     }
+}
+
+/// Normal numbers (Box and Muller) from a seed.
+pub fn normal(seed: u64) -> impl FnMut() -> f64 {
+    let mut i = seed.wrapping_mul(0xD129_0B46_94D5_4D2F);
+    let mut uniform = move || {
+        i = i.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let x = (i ^ (i >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        ((x ^ (x >> 31)) >> 11) as f64 / (1u64 << 53) as f64
+    };
+    move || (-2.0 * (1.0 - uniform()).ln()).sqrt() * (std::f64::consts::TAU * uniform()).cos()
 }

@@ -273,7 +273,7 @@ impl MiniLlm {
         let models = if mix == 0.0 { &models[..1] } else { &models };
         let keys: Vec<u64> = (0..n as u64).collect();
         let (seed, eos) = (on_policy::sampling_seed(at), at.tokenizer.eos());
-        let (step, pad) = (at.step, at.tokenizer.pad());
+        let step = at.step;
         let settings = &self.settings;
         self.state.rollouts = at.phases.time(Phase::Generation, || {
             let answers = generate_from_mixture(
@@ -286,14 +286,14 @@ impl MiniLlm {
                 &mut |_| {},
             )?;
             let sequences = with_answers(&chosen, answers);
-            score(settings, student, teacher, sequences, step, pad)
+            score(settings, student, teacher, sequences, step)
         })?;
         self.state.round = Some(round);
         Ok(())
     }
 
     /// The policy gradient on some answers of at most `width` tokens, advantages whitened over them.
-    fn term(&self, chosen: Vec<&Rollout>, width: usize, pad: u32) -> Term {
+    fn term(&self, chosen: Vec<&Rollout>, width: usize) -> Term {
         let tokens: Vec<&TokenScores> = chosen.iter().map(|r| &r.tokens).collect();
         let policy = policy_rows(&self.settings, &tokens, width);
         let sequences: Vec<&Sequence> = chosen.iter().map(|r| &r.sequence).collect();
@@ -331,7 +331,6 @@ fn score(
     teacher: &abkd_models::LanguageModel,
     sequences: Vec<Sequence>,
     step: usize,
-    pad: u32,
 ) -> Result<Vec<Rollout>, Error> {
     let mut rollouts = Vec::with_capacity(sequences.len());
     for part in sequences.chunks(settings.sampling_batch_size) {
@@ -450,14 +449,13 @@ impl Driver for MiniLlm {
             place.inner_epoch as u64,
             5,
         ];
-        let pad = at.tokenizer.pad();
         let width = self.settings.max_new_tokens.unwrap_or(at.max_new_tokens);
         let rollouts = at.phases.time(Phase::Data, || {
             let mut order: Vec<usize> = (0..self.state.rollouts.len()).collect();
             Rng::new(&key).shuffle(&mut order);
             let chosen = order.iter().skip(place.index * size).take(size);
             let chosen = chosen.map(|&i| &self.state.rollouts[i]).collect();
-            self.term(chosen, width, pad)
+            self.term(chosen, width)
         });
         let mut terms = vec![rollouts];
         if self.settings.data_term == DataTerm::Data {
