@@ -329,7 +329,7 @@ fn validate(
 fn validation_loss(run: &TrainRun, plain: &LanguageModel) -> Result<f64, Error> {
     let batches: Vec<Batch> = by_length(run.validation.sequences)
         .chunks(run.settings.batch_size)
-        .map(|chunk| collate(chunk))
+        .map(collate)
         .collect();
     step::cross_entropy(plain, &batches)
 }
