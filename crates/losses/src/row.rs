@@ -296,7 +296,7 @@ fn formulas<D: Pointwise>(
         dispatch_exponentials(t, norms.p.shift, p);
     }
     if D::BY_D {
-        norms.peak.d = dispatch_log_ratio(z, t, norms.at);
+        norms = norms.with_log_ratio(dispatch_log_ratio(z, t, norms.at));
     }
     dispatch_near_formulas(d.at(&norms.peak), z, t, p, q, norms)
 }

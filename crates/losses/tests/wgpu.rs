@@ -1,13 +1,16 @@
 //! The kernel of wgpu devices against the one of the CPU. Runs on any Vulkan, Mesa's software one too.
 #![cfg(feature = "wgpu")]
 
-#[allow(dead_code)] // it uses `all` alone
 mod common;
 
 use abkd_losses::{
     Divergence, Fidelity, Rows, cross_entropy_value_and_grad, reference, row, value_and_grad,
 };
 use burn::tensor::{Device, DeviceKind, Tensor, TensorData};
+use proptest::prelude::*;
+
+use common::exact::{Row, exact_of_rows};
+use common::regimes::Regime;
 
 const HALF_ULP: f32 = f32::EPSILON / 2.0;
 
@@ -239,4 +242,52 @@ fn logits_need_not_lie_row_after_row() {
     )
     .unwrap();
     assert_close("transposed", rows, &on_host(&z), (&value, &grad));
+}
+
+#[test]
+fn values_and_gradients_are_those_of_the_released_losses() {
+    common::goldens::check(&device());
+}
+
+proptest! {
+    // Each is 100 launches.
+    #![proptest_config(ProptestConfig::with_cases(12))]
+
+    #[test]
+    fn gradients_are_exact_in_peaked_rows(
+        scale in prop::sample::select(&[5.0, 10.0, 20.0][..]),
+        offset in prop::sample::select(&[0.0, 70.0][..]),
+        vocab in prop::sample::select(&[2usize, 7, 100, 1000][..]),
+        seed in any::<u64>(),
+    ) {
+        // a row of each regime
+        let rows = Regime::ALL.map(|regime| regime.row(vocab, scale, offset, seed));
+        let exact = rows.each_ref().map(|(z, t)| Row::new(z, t));
+        let all = |pick: fn(&(Vec<f32>, Vec<f32>)) -> &Vec<f32>| -> Vec<f32> {
+            rows.iter().flat_map(pick).copied().collect()
+        };
+        let (z, t) = (all(|row| &row.0), all(|row| &row.1));
+        for d in common::with_other_parameters() {
+            for fidelity in [Fidelity::Paper, Fidelity::Official] {
+                // its choice is one for all rows
+                if matches!(d, Divergence::AlphaNet { .. }) && fidelity == Fidelity::Official {
+                    continue;
+                }
+                let (z, t) = (tensor(&z, vocab, &device()), tensor(&t, vocab, &device()));
+                let Rows { value, grad } = value_and_grad(&d, fidelity, z, t).unwrap();
+                let (value, grad) = (floats(value), floats(grad));
+                for (i, (regime, row)) in Regime::ALL.iter().zip(&exact).enumerate() {
+                    let Some(exact) = exact_of_rows(&d, fidelity, std::slice::from_ref(row)) else {
+                        continue;
+                    };
+                    let grad = &grad[i * vocab..][..vocab];
+                    let [value, grad] = common::errors(&exact, &value[i..][..1], grad);
+                    prop_assert!(
+                        value < 1e-5 && grad < 1e-5,
+                        "{d:?} {fidelity:?} {regime:?}, {vocab} tokens, scale {scale}, offset {offset}: {value:e} {grad:e}"
+                    );
+                }
+            }
+        }
+    }
 }

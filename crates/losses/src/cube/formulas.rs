@@ -150,10 +150,15 @@ pub(super) fn terms(e: &Entry, m: &Peak, n: &Numbers, #[comptime] formula: Formu
             let teacher = power(top + n.c * below);
             let mixed = power(top + (n.a * below - n.b * above));
             let phi = scaled_phi(n.a, student, mixed, d);
-            let f = match comptime!(formula) {
+            let far = match comptime!(formula) {
                 Formula::SmallBeta => (scaled_phi(n.b, mixed, teacher, d) - phi) / n.c,
                 _ => (scaled_phi(n.c, student, teacher, d) - phi) / n.b,
             };
+            let f = select(
+                d.abs() * max(n.a.abs(), n.c.abs()) <= 0.5f32,
+                student * d * d * series(n.a, n.c, d),
+                far,
+            );
             let both = by_powers(e, m, n, student, mixed, phi);
             Terms {
                 f: n.d * f,
@@ -184,6 +189,26 @@ pub(super) fn peak_g(m: &Peak, n: &Numbers, #[comptime] formula: Formula) -> f32
         Formula::AlphaBeta | Formula::SmallBeta => n.d * alpha_beta_g(m, n),
         Formula::HalfSquare => alpha_beta_g(m, n),
     }
+}
+
+/// `(phi_s - phi_alpha) / (beta d^2)`, where it would be a small difference of large numbers: the sum of
+/// `(s^k + s^(k-1) alpha + .. + alpha^k) d^k / (k + 2)!`.
+#[cube]
+fn series(alpha: f32, s: f32, d: f32) -> f32 {
+    let mut sum = 0.0f32;
+    let mut power_of_s = 1.0f32;
+    let mut power_of_d = 1.0f32;
+    let mut out = 0.0f32;
+    let mut k = 2.0f32;
+    for _ in 0..7 {
+        sum = alpha * sum + power_of_s;
+        power_of_s *= s;
+        power_of_d /= k;
+        out += sum * power_of_d;
+        power_of_d *= d;
+        k += 1.0f32;
+    }
+    out
 }
 
 #[cube]

@@ -40,6 +40,14 @@ struct Norm {
     /// 1 / that sum.
     scale: f32,
     flags: u32,
+    /// See [`difference`].
+    zero: u32,
+}
+
+/// No vocabulary has 2^31 tokens.
+#[cube]
+fn unknown_zero(vocab: usize) -> u32 {
+    (vocab as u32) >> 31u32
 }
 
 #[cube]
@@ -53,6 +61,7 @@ fn is_masked(logit: f32) -> bool {
 #[cube]
 fn normalize(logits: &Tensor<f32>, start: usize, vocab: usize, #[comptime] units: usize) -> Norm {
     let unit = UNIT_POS as usize;
+    let zero = unknown_zero(vocab);
     let mut max = 0.0f32;
     let mut peak = NONE.runtime();
     let mut rest = 0.0f32;
@@ -69,11 +78,11 @@ fn normalize(logits: &Tensor<f32>, start: usize, vocab: usize, #[comptime] units
             max = x;
             peak = j as u32;
         } else if x > max {
-            rest = (rest + 1.0f32) * exp_of_difference(max, x);
+            rest = (rest + 1.0f32) * exp_of_difference(max, x, zero);
             max = x;
             peak = j as u32;
         } else {
-            rest += exp_of_difference(x, max);
+            rest += exp_of_difference(x, max, zero);
         }
         j += units;
     }
@@ -99,12 +108,12 @@ fn normalize(logits: &Tensor<f32>, start: usize, vocab: usize, #[comptime] units
                     peaks[unit] = peaks[other];
                     rests[unit] = rests[other];
                 } else if theirs > mine {
-                    let less = (rests[unit] + 1.0f32) * exp_of_difference(mine, theirs);
+                    let less = (rests[unit] + 1.0f32) * exp_of_difference(mine, theirs, zero);
                     rests[unit] = rests[other] + less;
                     maxima[unit] = theirs;
                     peaks[unit] = peaks[other];
                 } else {
-                    let more = (rests[other] + 1.0f32) * exp_of_difference(theirs, mine);
+                    let more = (rests[other] + 1.0f32) * exp_of_difference(theirs, mine, zero);
                     rests[unit] += more;
                 }
             }
@@ -121,6 +130,7 @@ fn normalize(logits: &Tensor<f32>, start: usize, vocab: usize, #[comptime] units
         ln_sum: ln_1p(rest),
         scale,
         flags: flags[0],
+        zero,
     }
 }
 
@@ -147,7 +157,7 @@ fn total(x: f32, #[comptime] units: usize) -> f32 {
 fn probability(logit: f32, norm: &Norm) -> f32 {
     let mut out = 0.0f32;
     if !is_masked(logit) {
-        out = exp_of_difference(logit, norm.max) * norm.scale;
+        out = exp_of_difference(logit, norm.max, norm.zero) * norm.scale;
     }
     out
 }
@@ -227,7 +237,7 @@ fn origin(
     let g = peak_g(&peak, numbers, formula);
     Origin {
         z,
-        gap: difference(t, z),
+        gap: difference(t, z, student.zero),
         peak,
         g,
     }
@@ -235,7 +245,7 @@ fn origin(
 
 #[cube]
 fn entry(z: f32, t: f32, student: &Norm, teacher: &Norm, origin: &Origin) -> Entry {
-    let gap = difference(t, z);
+    let gap = difference(t, z, student.zero);
     Entry {
         p: probability(t, teacher),
         q: probability(z, student),

@@ -30,20 +30,29 @@ pub(super) struct Difference {
     pub low: f32,
 }
 
+/// `zero` is a 0 that the shader's compiler does not know.
 #[cube]
-pub(super) fn difference(a: f32, b: f32) -> Difference {
-    let high = a - b;
-    let back = high - a;
+pub(super) fn difference(a: f32, b: f32, zero: u32) -> Difference {
+    let high = as_rounded(a - b, zero);
+    let back = as_rounded(high - a, zero);
+    let from_a = a - as_rounded(high - back, zero);
+    let from_b = as_rounded(b + back, zero);
     Difference {
         high,
-        low: (a - (high - back)) - (b + back),
+        low: from_a - from_b,
     }
 }
 
-/// e^(a - b), whose exponent is not rounded.
+/// The rounded number: a compiler that takes sums for exact would find nothing lost.
 #[cube]
-pub(super) fn exp_of_difference(a: f32, b: f32) -> f32 {
-    let exponent = difference(a, b);
+fn as_rounded(x: f32, zero: u32) -> f32 {
+    f32::reinterpret(u32::reinterpret(x) ^ zero)
+}
+
+/// e^(a - b), whose exponent is not rounded; `zero` as for [`difference`].
+#[cube]
+pub(super) fn exp_of_difference(a: f32, b: f32, zero: u32) -> f32 {
+    let exponent = difference(a, b, zero);
     exp(exponent.high) * (1.0f32 + max(min(exponent.low, 1.0f32), -1.0f32))
 }
 

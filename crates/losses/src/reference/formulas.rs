@@ -3,7 +3,7 @@
 use burn::tensor::Tensor;
 use burn::tensor::activation::sigmoid;
 
-use super::pair::{Pair, Softmax, Terms, expm1, power, scaled_phi};
+use super::pair::{Pair, Softmax, Terms, expm1, ln_1p, power, scaled_phi};
 use crate::{Divergence, Fidelity};
 
 /// Largest |r| that is near.
@@ -70,7 +70,7 @@ fn entropy_of(x: &Softmax) -> Tensor<2> {
     let peak = x.is_at(&x.peak);
     let term = x.prob.clone() * (x.prob.clone() + 1e-9).log();
     let others = term.mask_fill(peak, 0.0).sum_dim(1);
-    let at_peak = (x.rest.clone().neg() + 1.0) * (x.rest.clone().neg() + 1e-9).log1p();
+    let at_peak = (x.rest.clone().neg() + 1.0) * ln_1p(x.rest.clone().neg() + 1e-9);
     (others + at_peak).neg()
 }
 
@@ -119,7 +119,7 @@ struct Softplus {
 
 impl Softplus {
     fn new(x: Tensor<2>) -> Self {
-        let tail = x.clone().abs().neg().exp().log1p();
+        let tail = ln_1p(x.clone().abs().neg().exp());
         let up = x.clone().clamp_min(0.0) + tail.clone();
         let share = sigmoid(x.clone());
         // far below 0, where both are nearly e^x: the sum of (1/k - 1) (-e^x)^k from k = 2 on
@@ -168,7 +168,7 @@ fn jensen(lambda: f64, pair: &Pair) -> Terms {
     let q = pair.q.prob.clone() * lambda;
     let p = pair.p.prob.clone() * (1.0 - lambda);
     let growth = m.peak.share.clone() * expm1(pair.r.clone());
-    let gain = where_near(pair, growth.log1p(), m.here.up.clone() - m.peak.up.clone());
+    let gain = where_near(pair, ln_1p(growth), m.here.up.clone() - m.peak.up.clone());
     Terms {
         f: (q.clone() * (m.here.up + m.ln_b) + p * (m.here.down + m.ln_a)).neg(),
         h: (q * gain).neg(),
@@ -245,7 +245,19 @@ pub(super) fn alpha_beta(alpha: f64, beta: f64, fidelity: Fidelity, pair: &Pair)
         } else {
             1.0
         };
-        ((phi(s, &teacher) - phi_alpha.clone()) / beta, factor)
+        let far = (phi(s, &teacher) - phi_alpha.clone()) / beta;
+        // By its series in d where it is a small difference: the sum of (s^k + s^(k-1) alpha + .. + alpha^k) d^(k+2) / (k+2)!.
+        let (mut near, mut power) = (Tensor::zeros_like(d), student.clone() * d.clone());
+        let (mut sum, mut power_of_s, mut factorial) = (0.0, 1.0, 1.0);
+        for k in 0..8 {
+            sum = alpha * sum + power_of_s;
+            power_of_s *= s;
+            factorial *= f64::from(k + 2);
+            power = power * d.clone();
+            near = near + power.clone() * (sum / factorial);
+        }
+        let is_near = d.clone().abs() * alpha.abs().max(s.abs());
+        (far.mask_where(is_near.lower_equal_elem(0.5), near), factor)
     };
     // With X = (s - 1) u, h is the sum of two parts, both small if X and r are.
     let peak = &pair.at_peak;

@@ -28,6 +28,16 @@ pub(super) fn expm1(x: Tensor<2>) -> Tensor<2> {
     (power(x.clone()) - 1.0).mask_where(x.abs().lower_equal_elem(0.5), near)
 }
 
+/// log(1 + x), with all digits where x is near 0, which not every device's own has.
+pub(super) fn ln_1p(x: Tensor<2>) -> Tensor<2> {
+    let mut series = Tensor::zeros_like(&x);
+    for k in (1..=14).rev() {
+        series = series * x.clone().neg() + 1.0 / f64::from(k);
+    }
+    let far = (x.clone() + 1.0).log();
+    far.mask_where(x.clone().abs().lower_elem(0.25), series * x)
+}
+
 /// A row's softmax `[N, V]`.
 pub(super) struct Softmax {
     pub prob: Tensor<2>,
@@ -61,7 +71,7 @@ impl Softmax {
         let sum = others.clone() + 1.0;
         Ok(Self {
             prob: powers / sum.clone(),
-            log: shifted - others.clone().log1p(),
+            log: shifted - ln_1p(others.clone()),
             peak,
             rest: others / sum,
         })
@@ -144,7 +154,7 @@ impl Pair {
         let sum = moved.sum_dim(1);
         let near = sum.clone().abs().lower_elem(0.5);
         let near = near.bool_and(left_out.clone().any_dim(1).bool_not());
-        let d = far.mask_where(near, sum.log1p().neg());
+        let d = far.mask_where(near, ln_1p(sum).neg());
         let at_peak = AtPeak {
             ratio: power(d.clone()),
             d,

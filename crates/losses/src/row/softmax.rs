@@ -81,9 +81,11 @@ pub(super) struct Norms {
     pub peak: Peak,
     /// Index of the peak.
     pub at: usize,
-    /// The student's logit there, and the teacher's less that one in two parts.
+    /// The student's logit there.
     z: f32,
+    /// In two parts, the teacher's logit less the student's there, and what of this is no log(p/q).
     gap: [f32; 2],
+    shift: [f32; 2],
     /// Whether no token has a probability in both models.
     pub disjoint: bool,
 }
@@ -108,32 +110,45 @@ impl Norms {
         }
         let log = |norm: Norm, logit: f32| f64::from(logit) - f64::from(norm.max) - norm.ln_sum;
         let (of_p, of_q) = (exp_p[at] * p.scale, exp_q[at] * q.scale);
+        let rest = if at == q.peak {
+            q.rest as f32
+        } else {
+            1.0 - of_q
+        };
+        let entry = Entry {
+            p: of_p,
+            q: of_q,
+            lp: p.log(t[at]),
+            lq: q.log(z[at]),
+            d: 0.0,
+            r: 0.0,
+            u: 0.0,
+        };
         Self {
             p,
             q,
             peak: Peak {
-                entry: Entry {
-                    p: of_p,
-                    q: of_q,
-                    lp: p.log(t[at]),
-                    lq: q.log(z[at]),
-                    d: 0.0,
-                    r: 0.0,
-                    u: 0.0,
-                },
-                d: log(p, t[at]) - log(q, z[at]),
-                rest: if at == q.peak {
-                    q.rest as f32
-                } else {
-                    1.0 - of_q
-                },
+                entry,
+                d: 0.0,
+                rest,
                 vocab: z.len() as f32,
             },
             at,
             z: z[at],
             gap: difference(t[at], z[at]),
+            shift: [0.0; 2],
             disjoint: !there(at),
         }
+        .with_log_ratio(log(p, t[at]) - log(q, z[at]))
+    }
+
+    /// With log(p/q) at the peak.
+    pub fn with_log_ratio(mut self, d: f64) -> Self {
+        self.peak.d = d;
+        let shift = self.gap.map(f64::from).iter().sum::<f64>() - d;
+        let high = shift as f32;
+        self.shift = [high, (shift - f64::from(high)) as f32];
+        self
     }
 
     pub fn masked(&self) -> bool {
@@ -152,8 +167,9 @@ impl Norms {
         let at_peak = self.peak.d as f32;
         let (d, r) = if NEAR {
             let [gap, lost] = difference(t, z);
-            let r = (gap - self.gap[0]) + (lost - self.gap[1]);
-            (r + at_peak, r)
+            // Both by themselves: with a sum of r and a rounded number, all d would have one error.
+            let less = |[high, low]: [f32; 2]| (gap - high) + (lost - low);
+            (less(self.shift), less(self.gap))
         } else {
             let d = (v - u) - (self.p.ln_sum - self.q.ln_sum) as f32;
             (d, d - at_peak)
