@@ -315,6 +315,7 @@ fn libtorch_runs_a_table_and_computes_the_golden_values() {
     assert!(output.status.success(), "{}", text(&output));
     let goldens = [
         ("losses", "crates/losses/tests/goldens/losses.json"),
+        ("losses", "crates/losses/tests/goldens/losses_peaked.json"),
         ("model", "crates/models/tests/goldens/gpt2-tiny"),
         ("model", "crates/models/tests/goldens/llama-tiny"),
         ("model", "crates/models/tests/goldens/llama-tied-tiny"),
@@ -593,6 +594,7 @@ fn goldens_are_verified_and_a_wrong_one_fails() {
     let file = |path: &str| root().join(path).to_str().unwrap().to_owned();
     for (subject, path) in [
         ("losses", "crates/losses/tests/goldens/losses.json"),
+        ("losses", "crates/losses/tests/goldens/losses_peaked.json"),
         ("rouge", "crates/metrics/tests/goldens/rouge.json"),
         ("model", "crates/models/tests/goldens/llama-tiny"),
         ("trajectory", "crates/training/tests/goldens/trajectory-ab"),

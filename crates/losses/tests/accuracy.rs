@@ -45,13 +45,16 @@ fn peaked(
     })
 }
 
+/// Values and gradients.
+type Computed = (Vec<f32>, Vec<f32>);
+
 /// Values relative where they are above 1, gradients relative to their largest entry.
 fn check(
     name: &str,
     z: &[f32],
     t: &[f32],
     vocab: usize,
-    ours: &dyn Fn(&Divergence, Fidelity) -> (Vec<f32>, Vec<f32>),
+    ours: &dyn Fn(&Divergence, Fidelity) -> Computed,
 ) -> Result<(), TestCaseError> {
     let exact = z.chunks(vocab).zip(t.chunks(vocab));
     let exact: Vec<Row> = exact.map(|(z, t)| Row::new(z, t)).collect();

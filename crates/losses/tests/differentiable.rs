@@ -1,6 +1,5 @@
 //! The differentiable forms inside Burn's graphs, on every device of the build.
 
-#[allow(dead_code)] // it uses `all` alone
 mod common;
 
 use abkd_losses::{

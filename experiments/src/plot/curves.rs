@@ -209,7 +209,7 @@ mod tests {
         let pixels = |points: &[CurvePoint]| {
             let pixels = render(SIZE, |area| draw(area, points, None, "tiny")).unwrap();
             let pale = |p: [u8; 3]| p != [255; 3] && p.iter().all(|&c| c > 200);
-            count(&pixels, SIZE.0, (100..1550, 60..680), &pale)
+            count(&pixels, SIZE.0, (100..1550, 60..680), pale)
         };
         assert!(pixels(&trainings) > pixels(&curves(4)) + 20_000);
     }
