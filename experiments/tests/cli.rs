@@ -467,31 +467,31 @@ fn settings_of_methods_are_checked_with_file_and_line_before_anything_runs() {
     for (row, what) in [
         (
             "method = \"distillm\"\nsettings = { replay_ratio = \"rising\" }",
-            ["small.toml:11", "replay_ratio", "rising", "decreasing"],
+            ["small.toml:12", "replay_ratio", "rising", "decreasing"],
         ),
         (
             "method = \"minillm\"\nsettings = { whitening = \"none\" }",
-            ["small.toml:11", "whitening", "padded", "masked"],
+            ["small.toml:12", "whitening", "padded", "masked"],
         ),
         (
             "method = \"minillm\"\nsettings = { reward_scaling = 0.0 }",
-            ["small.toml:11", "reward_scaling", "0", "minillm"],
+            ["small.toml:12", "reward_scaling", "0", "minillm"],
         ),
         (
             "method = \"kd\"\ntrain = { schedule = \"linear\" }",
-            ["small.toml:11", "schedule", "linear", "constant_warmup"],
+            ["small.toml:12", "schedule", "linear", "constant_warmup"],
         ),
         (
             "method = \"kd\"\ntrain = { schedule = \"constant_warmup\", warmup = 37 }",
-            ["small.toml:11", "warmup", "37", "36 updates"],
+            ["small.toml:12", "warmup", "37", "36 updates"],
         ),
         (
             "method = \"sft\"\nstart = \"pretrained\"",
-            ["small.toml:11", "pretrained", "`base`", "`init`"],
+            ["small.toml:12", "pretrained", "`base`", "`init`"],
         ),
         (
             "method = \"kd\"\ntext = \"on\"",
-            ["small.toml:11", "text = \"on\"", "[data] text", "if_given"],
+            ["small.toml:12", "text = \"on\"", "[data] text", "if_given"],
         ),
     ] {
         let project = Project::new();
@@ -513,7 +513,7 @@ fn settings_of_methods_are_checked_with_file_and_line_before_anything_runs() {
     let project = Project::new();
     let own = "[methods.kd.train]\nwarmup = 5\n[teacher_sft]";
     project.edit("micro.toml", "[teacher_sft]", own);
-    refused(&project, "plan", &["micro.toml:21", "warmup", "cosine"]);
+    refused(&project, "plan", &["micro.toml:23", "warmup", "cosine"]);
 }
 
 #[test]
@@ -649,6 +649,6 @@ fn listings_and_plans_need_no_run() {
     ] {
         assert!(all.contains(name), "{name}");
     }
-    assert!(abkd(&["plan", "table1"]).contains("250 evaluations"));
+    assert!(abkd(&["plan", "table1"]).contains("650 evaluations"));
     assert!(abkd(&["audit"]).contains("AlphaNet"));
 }
