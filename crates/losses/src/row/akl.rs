@@ -233,8 +233,9 @@ mod tests {
                 for fidelity in [Fidelity::Official, Fidelity::Paper] {
                     let (head, tail) = akl_gaps(&row, mu, fidelity);
                     let (head2, tail2) = by_sorting(&row, mu, fidelity);
-                    // a token that crosses mu by rounding alone may fall on either side
-                    let slack = if mu == 1.0 { 1e-3 } else { 2e-6 };
+                    // A token that crosses mu by rounding alone may fall on either side: near 1 a token's mass is
+                    // of the order of the rounding of the sum, and its gap may be up to 1e-3.
+                    let slack = if mu >= 0.9999 { 1e-3 } else { 2e-6 };
                     assert!(
                         (head - head2).abs() < slack && (tail - tail2).abs() < slack,
                         "{name} {mu} {fidelity:?}: {head} {head2}, {tail} {tail2}"
