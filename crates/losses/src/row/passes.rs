@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use abkd_host::{LANES, dispatch};
 
-use super::softmax::{Norms, fold, prefetch};
+use super::softmax::{Norms, fold, larger, prefetch};
 use crate::pointwise::{Pointwise, entropy_term};
 
 /// Entries summed in f32 before the sum moves to f64.
@@ -156,11 +156,6 @@ fn sums<D: Pointwise>(
         peak_h: h,
         most: fold(most, larger),
     }
-}
-
-#[inline(always)]
-fn larger(a: f32, b: f32) -> f32 {
-    if b > a { b } else { a }
 }
 
 /// The sum of f, and c (p - q) in place of the logits `z`, where that is the gradient. For a row without masked
