@@ -550,6 +550,61 @@ fn each_training_seed_gives_a_student_of_its_own() {
     );
 }
 
+/// A student that has hardly moved answers as the one that it started from, if its adapter sits on the right model:
+/// one that is trained on replaces the initialised student's, a new one sits on it.
+#[test]
+fn an_adapter_is_evaluated_on_what_it_was_trained_on() {
+    for start in ["continue", "merge"] {
+        let project = Project::new();
+        let shape = |width| {
+            format!(
+                "llama]\nvocab_size = 1024\nmax_position_embeddings = 192\nnum_attention_heads = 2\n\
+                 hidden_size = {width}\nintermediate_size = {width}\nnum_hidden_layers = 1\n"
+            )
+        };
+        let teacher =
+            "gpt2]\nvocab_size = 1024\nn_positions = 192\nn_embd = 32\nn_layer = 2\nn_head = 2\n";
+        let student =
+            "gpt2]\nvocab_size = 1024\nn_positions = 192\nn_embd = 16\nn_layer = 1\nn_head = 2\n";
+        project.edit("micro.toml", teacher, &shape(32));
+        project.edit("micro.toml", student, &shape(16));
+        let lora = |key: &str| format!("lora = {{ r = 4, alpha = 64{key} }}\n");
+        let init = "learning_rate = 2e-3\n[distill]";
+        let more = format!("learning_rate = 5e-2\n{}[distill]", lora(""));
+        project.edit("micro.toml", init, &more);
+        let still = format!(
+            "learning_rate = 1e-30\nmin_learning_rate = 0.0\n{}",
+            lora(&format!(", start = \"{start}\""))
+        );
+        project.edit("micro.toml", "learning_rate = 1e-3\n", &still);
+        let output = project.run();
+        assert!(output.status.success(), "{}", text(&output));
+        let adapters = fs::read_dir(project.path("runs/micro")).unwrap().flatten();
+        let adapters =
+            adapters.filter(|cell| cell.path().join("student/adapter_config.json").exists());
+        assert_eq!(adapters.count(), 3);
+        let answers = |who: &str| -> Vec<u8> {
+            let mut cells: Vec<PathBuf> = fs::read_dir(project.path("runs/micro"))
+                .unwrap()
+                .map(|cell| cell.unwrap().path())
+                .filter(|cell| {
+                    let name = cell.file_name().unwrap().to_string_lossy();
+                    name.starts_with(&format!("evaluate-{who}-"))
+                })
+                .collect();
+            cells.sort();
+            assert_eq!(cells.len(), 4, "{who}");
+            let read = |cell: &PathBuf| fs::read(cell.join("answers.jsonl")).unwrap();
+            cells.iter().flat_map(read).collect()
+        };
+        let initialised = answers("student");
+        assert_ne!(answers("teacher"), initialised);
+        for row in ["fkld", "ab"] {
+            assert_eq!(answers(row), initialised, "{start}: {row}");
+        }
+    }
+}
+
 #[test]
 fn a_checkpoint_of_another_run_is_refused() {
     let project = Project::new();

@@ -395,13 +395,16 @@ impl Worker<'_> {
     /// What the adapter of a row's student sits on: an adapter that was trained on sits where it sat before.
     fn under_adapter(&self, row: usize) -> Result<LanguageModel> {
         let row = &self.spec.experiment.rows[row];
-        let start = self.student_of(row)?;
         let lora = row.training(&self.spec.profile)?.lora;
-        let goes_on = lora.is_some_and(|l| l.start == lora::Start::Continue);
-        if goes_on && lora::is_adapted(&start) {
+        let goes_on = lora.is_some_and(|l| l.start == lora::Start::Continue)
+            && row.start(&self.spec.profile) == Start::Init
+            && self
+                .folder(Who::Student)
+                .is_some_and(|dir| lora::is_adapter(&dir));
+        if goes_on {
             return self.base(&self.spec.profile.student);
         }
-        Ok(lora::merge(start))
+        Ok(lora::merge(self.student_of(row)?))
     }
 
     fn base(&self, model: &ModelSpec) -> Result<LanguageModel> {
