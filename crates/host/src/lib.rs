@@ -1,6 +1,7 @@
 //! What the kernels over host memory share: which devices they serve, elementary functions that compile to vector
 //! code, and the choice of an instruction set at run time.
 
+mod choice;
 pub mod math;
 
 use burn::tensor::Device;

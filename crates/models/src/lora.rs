@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use abkd_host::choice;
 use burn::module::{Module, Param};
 use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::{Device, Tensor, TensorData};
@@ -37,43 +38,22 @@ pub struct LoraConfig {
     pub start: Start,
 }
 
-/// What training does with the adapters of a model that has some. One without adapters gets new ones either way.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "&'static str")]
-pub enum Start {
-    /// They are trained on, as the published code does.
-    #[default]
-    Continue,
-    /// They are folded into the weights, and new ones are trained.
-    Merge,
+choice! {
+    "lora.start"
+    /// What training does with the adapters of a model that has some. One without adapters gets new ones either way.
+    #[derive(Default)]
+    pub enum Start {
+        /// They are trained on, as the published code does.
+        #[default]
+        Continue = "continue",
+        /// They are folded into the weights, and new ones are trained.
+        Merge = "merge",
+    }
 }
 
 impl Start {
     fn is_default(&self) -> bool {
         *self == Self::default()
-    }
-}
-
-impl From<Start> for &'static str {
-    fn from(start: Start) -> Self {
-        match start {
-            Start::Continue => "continue",
-            Start::Merge => "merge",
-        }
-    }
-}
-
-impl TryFrom<String> for Start {
-    type Error = String;
-
-    fn try_from(word: String) -> Result<Self, String> {
-        match word.as_str() {
-            "continue" => Ok(Self::Continue),
-            "merge" => Ok(Self::Merge),
-            _ => Err(format!(
-                "lora.start: unknown `{word}`, expected one of `continue`, `merge`"
-            )),
-        }
     }
 }
 

@@ -8,7 +8,6 @@
 
 mod ahead;
 pub mod cache;
-mod choice;
 mod error;
 pub mod evaluate;
 pub mod head;

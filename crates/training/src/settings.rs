@@ -1,9 +1,9 @@
 //! Settings of a training run.
 
+use abkd_host::choice;
 use abkd_models::lora::LoraConfig;
 use serde::{Deserialize, Serialize};
 
-use crate::choice::choice;
 use crate::{Error, optim};
 
 choice! {

@@ -6,12 +6,12 @@
 //! position, gives its update to the data.
 
 use abkd_data::Sequence;
+use abkd_host::choice;
 use serde::{Deserialize, Serialize};
 
 use super::on_policy::{self, Labels, Sampling};
 use super::replay::{self, ReplayBuffer};
 use super::{Driver, Moment};
-use crate::choice::choice;
 use crate::head::Objective;
 use crate::step::Term;
 use crate::{Error, Prepared};

@@ -6,13 +6,13 @@
 //! run has one buffer and one draw of the source for an update, not one of each on every GPU.
 
 use abkd_data::Sequence;
+use abkd_host::choice;
 use abkd_losses::{Divergence, Fidelity};
 use serde::{Deserialize, Serialize};
 
 use super::on_policy::{self, Labels, Sampling};
 use super::replay::{self, ReplayBuffer};
 use super::{Driver, Loss, Moment};
-use crate::choice::choice;
 use crate::head::Objective;
 use crate::step::Term;
 use crate::{Error, Prepared};

@@ -13,6 +13,7 @@
 
 use abkd_data::rng::Rng;
 use abkd_data::{Sequence, collate};
+use abkd_host::choice;
 use abkd_losses::{Divergence, Fidelity};
 use abkd_models::generate::generate_from_mixture;
 use burn::module::Module;
@@ -20,7 +21,6 @@ use serde::{Deserialize, Serialize};
 
 use super::on_policy::{self, Sampling, prompts, with_answers};
 use super::{Driver, Moment};
-use crate::choice::choice;
 use crate::head::{CHUNK_BYTES, Objective, PolicyRows, log_probs};
 use crate::step::{Term, labels, rows_of};
 use crate::timing::Phase;

@@ -2,12 +2,12 @@
 
 use abkd_data::rng::Rng;
 use abkd_data::{Batch, Sequence, collate};
+use abkd_host::choice;
 use abkd_models::generate::{Decoding, generate};
 use burn::module::Module;
 
 use super::Moment;
 use crate::Error;
-use crate::choice::choice;
 use crate::timing::Phase;
 
 choice! {

@@ -1,7 +1,8 @@
-//! Settings that are one of a few words.
+//! Settings that are one of a few words, for the crates that have settings.
 
 /// Defines an enum that files write as one of a few words. Another word is refused with the key, the word and all known
 /// ones, which serde's own message for an enum leaves without the key.
+#[macro_export]
 macro_rules! choice {
     (
         $key:literal
@@ -34,5 +35,3 @@ macro_rules! choice {
         }
     };
 }
-
-pub(crate) use choice;
