@@ -11,6 +11,7 @@ use burn::nn::Dropout;
 use burn::tensor::{Distribution, Shape, Tensor};
 use rayon::prelude::*;
 
+use super::products::{Factor, gemm_f32};
 use super::{Operation, apply_1, apply_3, softmax_of, softmax_slopes};
 use crate::attention::Rotary;
 use crate::layers::Projected;
@@ -334,31 +335,15 @@ fn product(to: &mut [f32], add: bool, a: Matrix, b: Matrix) {
     let last = |x: Matrix| (x.rows - 1) * x.strides[0] + (x.columns - 1) * x.strides[1];
     assert!(b.rows == k && to.len() == m * n);
     assert!(last(a) < a.numbers.len() && last(b) < b.numbers.len());
-    let [a_row, a_column] = a.strides.map(|s| s as isize);
-    let [b_row, b_column] = b.strides.map(|s| s as isize);
+    let factor = |x: Matrix| Factor {
+        numbers: x.numbers.as_ptr(),
+        strides: x.strides.map(|s| s as isize),
+    };
     // SAFETY: the last entries are inside, so all are.
     unsafe {
-        gemm::gemm(
-            m,
-            n,
-            k,
-            to.as_mut_ptr(),
-            1,
-            n as isize,
-            add,
-            a.numbers.as_ptr(),
-            a_column,
-            a_row,
-            b.numbers.as_ptr(),
-            b_column,
-            b_row,
-            1.0,
-            1.0,
-            false,
-            false,
-            false,
-            gemm::Parallelism::None,
-        );
+        let to = to.as_mut_ptr();
+        let alone = gemm::Parallelism::None;
+        gemm_f32([m, k, n], to, n, add, factor(a), factor(b), alone);
     }
 }
 

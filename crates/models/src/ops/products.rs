@@ -283,15 +283,50 @@ unsafe fn multiply(
     } else {
         gemm::Parallelism::Rayon(0)
     };
-    let numbers = |x: &FloatTensor<Flex>| {
+    let factor = |x: &FloatTensor<Flex>| {
         let all: &[f32] = x.storage();
-        (
-            all[x.layout().start_offset()..].as_ptr(),
-            [0, 1].map(|i| x.layout().strides()[i]),
-        )
+        Factor {
+            numbers: all[x.layout().start_offset()..].as_ptr(),
+            strides: [0, 1].map(|i| x.layout().strides()[i]),
+        }
     };
-    let ((a, [a_row, a_column]), (b, [b_row, b_column])) = (numbers(a), numbers(b));
     // SAFETY: strides are the tensors' own, and the caller's.
+    unsafe {
+        gemm_f32(
+            [m, k, n],
+            to,
+            stride,
+            add,
+            factor(a),
+            factor(b),
+            parallelism,
+        )
+    }
+}
+
+/// A factor of a product in host memory.
+pub(super) struct Factor {
+    pub numbers: *const f32,
+    /// From a row to the next, and from a column to the next.
+    pub strides: [isize; 2],
+}
+
+/// `to = a b`, or `to += a b`, of `[m, k] x [k, n]`; rows of `to` are dense, each `stride` after the one before.
+///
+/// # Safety
+///
+/// All entries of both factors must be there, and room for all of the product's; numbers, where they are added to.
+pub(super) unsafe fn gemm_f32(
+    [m, k, n]: [usize; 3],
+    to: *mut f32,
+    stride: usize,
+    add: bool,
+    a: Factor,
+    b: Factor,
+    parallelism: gemm::Parallelism,
+) {
+    let ([a_row, a_column], [b_row, b_column]) = (a.strides, b.strides);
+    // SAFETY: the caller's.
     unsafe {
         gemm::gemm(
             m,
@@ -301,10 +336,10 @@ unsafe fn multiply(
             1,
             stride as isize,
             add,
-            a,
+            a.numbers,
             a_column,
             a_row,
-            b,
+            b.numbers,
             b_column,
             b_row,
             1.0,
