@@ -195,11 +195,11 @@ impl Plan {
             let references = [Who::Teacher, Who::Student]
                 .into_iter()
                 .filter(|_| spec.experiment.references);
-            let mut students = Vec::new();
-            for (index, row) in rows.iter().enumerate() {
-                let seeds = spec.training_seeds(row)?;
-                students.extend(seeds.into_iter().map(|seed| Who::Row { row: index, seed }));
-            }
+            let students = plan.cells.iter().filter_map(|cell| match cell.work {
+                Work::Distill { row, seed } => Some(Who::Row { row, seed }),
+                _ => None,
+            });
+            let students: Vec<Who> = students.collect();
             for who in references.chain(students) {
                 for dataset in spec.datasets()? {
                     for &seed in &spec.experiment.seeds {

@@ -1,7 +1,8 @@
-//! What the kernels over host memory share: which devices they serve, elementary functions that compile to vector
-//! code, and the choice of an instruction set at run time.
+//! What the other crates share: which devices the kernels over host memory serve, elementary functions that compile to
+//! vector code, the choice of an instruction set at run time, and files.
 
 mod choice;
+pub mod files;
 pub mod math;
 
 use burn::tensor::Device;

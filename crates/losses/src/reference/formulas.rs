@@ -245,7 +245,13 @@ pub(super) fn alpha_beta(alpha: f64, beta: f64, fidelity: Fidelity, pair: &Pair)
         } else {
             1.0
         };
-        let far = (phi(s, &teacher) - phi_alpha.clone()) / beta;
+        // Equal for all numbers; the smaller divisor would enlarge what rounding left.
+        let far = if beta.abs() < s.abs() {
+            let rest = scaled_phi(beta, mixed.clone(), teacher, d);
+            (rest - phi_alpha.clone()) / s
+        } else {
+            (phi(s, &teacher) - phi_alpha.clone()) / beta
+        };
         // By its series in d where it is a small difference: the sum of (s^k + s^(k-1) alpha + .. + alpha^k) d^(k+2) / (k+2)!.
         let (mut near, mut power) = (Tensor::zeros_like(d), student.clone() * d.clone());
         let (mut sum, mut power_of_s, mut factorial) = (0.0, 1.0, 1.0);

@@ -65,7 +65,15 @@ pub fn with_other_parameters() -> Vec<Divergence> {
     }
     let pairs = [(-0.5, 0.6), (0.0, 0.5)];
     all.extend(pairs.map(|(a, b)| Divergence::AlphaNet { a, b }));
-    let members = [(0.5, 0.5), (0.8, 0.2), (0.2, 0.1), (-0.3, 1.2)];
+    let members = [
+        (0.5, 0.5),
+        (0.8, 0.2),
+        (0.2, 0.1),
+        (-0.3, 1.2),
+        (1.0, 0.03),
+        (0.6, -0.02),
+        (0.9, 0.06),
+    ];
     all.extend(members.map(|(alpha, beta)| Divergence::AlphaBeta { alpha, beta }));
     all
 }
