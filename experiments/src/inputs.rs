@@ -12,7 +12,7 @@ use burn::tensor::Device;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::spec::{DataSpec, ModelSpec, Profile, Source, Spec};
+use crate::spec::{DataSpec, Layers, ModelSpec, Profile, Source, Spec};
 
 /// Data of a spec, as tokens, each with its hash.
 pub struct Inputs {
@@ -223,7 +223,7 @@ pub fn identity(root: &Path, model: &ModelSpec, teacher: &ModelSpec) -> Result<V
     if let Some(config) = model.fresh(root)? {
         return Ok(json!({ "config": config, "seed": model.seed }));
     }
-    if let Some(layers) = model.layers {
+    if let Some(layers) = &model.layers {
         return Ok(json!({ "layers": layers, "of": identity(root, teacher, teacher)? }));
     }
     let dir = model
@@ -247,8 +247,13 @@ pub fn base_model(
     if let Some(config) = model.fresh(root)? {
         return Ok(config.init(model.seed, device));
     }
-    if let Some(layers) = model.layers {
-        return Ok(base_model(root, teacher, teacher, device)?.with_layers(layers)?);
+    if let Some(layers) = &model.layers {
+        let whole = base_model(root, teacher, teacher, device)?;
+        let some = match layers {
+            Layers::Count(count) => whole.with_layers(*count),
+            Layers::These(layers) => whole.with_these_layers(layers),
+        };
+        return some.context("[student] layers");
     }
     let dir = model
         .checkpoint
@@ -275,8 +280,8 @@ pub fn base_model(
 ///
 /// When there is neither.
 pub fn base_shape(root: &Path, model: &ModelSpec, teacher: &ModelSpec) -> Result<ModelConfig> {
-    if let Some(layers) = model.layers {
-        return Ok(base_shape(root, teacher, teacher)?.with_layers(layers));
+    if let Some(layers) = &model.layers {
+        return Ok(base_shape(root, teacher, teacher)?.with_layers(layers.count()));
     }
     if let Some(dir) = &model.checkpoint {
         let path = root.join(dir).join("config.json");

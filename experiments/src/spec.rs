@@ -16,7 +16,8 @@ pub use experiment::{Experiment, Kind, Row, Start, TextTerm};
 use file::Step::{Index, Key};
 use file::{Step, TomlFile};
 pub use profile::{
-    DataSpec, DecodingSpec, MethodSpec, ModelSpec, Profile, Source, TimingSpec, ValidationSpec,
+    DataSpec, DecodingSpec, Layers, MethodSpec, ModelSpec, Profile, Source, TimingSpec,
+    ValidationSpec,
 };
 
 use crate::suggest::{nearest, with_nearest_key};

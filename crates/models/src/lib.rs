@@ -225,7 +225,7 @@ impl LanguageModel {
         self.embedding().val().device()
     }
 
-    /// A shallower model made of some of this one's layers, evenly spaced, first and last included.
+    /// A shallower model made of so many of this one's layers, evenly spaced, first and last included.
     ///
     /// # Errors
     ///
@@ -248,6 +248,28 @@ impl LanguageModel {
                 }
             })
             .collect();
+        self.with_these_layers(&keep)
+    }
+
+    /// A shallower model made of these of this one's layers, counted from 0, in ascending order.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Setting`] when the list is empty, not ascending, or names a layer that the model has not.
+    pub fn with_these_layers(&self, keep: &[usize]) -> Result<Self, Error> {
+        let have = self.config().layers();
+        let ascending = keep.windows(2).all(|pair| pair[0] < pair[1]);
+        if keep.is_empty() || !ascending || keep.iter().any(|&layer| layer >= have) {
+            return Err(Error::Setting {
+                key: "layers".into(),
+                value: format!("{keep:?}"),
+                reason: format!(
+                    "the layers 0 to {} in ascending order are possible",
+                    have - 1
+                ),
+            });
+        }
+        let count = keep.len();
         Ok(match self.clone() {
             Self::Gpt2(mut m) => {
                 m.transformer.h = keep.iter().map(|&i| m.transformer.h[i].clone()).collect();

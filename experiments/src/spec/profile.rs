@@ -188,9 +188,9 @@ pub struct ModelSpec {
     /// Its revision: a branch, tag or commit.
     #[serde(default)]
     pub revision: Option<String>,
-    /// So many of the teacher checkpoint's layers, evenly spaced (student only).
+    /// Layers of the teacher checkpoint that the student is made of (student only).
     #[serde(default)]
-    pub layers: Option<usize>,
+    pub layers: Option<Layers>,
     /// Shape, as the keys of a GPT-2 `config.json`.
     #[serde(default)]
     pub gpt2: Option<toml::Table>,
@@ -200,6 +200,26 @@ pub struct ModelSpec {
     /// Seed of fresh weights.
     #[serde(default = "defaults::seed")]
     pub seed: u64,
+}
+
+/// Some layers of a model.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Layers {
+    /// So many, evenly spaced, first and last included.
+    Count(usize),
+    /// These, counted from 0, ascending.
+    These(Vec<usize>),
+}
+
+impl Layers {
+    /// Number of layers.
+    pub fn count(&self) -> usize {
+        match self {
+            Self::Count(count) => *count,
+            Self::These(layers) => layers.len(),
+        }
+    }
 }
 
 impl ModelSpec {
@@ -254,7 +274,7 @@ impl ModelSpec {
 
     pub(super) fn check(&self, who: &str, path: &Path) -> Result<()> {
         let shapes = usize::from(self.gpt2.is_some()) + usize::from(self.llama.is_some());
-        let sources = match (&self.checkpoint, self.layers) {
+        let sources = match (&self.checkpoint, &self.layers) {
             (Some(_), None) => shapes <= 1,
             (None, Some(_)) => shapes == 0,
             (None, None) => shapes == 1,
