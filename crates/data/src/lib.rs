@@ -8,7 +8,7 @@ pub mod hub;
 pub mod indexed;
 mod jsonl;
 mod prompt;
-pub mod rng;
+pub use abkd_host::rng;
 mod sets;
 mod tokenizer;
 

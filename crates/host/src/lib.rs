@@ -1,9 +1,10 @@
 //! What the other crates share: which devices the kernels over host memory serve, elementary functions that compile to
-//! vector code, the choice of an instruction set at run time, and files.
+//! vector code, the choice of an instruction set at run time, files and random numbers.
 
 mod choice;
 pub mod files;
 pub mod math;
+pub mod rng;
 
 use burn::tensor::Device;
 

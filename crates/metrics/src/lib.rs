@@ -3,9 +3,11 @@
 //! - [`rouge`]: ROUGE-L as Google's `rouge_score` computes it with stemming;
 //! - [`exact_match`]: equality after normalisation;
 //! - [`stats`]: mean, standard deviation, quartiles, rank correlation;
+//! - [`inference`]: intervals and tests of a table whose scores vary with trainings, sampling seeds and examples;
 //! - [`verify`]: this crate against a file of scores made by `rouge_score`.
 
 pub mod exact_match;
+pub mod inference;
 mod porter;
 pub mod rouge;
 pub mod stats;
