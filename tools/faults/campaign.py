@@ -171,6 +171,8 @@ class Campaign:
         self.small, self.abkd = options.small, str(Path(options.abkd).resolve())
         self.work = Path(os.path.realpath(options.keep or tempfile.mkdtemp(prefix="abkd-faults-")))
         self.work.mkdir(parents=True, exist_ok=True)
+        if any(self.work.iterdir()):
+            sys.exit(f"{self.work}: not empty")
         self.keeps = bool(options.keep)
         self.library = str(self.work / "preload.so")
         subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-U_FORTIFY_SOURCE", "-o", self.library,
@@ -415,8 +417,8 @@ class Campaign:
                     trees[key] = self.stopped(STOPPED[name], **more)
             return trees[key]
 
-        cases = [(kind, damage) for kind in KINDS for damage in DAMAGES]
-        self.random.shuffle(cases)
+        orders = [self.random.sample(KINDS, len(KINDS)) for _ in DAMAGES]
+        cases = [(kind, damage) for kinds in zip(*orders) for kind, damage in zip(kinds, DAMAGES)]
         for i in self.until(minutes, min(most, len(cases))):
             (name, pattern, undone), damage = cases[i]
             try:
@@ -556,7 +558,7 @@ def main():
     few = options.small
     share = lambda part: options.minutes * part
     parts = {
-        "corruption": lambda: campaign.corruption(share(0.35), 8 if few else 10**6),
+        "corruption": lambda: campaign.corruption(share(0.35), 5 if few else 10**6),
         "power": lambda: campaign.power_cuts(share(0.15), 3 if few else 60),
         "errors": lambda: campaign.errors(share(0.15), 4 if few else 120),
         "killed": lambda: campaign.killed(share(0.1), 3 if few else 100),

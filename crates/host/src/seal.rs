@@ -190,6 +190,11 @@ impl Seal {
         Ok(seal)
     }
 
+    /// The folder that it is of.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     /// Names of the sealed files.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.files.keys().map(String::as_str)

@@ -13,6 +13,7 @@ use abkd_models::LanguageModel;
 use burn::module::Module;
 use burn::optim::ModuleOptimizer;
 use burn::store::ModuleRecord;
+use burn::tensor::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
@@ -84,16 +85,16 @@ pub fn save(
     )?)
 }
 
-/// The newest checkpoint's state and folder, if there is one.
+/// The newest checkpoint's state, and the seal of its folder, if there is one.
 ///
 /// # Errors
 ///
 /// When it belongs to another run, is damaged, or cannot be read.
-pub fn find(run: &Path, fingerprint: &str) -> Result<Option<(State, PathBuf)>, Error> {
+pub fn find(run: &Path, fingerprint: &str) -> Result<Option<(State, Seal)>, Error> {
     let Some(dir) = checkpoints(run)?.pop() else {
         return Ok(None);
     };
-    let anew = format!("remove {} to start the training anew", dir.display());
+    let anew = anew(&dir);
     let untrusted = |error: seal::Error| Error::untrusted(error, &anew);
     // Told first, and better than by a checksum.
     let path = dir.join(STATE);
@@ -110,35 +111,40 @@ pub fn find(run: &Path, fingerprint: &str) -> Result<Option<(State, PathBuf)>, E
         ));
     }
     let seal = Seal::open(&dir, fingerprint).map_err(untrusted)?;
-    for name in [STUDENT, OPTIMIZER] {
-        seal.check(name).map_err(untrusted)?;
-    }
     let text = seal.read(STATE).map_err(untrusted)?;
     let state = serde_json::from_slice(&text)
         .map_err(|e| Error::checkpoint(&path, format!("{e}; {anew}")))?;
-    Ok(Some((state, dir)))
+    Ok(Some((state, seal)))
 }
 
-/// Loads student and optimizer from a checkpoint folder. `student` gives shape and device;
-/// `optimizer` makes the optimizer for the loaded student.
+/// Loads student and optimizer from a checkpoint. `student` gives shape and device; `optimizer` makes the optimizer for
+/// the loaded student. What was checked is what is loaded: Burn reads a file as its tensors are used, by when it may be
+/// gone.
 ///
 /// # Errors
 ///
 /// When a file is missing, damaged or of another shape.
 pub fn load(
-    dir: &Path,
+    seal: &Seal,
     student: LanguageModel,
     optimizer: impl FnOnce(&LanguageModel) -> ModuleOptimizer,
 ) -> Result<(LanguageModel, ModuleOptimizer), Error> {
-    let fail = |e: burn::store::RecordError| {
-        Error::checkpoint(dir, format!("{e}; remove the folder to start anew"))
+    let dir = seal.folder();
+    let anew = anew(dir);
+    let read = |name: &str| {
+        let content = seal.read(name).map_err(|e| Error::untrusted(e, &anew))?;
+        Ok::<_, Error>(Bytes::from_bytes_vec(content))
     };
-    let record = ModuleRecord::load(dir.join(STUDENT)).map_err(fail)?;
+    let fail = |e: burn::store::RecordError| Error::checkpoint(dir, format!("{e}; {anew}"));
+    let record = ModuleRecord::from_bytes(read(STUDENT)?).map_err(fail)?;
     let student = student.try_load_record(record).map_err(fail)?;
-    let optimizer = optimizer(&student)
-        .load(dir.join(OPTIMIZER))
-        .map_err(fail)?;
+    let optimizer = optimizer(&student);
+    let optimizer = optimizer.from_bytes(read(OPTIMIZER)?).map_err(fail)?;
     Ok((student, optimizer))
+}
+
+fn anew(dir: &Path) -> String {
+    format!("remove {} to start the training anew", dir.display())
 }
 
 /// Complete checkpoint folders, oldest first.

@@ -271,10 +271,10 @@ fn begin(
     let student = student.train();
     let make_optimizer =
         |student: &LanguageModel| optim::adamw(student, settings.weight_decay, settings.beta_2);
-    if let Some((state, dir)) = state::find(run.dir, run.fingerprint)? {
+    if let Some((state, seal)) = state::find(run.dir, run.fingerprint)? {
         kept::check_best(run.dir, &state, settings.keep_best, steps)?;
         kept::sweep(run.dir, &state, settings.keep_best, steps)?;
-        let (student, optimizer) = state::load(&dir, student, make_optimizer)?;
+        let (student, optimizer) = state::load(&seal, student, make_optimizer)?;
         observe(Event::Resumed { step: state.step });
         return Ok((state, student, optimizer));
     }

@@ -214,6 +214,7 @@ impl Worker<'_> {
         let profile = &self.spec.profile;
         let row = &self.spec.experiment.rows[row];
         let method = row.method(profile)?;
+        let student = self.student_of(row)?;
         let sequences = match &method {
             Method::SeqKd(settings) => {
                 let tokens = settings
@@ -221,7 +222,7 @@ impl Worker<'_> {
                     .unwrap_or(profile.data.max_new_tokens());
                 let cell = self.plan.answers(tokens).context("planned with SeqKD")?;
                 let sequences = &self.inputs.train.sequences;
-                let vocabulary = self.inputs.tokenizer.vocab_size();
+                let vocabulary = student.config().vocab_size();
                 let answered = answers::read(&self.runs(), &cell.id, sequences, vocabulary);
                 Cow::Owned(answered?)
             }
@@ -241,7 +242,7 @@ impl Worker<'_> {
                 .then(|| self.model(Who::Teacher))
                 .transpose()?,
             method,
-            student: self.student_of(row)?,
+            student,
             sequences,
             with_text: row.with_text(profile)?,
         })
