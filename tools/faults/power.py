@@ -5,8 +5,10 @@ likes; three kinds are played:
 
   lost   nothing of the rest
   empty  all names, no content: what ext4 leaves of a file that was renamed without fsync
-  mixed  names up to some moment; of each file the old content, the new, its beginning, or zeros where it was not safe
+  mixed  names up to some moment; of each file the old content, the new, or what was safe of it and then nothing, a part
+         of the new, or zeros
 """
+import os
 from pathlib import Path
 
 KINDS = ("lost", "empty", "mixed")
@@ -31,9 +33,11 @@ class File:
             return self.safe
         if kind == "empty":
             return self.safe if self.safe else b""
-        zeros = bytearray(len(self.now))
-        zeros[:len(self.safe)] = self.safe[:len(self.now)]
-        return random.choice([self.safe, bytes(self.now), bytes(self.now[:random.randint(0, len(self.now))]), bytes(zeros)])
+        # What was safe and did not change stays.
+        kept = len(os.path.commonprefix([self.safe, bytes(self.now)]))
+        zeros = self.now[:kept] + bytes(len(self.now) - kept)
+        beginning = self.now[:random.randint(kept, len(self.now))]
+        return bytes(random.choice([self.safe, self.now, beginning, zeros]))
 
 
 def put(names, name, entry):
