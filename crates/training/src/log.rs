@@ -114,7 +114,7 @@ mod tests {
         let text = fs::read_to_string(&path).unwrap();
         assert_eq!(
             text,
-            "{\"step\":1}\n{\"step\":2}\n{\"step\":3,\"again\":true}\n"
+            "{\"step\":1}\n{\"step\":2}\n{\"again\":true,\"step\":3}\n"
         );
         // A mark holds for what was there before a later one, too.
         assert_eq!(
