@@ -20,7 +20,7 @@ export LIBTORCH = $(CURDIR)/.libtorch
 export LD_LIBRARY_PATH := $(CURDIR)/.libtorch/lib:$(LD_LIBRARY_PATH)
 endif
 
-.PHONY: help table1 table2 table3 table4 figure1 all compare test bench weights libtorch
+.PHONY: help table1 table2 table3 table4 figure1 all compare test faults bench weights libtorch
 
 help:            ## these lines
 	@grep -E '^[a-z0-9]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -39,6 +39,9 @@ compare:         ## our tables beside the paper's, from the CSV files
 	for t in table1 table2 table3 table4; do $(ABKD) compare $$t --profile $(PROFILE) || exit 1; done
 test:            ## all tests (TESTS="--test cli libtorch" for some)
 	cargo test --release --workspace $(FEATURES) $(TESTS)
+faults:          ## runs disturbed by kills, power cuts, full disks, damaged files (MINUTES=30; docs/faults.md)
+	cargo build --release --workspace $(FEATURES)
+	$(PYTHON) tools/faults/campaign.py --abkd $(TARGET)/release/abkd --minutes $(or $(MINUTES),30)
 bench:           ## times of divergences, updates, sampling, scoring, beside PyTorch where PYTHON has it
 	cargo build --release --workspace --all-targets $(FEATURES)
 	@for b in row_kernel rouge; do $(call BENCH,$$b) --bench || exit 1; done

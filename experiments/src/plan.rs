@@ -16,7 +16,7 @@ use crate::inputs::{hash_json, identity};
 use crate::spec::{Kind, Profile, Spec, Start};
 
 /// Raised when the meaning of a spec changes, so that older cells are not mistaken for new ones.
-const FORMAT: u32 = 3;
+const FORMAT: u32 = 4;
 
 /// What a cell does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,18 +8,21 @@ mod curves;
 mod ratios;
 mod stacks;
 
-use std::fs;
+use std::io::Cursor;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::OnceLock;
 
 use anyhow::{Context, Result, anyhow};
+use image::{ColorType, ImageFormat};
 use plotters::coord::Shift;
 use plotters::coord::ranged1d::{DefaultFormatting, KeyPointHint, Ranged};
 use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
 use plotters::style::register_font;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
+
+use crate::results::write_atomic;
 
 pub use bars::bars;
 pub use curves::figure1;
@@ -259,32 +262,17 @@ fn render((width, height): (u32, u32), draw: impl Fn(&Area) -> Result<()>) -> Re
     Ok(average_down(&pixels, canvas))
 }
 
-/// Draws a figure and puts it in place in one step.
+/// Draws a figure and puts it in place in one step. It is encoded in memory: an encoder that writes to a file drops the
+/// error of a disk that is full at its end.
 fn save(path: &Path, size: (u32, u32), draw: impl Fn(&Area) -> Result<()>) -> Result<()> {
-    let pixels = render(size, draw).with_context(|| format!("draw {}", path.display()))?;
-    let folder = path.parent().unwrap_or(Path::new(""));
-    let name = path
-        .file_name()
-        .with_context(|| format!("{}: not a file name", path.display()))?;
-    let scratch = folder.join(format!(
-        ".{}.{}",
-        std::process::id(),
-        name.to_string_lossy()
-    ));
-    let write = || -> Result<()> {
-        fs::create_dir_all(folder)?;
-        let mut backend = BitMapBackend::new(&scratch, size);
-        backend.blit_bitmap((0, 0), size, &pixels)?;
-        backend.present()?;
-        drop(backend);
-        Ok(fs::rename(&scratch, path)?)
-    };
-    write()
-        .with_context(|| format!("write {}", path.display()))
-        .inspect_err(|_| {
-            // Nothing may be there to remove; the error above is the one to report.
-            let _ = fs::remove_file(&scratch);
-        })
+    let context = || format!("draw {}", path.display());
+    let pixels = render(size, draw).with_context(context)?;
+    let mut png = Cursor::new(Vec::new());
+    let (width, height) = size;
+    let (color, format) = (ColorType::Rgb8, ImageFormat::Png);
+    image::write_buffer_with_format(&mut png, &pixels, width, height, color, format)
+        .with_context(context)?;
+    write_atomic(path, png.get_ref())
 }
 
 fn embed_font() -> Result<()> {
@@ -395,7 +383,7 @@ mod tests {
 
     /// Width and height in the header of a PNG file.
     pub(super) fn png_size(path: &Path) -> (u32, u32) {
-        let bytes = fs::read(path).unwrap();
+        let bytes = std::fs::read(path).unwrap();
         assert_eq!(&bytes[1..4], b"PNG");
         let number = |at: usize| u32::from_be_bytes(bytes[at..at + 4].try_into().unwrap());
         (number(16), number(20))

@@ -1,5 +1,6 @@
 //! What a run shows on stderr: bars on a terminal, plain lines elsewhere.
 
+use std::io::Write;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -7,6 +8,11 @@ use indicatif::{HumanDuration, MultiProgress, ProgressBar, ProgressDrawTarget, P
 
 /// Time between plain lines of one cell.
 const PLAIN_EVERY: Duration = Duration::from_secs(20);
+
+/// A line on stderr. One that cannot be shown, because stderr is closed or full, is dropped: it is no reason to stop.
+pub fn say(text: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
+}
 
 /// The display of a run.
 pub struct Display {
@@ -38,7 +44,7 @@ impl Display {
     /// A line that stays.
     pub fn line(&self, text: &str) {
         if self.plain {
-            eprintln!("{text}");
+            say(text);
         } else {
             // A display that cannot be written to is no reason to stop a run.
             let _ = self.bars.println(text);
@@ -51,7 +57,7 @@ impl Display {
         bar.set_style(style("  {prefix}  {bar:20} {pos}/{len}  eta {eta}  {msg}"));
         bar.set_prefix(id.to_owned());
         if self.plain {
-            eprintln!("{id}: started");
+            say(&format!("{id}: started"));
         }
         CellDisplay {
             display: self,
@@ -119,7 +125,8 @@ impl CellDisplay<'_> {
         } else if self.last.elapsed() > PLAIN_EVERY {
             self.last = Instant::now();
             let eta = HumanDuration(self.bar.eta());
-            eprintln!("{}: {position}/{length}, eta {eta}, {}", self.id, message());
+            let (id, message) = (&self.id, message());
+            say(&format!("{id}: {position}/{length}, eta {eta}, {message}"));
         }
     }
 
@@ -140,11 +147,8 @@ impl CellDisplay<'_> {
         let seconds = self.begun.elapsed().as_secs_f64();
         self.display.finished(kind, seconds, left);
         if self.display.plain {
-            eprintln!(
-                "{}: {result} in {seconds:.1} s ({})",
-                self.id,
-                self.display.summary()
-            );
+            let (id, summary) = (&self.id, self.display.summary());
+            say(&format!("{id}: {result} in {seconds:.1} s ({summary})"));
         }
     }
 }

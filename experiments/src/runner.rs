@@ -3,7 +3,7 @@
 mod answers;
 mod board;
 mod calibrate;
-mod step_log;
+mod proof;
 mod worker;
 
 use std::any::Any;
@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Mutex, PoisonError};
 
+use abkd_host::files;
 use abkd_training::ValidationRecord;
 use abkd_training::evaluate;
 use anyhow::{Context, Result, anyhow, ensure};
@@ -20,11 +21,12 @@ use serde::{Deserialize, Serialize};
 
 use self::board::Board;
 pub use self::calibrate::calibrate;
+use self::proof::Standing;
 use self::worker::Worker;
 use crate::inputs::Inputs;
 use crate::plan::{Cell, Plan, Who, Work, row_label};
 use crate::progress::Display;
-use crate::results::{self, CurvePoint, Score, write_atomic};
+use crate::results::{self, CurvePoint, Score};
 use crate::spec::{Kind, Spec};
 use crate::timing::{self, Timing};
 
@@ -77,6 +79,10 @@ struct OneOff {
 }
 
 const RESULT: &str = "result.json";
+/// What the cell is.
+const TASK: &str = "cell.json";
+/// Where updates are timed.
+const SCRATCH: &str = "scratch";
 
 /// How a run ended.
 #[derive(Debug, PartialEq, Eq)]
@@ -87,9 +93,10 @@ pub enum Ended {
     Interrupted,
 }
 
-/// Whether a cell is done.
+/// Whether a cell is done, as far as its files show without those that are large.
 pub fn is_done(places: &Places, spec: &Spec, cell: &Cell) -> bool {
-    places.runs_of(spec).join(&cell.id).join(RESULT).exists()
+    let dir = places.runs_of(spec).join(&cell.id);
+    matches!(Standing::of(&dir, &cell.id), Ok(Standing::Finished(_)))
 }
 
 /// Runs all cells that are not done yet and writes the results after each.
@@ -105,23 +112,23 @@ pub fn run(
     stop: &AtomicBool,
 ) -> Result<Ended> {
     let runs = places.runs_of(spec);
-    fs::create_dir_all(&runs).with_context(|| runs.display().to_string())?;
+    files::create_folder(&runs).with_context(|| runs.display().to_string())?;
     let _lock = lock(&runs)?;
     let results = places.result(spec, "");
     fs::create_dir_all(&results)
         // found out now, and not after hours of work
         .and_then(|()| tempfile::tempfile_in(&results))
         .with_context(|| format!("results cannot be written to {}", results.display()))?;
+    for folder in [&results, &places.figures.join(&spec.profile.name)] {
+        files::sweep(folder).with_context(|| folder.display().to_string())?;
+    }
     let device = crate::backend::device(&spec.profile.backend)?;
-    let done: Vec<bool> = plan
-        .cells
-        .iter()
-        .map(|c| is_done(places, spec, c))
-        .collect();
+    let (done, again) = proof::survey(&runs, plan)?;
     let finished = done.iter().filter(|d| **d).count();
     let jobs = spec.jobs();
     let display = Display::new(plan.cells.len(), finished, jobs);
     report_inputs(&display, inputs, finished, plan);
+    again.iter().for_each(|line| display.line(line));
     let board = Board::new(plan, &done);
     let outcome: Vec<Result<()>> = std::thread::scope(|scope| {
         let workers: Vec<_> = (0..jobs)
@@ -191,12 +198,6 @@ fn lock(runs: &Path) -> Result<File> {
     Ok(file)
 }
 
-pub(crate) fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
-    let mut text = serde_json::to_vec_pretty(value)?;
-    text.push(b'\n');
-    write_atomic(path, &text)
-}
-
 pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
     let text = fs::read(path).with_context(|| path.display().to_string())?;
     serde_json::from_slice(&text).with_context(|| path.display().to_string())
@@ -215,15 +216,12 @@ pub fn write_results(places: &Places, spec: &Spec, plan: &Plan) -> Result<()> {
     let mut curves = Vec::new();
     let mut scores = Vec::new();
     let mut timings: Vec<(usize, Timing)> = Vec::new();
-    let done = plan
-        .cells
-        .iter()
-        .map(|c| (c, runs.join(&c.id).join(RESULT)))
-        .filter(|(_, p)| p.exists());
-    for (cell, path) in done {
+    for cell in &plan.cells {
         match cell.work {
             Work::Distill { row, seed } => {
-                let trained: Trained = read_json(&path)?;
+                let Some(trained) = proof::result::<Trained>(&runs, &cell.id)? else {
+                    continue;
+                };
                 let loss = row_label(spec, Who::Row { row, seed });
                 curves.extend(trained.curve.into_iter().filter_map(|r| {
                     Some(CurvePoint {
@@ -236,7 +234,9 @@ pub fn write_results(places: &Places, spec: &Spec, plan: &Plan) -> Result<()> {
                 }));
             }
             Work::Evaluate { who, dataset, seed } => {
-                let score: evaluate::Score = read_json(&path)?;
+                let Some(score) = proof::result::<evaluate::Score>(&runs, &cell.id)? else {
+                    continue;
+                };
                 scores.push(Score {
                     experiment: name.clone(),
                     row: row_label(spec, who),
@@ -252,7 +252,9 @@ pub fn write_results(places: &Places, spec: &Spec, plan: &Plan) -> Result<()> {
                     mean_tokens: score.mean_tokens,
                 });
             }
-            Work::Time { row, .. } => timings.push((row, read_json(&path)?)),
+            Work::Time { row, .. } => {
+                timings.extend(proof::result(&runs, &cell.id)?.map(|timing| (row, timing)));
+            }
             Work::Sft { .. } | Work::TeacherAnswers { .. } | Work::TeacherHidden => {}
         }
     }
@@ -277,14 +279,12 @@ pub fn write_results(places: &Places, spec: &Spec, plan: &Plan) -> Result<()> {
 fn one_off_costs(runs: &Path, plan: &Plan) -> Result<timing::OneOffCosts> {
     let mut costs = timing::OneOffCosts::default();
     for cell in &plan.cells {
-        let path = runs.join(&cell.id).join(RESULT);
         let cost = match cell.work {
             Work::TeacherAnswers { .. } => &mut costs.answer,
             Work::TeacherHidden => &mut costs.hidden,
             _ => continue,
         };
-        if path.exists() {
-            let done: OneOff = read_json(&path)?;
+        if let Some(done) = proof::result::<OneOff>(runs, &cell.id)? {
             *cost = done.seconds / done.items.max(1) as f64;
         }
     }

@@ -2,7 +2,7 @@
 //! new content, never a part.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
@@ -28,6 +28,20 @@ pub fn open(path: &Path) -> io::Result<File> {
         ));
     }
     File::open(path)
+}
+
+/// Opens a plain file to be read and extended; made if absent.
+///
+/// # Errors
+///
+/// As [`open`], and where it cannot be written.
+pub fn open_to_extend(path: &Path) -> io::Result<File> {
+    if path.exists() {
+        open(path)?;
+    }
+    let mut options = File::options();
+    options.read(true).write(true).create(true).truncate(false);
+    options.open(path)
 }
 
 /// Content of a plain file of at most `limit` bytes.
@@ -84,36 +98,156 @@ pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
-/// Writes a file whole or not at all: a temporary file beside it, fsync, rename, fsync of the folder.
+/// Writes a file whole or not at all: a temporary file beside it, then [`publish`].
 ///
 /// # Errors
 ///
 /// When the folder cannot be written; the file is then as it was.
 pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let folder = folder_of(path);
+    let temporary = temporary(path)?;
+    let written = fs::write(&temporary, bytes).and_then(|()| publish(&temporary, path, &[]));
+    if written.is_err() {
+        // What is left is swept later; the first error is the one to tell.
+        let _ = fs::remove_file(&temporary);
+    }
+    written
+}
+
+/// Gives a file or a folder that was written under a [`temporary`] name its own, and removes what it replaces. The one
+/// order that a power cut cannot break: content first, then the name, then the old.
+///
+/// A file takes the place of another; a folder's place must be free.
+///
+/// # Errors
+///
+/// When something cannot be written, named or removed.
+pub fn publish(temporary: &Path, target: &Path, replaces: &[PathBuf]) -> io::Result<()> {
+    sync_below(temporary)?;
+    fs::rename(temporary, target)?;
+    sync_folder(&folder_of(target))?;
+    replaces.iter().try_for_each(|old| remove_folder(old))
+}
+
+/// Removes a folder, which need not be there, whole or not at all: what a kill leaves has a temporary name.
+///
+/// # Errors
+///
+/// When it cannot be removed.
+pub fn remove_folder(path: &Path) -> io::Result<()> {
+    let doomed = temporary(path)?;
+    remove(&doomed)?;
+    match fs::rename(path, &doomed) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+        Ok(()) => remove(&doomed),
+    }
+}
+
+/// Removes a file or a folder, where it is there.
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+        Ok(found) if found.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+    }
+}
+
+/// Makes a folder and those above it, so that a power cut does not lose it once something in it is kept.
+///
+/// # Errors
+///
+/// When it cannot be made.
+pub fn create_folder(path: &Path) -> io::Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    let above = folder_of(path);
+    if above != path {
+        create_folder(&above)?;
+    }
+    match fs::create_dir(path) {
+        // By another thread, or there as something else, which is an error.
+        Err(_) if path.is_dir() => Ok(()),
+        Err(error) => Err(error),
+        Ok(()) => sync_folder(&above),
+    }
+}
+
+/// Begin of the names of files and folders that are not whole yet.
+pub const TEMPORARY: &str = ".tmp-";
+
+/// The name, beside `path`, under which it is written before it is [published](publish). The end stays, so that a writer
+/// still knows the format by it.
+///
+/// # Errors
+///
+/// Where `path` has no name.
+pub fn temporary(path: &Path) -> io::Result<PathBuf> {
     let name = path
         .file_name()
         .ok_or_else(|| io::Error::other("not a file's name"))?;
-    let mut temporary = std::ffi::OsString::from(".");
+    let mut temporary = std::ffi::OsString::from(format!("{TEMPORARY}{}-", std::process::id()));
     temporary.push(name);
-    temporary.push(format!(".{}{TEMPORARY}", std::process::id()));
-    let temporary = folder.join(temporary);
-    let written = File::create(&temporary)
-        .and_then(|mut file| {
-            file.write_all(bytes)?;
-            file.sync_all()
-        })
-        .and_then(|()| fs::rename(&temporary, path));
-    if let Err(error) = written {
-        // What is left is swept later; the first error is the one to tell.
-        let _ = fs::remove_file(&temporary);
-        return Err(error);
-    }
-    sync_folder(&folder)
+    Ok(folder_of(path).join(temporary))
 }
 
-/// End of the names of files that are not whole yet.
-pub const TEMPORARY: &str = ".tmp";
+/// Removes what killed processes have left in a folder under temporary names. Those of a process that runs stay, but for
+/// this one's: it has written nothing yet.
+///
+/// # Errors
+///
+/// When the folder cannot be read or something cannot be removed. A folder that is absent is swept.
+pub fn sweep(folder: &Path) -> io::Result<()> {
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        let name = entry.file_name();
+        let writer = name
+            .to_string_lossy()
+            .strip_prefix(TEMPORARY)
+            .and_then(|rest| rest.split_once('-')?.0.parse().ok());
+        if let Some(writer) = writer
+            && (writer == std::process::id() || !runs(writer))
+        {
+            remove(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether a process of this number runs.
+fn runs(process: u32) -> bool {
+    #[cfg(unix)]
+    {
+        let Ok(process) = libc::pid_t::try_from(process) else {
+            return false;
+        };
+        // SAFETY: signal 0 is none; it only asks.
+        let asked = unsafe { libc::kill(process, 0) };
+        asked == 0 || io::Error::last_os_error().raw_os_error() == Some(libc::EPERM)
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = process;
+        false
+    }
+}
+
+/// Has a file, or a folder with all that is in it, survive a power cut.
+fn sync_below(path: &Path) -> io::Result<()> {
+    if !path.is_dir() {
+        // Opened to write, which Windows needs for it.
+        return fs::OpenOptions::new().write(true).open(path)?.sync_all();
+    }
+    for entry in fs::read_dir(path)? {
+        sync_below(&entry?.path())?;
+    }
+    sync_folder(path)
+}
 
 /// Has a folder's entries survive a power cut.
 ///
@@ -153,7 +287,11 @@ mod tests {
         let told = |path: &Path| read(path, 10).unwrap_err().to_string();
         assert!(told(&folder).contains("folder"));
         #[cfg(unix)]
-        assert!(told(Path::new("/dev/null")).contains("device"));
+        {
+            assert!(told(Path::new("/dev/null")).contains("device"));
+            let error = open_to_extend(Path::new("/dev/null")).unwrap_err();
+            assert!(error.to_string().contains("device"));
+        }
         let path = folder.join("large");
         write(&path, &[0; 11]).unwrap();
         assert!(told(&path).contains("more than 10 bytes"));
@@ -172,5 +310,52 @@ mod tests {
         }
         assert_eq!(fs::read_dir(&folder).unwrap().count(), 1);
         assert!(write(&folder.join("absent/x"), b"").is_err());
+    }
+
+    #[test]
+    fn a_folder_is_published_and_what_it_replaces_goes() {
+        let folder = folder().join("published");
+        for n in [1, 2] {
+            let target = folder.join(format!("state-{n}"));
+            let partial = temporary(&target).unwrap();
+            create_folder(&partial.join("inner")).unwrap();
+            fs::write(partial.join("inner/x"), [n]).unwrap();
+            publish(
+                &partial,
+                &target,
+                &[folder.join("state-1")][..n as usize - 1],
+            )
+            .unwrap();
+        }
+        let names: Vec<_> = fs::read_dir(&folder).unwrap().collect();
+        assert_eq!(names.len(), 1);
+        assert_eq!(fs::read(folder.join("state-2/inner/x")).unwrap(), [2]);
+        remove_folder(&folder.join("state-2")).unwrap();
+        remove_folder(&folder.join("state-2")).unwrap();
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_killed_processes_left_is_swept() {
+        let folder = folder().join("swept");
+        sweep(&folder).unwrap();
+        create_folder(&folder).unwrap();
+        // A process of this number is not possible on Linux.
+        for name in [".tmp-99999999-x", "kept", ".tmp-x-y"] {
+            fs::write(folder.join(name), "").unwrap();
+        }
+        create_folder(&folder.join(".tmp-99999998-state")).unwrap();
+        fs::write(folder.join(".tmp-99999998-state/x"), "").unwrap();
+        create_folder(&temporary(&folder.join("mine")).unwrap()).unwrap();
+        // The first process runs.
+        fs::write(folder.join(".tmp-1-x"), "").unwrap();
+        sweep(&folder).unwrap();
+        let mut names: Vec<_> = fs::read_dir(&folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        #[cfg(unix)]
+        assert_eq!(names, [".tmp-1-x", ".tmp-x-y", "kept"]);
     }
 }

@@ -1,10 +1,13 @@
 //! What the other crates share: which devices the kernels over host memory serve, elementary functions that compile to
-//! vector code, the choice of an instruction set at run time, files and random numbers.
+//! vector code, the choice of an instruction set at run time, random numbers, and files: written whole or not at all, and
+//! proven.
 
 mod choice;
+pub mod chunks;
 pub mod files;
 pub mod math;
 pub mod rng;
+pub mod seal;
 
 use burn::tensor::Device;
 

@@ -2,22 +2,24 @@
 //!
 //! They are a function of (teacher, sequence) alone, so one file serves all losses and epochs of an
 //! experiment; a step then applies the teacher's head and nothing else of the teacher. `hidden.bin` holds
-//! the rows, `hidden.json` says whose they are: another key, another length or another checksum is
-//! refused.
+//! the rows, `hidden.json` says of which examples they are, and a seal says that both are whole and whose
+//! they are.
 
 use std::collections::HashMap;
-use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Write};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use abkd_data::{Batch, Sequence, collate};
+use abkd_host::chunks::{self, Chunks};
+use abkd_host::files;
+use abkd_host::seal::{self, Seal};
 use abkd_models::LanguageModel;
 use burn::tensor::{Device, Tensor, TensorData};
 use half::bf16;
 use memmap2::Mmap;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
 use crate::Error;
 use crate::step::target_rows;
@@ -49,30 +51,20 @@ impl CacheMode {
 /// What `hidden.json` says.
 #[derive(Serialize, Deserialize)]
 struct Header {
-    key: String,
     mode: CacheMode,
     width: usize,
     /// Examples in the order of their rows.
     examples: Vec<usize>,
     /// Response rows of each.
     rows: Vec<usize>,
-    /// Of the rows and of what is above.
-    sha256: String,
-}
-
-impl Header {
-    /// The header with the checksum that it should have.
-    fn sealed(mut self, rows: &Path) -> Result<Self, Error> {
-        self.sha256.clear();
-        let text = serde_json::to_vec(&self).map_err(|e| Error::checkpoint(rows, e))?;
-        self.sha256 = sha256(rows, &text)?;
-        Ok(self)
-    }
+    /// Time that the rows took, over all attempts.
+    seconds: f64,
 }
 
 /// Bytes that the disk gives at least.
 const PAGE: usize = 4096;
-const ROWS: &str = "hidden.bin";
+/// Name of the file of the rows.
+pub const ROWS: &str = "hidden.bin";
 const HEADER: &str = "hidden.json";
 
 /// Rows of a teacher, read from the disk as they are needed.
@@ -85,7 +77,17 @@ pub struct TeacherCache {
     path: PathBuf,
 }
 
-/// Works out and writes the rows of all `sequences`; `false` when it was stopped, and the next call goes
+/// What [`write()`] left.
+pub struct Written {
+    /// Time that the rows took, over all attempts.
+    pub seconds: f64,
+    /// Bytes of earlier attempts that did not fit their checksums and were computed again.
+    pub dropped: u64,
+    /// The seal of the folder.
+    pub seal: Seal,
+}
+
+/// Works out and writes the rows of all `sequences`; nothing when it was stopped, and the next call goes
 /// on from there. `key` tells teacher, tokenizer and data from others.
 ///
 /// # Errors
@@ -101,38 +103,34 @@ pub fn write(
     mode: CacheMode,
     stop: &AtomicBool,
     progress: &mut dyn FnMut(usize),
-) -> Result<bool, Error> {
-    fs::create_dir_all(dir).map_err(Error::io(dir))?;
+) -> Result<Option<Written>, Error> {
+    files::create_folder(dir).map_err(Error::io(dir))?;
+    if let Ok((seal, header)) = read(dir, key) {
+        progress(sequences.len());
+        return Ok(Some(Written {
+            seconds: header.seconds,
+            dropped: 0,
+            seal,
+        }));
+    }
     let width = teacher.config().width();
     // Batches of like length, in an order that does not depend on where an earlier attempt stopped.
     let mut order: Vec<&Sequence> = sequences.iter().collect();
     order.sort_by_key(|s| (s.tokens.len(), s.example));
     let rows_of = |s: &Sequence| s.tokens.len() - s.prompt_len;
-    let partial = dir.join("hidden.partial");
-    let mut file = OpenOptions::new()
-        .create(true)
-        .append(true)
-        .open(&partial)
-        .map_err(Error::io(&partial))?;
-    let there = file.metadata().map_err(Error::io(&partial))?.len();
-    let mut kept = 0u64;
-    let mut done = 0;
-    for chunk in order.chunks(batch_size) {
-        let rows: usize = chunk.iter().map(|s| rows_of(s)).sum();
-        let bytes = (rows * width * mode.bytes()) as u64;
-        if kept + bytes > there {
-            break;
-        }
-        kept += bytes;
-        done += chunk.len();
-    }
-    file.set_len(kept).map_err(Error::io(&partial))?;
-    progress(done);
-    for chunk in order[done..].chunks(batch_size) {
+    let batches: Vec<&[&Sequence]> = order.chunks(batch_size).collect();
+    let target = dir.join(ROWS);
+    let mut chunks = Chunks::open(&target, key, &mut |index, bytes| {
+        let rows = |batch: &&[&Sequence]| batch.iter().map(|s| rows_of(s)).sum::<usize>();
+        batches.get(index).map(rows) == Some(bytes.len() / (width * mode.bytes()).max(1))
+    })?;
+    progress(batches.iter().take(chunks.count()).map(|b| b.len()).sum());
+    for batch in &batches[chunks.count()..] {
         if stop.load(Ordering::Relaxed) {
-            return Ok(false);
+            return Ok(None);
         }
-        let hidden = target_rows(teacher, &collate(chunk)).into_data_as::<f32>();
+        let begun = Instant::now();
+        let hidden = target_rows(teacher, &collate(batch)).into_data_as::<f32>();
         let values = hidden.as_slice::<f32>().expect("converted to f32 above");
         let bytes: Vec<u8> = match mode {
             CacheMode::Bf16 => values
@@ -141,25 +139,47 @@ pub fn write(
                 .collect(),
             _ => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
         };
-        file.write_all(&bytes).map_err(Error::io(&partial))?;
-        progress(chunk.len());
+        chunks.append(&bytes, begun.elapsed().as_secs_f64())?;
+        progress(batch.len());
     }
-    file.sync_all().map_err(Error::io(&partial))?;
+    let (seconds, dropped) = (chunks.seconds(), chunks.dropped());
     let header = Header {
-        key: key.into(),
         mode,
         width,
         examples: order.iter().map(|s| s.example).collect(),
         rows: order.iter().map(|s| rows_of(s)).collect(),
-        sha256: String::new(),
+        seconds,
+    };
+    let mut seal = Seal::new(dir, key);
+    let text = serde_json::to_vec(&header).map_err(|e| Error::checkpoint(dir.join(HEADER), e))?;
+    seal.write(HEADER, &text)?;
+    seal.add(ROWS, chunks.finish()?);
+    let seal = seal.close()?;
+    chunks::forget(&target)?;
+    Ok(Some(Written {
+        seconds,
+        dropped,
+        seal,
+    }))
+}
+
+/// The seal of the rows and what they are of, all of it checked.
+fn read(dir: &Path, key: &str) -> Result<(Seal, Header), seal::Error> {
+    let seal = Seal::open(dir, key)?;
+    let text = seal.read(HEADER)?;
+    let path = seal.check(ROWS)?;
+    let header: Header = serde_json::from_slice(&text).map_err(|e| seal::Error::Broken {
+        path: dir.join(HEADER),
+        reason: e.to_string(),
+    })?;
+    let total: usize = header.rows.iter().sum();
+    let bytes = total * header.width * header.mode.bytes();
+    let found = path.metadata().map_err(seal::Error::io(&path))?.len();
+    if found != bytes as u64 {
+        let reason = format!("{found} bytes, and {HEADER} speaks of {bytes}");
+        return Err(seal::Error::Broken { path, reason });
     }
-    .sealed(&partial)?;
-    let path = dir.join(HEADER);
-    let text = serde_json::to_vec(&header).map_err(|e| Error::checkpoint(&path, e))?;
-    let target = dir.join(ROWS);
-    fs::rename(&partial, &target).map_err(Error::io(&target))?;
-    fs::write(&path, text).map_err(Error::io(&path))?;
-    Ok(true)
+    Ok((seal, header))
 }
 
 impl TeacherCache {
@@ -169,47 +189,12 @@ impl TeacherCache {
     ///
     /// Files that are missing, of another key, truncated or changed.
     pub fn open(dir: &Path, key: &str) -> Result<Self, Error> {
-        let path = dir.join(HEADER);
-        let again = "remove the folder, and it is made again";
-        let text =
-            fs::read(&path).map_err(|e| Error::checkpoint(&path, format!("{e}; {again}")))?;
-        let header: Header = serde_json::from_slice(&text)
-            .map_err(|e| Error::checkpoint(&path, format!("{e}: damaged; {again}")))?;
-        if header.key != key {
-            return Err(Error::checkpoint(
-                &path,
-                format!(
-                    "these rows are another teacher's, tokenizer's or data's (key {}, wanted {key}); {again}",
-                    header.key
-                ),
-            ));
-        }
+        let again = format!("remove {}, and it is made again", dir.display());
+        let (_, header) = read(dir, key).map_err(|error| Error::untrusted(error, &again))?;
         let path = dir.join(ROWS);
-        let file =
-            File::open(&path).map_err(|e| Error::checkpoint(&path, format!("{e}; {again}")))?;
+        let file = File::open(&path).map_err(Error::io(&path))?;
         // SAFETY: the file is only read; a program that changes it meanwhile gets what it asks for.
         let rows = unsafe { Mmap::map(&file) }.map_err(Error::io(&path))?;
-        let total: usize = header.rows.iter().sum();
-        let bytes = total * header.width * header.mode.bytes();
-        if rows.len() != bytes {
-            return Err(Error::checkpoint(
-                &path,
-                format!(
-                    "{} bytes instead of {bytes}: truncated; {again}",
-                    rows.len()
-                ),
-            ));
-        }
-        let told = header.sha256.clone();
-        let header = header.sealed(&path)?;
-        if header.sha256 != told {
-            return Err(Error::checkpoint(
-                &path,
-                format!(
-                    "it or {HEADER} does not fit the checksum: damaged, or of an older version; {again}"
-                ),
-            ));
-        }
         let mut first = 0;
         let places = header
             .examples
@@ -288,25 +273,13 @@ impl TeacherCache {
     }
 }
 
-/// Of the file's content and `more`.
-fn sha256(path: &Path, more: &[u8]) -> Result<String, Error> {
-    let mut file = File::open(path).map_err(Error::io(path))?;
-    let mut hasher = Sha256::new_with_prefix(more);
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        let n = file.read(&mut buffer).map_err(Error::io(path))?;
-        if n == 0 {
-            let digest = hasher.finalize();
-            return Ok(digest.iter().map(|b| format!("{b:02x}")).collect());
-        }
-        hasher.update(&buffer[..n]);
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::fs;
+
     use abkd_models::ModelConfig;
+
+    use super::*;
 
     fn teacher(seed: u64) -> LanguageModel {
         let config: ModelConfig = serde_json::from_str(
@@ -345,6 +318,7 @@ mod tests {
             },
         )
         .unwrap()
+        .is_some()
     }
 
     #[test]
@@ -383,35 +357,41 @@ mod tests {
                 .unwrap()
                 .to_string()
         };
-        assert!(error("other").contains("another teacher"));
-        let path = dir.path().join(HEADER);
-        let header = fs::read(&path).unwrap();
-        for at in 0..header.len() {
-            let mut changed = header.clone();
-            changed[at] ^= 1;
-            fs::write(&path, changed).unwrap();
-            let text = error("key");
-            assert!(text.contains("remove the folder"), "byte {at}: {text}");
+        assert!(error("other").contains("belongs to key"));
+        for name in [HEADER, ROWS, seal::SEAL] {
+            let path = dir.path().join(name);
+            let content = fs::read(&path).unwrap();
+            for at in 0..content.len() {
+                let mut changed = content.clone();
+                changed[at] ^= 1;
+                fs::write(&path, changed).unwrap();
+                let text = error("key");
+                assert!(text.contains("remove "), "{name}, byte {at}: {text}");
+            }
+            fs::write(&path, &content[..content.len() - 1]).unwrap();
+            assert!(error("key").contains("damaged"));
+            fs::remove_file(&path).unwrap();
+            assert!(error("key").contains("missing"));
+            fs::write(&path, content).unwrap();
         }
-        fs::write(&path, header).unwrap();
         let path = dir.path().join(ROWS);
         let mut bytes = fs::read(&path).unwrap();
         bytes[17] ^= 1;
         fs::write(&path, &bytes).unwrap();
-        assert!(error("key").contains("checksum"));
-        bytes.pop();
-        fs::write(&path, &bytes).unwrap();
-        assert!(error("key").contains("truncated"));
 
-        let cache = {
-            bytes.push(0);
-            fs::remove_file(&path).unwrap();
+        // It is made again, from the damaged file on, and not where it is whole.
+        let made = |stop: &AtomicBool| {
             stop.store(false, Ordering::Relaxed);
-            while !fill(dir.path(), CacheMode::F32, &stop) {
+            while !fill(dir.path(), CacheMode::F32, stop) {
                 stop.store(false, Ordering::Relaxed);
             }
             TeacherCache::open(dir.path(), "key").unwrap()
         };
+        drop(made(&stop));
+        bytes[17] ^= 1;
+        assert!(fs::read(&path).unwrap() == bytes);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 3);
+        let cache = made(&stop);
         let stranger = Sequence {
             example: 1,
             tokens: vec![1, 2, 3],

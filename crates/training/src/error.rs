@@ -33,6 +33,9 @@ pub enum Error {
         /// The cause.
         source: std::io::Error,
     },
+    /// A file that carries proof could not be read or written, or is not what was written.
+    #[error(transparent)]
+    Seal(#[from] abkd_host::seal::Error),
     /// A checkpoint cannot be used.
     #[error("{path}: {reason}")]
     Checkpoint {
@@ -157,6 +160,16 @@ impl Error {
     pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { path, source }
+    }
+
+    /// A file that is not what was written, with the remedy; what the system says of a file keeps its own words.
+    pub(crate) fn untrusted(error: abkd_host::seal::Error, remedy: &str) -> Self {
+        use abkd_host::seal::Error as E;
+        match error {
+            E::Absent { path } => Self::checkpoint(path, format!("it is missing; {remedy}")),
+            E::Broken { path, reason } => Self::checkpoint(path, format!("{reason}; {remedy}")),
+            E::Io { .. } => Self::Seal(error),
+        }
     }
 
     pub(crate) fn checkpoint(path: impl Into<PathBuf>, reason: impl ToString) -> Self {

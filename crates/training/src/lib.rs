@@ -11,6 +11,8 @@ pub mod cache;
 mod error;
 pub mod evaluate;
 pub mod head;
+mod kept;
+mod log;
 pub mod methods;
 pub mod optim;
 mod settings;

@@ -1,19 +1,23 @@
-//! Checkpoints of a run: everything that the next step depends on, written atomically.
+//! Checkpoints of a run: everything that the next step depends on.
 //!
-//! `<run>/state-<step>/` holds the student (`student.bpk`), the optimizer (`optimizer.bpk`) and
-//! `state.json`. A folder gets its name when it is complete, and older ones go only then, so that a
-//! run killed at any moment finds a whole one.
+//! `<run>/state-<step>/` holds the student (`student.bpk`), the optimizer (`optimizer.bpk`), `state.json` and a seal. A
+//! folder gets its name when it is complete and on the disk, and older ones go only then, so that a run that is killed,
+//! or loses its power, at any moment finds a whole one.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use abkd_host::files;
+use abkd_host::seal::{self, Seal};
 use abkd_models::LanguageModel;
 use burn::module::Module;
 use burn::optim::ModuleOptimizer;
 use burn::store::ModuleRecord;
+use burn::tensor::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
+use crate::log::Mark;
 use crate::trainer::ValidationRecord;
 
 /// Where a run stands.
@@ -27,14 +31,23 @@ pub struct State {
     pub loss_sum: f64,
     /// One record for each validation.
     pub curve: Vec<ValidationRecord>,
+    /// Response tokens so far that the teacher's distribution was needed for.
+    pub teacher_tokens: u64,
+    /// Those of them whose hidden states were in the cache.
+    pub cached_tokens: u64,
+    /// What the log of steps holds.
+    pub log: Mark,
     /// What the method remembers: replay buffer, rollouts, threshold.
     #[serde(default)]
     pub method: serde_json::Value,
 }
 
 const PREFIX: &str = "state-";
+const STUDENT: &str = "student.bpk";
+const OPTIMIZER: &str = "optimizer.bpk";
+const STATE: &str = "state.json";
 
-/// Writes a checkpoint and removes older ones.
+/// Writes a checkpoint, then removes older ones and `replaced`.
 ///
 /// # Errors
 ///
@@ -44,94 +57,101 @@ pub fn save(
     state: &State,
     student: &LanguageModel,
     optimizer: &ModuleOptimizer,
+    replaced: Vec<PathBuf>,
 ) -> Result<(), Error> {
     let target = run.join(format!("{PREFIX}{:09}", state.step));
-    let partial = run.join("partial");
-    if partial.exists() {
-        fs::remove_dir_all(&partial).map_err(Error::io(&partial))?;
-    }
-    fs::create_dir_all(&partial).map_err(Error::io(&partial))?;
-    let fail = |e: burn::store::RecordError| Error::checkpoint(&partial, e);
+    let partial = files::temporary(&target).map_err(Error::io(&target))?;
+    // What an attempt that failed has left.
+    files::remove_folder(&partial).map_err(Error::io(&partial))?;
+    files::create_folder(&partial).map_err(Error::io(&partial))?;
+    let fail = |e: burn::store::RecordError| Error::checkpoint(&target, e);
     student
         .valid()
         .into_record()
-        .save(partial.join("student.bpk"))
+        .save(partial.join(STUDENT))
         .map_err(fail)?;
-    optimizer
-        .save(partial.join("optimizer.bpk"))
-        .map_err(fail)?;
-    let json = serde_json::to_vec_pretty(state).map_err(|e| Error::checkpoint(&partial, e))?;
-    fs::write(partial.join("state.json"), json).map_err(Error::io(&partial))?;
-    if target.exists() {
-        fs::remove_dir_all(&target).map_err(Error::io(&target))?;
-    }
-    fs::rename(&partial, &target).map_err(Error::io(&target))?;
-    for old in checkpoints(run)? {
-        if old != target {
-            fs::remove_dir_all(&old).map_err(Error::io(&old))?;
-        }
-    }
-    Ok(())
+    optimizer.save(partial.join(OPTIMIZER)).map_err(fail)?;
+    let json = serde_json::to_vec_pretty(state).map_err(|e| Error::checkpoint(&target, e))?;
+    let path = partial.join(STATE);
+    fs::write(&path, json).map_err(Error::io(&path))?;
+    let mut replaces = checkpoints(run)?;
+    replaces.retain(|old| *old != target);
+    replaces.extend(replaced);
+    Ok(Seal::publish(
+        &partial,
+        &target,
+        &state.fingerprint,
+        &replaces,
+    )?)
 }
 
-/// The newest checkpoint's state and folder, if there is one.
+/// The newest checkpoint's state, and the seal of its folder, if there is one.
 ///
 /// # Errors
 ///
-/// When it belongs to another run or cannot be read.
-pub fn find(run: &Path, fingerprint: &str) -> Result<Option<(State, PathBuf)>, Error> {
+/// When it belongs to another run, is damaged, or cannot be read.
+pub fn find(run: &Path, fingerprint: &str) -> Result<Option<(State, Seal)>, Error> {
     let Some(dir) = checkpoints(run)?.pop() else {
         return Ok(None);
     };
-    let path = dir.join("state.json");
-    let text = fs::read(&path).map_err(Error::io(&path))?;
-    let state: State = serde_json::from_slice(&text).map_err(|e| Error::checkpoint(&path, e))?;
-    if state.fingerprint != fingerprint {
+    let anew = anew(&dir);
+    let untrusted = |error: seal::Error| Error::untrusted(error, &anew);
+    // Told first, and better than by a checksum.
+    let path = dir.join(STATE);
+    if let Ok(state) = files::read(&path, files::TEXT_LIMIT)
+        && let Ok(state) = serde_json::from_slice::<State>(&state)
+        && state.fingerprint != fingerprint
+    {
         return Err(Error::checkpoint(
             &dir,
             format!(
-                "this checkpoint belongs to another run (its fingerprint is {}, this run's is {fingerprint}); remove the folder to start anew",
+                "this checkpoint belongs to another run (its fingerprint is {}, this run's is {fingerprint}); {anew}",
                 state.fingerprint
             ),
         ));
     }
-    Ok(Some((state, dir)))
+    let seal = Seal::open(&dir, fingerprint).map_err(untrusted)?;
+    let text = seal.read(STATE).map_err(untrusted)?;
+    let state = serde_json::from_slice(&text)
+        .map_err(|e| Error::checkpoint(&path, format!("{e}; {anew}")))?;
+    Ok(Some((state, seal)))
 }
 
-/// Loads student and optimizer from a checkpoint folder. `student` gives shape and device;
-/// `optimizer` makes the optimizer for the loaded student.
+/// Loads student and optimizer from a checkpoint. `student` gives shape and device; `optimizer` makes the optimizer for
+/// the loaded student. What was checked is what is loaded: Burn reads a file as its tensors are used, by when it may be
+/// gone.
 ///
 /// # Errors
 ///
 /// When a file is missing, damaged or of another shape.
 pub fn load(
-    dir: &Path,
+    seal: &Seal,
     student: LanguageModel,
     optimizer: impl FnOnce(&LanguageModel) -> ModuleOptimizer,
 ) -> Result<(LanguageModel, ModuleOptimizer), Error> {
-    let fail = |e: burn::store::RecordError| {
-        Error::checkpoint(dir, format!("{e}; remove the folder to start anew"))
+    let dir = seal.folder();
+    let anew = anew(dir);
+    let read = |name: &str| {
+        let content = seal.read(name).map_err(|e| Error::untrusted(e, &anew))?;
+        Ok::<_, Error>(Bytes::from_bytes_vec(content))
     };
-    let record = ModuleRecord::load(dir.join("student.bpk")).map_err(fail)?;
+    let fail = |e: burn::store::RecordError| Error::checkpoint(dir, format!("{e}; {anew}"));
+    let record = ModuleRecord::from_bytes(read(STUDENT)?).map_err(fail)?;
     let student = student.try_load_record(record).map_err(fail)?;
-    let optimizer = optimizer(&student)
-        .load(dir.join("optimizer.bpk"))
-        .map_err(fail)?;
+    let optimizer = optimizer(&student);
+    let optimizer = optimizer.from_bytes(read(OPTIMIZER)?).map_err(fail)?;
     Ok((student, optimizer))
 }
 
+fn anew(dir: &Path) -> String {
+    format!("remove {} to start the training anew", dir.display())
+}
+
 /// Complete checkpoint folders, oldest first.
-fn checkpoints(run: &Path) -> Result<Vec<PathBuf>, Error> {
-    if !run.exists() {
-        return Ok(Vec::new());
-    }
-    let mut found = Vec::new();
-    for entry in fs::read_dir(run).map_err(Error::io(run))? {
-        let entry = entry.map_err(Error::io(run))?;
-        if entry.file_name().to_string_lossy().starts_with(PREFIX) {
-            found.push(entry.path());
-        }
-    }
-    found.sort();
-    Ok(found)
+///
+/// # Errors
+///
+/// When the folder of the run cannot be read.
+pub fn checkpoints(run: &Path) -> Result<Vec<PathBuf>, Error> {
+    crate::kept::entries(run, PREFIX)
 }

@@ -1,11 +1,12 @@
 //! The training loop.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use abkd_data::indexed::IndexedTokens;
 use abkd_data::{Batch, Example, Sequence, Tokenizer, collate};
+use abkd_host::files;
 use abkd_models::LanguageModel;
 use abkd_models::checkpoint::{self, StoredAs};
 use abkd_models::generate::Decoding;
@@ -15,11 +16,13 @@ use burn::optim::ModuleOptimizer;
 use serde::{Deserialize, Serialize};
 
 use crate::cache::TeacherCache;
+pub use crate::kept::{student_dir, student_seal};
+use crate::log::StepLog;
 use crate::methods::Moment;
 use crate::state::{self, State};
 use crate::step::{Teacher, Term, Update};
 use crate::timing::{Phase, Phases};
-use crate::{Error, KeepBest, Method, Settings, ahead, evaluate, optim, step};
+use crate::{Error, KeepBest, Method, Settings, ahead, evaluate, kept, optim, step};
 
 /// What is measured at each validation.
 pub struct Validation<'a> {
@@ -119,6 +122,10 @@ pub enum Outcome {
     Finished {
         /// One record a validation.
         curve: Vec<ValidationRecord>,
+        /// Response tokens that the teacher's distribution was needed for.
+        teacher_tokens: u64,
+        /// Those of them whose hidden states were in the cache.
+        cached_tokens: u64,
     },
     /// Stopped from outside; a checkpoint is written.
     Interrupted,
@@ -137,10 +144,12 @@ pub fn train(run: TrainRun, observe: &mut dyn FnMut(Event)) -> Result<Outcome, E
     if run.sequences.is_empty() {
         return Err(Error::NoSequences { examples: 0 });
     }
-    std::fs::create_dir_all(run.dir).map_err(Error::io(run.dir))?;
+    files::create_folder(run.dir).map_err(Error::io(run.dir))?;
+    files::sweep(run.dir).map_err(Error::io(run.dir))?;
     let steps = settings.updates(run.sequences.len());
     let mut driver = run.method.driver(run.kd_ratio);
-    let (mut state, mut student, mut optimizer) = begin(&run, observe)?;
+    let (mut state, mut student, mut optimizer) = begin(&run, steps, observe)?;
+    let mut log = StepLog::open(run.dir, &state.log)?;
     if !state.method.is_null() {
         driver
             .restore(state.method.take())
@@ -200,6 +209,14 @@ pub fn train(run: TrainRun, observe: &mut dyn FnMut(Event)) -> Result<Outcome, E
                 step::update(student, &mut optimizer, teacher, &terms, &how, phases)?;
             state.step += 1;
             state.loss_sum += report.loss;
+            state.teacher_tokens += report.teacher_tokens as u64;
+            state.cached_tokens += report.cached_tokens as u64;
+            log.write(&serde_json::json!({
+                "step": state.step, "loss": report.loss, "grad_norm": report.grad_norm,
+                "learning_rate": how.learning_rate, "tokens": report.tokens,
+                "teacher_rows": report.teacher_tokens, "cached_rows": report.cached_tokens,
+                "seconds": report.phases.total(),
+            }))?;
             observe(Event::Step {
                 step: state.step,
                 steps,
@@ -217,23 +234,29 @@ pub fn train(run: TrainRun, observe: &mut dyn FnMut(Event)) -> Result<Outcome, E
             let due = stop || validates || saved.1.elapsed() > run.checkpoint_every;
             if due && saved.0 != state.step {
                 state.method = driver.state();
-                state::save(run.dir, &state, &student, &optimizer)?;
+                state.log = log.mark()?;
+                // Surpassed only now: until then the checkpoint before may still be what the run goes on from.
+                let surpassed = kept::surpassed(run.dir, &state.curve, settings.keep_best)?;
+                state::save(run.dir, &state, &student, &optimizer, surpassed)?;
                 saved = (state.step, Instant::now());
-                // Only now: until then the checkpoint before may still be what the run goes on from.
-                forget_worse(&run, &state)?;
             }
             if stop && state.step < steps {
                 return Ok(Outcome::Interrupted);
             }
         }
-        keep_best(&run, &state)?;
-        Ok(Outcome::Finished { curve: state.curve })
+        kept::finish(run.dir, &state, settings.keep_best)?;
+        Ok(Outcome::Finished {
+            curve: state.curve,
+            teacher_tokens: state.teacher_tokens,
+            cached_tokens: state.cached_tokens,
+        })
     })
 }
 
 /// State, student and optimizer at the newest checkpoint, or at the start.
 fn begin(
     run: &TrainRun,
+    steps: usize,
     observe: &mut dyn FnMut(Event),
 ) -> Result<(State, LanguageModel, ModuleOptimizer), Error> {
     let settings = run.settings;
@@ -248,8 +271,10 @@ fn begin(
     let student = student.train();
     let make_optimizer =
         |student: &LanguageModel| optim::adamw(student, settings.weight_decay, settings.beta_2);
-    if let Some((state, dir)) = state::find(run.dir, run.fingerprint)? {
-        let (student, optimizer) = state::load(&dir, student, make_optimizer)?;
+    if let Some((state, seal)) = state::find(run.dir, run.fingerprint)? {
+        kept::check_best(run.dir, &state, settings.keep_best, steps)?;
+        kept::sweep(run.dir, &state, settings.keep_best, steps)?;
+        let (student, optimizer) = state::load(&seal, student, make_optimizer)?;
         observe(Event::Resumed { step: state.step });
         return Ok((state, student, optimizer));
     }
@@ -257,6 +282,7 @@ fn begin(
         fingerprint: run.fingerprint.into(),
         ..State::default()
     };
+    kept::sweep(run.dir, &state, settings.keep_best, steps)?;
     let optimizer = make_optimizer(&student);
     Ok((state, student, optimizer))
 }
@@ -316,11 +342,13 @@ fn validate(
     let keep = run.settings.keep_best;
     let candidate = keep != KeepBest::Last || state.step == steps;
     if candidate && best_validation(&state.curve, keep) == record.epoch {
-        let dir = validation_dir(run.dir, record.epoch);
-        match &run.settings.lora {
-            Some(config) => lora::save(&plain, config, run.base, &dir)?,
-            None => checkpoint::save(&plain, &dir, StoredAs::F32)?,
-        }
+        kept::publish(run.dir, run.fingerprint, record.epoch, |dir| {
+            match &run.settings.lora {
+                Some(config) => lora::save(&plain, config, run.base, dir)?,
+                None => checkpoint::save(&plain, dir, StoredAs::F32)?,
+            }
+            Ok(())
+        })?;
     }
     observe(Event::Validated(record));
     Ok(())
@@ -354,43 +382,6 @@ pub fn best_validation(curve: &[ValidationRecord], keep: KeepBest) -> usize {
             _ => Some(r),
         })
         .map_or(0, |r| r.epoch)
-}
-
-fn validation_dir(run: &Path, number: usize) -> PathBuf {
-    run.join(format!("validation-{number}"))
-}
-
-/// Removes the weights of validations that a later one has surpassed.
-fn forget_worse(run: &TrainRun, state: &State) -> Result<(), Error> {
-    let best = best_validation(&state.curve, run.settings.keep_best);
-    for number in (1..=state.curve.len()).filter(|&number| number != best) {
-        remove(&validation_dir(run.dir, number))?;
-    }
-    Ok(())
-}
-
-/// Gives the best validation's folder its final name.
-fn keep_best(run: &TrainRun, state: &State) -> Result<(), Error> {
-    let best = best_validation(&state.curve, run.settings.keep_best);
-    let target = student_dir(run.dir);
-    let from = validation_dir(run.dir, best);
-    if from.exists() {
-        remove(&target)?;
-        std::fs::rename(&from, &target).map_err(Error::io(&target))?;
-    }
-    forget_worse(run, state)
-}
-
-fn remove(dir: &Path) -> Result<(), Error> {
-    if dir.exists() {
-        std::fs::remove_dir_all(dir).map_err(Error::io(dir))?;
-    }
-    Ok(())
-}
-
-/// The folder in which a finished run leaves its student.
-pub fn student_dir(run: &Path) -> PathBuf {
-    run.join("student")
 }
 
 #[cfg(test)]

@@ -261,7 +261,7 @@ fn a_stopped_run_ends_with_the_bits_of_an_undisturbed_one() {
         };
         let weights = |dir: &Path| std::fs::read(student_dir(dir).join(name)).unwrap();
         assert!(weights(whole.path()) == weights(parts.path()), "{id}");
-        let Outcome::Finished { curve } = finished else {
+        let Outcome::Finished { curve, .. } = finished else {
             panic!("{id}: nobody stopped it");
         };
         let steps: Vec<usize> = curve.iter().map(|r| r.step).collect();
@@ -313,7 +313,7 @@ fn the_last_validations_weights_can_be_kept() {
     let sft = Method::Sft;
     let dir = tempfile::tempdir().unwrap();
     let outcome = toy.run(dir.path(), &sft, &settings(KeepBest::Loss, None), None);
-    let Outcome::Finished { curve } = outcome else {
+    let Outcome::Finished { curve, .. } = outcome else {
         panic!("nobody stopped it");
     };
     let worse = curve
@@ -690,7 +690,7 @@ fn adapters_alone_are_trained_and_read_back_the_same() {
     };
     let dir = tempfile::tempdir().unwrap();
     let method = Method::from_parts("kd", None, json!({})).unwrap();
-    let Outcome::Finished { curve } = toy.run(dir.path(), &method, &settings, None) else {
+    let Outcome::Finished { curve, .. } = toy.run(dir.path(), &method, &settings, None) else {
         panic!("nobody stopped it");
     };
     assert!(curve[3].train_loss < curve[0].train_loss, "{curve:?}");

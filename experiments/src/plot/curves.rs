@@ -190,7 +190,7 @@ mod tests {
         assert_eq!(std::fs::read(&a).unwrap(), std::fs::read(&b).unwrap());
         let error = format!("{:#}", figure1(&[], None, &a, "tiny").unwrap_err());
         assert!(error.contains("a.png: no curve"), "{error}");
-        assert!(figure1(&curves(1), None, &folder.path().join("a.none"), "tiny").is_err());
+        assert!(figure1(&curves(1), None, &a.join("below a file.png"), "tiny").is_err());
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2);
     }
 

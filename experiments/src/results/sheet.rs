@@ -1,10 +1,10 @@
 //! CSV as text with places: what every file of results shares.
 
 use std::fs;
-use std::io::Write;
 use std::path::Path;
 use std::str::FromStr;
 
+use abkd_host::files;
 use anyhow::{Context, Result, anyhow, bail};
 use csv::StringRecord;
 
@@ -82,33 +82,14 @@ pub fn write_lines<'a, const N: usize>(
     write_atomic(path, &bytes)
 }
 
-/// Writes a file beside its destination, then renames it: a reader never sees half a file.
+/// Writes a file whole or not at all, in a folder that is made if absent.
 ///
 /// # Errors
 /// Names the file.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
-    let name = path
-        .file_name()
-        .with_context(|| format!("{}: not a file name", path.display()))?;
-    let folder = path.parent().unwrap_or(Path::new(""));
-    let scratch = folder.join(format!(
-        ".{}.{}",
-        std::process::id(),
-        name.to_string_lossy()
-    ));
-    let write = || -> std::io::Result<()> {
-        fs::create_dir_all(folder)?;
-        let mut file = fs::File::create(&scratch)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&scratch, path)
-    };
-    write()
+    files::create_folder(&files::folder_of(path))
+        .and_then(|()| files::write(path, bytes))
         .with_context(|| format!("write {}", path.display()))
-        .inspect_err(|_| {
-            // Nothing may be there to remove; the error above is the one to report.
-            let _ = fs::remove_file(&scratch);
-        })
 }
 
 /// A CSV file as text fields that know their place in the file.

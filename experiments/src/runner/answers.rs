@@ -1,18 +1,18 @@
 //! The teacher's answers to the training prompts: written once, shared by all that train on them.
 
-use std::fs::{self, OpenOptions};
-use std::io::Write;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use abkd_data::Sequence;
+use abkd_host::chunks::{self, Chunks};
 use abkd_models::LanguageModel;
 use abkd_models::generate::{Decoding, generate};
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
-use super::{OneOff, RESULT, write_json};
+use super::OneOff;
+use super::proof::{self, Folder};
 use crate::inputs::Inputs;
 use crate::progress::CellDisplay;
 
@@ -27,15 +27,15 @@ struct Line {
     tokens: Vec<u32>,
 }
 
-const FILE: &str = "answers.jsonl";
-const PARTIAL: &str = "answers.partial.jsonl";
-const SPENT: &str = "seconds.json";
+pub(super) const FILE: &str = "answers.jsonl";
 /// Answers written at a time; also the grain of resuming.
 const CHUNK: usize = 256;
 
 /// Answers every training prompt; `None` when interrupted.
+#[allow(clippy::too_many_arguments)]
 pub(super) fn write(
-    dir: &Path,
+    mut folder: Folder,
+    id: &str,
     teacher: &LanguageModel,
     inputs: &Inputs,
     seed: u64,
@@ -44,24 +44,24 @@ pub(super) fn write(
     shown: &mut CellDisplay,
 ) -> Result<Option<String>> {
     let sequences = &inputs.train.sequences;
-    let partial = dir.join(PARTIAL);
-    let place = || partial.display().to_string();
-    let mut lines = whole_chunks(&partial)?;
-    let mut seconds: f64 = if lines.is_empty() {
-        0.0
-    } else {
-        super::read_json(&dir.join(SPENT)).unwrap_or(0.0)
-    };
-    fs::write(&partial, lines.concat()).with_context(place)?;
-    shown.more(lines.len(), sequences.len(), || "answers".into());
-    for chunk in sequences.chunks(CHUNK).skip(lines.len() / CHUNK) {
+    let parts: Vec<&[Sequence]> = sequences.chunks(CHUNK).collect();
+    let target = folder.dir.join(FILE);
+    let mut chunks = Chunks::open(&target, id, &mut |index, text| {
+        parts.get(index).map(|part| part.len()) == Some(bytecount(text))
+    })?;
+    if chunks.dropped() > 0 {
+        shown.line(&again(chunks.dropped()));
+    }
+    let there = parts.iter().take(chunks.count()).map(|part| part.len());
+    shown.more(there.sum(), sequences.len(), || "answers".into());
+    for part in &parts[chunks.count()..] {
         if stop.load(Ordering::Relaxed) {
             return Ok(None);
         }
         let started = Instant::now();
         let begun = |s: &Sequence| abkd_data::begun(s.prompt(), &inputs.limits, inputs.bos);
-        let prompts: Vec<Vec<u32>> = chunk.iter().map(begun).collect();
-        let keys: Vec<u64> = chunk.iter().map(|s| s.example as u64).collect();
+        let prompts: Vec<Vec<u32>> = part.iter().map(begun).collect();
+        let keys: Vec<u64> = part.iter().map(|s| s.example as u64).collect();
         let answers = generate(
             teacher,
             &prompts,
@@ -71,74 +71,140 @@ pub(super) fn write(
             decoding,
             &mut |n| shown.more(n, sequences.len(), || "answers".into()),
         )?;
-        seconds += started.elapsed().as_secs_f64();
         let mut text = String::new();
-        for (sequence, tokens) in chunk.iter().zip(answers) {
+        for (sequence, tokens) in part.iter().zip(answers) {
             let end = tokens.len() - usize::from(tokens.last() == Some(&inputs.tokenizer.eos()));
             let line = Line {
                 example: sequence.example,
                 answer: inputs.tokenizer.decode(&tokens[..end])?,
                 tokens,
             };
-            let line = serde_json::to_string(&line)? + "\n";
-            text += &line;
-            lines.push(line);
+            text += &(serde_json::to_string(&line)? + "\n");
         }
-        let mut file = OpenOptions::new()
-            .append(true)
-            .open(&partial)
-            .with_context(place)?;
-        file.write_all(text.as_bytes()).with_context(place)?;
-        write_json(&dir.join(SPENT), &seconds)?;
+        chunks.append(text.as_bytes(), started.elapsed().as_secs_f64())?;
     }
-    fs::rename(&partial, dir.join(FILE)).with_context(place)?;
     let written = OneOff {
-        items: lines.len(),
-        seconds,
+        items: sequences.len(),
+        seconds: chunks.seconds(),
     };
-    write_json(&dir.join(RESULT), &written)?;
+    folder.seal().add(FILE, chunks.finish()?);
+    folder.finish(&written)?;
+    chunks::forget(&target)?;
     Ok(Some(format!("{} answers", written.items)))
 }
 
-/// Lines of an earlier attempt, cut to whole chunks.
-fn whole_chunks(partial: &Path) -> Result<Vec<String>> {
-    if !partial.exists() {
-        return Ok(Vec::new());
-    }
-    let text = fs::read_to_string(partial).with_context(|| partial.display().to_string())?;
-    let mut lines: Vec<String> = text
-        .split_inclusive('\n')
-        .filter(|l| l.ends_with('\n'))
-        .map(str::to_owned)
-        .collect();
-    lines.truncate(lines.len() / CHUNK * CHUNK);
-    Ok(lines)
+/// What is said of a partial file that is not whole.
+pub(super) fn again(dropped: u64) -> String {
+    format!(
+        "{dropped} bytes of an earlier attempt are torn or do not fit their checksums and are computed again"
+    )
 }
 
-fn read_lines(path: &Path) -> Result<Vec<Line>> {
-    let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
-    text.lines()
-        .enumerate()
-        .map(|(i, line)| {
-            serde_json::from_str(line).with_context(|| format!("{}:{}", path.display(), i + 1))
-        })
-        .collect()
+fn bytecount(text: &[u8]) -> usize {
+    text.iter().filter(|&&b| b == b'\n').count()
 }
 
 /// The training prompts with the teacher's answers in place of the data's.
-pub(super) fn read(dir: &Path, sequences: &[Sequence]) -> Result<Vec<Sequence>> {
+pub(super) fn read(
+    runs: &Path,
+    id: &str,
+    sequences: &[Sequence],
+    vocabulary: usize,
+) -> Result<Vec<Sequence>> {
+    let (dir, seal) = proof::needed(runs, id)?;
+    let text = seal.read(FILE).map_err(proof::changed)?;
     let path = dir.join(FILE);
-    let lines = read_lines(&path)?;
+    let place = |line: usize| format!("{}:{}", path.display(), line + 1);
+    let again = format!("remove {} to have the answers written again", dir.display());
+    let lines: Vec<&[u8]> = text.split_inclusive(|&b| b == b'\n').collect();
     ensure!(
         lines.len() == sequences.len(),
-        "{}: {} answers for {} training prompts; remove the folder to write them again",
+        "{}: {} answers for {} training prompts; {again}",
         path.display(),
         lines.len(),
         sequences.len()
     );
-    Ok(sequences
-        .iter()
-        .zip(lines)
-        .map(|(s, line)| s.with_answer(&line.tokens))
-        .collect())
+    let answered = sequences.iter().zip(lines).enumerate();
+    answered
+        .map(|(i, (sequence, line))| {
+            let line: Line = serde_json::from_slice(line).with_context(|| place(i))?;
+            ensure!(
+                line.example == sequence.example,
+                "{}: an answer to example {}, and example {} is wanted; {again}",
+                place(i),
+                line.example,
+                sequence.example
+            );
+            if let Some(token) = line.tokens.iter().find(|&&t| t as usize >= vocabulary) {
+                anyhow::bail!(
+                    "{}: token {token} is outside of the vocabulary of {vocabulary}; {again}",
+                    place(i)
+                );
+            }
+            Ok(sequence.with_answer(&line.tokens))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use abkd_host::seal::Seal;
+
+    use super::*;
+
+    fn sequence(example: usize) -> Sequence {
+        Sequence {
+            example,
+            tokens: vec![1, 2, 3, 4],
+            prompt_len: 2,
+        }
+    }
+
+    fn line(example: usize, tokens: &[u32]) -> String {
+        format!("{{\"example\":{example},\"answer\":\"\",\"tokens\":{tokens:?}}}\n")
+    }
+
+    #[test]
+    fn answers_are_read_only_where_they_are_sealed_and_of_the_training_data() {
+        let runs = tempfile::tempdir().unwrap();
+        let data = [sequence(3), sequence(5)];
+        let read = || read(runs.path(), "answers-1", &data, 10);
+        let dir = runs.path().join("answers-1");
+        fs::create_dir(&dir).unwrap();
+        let seal = |text: &str| {
+            let mut seal = Seal::new(&dir, "answers-1");
+            seal.write(FILE, text.as_bytes()).unwrap();
+            seal.close().unwrap();
+        };
+        let good = line(3, &[7, 8]) + &line(5, &[9]);
+        seal(&good);
+        let answered = read().unwrap();
+        assert_eq!(answered[0].tokens, [1, 2, 7, 8]);
+        assert_eq!(answered[1].tokens, [1, 2, 9]);
+        for (text, what) in [
+            (line(3, &[7]), "1 answers for 2"),
+            (
+                line(5, &[7]) + &line(3, &[8]),
+                "answers.jsonl:1: an answer to example 5",
+            ),
+            (
+                line(3, &[7]) + &line(5, &[5000]),
+                "answers.jsonl:2: token 5000",
+            ),
+            (line(3, &[7]) + "{}\n", "answers.jsonl:2"),
+        ] {
+            seal(&text);
+            let error = format!("{:#}", read().unwrap_err());
+            assert!(error.contains(what), "{error}");
+        }
+        seal(&good);
+        fs::write(dir.join(FILE), line(3, &[7, 9]) + &line(5, &[9])).unwrap();
+        let error = format!("{:#}", read().unwrap_err());
+        assert!(
+            error.contains("answers.jsonl") && error.contains("again by itself"),
+            "{error}"
+        );
+    }
 }

@@ -1,28 +1,27 @@
 //! Does one cell after the other.
 
 use std::borrow::Cow;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use abkd_data::Sequence;
+use abkd_host::files;
 use abkd_models::generate::Decoding;
 use abkd_models::{LanguageModel, checkpoint, lora};
 use abkd_training::cache::{self, TeacherCache};
 use abkd_training::evaluate::{self, Answer};
-use abkd_training::trainer::student_dir;
-use abkd_training::{Event, Method, Outcome, Settings, TrainRun, Validation, train};
+use abkd_training::trainer::{student_dir, student_seal};
+use abkd_training::{Event, Method, Outcome, Settings, TrainRun, Validation, state, train};
 use anyhow::{Context, Result};
 use burn::tensor::Device;
 
 use super::board::{Board, Status, kind};
-use super::step_log::StepLog;
-use super::{OneOff, Places, RESULT, Trained, answers, write_json, write_results};
+use super::proof::{self, Folder};
+use super::{OneOff, Places, SCRATCH, Trained, answers, write_results};
 use crate::inputs::{Inputs, base_model};
 use crate::plan::{Cell, Plan, Who, Work};
 use crate::progress::{CellDisplay, Display};
-use crate::results::write_atomic;
 use crate::spec::{ModelSpec, Row, Spec, Start};
 use crate::timing;
 
@@ -65,9 +64,8 @@ impl Worker<'_> {
         loaded: &mut Option<(Who, LanguageModel)>,
         shown: &mut CellDisplay,
     ) -> Result<Option<String>> {
-        let dir = self.places.runs_of(self.spec).join(&cell.id);
-        fs::create_dir_all(&dir).with_context(|| dir.display().to_string())?;
-        write_json(&dir.join("cell.json"), &cell.spec)?;
+        let dir = self.runs().join(&cell.id);
+        let mut folder = Folder::begin(&dir, cell)?;
         let profile = &self.spec.profile;
         match cell.work {
             Work::Sft { who } => {
@@ -84,9 +82,9 @@ impl Worker<'_> {
                     sequences: Cow::Borrowed(&self.inputs.train.sequences),
                     with_text: false,
                 };
-                self.train(cell, &dir, &job, shown)
+                self.train(cell, folder, &job, shown)
             }
-            Work::TeacherHidden => self.teacher_hidden(cell, &dir, shown),
+            Work::TeacherHidden => self.teacher_hidden(cell, folder, shown),
             Work::TeacherAnswers { max_new_tokens } => {
                 let teacher = self.model(Who::Teacher)?;
                 let decoding = Decoding {
@@ -96,7 +94,8 @@ impl Worker<'_> {
                 };
                 let seed = profile.distill.seed;
                 answers::write(
-                    &dir,
+                    folder,
+                    &cell.id,
                     &teacher,
                     self.inputs,
                     seed,
@@ -108,13 +107,13 @@ impl Worker<'_> {
             Work::Distill { row, seed } => {
                 let mut job = self.job(row)?;
                 job.settings.seed = seed;
-                self.train(cell, &dir, &job, shown)
+                self.train(cell, folder, &job, shown)
             }
             Work::Time { row, repeat } => {
                 let mut job = self.job(row)?;
                 job.method = timing::method(job.method, job.settings.batch_size);
                 // Never resumed: what was timed before a stop is not comparable.
-                let scratch = dir.join("scratch");
+                let scratch = dir.join(SCRATCH);
                 remove_folder(&scratch)?;
                 let mut timing = timing::Timing::new(&profile.timing);
                 let seed = job.settings.seed + repeat as u64;
@@ -148,7 +147,7 @@ impl Worker<'_> {
                 if outcome == Outcome::Interrupted {
                     return Ok(None);
                 }
-                write_json(&dir.join(RESULT), &timing)?;
+                folder.finish(&timing)?;
                 Ok(Some(format!(
                     "{:.4} s a sample",
                     timing.seconds_per_sample()
@@ -169,9 +168,9 @@ impl Worker<'_> {
                     &profile.evaluation.decoding(),
                     &mut |n| shown.more(n, examples.len(), || "answers".into()),
                 )?;
-                write_answers(&dir.join("answers.jsonl"), &answers)?;
+                folder.seal().write(answers::FILE, &lines(&answers)?)?;
                 let score = evaluate::score(&answers);
-                write_json(&dir.join(RESULT), &score)?;
+                folder.finish(&score)?;
                 Ok(Some(format!("ROUGE-L {:.2}", score.rouge_l)))
             }
         }
@@ -180,14 +179,13 @@ impl Worker<'_> {
     fn teacher_hidden(
         &self,
         cell: &Cell,
-        dir: &Path,
+        mut folder: Folder,
         shown: &mut CellDisplay,
     ) -> Result<Option<String>> {
         let profile = &self.spec.profile;
         let sequences = &self.inputs.train.sequences;
-        let begun = Instant::now();
-        let finished = cache::write(
-            dir,
+        let written = cache::write(
+            folder.dir,
             &cell.id,
             &self.model(Who::Teacher)?,
             sequences,
@@ -196,19 +194,18 @@ impl Worker<'_> {
             self.stop,
             &mut |n| shown.more(n, sequences.len(), || "hidden states".into()),
         )?;
-        let spent = dir.join("seconds.json");
-        let before: f64 = super::read_json(&spent).unwrap_or(0.0);
-        let seconds = before + begun.elapsed().as_secs_f64();
-        write_json(&spent, &seconds)?;
-        if !finished {
+        let Some(written) = written else {
             return Ok(None);
-        }
-        let written = OneOff {
-            items: sequences.len(),
-            seconds,
         };
-        write_json(&dir.join(RESULT), &written)?;
-        let size = TeacherCache::open(dir, &cell.id)?.size();
+        if written.dropped > 0 {
+            shown.line(&answers::again(written.dropped));
+        }
+        let size = TeacherCache::open(folder.dir, &cell.id)?.size();
+        folder.seal().enclose("", &written.seal);
+        folder.finish(&OneOff {
+            items: sequences.len(),
+            seconds: written.seconds,
+        })?;
         Ok(Some(format!("{:.1} MB", size as f64 / 1e6)))
     }
 
@@ -217,21 +214,23 @@ impl Worker<'_> {
         let profile = &self.spec.profile;
         let row = &self.spec.experiment.rows[row];
         let method = row.method(profile)?;
+        let student = self.student_of(row)?;
         let sequences = match &method {
             Method::SeqKd(settings) => {
                 let tokens = settings
                     .max_new_tokens
                     .unwrap_or(profile.data.max_new_tokens());
                 let cell = self.plan.answers(tokens).context("planned with SeqKD")?;
-                let dir = self.places.runs_of(self.spec).join(&cell.id);
-                Cow::Owned(answers::read(&dir, &self.inputs.train.sequences)?)
+                let sequences = &self.inputs.train.sequences;
+                let vocabulary = student.config().vocab_size();
+                let answered = answers::read(&self.runs(), &cell.id, sequences, vocabulary);
+                Cow::Owned(answered?)
             }
             _ => Cow::Borrowed(self.inputs.train.sequences.as_slice()),
         };
         let cache = match self.plan.hidden() {
             Some(cell) if method.uses_teacher_on_data() => {
-                let dir = self.places.runs_of(self.spec).join(&cell.id);
-                Some(TeacherCache::open(&dir, &cell.id)?)
+                Some(TeacherCache::open(&self.runs().join(&cell.id), &cell.id)?)
             }
             _ => None,
         };
@@ -243,7 +242,7 @@ impl Worker<'_> {
                 .then(|| self.model(Who::Teacher))
                 .transpose()?,
             method,
-            student: self.student_of(row)?,
+            student,
             sequences,
             with_text: row.with_text(profile)?,
         })
@@ -280,30 +279,19 @@ impl Worker<'_> {
     fn train(
         &self,
         cell: &Cell,
-        dir: &Path,
+        mut folder: Folder,
         job: &Job,
         shown: &mut CellDisplay,
     ) -> Result<Option<String>> {
-        let mut log = StepLog::new(&dir.join("steps.jsonl"));
+        let dir = folder.dir;
         let outcome = train(self.run(cell, dir, job), &mut |event| match event {
-            Event::Resumed { step } => {
-                log.cut_after(step);
-                shown.line(&format!("goes on after step {step}"));
-            }
+            Event::Resumed { step } => shown.line(&format!("goes on after step {step}")),
             Event::Step {
                 step,
                 steps,
                 report,
-                learning_rate,
-            } => {
-                log.write(&serde_json::json!({
-                    "step": step, "loss": report.loss, "grad_norm": report.grad_norm,
-                    "learning_rate": learning_rate, "tokens": report.tokens,
-                    "teacher_rows": report.teacher_tokens, "cached_rows": report.cached_tokens,
-                    "seconds": report.phases.total(),
-                }));
-                shown.at(step, steps, || format!("loss {:.3}", report.loss));
-            }
+                ..
+            } => shown.at(step, steps, || format!("loss {:.3}", report.loss)),
             Event::Validating(_) => {}
             Event::Validated(record) => {
                 let rouge = record
@@ -315,34 +303,42 @@ impl Worker<'_> {
                 ));
             }
         })?;
-        let [asked, cached] = log.close(["teacher_rows", "cached_rows"])?;
-        let cached_share = (asked > 0).then(|| cached as f64 / asked as f64);
-        match outcome {
-            Outcome::Interrupted => Ok(None),
-            Outcome::Finished { curve } => {
-                let last = curve.last().and_then(|r| r.validation_rouge_l);
-                write_json(
-                    &dir.join(RESULT),
-                    &Trained {
-                        curve,
-                        cached_share,
-                    },
-                )?;
-                remove_states(dir)?;
-                let mut told =
-                    last.map_or("trained".into(), |r| format!("validation ROUGE-L {r:.2}"));
-                if let Some(share) = cached_share {
-                    let percent = 100.0 * share;
-                    told += &format!(", {percent:.0}% of the teacher's states from the cache");
-                }
-                Ok(Some(told))
-            }
+        let Outcome::Finished {
+            curve,
+            teacher_tokens,
+            cached_tokens,
+        } = outcome
+        else {
+            return Ok(None);
+        };
+        let student = student_seal(dir, &cell.id, &curve, job.settings.keep_best)?;
+        let cached_share =
+            (teacher_tokens > 0).then(|| cached_tokens as f64 / teacher_tokens as f64);
+        let last = curve.last().and_then(|r| r.validation_rouge_l);
+        folder.seal().enclose(STUDENT, &student);
+        folder.finish(&Trained {
+            curve,
+            cached_share,
+        })?;
+        // A finished cell needs its optimizer state no longer.
+        for state in state::checkpoints(dir)? {
+            remove_folder(&state)?;
         }
+        let mut told = last.map_or("trained".into(), |r| format!("validation ROUGE-L {r:.2}"));
+        if let Some(share) = cached_share {
+            let percent = 100.0 * share;
+            told += &format!(", {percent:.0}% of the teacher's states from the cache");
+        }
+        Ok(Some(told))
+    }
+
+    fn runs(&self) -> PathBuf {
+        self.places.runs_of(self.spec)
     }
 
     /// A model to be asked, its adapter folded in.
     fn model(&self, who: Who) -> Result<LanguageModel> {
-        let Some(dir) = self.folder(who) else {
+        let Some(dir) = self.folder(who)? else {
             return self.base(match who {
                 Who::Teacher => &self.spec.profile.teacher,
                 _ => &self.spec.profile.student,
@@ -356,10 +352,13 @@ impl Worker<'_> {
         Ok(lora::merge(model?))
     }
 
-    /// The folder of a model that a cell trains.
-    fn folder(&self, who: Who) -> Option<PathBuf> {
-        let cell = self.plan.model(who)?;
-        Some(student_dir(&self.places.runs_of(self.spec).join(&cell.id)))
+    /// The folder of a model that a cell trains, its files checked.
+    fn folder(&self, who: Who) -> Result<Option<PathBuf>> {
+        let Some(cell) = self.plan.model(who) else {
+            return Ok(None);
+        };
+        let (dir, _) = proof::needed(&self.runs(), &cell.id)?;
+        Ok(Some(student_dir(&dir)))
     }
 
     /// The model that a training has left in `dir`: all weights, or an adapter on `base`.
@@ -378,7 +377,7 @@ impl Worker<'_> {
     /// The initialised student; an adapter that initialised it is not folded in.
     fn initialised(&self) -> Result<LanguageModel> {
         let base = || self.base(&self.spec.profile.student);
-        match self.folder(Who::Student) {
+        match self.folder(Who::Student)? {
             Some(dir) => self.trained(&dir, base),
             None => base(),
         }
@@ -399,7 +398,7 @@ impl Worker<'_> {
         let goes_on = lora.is_some_and(|l| l.start == lora::Start::Continue)
             && row.start(&self.spec.profile) == Start::Init
             && self
-                .folder(Who::Student)
+                .folder(Who::Student)?
                 .is_some_and(|dir| lora::is_adapter(&dir));
         if goes_on {
             return self.base(&self.spec.profile.student);
@@ -426,29 +425,18 @@ struct Job<'a> {
     with_text: bool,
 }
 
+/// Name of the student's folder in that of its cell.
+const STUDENT: &str = "student";
+
 fn remove_folder(dir: &Path) -> Result<()> {
-    if dir.exists() {
-        fs::remove_dir_all(dir).with_context(|| dir.display().to_string())?;
-    }
-    Ok(())
+    files::remove_folder(dir).with_context(|| dir.display().to_string())
 }
 
-/// A finished cell needs its optimizer state no longer.
-fn remove_states(dir: &Path) -> Result<()> {
-    for entry in fs::read_dir(dir).with_context(|| dir.display().to_string())? {
-        let entry = entry?;
-        if entry.file_name().to_string_lossy().starts_with("state-") {
-            fs::remove_dir_all(entry.path()).with_context(|| entry.path().display().to_string())?;
-        }
-    }
-    Ok(())
-}
-
-fn write_answers(path: &Path, answers: &[Answer]) -> Result<()> {
+fn lines(answers: &[Answer]) -> Result<Vec<u8>> {
     let mut text = Vec::new();
     for answer in answers {
         serde_json::to_writer(&mut text, answer)?;
         text.push(b'\n');
     }
-    write_atomic(path, &text)
+    Ok(text)
 }

@@ -1,0 +1,143 @@
+//! The student that a run keeps: that of the best validation so far, in the end the run's result.
+//!
+//! `<run>/validation-<n>/` holds the weights of the best validation so far, `<run>/student/` those of the best of all. Both
+//! are sealed with the run and the validation that they are of.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use abkd_host::files;
+use abkd_host::seal::Seal;
+
+use crate::state::State;
+use crate::trainer::{ValidationRecord, best_validation};
+use crate::{Error, KeepBest};
+
+const PREFIX: &str = "validation-";
+
+/// The folder in which a finished run leaves its student.
+pub fn student_dir(run: &Path) -> PathBuf {
+    run.join("student")
+}
+
+/// The seal of the student that a finished run left, all of its files checked.
+///
+/// # Errors
+///
+/// When the student is missing or damaged, or is not that of the curve's best validation.
+pub fn student_seal(
+    run: &Path,
+    fingerprint: &str,
+    curve: &[ValidationRecord],
+    keep: KeepBest,
+) -> Result<Seal, Error> {
+    let best = best_validation(curve, keep);
+    check(run, &student_dir(run), fingerprint, best)
+}
+
+/// Publishes the weights of a validation, which `write` writes into a folder.
+pub(crate) fn publish(
+    run: &Path,
+    fingerprint: &str,
+    number: usize,
+    write: impl FnOnce(&Path) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let target = validation_dir(run, number);
+    let partial = files::temporary(&target).map_err(Error::io(&target))?;
+    // What an attempt that failed has left.
+    files::remove_folder(&partial).map_err(Error::io(&partial))?;
+    write(&partial)?;
+    Ok(Seal::publish(
+        &partial,
+        &target,
+        &task(fingerprint, number),
+        &[],
+    )?)
+}
+
+/// Removes what a run that goes on at `state`, or that starts, must not find: the weights of validations that come later
+/// or were surpassed.
+pub(crate) fn sweep(run: &Path, state: &State, keep: KeepBest, steps: usize) -> Result<(), Error> {
+    let mut left = surpassed(run, &state.curve, keep)?;
+    if state.step < steps {
+        left.push(student_dir(run));
+    }
+    left.iter()
+        .try_for_each(|old| files::remove_folder(old).map_err(Error::io(old)))
+}
+
+/// Refuses a run at `state` whose best weights so far are not whole.
+pub(crate) fn check_best(
+    run: &Path,
+    state: &State,
+    keep: KeepBest,
+    steps: usize,
+) -> Result<(), Error> {
+    let best = best_validation(&state.curve, keep);
+    if best == 0 || (keep == KeepBest::Last && state.step < steps) {
+        return Ok(());
+    }
+    let dir = validation_dir(run, best);
+    // Where the run was killed at its end, they have their last name already.
+    let named = state.step == steps && !dir.exists();
+    let dir = if named { student_dir(run) } else { dir };
+    check(run, &dir, &state.fingerprint, best).map(drop)
+}
+
+/// Gives the best validation's folder its last name.
+pub(crate) fn finish(run: &Path, state: &State, keep: KeepBest) -> Result<(), Error> {
+    let best = best_validation(&state.curve, keep);
+    let (from, target) = (validation_dir(run, best), student_dir(run));
+    if from.exists() {
+        files::remove_folder(&target).map_err(Error::io(&target))?;
+        files::publish(&from, &target, &surpassed(run, &state.curve, keep)?)
+            .map_err(Error::io(&target))?;
+    }
+    student_seal(run, &state.fingerprint, &state.curve, keep).map(drop)
+}
+
+/// The weights of all validations but the best.
+pub(crate) fn surpassed(
+    run: &Path,
+    curve: &[ValidationRecord],
+    keep: KeepBest,
+) -> Result<Vec<PathBuf>, Error> {
+    let best = validation_dir(run, best_validation(curve, keep));
+    let mut found = entries(run, PREFIX)?;
+    found.retain(|dir| *dir != best);
+    Ok(found)
+}
+
+fn check(run: &Path, dir: &Path, fingerprint: &str, number: usize) -> Result<Seal, Error> {
+    let anew = format!(
+        "these are the best weights so far; remove {} to start the training anew",
+        run.display()
+    );
+    Seal::open(dir, &task(fingerprint, number))
+        .and_then(|seal| seal.check_all().map(|()| seal))
+        .map_err(|error| Error::untrusted(error, &anew))
+}
+
+fn task(fingerprint: &str, number: usize) -> String {
+    format!("{fingerprint}, validation {number}")
+}
+
+fn validation_dir(run: &Path, number: usize) -> PathBuf {
+    run.join(format!("{PREFIX}{number}"))
+}
+
+/// Entries of a run's folder whose names begin so, sorted; none where there is no folder.
+pub(crate) fn entries(run: &Path, prefix: &str) -> Result<Vec<PathBuf>, Error> {
+    if !run.exists() {
+        return Ok(Vec::new());
+    }
+    let mut found = Vec::new();
+    for entry in fs::read_dir(run).map_err(Error::io(run))? {
+        let entry = entry.map_err(Error::io(run))?;
+        if entry.file_name().to_string_lossy().starts_with(prefix) {
+            found.push(entry.path());
+        }
+    }
+    found.sort();
+    Ok(found)
+}
