@@ -3,6 +3,7 @@
 mod answers;
 mod board;
 mod calibrate;
+mod publish;
 mod step_log;
 mod worker;
 
@@ -14,12 +15,13 @@ use std::sync::{Mutex, PoisonError};
 
 use abkd_training::ValidationRecord;
 use abkd_training::evaluate;
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use self::board::Board;
 pub use self::calibrate::calibrate;
+pub use self::publish::publish;
 use self::worker::Worker;
 use crate::inputs::Inputs;
 use crate::plan::{Cell, Plan, Who, Work, row_label};
@@ -52,6 +54,11 @@ impl Places {
         self.results.join(&spec.profile.name).join(name)
     }
 
+    /// A file of results that are not whole yet, beside those that are.
+    pub fn partial(&self, spec: &Spec, name: &str) -> PathBuf {
+        self.result(spec, PARTIAL).join(name)
+    }
+
     /// A file of the paper's results.
     pub fn paper(&self, name: &str) -> PathBuf {
         self.root.join("results/paper").join(name)
@@ -77,6 +84,9 @@ struct OneOff {
 }
 
 const RESULT: &str = "result.json";
+
+/// The folder of results that are not whole yet, below those of their profile.
+const PARTIAL: &str = "partial";
 
 /// How a run ended.
 #[derive(Debug, PartialEq, Eq)]
@@ -119,7 +129,7 @@ pub fn run(
         .map(|c| is_done(places, spec, c))
         .collect();
     let finished = done.iter().filter(|d| **d).count();
-    let jobs = spec.jobs();
+    let jobs = spec.jobs().min(plan.cells.len().max(1));
     let display = Display::new(plan.cells.len(), finished, jobs);
     report_inputs(&display, inputs, finished, plan);
     let board = Board::new(plan, &done);
@@ -202,7 +212,8 @@ pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
     serde_json::from_slice(&text).with_context(|| path.display().to_string())
 }
 
-/// Folds what is done into the CSV files of the experiment. Safe to call from several workers.
+/// Folds what is done into the CSV files of the experiment, beside those of an earlier run: [`publish`] puts them in
+/// place. Safe to call from several workers.
 ///
 /// # Errors
 ///
@@ -215,62 +226,74 @@ pub fn write_results(places: &Places, spec: &Spec, plan: &Plan) -> Result<()> {
     let mut curves = Vec::new();
     let mut scores = Vec::new();
     let mut timings: Vec<(usize, Timing)> = Vec::new();
-    let done = plan
+    for (cell, work) in plan
         .cells
         .iter()
-        .map(|c| (c, runs.join(&c.id).join(RESULT)))
-        .filter(|(_, p)| p.exists());
-    for (cell, path) in done {
-        match cell.work {
+        .flat_map(|c| c.works().map(move |w| (c, w)))
+    {
+        let path = runs.join(&cell.id).join(RESULT);
+        if !path.exists() {
+            continue;
+        }
+        match work {
             Work::Distill { row, seed } => {
                 let trained: Trained = read_json(&path)?;
                 let loss = row_label(spec, Who::Row { row, seed });
                 curves.extend(trained.curve.into_iter().filter_map(|r| {
-                    Some(CurvePoint {
+                    let point = CurvePoint {
                         loss: loss.clone(),
                         training_seed: Some(seed),
                         epoch: r.epoch as u32,
                         dolly_validation_rouge_l: r.validation_rouge_l?,
-                        validation_loss: Some(r.validation_loss),
-                    })
+                        validation_loss: r.validation_loss,
+                    };
+                    Some((row, point))
                 }));
             }
             Work::Evaluate { who, dataset, seed } => {
                 let score: evaluate::Score = read_json(&path)?;
-                scores.push(Score {
+                let (place, training_seed) = match who {
+                    Who::Teacher => (0, None),
+                    Who::Student => (1, None),
+                    Who::Row { row, seed } => (2 + row, Some(seed)),
+                };
+                let score = Score {
                     experiment: name.clone(),
                     row: row_label(spec, who),
-                    training_seed: match who {
-                        Who::Row { seed, .. } => Some(seed),
-                        Who::Teacher | Who::Student => None,
-                    },
+                    training_seed,
                     dataset: dataset.id().into(),
                     sampling_seed: seed,
                     n: score.n as u64,
                     rouge_l: score.rouge_l,
                     exact_match: score.exact_match,
                     mean_tokens: score.mean_tokens,
-                });
+                };
+                scores.push((place, score));
             }
             Work::Time { row, .. } => timings.push((row, read_json(&path)?)),
             Work::Sft { .. } | Work::TeacherAnswers { .. } | Work::TeacherHidden => {}
         }
     }
+    let file = |end: &str| places.partial(spec, &format!("{name}{end}"));
     match spec.experiment.kind {
-        Kind::Curve if !curves.is_empty() => {
-            results::write_curve(&places.result(spec, &format!("{name}.csv")), &curves)
-        }
+        Kind::Curve if !curves.is_empty() => results::write_curve(&file(".csv"), &in_order(curves)),
         Kind::Table if !scores.is_empty() => {
-            results::write_scores(&places.result(spec, &format!("{name}_scores.csv")), &scores)?;
-            results::fold(&scores, &spec.experiment.row_key)?
-                .write(&places.result(spec, &format!("{name}.csv")))
+            let scores = in_order(scores);
+            results::write_scores(&file("_scores.csv"), &scores)?;
+            results::fold(&scores, &spec.experiment.row_key)?.write(&file(".csv"))
         }
         Kind::Timing if !timings.is_empty() => {
             let costs = one_off_costs(&runs, plan)?;
-            timing::write(&places.result(spec, name), spec, &timings, costs)
+            timing::write(&file(""), spec, &timings, costs)
         }
         _ => Ok(()),
     }
+}
+
+/// What cells of rows yield, in the order of the rows: a cell that rows share comes early for the later ones.
+fn in_order<K: Ord, T>(mut keyed: Vec<(K, T)>) -> Vec<T> {
+    keyed.sort_by(|(a, _), (b, _)| a.cmp(b));
+    keyed.into_iter().map(|(_, value)| value).collect()
 }
 
 /// What the teacher's one-off cells took, seconds a sequence.
@@ -289,25 +312,6 @@ fn one_off_costs(runs: &Path, plan: &Plan) -> Result<timing::OneOffCosts> {
         }
     }
     Ok(costs)
-}
-
-/// Refuses a spec whose inputs are only partly there.
-///
-/// # Errors
-///
-/// When a base model is missing.
-pub fn check_inputs(places: &Places, spec: &Spec) -> Result<()> {
-    for model in [&spec.profile.teacher, &spec.profile.student] {
-        if let Some(dir) = &model.checkpoint {
-            let path = places.root.join(dir).join("config.json");
-            ensure!(
-                path.exists(),
-                "{}: the checkpoint is not there; `make weights` fetches it (README, \"Real data\")",
-                path.display()
-            );
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use std::io::Write;
 use std::path::Path;
 use std::str::FromStr;
 
+use abkd_host::files;
 use anyhow::{Context, Result, anyhow, bail};
 use csv::StringRecord;
 
@@ -127,7 +128,7 @@ impl Sheet {
     pub fn open(path: &Path, accepted: &[&[&str]]) -> Result<Self> {
         let file = path.display().to_string();
         let context = || format!("read {file}");
-        let text = fs::read_to_string(path).with_context(context)?;
+        let text = files::read_text(path).with_context(context)?;
         // The reader skips blank lines, and every line number after them would be wrong.
         if let Some(line) = text.lines().position(|line| line.trim().is_empty()) {
             bail!("{file}:{}:1: blank line", line + 1);

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use abkd_data::Sequence;
+use abkd_data::{Example, Sequence};
 use abkd_models::generate::Decoding;
 use abkd_models::{LanguageModel, checkpoint, lora};
 use abkd_training::cache::{self, TeacherCache};
@@ -15,6 +15,7 @@ use abkd_training::trainer::student_dir;
 use abkd_training::{Event, Method, Outcome, Settings, TrainRun, Validation, train};
 use anyhow::{Context, Result};
 use burn::tensor::Device;
+use serde::Serialize;
 
 use super::board::{Board, Status, kind};
 use super::step_log::StepLog;
@@ -169,7 +170,7 @@ impl Worker<'_> {
                     &profile.evaluation.decoding(),
                     &mut |n| shown.more(n, examples.len(), || "answers".into()),
                 )?;
-                write_answers(&dir.join("answers.jsonl"), &answers)?;
+                write_answers(&dir.join("answers.jsonl"), &answers, examples)?;
                 let score = evaluate::score(&answers);
                 write_json(&dir.join(RESULT), &score)?;
                 Ok(Some(format!("ROUGE-L {:.2}", score.rouge_l)))
@@ -309,9 +310,12 @@ impl Worker<'_> {
                 let rouge = record
                     .validation_rouge_l
                     .map_or(String::new(), |r| format!(", validation ROUGE-L {r:.2}"));
+                let loss = record
+                    .validation_loss
+                    .map_or(String::new(), |l| format!(", validation loss {l:.3}"));
                 shown.line(&format!(
-                    "epoch {}: training loss {:.3}, validation loss {:.3}{rouge}",
-                    record.epoch, record.train_loss, record.validation_loss
+                    "epoch {}: training loss {:.3}{loss}{rouge}",
+                    record.epoch, record.train_loss
                 ));
             }
         })?;
@@ -321,6 +325,7 @@ impl Worker<'_> {
             Outcome::Interrupted => Ok(None),
             Outcome::Finished { curve } => {
                 let last = curve.last().and_then(|r| r.validation_rouge_l);
+                complete_student(&student_dir(dir), &self.inputs.companions)?;
                 write_json(
                     &dir.join(RESULT),
                     &Trained {
@@ -444,10 +449,32 @@ fn remove_states(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-fn write_answers(path: &Path, answers: &[Answer]) -> Result<()> {
+/// Puts the files beside a student's weights that make its folder a whole Hugging Face folder.
+fn complete_student(dir: &Path, companions: &[(&str, Vec<u8>)]) -> Result<()> {
+    for (name, bytes) in companions {
+        write_atomic(&dir.join(name), bytes)?;
+    }
+    Ok(())
+}
+
+/// A line of an evaluation's `answers.jsonl`: what was asked, what was answered, and what it was compared with.
+#[derive(Serialize)]
+struct AnswerLine<'a> {
+    #[serde(flatten)]
+    answer: &'a Answer,
+    prompt: String,
+    references: &'a [String],
+}
+
+fn write_answers(path: &Path, answers: &[Answer], examples: &[Example]) -> Result<()> {
     let mut text = Vec::new();
-    for answer in answers {
-        serde_json::to_writer(&mut text, answer)?;
+    for (answer, example) in answers.iter().zip(examples) {
+        let line = AnswerLine {
+            answer,
+            prompt: abkd_data::prompt(example),
+            references: &example.outputs,
+        };
+        serde_json::to_writer(&mut text, &line)?;
         text.push(b'\n');
     }
     write_atomic(path, &text)
