@@ -1,6 +1,5 @@
 //! `abkd fetch`: data sets and checkpoints of a profile from the Hugging Face Hub.
 
-use std::fs;
 use std::path::Path;
 
 use abkd_data::hub::{Hub, RepoKind, Request, WantedFile};
@@ -175,6 +174,8 @@ fn one(hub: &Hub, wanted: &Request, folder: &Path) -> Result<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use super::blame::names;
 use super::experiment::{STUDENT, TEACHER};
 use super::file::Step::{Index, Key};
-use super::file::{Step, TomlFile};
+use super::file::TomlFile;
 use super::{Kind, Row, Spec, steps};
 use crate::results::ROW_KEYS;
 use crate::suggest::nearest;

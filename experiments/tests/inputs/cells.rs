@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use abkd_data::{Tokenizer, indexed};
 use serde_json::Value;
 
-use crate::root::{EXPERIMENT, PAPER, Root, text};
+use crate::root::{EXPERIMENT, PAPER, Root};
 
 #[test]
 fn a_run_leaves_whole_folders_and_answers_that_can_be_read() {
