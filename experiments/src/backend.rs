@@ -1,6 +1,6 @@
 //! The devices that this build can compute on.
 
-use anyhow::{Result, bail};
+use anyhow::{Result, ensure};
 use burn::tensor::Device;
 
 use crate::suggest::nearest;
@@ -35,24 +35,34 @@ pub fn device(name: &str) -> Result<Device> {
     })
 }
 
+/// Whether the name is a backend, built in or not.
+///
+/// # Errors
+///
+/// An unknown name; the known ones are listed.
+pub fn known(name: &str) -> Result<()> {
+    let names = BACKENDS.map(|(b, _)| b);
+    ensure!(
+        names.contains(&name),
+        "unknown backend `{name}`{}; known: {}",
+        nearest(name, names),
+        names.join(", ")
+    );
+    Ok(())
+}
+
 /// Whether the name is a backend of this build.
 ///
 /// # Errors
 ///
 /// As [`device`].
 pub fn check(name: &str) -> Result<()> {
-    let known = BACKENDS.map(|(b, _)| b);
-    match BACKENDS.iter().find(|(b, _)| *b == name) {
-        Some((_, true)) => Ok(()),
-        Some((_, false)) => bail!(
-            "backend `{name}` is not built in; build with it: cargo run --release --features {name} --bin abkd -- ..."
-        ),
-        None => bail!(
-            "unknown backend `{name}`{}; known: {}",
-            nearest(name, known),
-            known.join(", ")
-        ),
-    }
+    known(name)?;
+    ensure!(
+        BACKENDS.contains(&(name, true)),
+        "backend `{name}` is not built in; build with it: cargo run --release --features {name} --bin abkd -- ..."
+    );
+    Ok(())
 }
 
 #[cfg(test)]

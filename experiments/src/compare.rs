@@ -1,20 +1,26 @@
-//! Ours against the paper: who ranks where, how well the orders agree, and by how much ABKD is ahead or behind. Whether a
+//! Ours against the paper: who ranks where, how well the orders agree, and by how much a row is ahead or behind. Whether a
 //! difference is one of the losses is not said here: spreads over a few trainings are no intervals.
 //!
 //! The two sides are measured at different scales, so scores are shown side by side but only *ranks* are compared.
-//! On each data set the ranks run over the rows that both sides have; what only one side has is listed apart.
+//! On each data set the ranks run over the rows that both sides have; what only one side has is listed apart, and ranked
+//! among our rows. Without a table of the paper's all ranks are among our rows.
 
+mod terminal;
 mod write;
-
-use std::path::Path;
 
 use abkd_metrics::stats;
 use anyhow::{Result, ensure};
 
 use crate::results::{Cell, Table, distinct};
 
-/// The row whose lead the paper claims.
-const SUBJECT: &str = "ABKD";
+/// What rows are compared with.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct References {
+    /// Label of the row whose lead over the best other one is shown, if one's is.
+    pub subject: Option<String>,
+    /// Labels that are shown and not ranked: models before distillation.
+    pub unranked: Vec<String>,
+}
 
 /// A score and its rank.
 #[derive(Clone, Debug, PartialEq)]
@@ -29,8 +35,11 @@ pub struct Standing {
     pub training_seeds: Option<u64>,
     /// Number of sampling seeds, where known.
     pub sampling_seeds: Option<u64>,
-    /// Rank among the rows that both sides have, 1 for the best, ties averaged; `None` for a row of one side.
+    /// Rank among the rows that both sides have, 1 for the best, ties averaged; `None` for a row of one side. Without a table
+    /// of the paper's: among all our rows.
     pub rank: Option<f64>,
+    /// Rank among all our rows.
+    pub own_rank: Option<f64>,
 }
 
 /// A row on a data set, on both sides.
@@ -44,12 +53,12 @@ pub struct Pair {
     pub paper: Option<Standing>,
 }
 
-/// ABKD against the best other row.
+/// The subject against the best other row.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Lead {
     /// Label of the best other row.
     pub best_other: String,
-    /// Mean of ABKD minus mean of the best other row, in percent points: ABKD leads when it is above 0.
+    /// Mean of the subject minus mean of the best other row, in percent points: the subject leads when it is above 0.
     pub margin: f64,
 }
 
@@ -60,15 +69,15 @@ pub struct Agreement {
     pub dataset: String,
     /// All rows of either side, in the order of [`Comparison::rows`].
     pub pairs: Vec<Pair>,
-    /// How many rows both sides have.
+    /// How many rows are ranked: those that both sides have, or all of ours.
     pub common: usize,
     /// Spearman's rho between the two sides over the common rows; `None` where it is not defined.
     pub spearman: Option<f64>,
     /// Kendall's tau-b, likewise.
     pub kendall: Option<f64>,
-    /// ABKD among the common rows, ours; `None` unless ABKD and another row are common.
+    /// The subject among the ranked rows, ours; `None` unless it and another row are ranked.
     pub ours: Option<Lead>,
-    /// ABKD among the common rows, in the paper.
+    /// The subject among the ranked rows, in the paper.
     pub paper: Option<Lead>,
 }
 
@@ -81,8 +90,8 @@ pub struct AverageRank {
     pub datasets: usize,
     /// Mean rank, ours.
     pub ours: f64,
-    /// Mean rank, the paper's.
-    pub paper: f64,
+    /// Mean rank, the paper's; absent without a table of it.
+    pub paper: Option<f64>,
 }
 
 /// A table of ours beside the paper's.
@@ -104,8 +113,9 @@ pub struct Comparison {
     pub datasets: Vec<Agreement>,
     /// Average ranks of the rows that have one.
     pub average_ranks: Vec<AverageRank>,
-    /// How many of the paper's cells we have, and how many the paper has.
-    pub coverage: (usize, usize),
+    /// How many of the paper's cells we have, and how many the paper has; absent without a table of it.
+    pub coverage: Option<(usize, usize)>,
+    references: References,
 }
 
 impl Comparison {
@@ -118,19 +128,23 @@ impl Comparison {
         profile: &str,
         scale: &str,
         ours: &Table,
-        paper: &Table,
+        paper: Option<&Table>,
+        references: References,
     ) -> Result<Self> {
-        ensure!(
-            ours.row_key == paper.row_key,
-            "{experiment}: our table has rows by {}, the paper's by {}",
-            ours.row_key,
-            paper.row_key
-        );
-        let rows = distinct(paper.rows().into_iter().chain(ours.rows()));
-        let names = distinct(paper.datasets().into_iter().chain(ours.datasets()));
+        if let Some(paper) = paper {
+            ensure!(
+                ours.row_key == paper.row_key,
+                "{experiment}: our table has rows by {}, the paper's by {}",
+                ours.row_key,
+                paper.row_key
+            );
+        }
+        let tables = || paper.into_iter().chain([ours]);
+        let rows = distinct(tables().flat_map(Table::rows));
+        let names = distinct(tables().flat_map(Table::datasets));
         let datasets: Vec<Agreement> = names
             .iter()
-            .map(|name| Agreement::new(name, &rows, ours, paper))
+            .map(|name| Agreement::new(name, &rows, ours, paper, &references))
             .collect();
         let average_ranks = rows
             .iter()
@@ -142,32 +156,31 @@ impl Comparison {
             profile: profile.to_string(),
             scale: scale.to_string(),
             remarks: Vec::new(),
-            row_key: paper.row_key.clone(),
+            row_key: ours.row_key.clone(),
             rows: rows.iter().map(|row| row.to_string()).collect(),
             datasets,
             average_ranks,
-            coverage: (paper.cells.iter().filter(done).count(), paper.cells.len()),
+            coverage: paper
+                .map(|paper| (paper.cells.iter().filter(done).count(), paper.cells.len())),
+            references,
         })
     }
 
-    /// Reads both tables and compares them.
-    ///
-    /// # Errors
-    /// As [`Table::read`] and [`Comparison::new`].
-    pub fn read(
-        experiment: &str,
-        profile: &str,
-        scale: &str,
-        ours: &Path,
-        paper: &Path,
-    ) -> Result<Self> {
-        Self::new(
-            experiment,
-            profile,
-            scale,
-            &Table::read(ours)?,
-            &Table::read(paper)?,
-        )
+    /// Whether a row of ours has a rank among ours alone, on a data set where the paper has ranks, too.
+    fn ranks_among_ours_differ(&self) -> bool {
+        let pairs = self.datasets.iter().flat_map(|agreement| &agreement.pairs);
+        let mut standings = pairs.filter_map(|pair| pair.ours.as_ref());
+        self.coverage.is_some() && standings.any(|s| s.own_rank.is_some() && s.rank.is_none())
+    }
+
+    /// Mean rank of a row among ours, over the data sets where it has one.
+    fn own_average(&self, row: &str) -> Option<f64> {
+        let pairs = self.datasets.iter().flat_map(|agreement| &agreement.pairs);
+        let of_row = pairs.filter(|pair| pair.row == row);
+        let ranks: Vec<f64> = of_row
+            .filter_map(|pair| pair.ours.as_ref()?.own_rank)
+            .collect();
+        stats::mean(&ranks)
     }
 
     /// Spearman's rho between the average ranks of the rows that are ranked on every shared data set: one number for
@@ -178,21 +191,32 @@ impl Comparison {
             .average_ranks
             .iter()
             .filter(|rank| rank.datasets == most);
-        let (ours, paper): (Vec<f64>, Vec<f64>) = full.map(|rank| (rank.ours, rank.paper)).unzip();
+        let both = full.filter_map(|rank| Some((rank.ours, rank.paper?)));
+        let (ours, paper): (Vec<f64>, Vec<f64>) = both.unzip();
         stats::spearman(&ours, &paper)
     }
 }
 
 impl Agreement {
-    fn new(dataset: &str, rows: &[&str], ours: &Table, paper: &Table) -> Self {
+    fn new(
+        dataset: &str,
+        rows: &[&str],
+        ours: &Table,
+        paper: Option<&Table>,
+        references: &References,
+    ) -> Self {
         let mut pairs: Vec<Pair> = rows
             .iter()
             .map(|row| Pair {
                 row: row.to_string(),
                 ours: ours.cell(row, dataset).map(Standing::unranked),
-                paper: paper.cell(row, dataset).map(Standing::unranked),
+                paper: paper
+                    .and_then(|paper| paper.cell(row, dataset))
+                    .map(Standing::unranked),
             })
             .collect();
+        rank_ours(&mut pairs, &references.unranked, paper.is_none());
+        let alone = paper.is_none();
         let (ours, paper): (Vec<f64>, Vec<f64>) = pairs
             .iter()
             .filter_map(Pair::both)
@@ -206,13 +230,18 @@ impl Agreement {
                 b.rank = Some(paper_rank);
             }
         }
+        let ranked = |pair: &Pair| {
+            let own = pair.ours.as_ref().is_some_and(|s| s.own_rank.is_some());
+            if alone { own } else { pair.both().is_some() }
+        };
+        let subject = references.subject.as_deref();
         Self {
             dataset: dataset.to_string(),
-            common: ours.len(),
+            common: pairs.iter().filter(|pair| ranked(pair)).count(),
             spearman: stats::spearman(&ours, &paper),
             kendall: stats::kendall(&ours, &paper),
-            ours: lead(&pairs, |pair| pair.ours.as_ref()),
-            paper: lead(&pairs, |pair| pair.paper.as_ref()),
+            ours: lead(&pairs, subject, ranked, |pair| pair.ours.as_ref()),
+            paper: lead(&pairs, subject, ranked, |pair| pair.paper.as_ref()),
             pairs,
         }
     }
@@ -227,6 +256,27 @@ impl Standing {
             training_seeds: cell.training_seeds,
             sampling_seeds: cell.sampling_seeds,
             rank: None,
+            own_rank: None,
+        }
+    }
+}
+
+/// Ranks our rows among themselves, but for those that are not ranked; `alone`: there are no other ranks.
+fn rank_ours(pairs: &mut [Pair], unranked: &[String], alone: bool) {
+    let ranked = |pair: &&mut Pair| !unranked.contains(&pair.row);
+    let mut standings: Vec<&mut Standing> = pairs
+        .iter_mut()
+        .filter(ranked)
+        .filter_map(|pair| pair.ours.as_mut())
+        .collect();
+    let means: Vec<f64> = standings.iter().map(|s| s.mean).collect();
+    for (standing, rank) in standings
+        .iter_mut()
+        .zip(stats::ranks(&means).into_iter().flatten())
+    {
+        standing.own_rank = Some(rank);
+        if alone {
+            standing.rank = Some(rank);
         }
     }
 }
@@ -241,17 +291,23 @@ impl Pair {
     }
 }
 
-/// ABKD against the best other of the rows that both sides have.
-fn lead<'a>(pairs: &'a [Pair], side: impl Fn(&'a Pair) -> Option<&'a Standing>) -> Option<Lead> {
+/// The subject against the best other of the rows that are ranked.
+fn lead<'a>(
+    pairs: &'a [Pair],
+    subject: Option<&str>,
+    ranked: impl Fn(&Pair) -> bool,
+    side: impl Fn(&'a Pair) -> Option<&'a Standing>,
+) -> Option<Lead> {
+    let name = subject?;
     let common: Vec<(&Pair, &Standing)> = pairs
         .iter()
-        .filter(|pair| pair.both().is_some())
+        .filter(|pair| ranked(pair))
         .filter_map(|pair| Some((pair, side(pair)?)))
         .collect();
-    let (_, subject) = common.iter().find(|(pair, _)| pair.row == SUBJECT)?;
+    let (_, subject) = common.iter().find(|(pair, _)| pair.row == name)?;
     let (other, best) = common
         .iter()
-        .filter(|(pair, _)| pair.row != SUBJECT)
+        .filter(|(pair, _)| pair.row != name)
         .max_by(|(_, a), (_, b)| a.mean.total_cmp(&b.mean))?;
     Some(Lead {
         best_other: other.row.clone(),
@@ -260,18 +316,19 @@ fn lead<'a>(pairs: &'a [Pair], side: impl Fn(&'a Pair) -> Option<&'a Standing>) 
 }
 
 fn average_rank(row: &str, datasets: &[Agreement]) -> Option<AverageRank> {
-    let (ours, paper): (Vec<f64>, Vec<f64>) = datasets
-        .iter()
-        .flat_map(|agreement| &agreement.pairs)
-        .filter(|pair| pair.row == row)
-        .filter_map(Pair::both)
-        .filter_map(|(a, b)| a.rank.zip(b.rank))
-        .unzip();
+    let pairs = datasets.iter().flat_map(|agreement| &agreement.pairs);
+    let of_row = || pairs.clone().filter(move |pair| pair.row == row);
+    let ours: Vec<f64> = of_row()
+        .filter_map(|pair| pair.ours.as_ref()?.rank)
+        .collect();
+    let paper: Vec<f64> = of_row()
+        .filter_map(|pair| pair.paper.as_ref()?.rank)
+        .collect();
     Some(AverageRank {
         row: row.to_string(),
         datasets: ours.len(),
         ours: stats::mean(&ours)?,
-        paper: stats::mean(&paper)?,
+        paper: stats::mean(&paper),
     })
 }
 
@@ -320,14 +377,70 @@ pub(crate) mod tests {
             cell("ABKD", "vicuna", 3.0, None),
         ]);
         let scale = "GPT-2 at 1/100 of the steps";
-        Comparison::new("table1", "tiny", scale, &ours, &paper).unwrap()
+        Comparison::new("table1", "tiny", scale, &ours, Some(&paper), references()).unwrap()
+    }
+
+    fn references() -> References {
+        References {
+            subject: Some("ABKD".into()),
+            unranked: vec!["Teacher".into()],
+        }
+    }
+
+    /// Rows of ours of which the paper has the second alone, or of which there is no paper.
+    pub(crate) fn mine(with_paper: bool) -> Comparison {
+        let ours = table(vec![
+            cell("Teacher", "dolly", 50.0, None),
+            cell("Mine", "dolly", 3.0, Some(0.1)),
+            cell("RKLD", "dolly", 1.0, Some(0.5)),
+            cell("Other", "dolly", 2.0, Some(0.5)),
+        ]);
+        let paper = table(vec![cell("RKLD", "dolly", 20.0, Some(0.3))]);
+        let references = References {
+            subject: Some("Other".into()),
+            ..references()
+        };
+        let paper = with_paper.then_some(&paper);
+        Comparison::new("mine", "tiny", "", &ours, paper, references).unwrap()
+    }
+
+    #[test]
+    fn without_a_paper_ranks_are_among_ours() {
+        let comparison = mine(false);
+        assert_eq!(comparison.coverage, None);
+        let dolly = &comparison.datasets[0];
+        let rank = |pair: &Pair| pair.ours.as_ref().and_then(|s| s.rank);
+        let ranks: Vec<Option<f64>> = dolly.pairs.iter().map(rank).collect();
+        assert_eq!(ranks, [None, Some(1.0), Some(3.0), Some(2.0)]);
+        assert_eq!((dolly.common, dolly.spearman), (3, None));
+        let lead = dolly.ours.as_ref().unwrap();
+        assert_eq!((lead.best_other.as_str(), lead.margin), ("Mine", -1.0));
+        assert_eq!(dolly.paper, None);
+        assert!(!comparison.ranks_among_ours_differ());
+        assert_eq!(comparison.overall_spearman(), None);
+    }
+
+    #[test]
+    fn a_row_that_the_paper_does_not_have_is_ranked_among_ours() {
+        let comparison = mine(true);
+        let dolly = &comparison.datasets[0];
+        let of = |pair: &Pair| pair.ours.as_ref().map(|s| (s.rank, s.own_rank));
+        let ranks: Vec<_> = dolly.pairs.iter().filter_map(of).collect();
+        let (one, two, three) = (Some(1.0), Some(2.0), Some(3.0));
+        // the paper's row first, then ours
+        assert_eq!(
+            ranks,
+            [(one, three), (None, None), (None, one), (None, two)]
+        );
+        assert!(comparison.ranks_among_ours_differ() && !sample().ranks_among_ours_differ());
+        assert_eq!(comparison.own_average("Other"), Some(2.0));
     }
 
     #[test]
     fn ranks_and_correlations_by_hand() {
         let comparison = sample();
         assert_eq!(comparison.rows, ["FKLD", "RKLD", "AKL", "ABKD", "Teacher"]);
-        assert_eq!(comparison.coverage, (5, 8));
+        assert_eq!(comparison.coverage, Some((5, 8)));
         let dolly = &comparison.datasets[0];
         let ranks: Vec<_> = dolly
             .pairs
@@ -380,9 +493,9 @@ pub(crate) mod tests {
         assert_eq!(
             ranks,
             [
-                ("FKLD", 1, 2.5, 3.0),
-                ("RKLD", 2, 1.75, 2.0),
-                ("ABKD", 2, 1.5, 1.0)
+                ("FKLD", 1, 2.5, Some(3.0)),
+                ("RKLD", 2, 1.75, Some(2.0)),
+                ("ABKD", 2, 1.5, Some(1.0))
             ]
         );
         assert_eq!(comparison.overall_spearman(), Some(1.0));
@@ -392,15 +505,18 @@ pub(crate) mod tests {
     fn nothing_in_common_is_no_error_but_another_key_is() {
         let paper = table(vec![cell("ABKD", "dolly", 1.0, None)]);
         let empty = table(Vec::new());
-        let comparison = Comparison::new("table1", "tiny", "", &empty, &paper).unwrap();
-        assert_eq!(comparison.coverage, (0, 1));
+        let new = |ours: &Table, paper: &Table| {
+            Comparison::new("table1", "tiny", "", ours, Some(paper), references())
+        };
+        let comparison = new(&empty, &paper).unwrap();
+        assert_eq!(comparison.coverage, Some((0, 1)));
         assert_eq!(comparison.overall_spearman(), None);
         assert_eq!(comparison.datasets[0].ours, None);
         let other = Table {
             row_key: "method".into(),
             cells: Vec::new(),
         };
-        assert!(Comparison::new("table1", "tiny", "", &other, &paper).is_err());
+        assert!(new(&other, &paper).is_err());
     }
 
     #[test]
@@ -409,7 +525,8 @@ pub(crate) mod tests {
             cell("RKLD", "dolly", 2.0, Some(0.0)),
             cell("ABKD", "dolly", 2.0, Some(0.0)),
         ]);
-        let comparison = Comparison::new("table1", "tiny", "", &ours, &ours).unwrap();
+        let comparison =
+            Comparison::new("table1", "tiny", "", &ours, Some(&ours), references()).unwrap();
         let lead = comparison.datasets[0].ours.as_ref().unwrap();
         assert_eq!(lead.margin, 0.0);
         assert_eq!(comparison.datasets[0].spearman, None);

@@ -1,13 +1,13 @@
 //! `abkd fetch`: data sets and checkpoints of a profile from the Hugging Face Hub.
 
-use std::fs;
 use std::path::Path;
 
 use abkd_data::hub::{Hub, RepoKind, Request, WantedFile};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
 
+use crate::inputs::checkpoints::weight_files;
 use crate::inputs::data_folder;
 use crate::results::write_atomic;
 use crate::spec::{ModelSpec, Profile, Source};
@@ -57,7 +57,8 @@ fn derive(folder: &Path) -> Result<Vec<String>> {
             return Ok(());
         }
         let source = folder.join(from);
-        let text = fs::read_to_string(&source).with_context(|| source.display().to_string())?;
+        let text =
+            abkd_host::files::read_text(&source).with_context(|| source.display().to_string())?;
         let chosen: Vec<&str> = text.split_inclusive('\n').skip(skip).take(take).collect();
         write_atomic(&target, chosen.concat().as_bytes())?;
         lines.push(format!("{}: {} examples", target.display(), chosen.len()));
@@ -100,18 +101,25 @@ fn checkpoint(
     for file in ["config.json", "tokenizer.json"] {
         lines.push(one(hub, &wanted(file), dir)?);
     }
+    let mut optional = |file: &str| match one(hub, &wanted(file), dir) {
+        Ok(line) => {
+            lines.push(line);
+            Ok(true)
+        }
+        Err(error) if error.to_string().contains("has no file") => Ok(false),
+        Err(error) => Err(error),
+    };
+    // They say which token ends a text.
+    for file in [
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "generation_config.json",
+    ] {
+        optional(file)?;
+    }
     let single = dir.join("model.safetensors");
-    let index = dir.join("model.safetensors.index.json");
     // Large models are in several files that an index names.
-    let sharded = !single.exists()
-        && match one(hub, &wanted("model.safetensors.index.json"), dir) {
-            Ok(line) => {
-                lines.push(line);
-                true
-            }
-            Err(error) if error.to_string().contains("has no file") => false,
-            Err(error) => return Err(error),
-        };
+    let sharded = !single.exists() && optional("model.safetensors.index.json")?;
     if !sharded {
         let fetched = one(hub, &wanted("model.safetensors"), dir);
         lines.push(fetched.with_context(|| {
@@ -119,16 +127,10 @@ fn checkpoint(
         })?);
         return Ok(());
     }
-    let text = fs::read(&index).with_context(|| index.display().to_string())?;
-    let json: serde_json::Value =
-        serde_json::from_slice(&text).with_context(|| index.display().to_string())?;
-    let Some(map) = json["weight_map"].as_object() else {
-        bail!("{}: no weight_map", index.display());
-    };
-    let files: std::collections::BTreeSet<&str> =
-        map.values().filter_map(serde_json::Value::as_str).collect();
-    for file in files {
-        lines.push(one(hub, &wanted(file), dir)?);
+    // Names that lead out of the folder are refused there.
+    for file in weight_files(dir)?.unwrap_or_default() {
+        let name = file.file_name().unwrap_or_default().to_string_lossy();
+        lines.push(one(hub, &wanted(&name), dir)?);
     }
     Ok(())
 }
@@ -172,6 +174,8 @@ fn one(hub: &Hub, wanted: &Request, folder: &Path) -> Result<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

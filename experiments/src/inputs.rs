@@ -1,18 +1,38 @@
 //! What cells work on: data, tokenizer, base models; and the hashes that tell one input from another.
 
+pub mod checkpoints;
+mod companions;
+mod identity;
+
 use std::collections::BTreeMap;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use abkd_data::indexed::IndexedTokens;
 use abkd_data::{DataSets, Encoding, Example, Limits, TestSet, Tokenizer};
 use abkd_models::{LanguageModel, ModelConfig, checkpoint};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use burn::tensor::Device;
-use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 
-use crate::spec::{DataSpec, Layers, ModelSpec, Profile, Source, Spec};
+use self::checkpoints::Side;
+use self::identity::{hash_examples, hash_tokens, short};
+pub use self::identity::{hash_json, identity};
+use crate::spec::{DataSpec, Layers, ModelSpec, Profile, Source, Spec, Validated};
+
+/// An input that is not there yet: a plan goes on without it, a run does not.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Absent(pub String);
+
+/// Whether an error says that an input is not there, and not that it is wrong.
+pub fn is_absent(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause.is::<Absent>()
+            || matches!(
+                cause.downcast_ref(),
+                Some(abkd_data::Error::MissingSet { .. })
+            )
+    })
+}
 
 /// Data of a spec, as tokens, each with its hash.
 pub struct Inputs {
@@ -36,8 +56,10 @@ pub struct Inputs {
     pub text: Option<IndexedTokens>,
     /// Test sets with prompts.
     pub tests: BTreeMap<&'static str, (Vec<Example>, Vec<Vec<u32>>)>,
-    /// Hashes of `train`, `valid`, each test set, and the tokenizer.
+    /// Hashes of `train`, `valid`, each test set, the text and the tokenizer.
     pub hashes: BTreeMap<String, String>,
+    /// What makes a student's folder whole beside its weights.
+    pub companions: Vec<companions::File>,
 }
 
 impl Inputs {
@@ -49,8 +71,8 @@ impl Inputs {
     pub fn load(root: &Path, spec: &Spec) -> Result<Self> {
         let profile = &spec.profile;
         let data = &profile.data;
-        let tokenizer = load_tokenizer(root, profile)?;
-        let sets = load_sets(root, data)?;
+        let (tokenizer, tokenizer_file) = load_tokenizer(root, spec)?;
+        let sets = load_sets(root, spec)?;
         let limits = Limits {
             max_prompt_length: data.max_prompt_length,
             max_length: data.max_length,
@@ -63,14 +85,21 @@ impl Inputs {
                 .collect()
         };
         let train = first(&sets.train, data.train);
-        let valid = first(&sets.valid, Some(profile.validation.examples));
+        let wanted = profile.validation.examples;
+        let valid = first(
+            &sets.valid,
+            Some(data.valid.map_or(wanted, |n| n.min(wanted))),
+        );
         let mut hashes = BTreeMap::from([
             ("train".to_owned(), hash_examples(&train)),
             ("valid".to_owned(), hash_examples(&valid)),
             ("tokenizer".to_owned(), short(&tokenizer.hash())),
         ]);
         let bos = if profile.evaluation.bos {
-            Some(tokenizer.bos().context("[evaluation] bos = true")?)
+            Some(tokenizer.bos().with_context(|| {
+                let place = spec.in_profile(&["evaluation", "bos"]);
+                format!("{place}: [evaluation] bos = true")
+            })?)
         } else {
             None
         };
@@ -87,12 +116,9 @@ impl Inputs {
             None => abkd_data::encode_training(&train, &tokenizer, &limits)?,
             Some(prefix) => {
                 let prefix = root.join(prefix);
-                let tokens = IndexedTokens::open(&prefix)?;
+                let tokens = open_tokens(spec, "train_tokens", &prefix)?;
                 train_examples = tokens.len().min(data.train.unwrap_or(usize::MAX));
-                let mut hasher = Sha256::new();
-                hash_file(&prefix.with_added_extension("bin"), &mut hasher)
-                    .with_context(|| prefix.display().to_string())?;
-                let hash = short(&hex(&hasher.finalize()));
+                let hash = hash_tokens(&prefix)?;
                 hashes.insert("train".into(), format!("{hash}-{train_examples}"));
                 let mut encoding = Encoding::default();
                 for index in 0..train_examples {
@@ -118,17 +144,32 @@ impl Inputs {
         let text = match &data.text {
             None => None,
             Some(prefix) => {
-                let text = IndexedTokens::open(&root.join(prefix))?;
+                let prefix = root.join(prefix);
+                let text = open_tokens(spec, "text", &prefix)?;
                 ensure!(
-                    text.values() > text.len(),
+                    text.longest() > 1,
                     "{}: no document has two tokens, so there is nothing to predict",
                     prefix.display()
                 );
-                hashes.insert("text".into(), format!("{}-{}", text.len(), text.values()));
+                hashes.insert("text".into(), hash_tokens(&prefix)?);
                 Some(text)
             }
         };
+        let positions = base_shape(root, &profile.teacher, &profile.teacher)
+            .map_or(data.max_length, |shape| shape.max_positions());
+        let described = profile
+            .teacher
+            .checkpoint
+            .as_ref()
+            .map(|dir| root.join(dir));
+        let companions = companions::files(
+            &tokenizer,
+            tokenizer_file.as_deref(),
+            described.as_deref(),
+            positions,
+        )?;
         Ok(Self {
+            companions,
             text,
             train: encoded,
             train_examples,
@@ -143,6 +184,23 @@ impl Inputs {
         })
     }
 
+    /// What there is to validate with.
+    pub fn validated(&self) -> Validated {
+        let mut sequences = self.valid_sequences.sequences.iter();
+        Validated {
+            loss: sequences.any(|s| s.tokens.len() > s.prompt_len),
+            answers: !self.valid.is_empty(),
+        }
+    }
+
+    /// What is worth knowing of the data, and no mistake.
+    pub fn notes(&self) -> Vec<String> {
+        if self.validated().loss {
+            return Vec::new();
+        }
+        vec!["no validation example has a response token: there is no validation loss".into()]
+    }
+
     /// Examples and prompts of a test set of the spec.
     ///
     /// # Panics
@@ -154,28 +212,79 @@ impl Inputs {
     }
 }
 
-fn load_tokenizer(root: &Path, profile: &Profile) -> Result<Tokenizer> {
-    if profile.data.source == Source::Embedded && profile.data.tokenizer.is_none() {
-        return Ok(Tokenizer::embedded());
-    }
-    let beside = profile
-        .teacher
-        .checkpoint
-        .as_ref()
-        .map(|dir| dir.join("tokenizer.json"));
-    let Some(path) = profile.data.tokenizer.clone().or(beside) else {
-        bail!(
-            "[data] tokenizer: name a tokenizer.json; the teacher has no checkpoint folder to take it from"
-        );
+/// The tokenizer of a spec and its file; no file for the embedded one.
+fn load_tokenizer(root: &Path, spec: &Spec) -> Result<(Tokenizer, Option<PathBuf>)> {
+    let Some(path) = tokenizer_path(root, spec)? else {
+        return Ok((Tokenizer::embedded(), None));
     };
-    let path = root.join(path);
-    let eos = match &profile.teacher.checkpoint {
-        Some(dir) => ModelConfig::read(&root.join(dir).join("config.json"))
-            .with_context(weights_hint)?
-            .eos(),
+    let eos = match &spec.profile.teacher.checkpoint {
+        Some(dir) => ModelConfig::read(&root.join(dir).join("config.json"))?.eos(),
         None => None,
     };
-    Ok(Tokenizer::from_file(&path, eos)?)
+    let tokenizer = read_tokenizer(&path, eos)?;
+    Ok((tokenizer, Some(path)))
+}
+
+/// The file of the tokenizer; `None` for the embedded one.
+///
+/// # Errors
+///
+/// When it is not there, or nothing says where.
+pub fn tokenizer_path(root: &Path, spec: &Spec) -> Result<Option<PathBuf>> {
+    let profile: &Profile = &spec.profile;
+    if profile.data.source == Source::Embedded && profile.data.tokenizer.is_none() {
+        return Ok(None);
+    }
+    let (path, place) = match (&profile.data.tokenizer, &profile.teacher.checkpoint) {
+        (Some(path), _) => (root.join(path), spec.in_profile(&["data", "tokenizer"])),
+        (None, Some(dir)) => (
+            root.join(dir).join("tokenizer.json"),
+            spec.in_profile(&["teacher", "checkpoint"]),
+        ),
+        (None, None) => {
+            return Err(anyhow!(
+                "{}: [data] tokenizer: name a tokenizer.json; the teacher has no checkpoint folder to take it from",
+                spec.in_profile(&["data"])
+            ));
+        }
+    };
+    if !path.exists() {
+        let what = format!(
+            "{place}: {}: not there; give [data] tokenizer the path of the tokenizer.json that the teacher was trained with",
+            path.display()
+        );
+        // A folder without it has been fetched or written that way.
+        return Err(if abkd_host::files::folder_of(&path).exists() {
+            anyhow!(what)
+        } else {
+            anyhow!(Absent(what))
+        });
+    }
+    Ok(Some(path))
+}
+
+/// Reads a tokenizer; a pointer of git-lfs is told.
+pub(crate) fn read_tokenizer(path: &Path, eos: Option<u32>) -> Result<Tokenizer> {
+    // What is no plain file is refused here: the reader would wait on a pipe.
+    abkd_host::files::open(path).with_context(|| path.display().to_string())?;
+    Ok(Tokenizer::from_file(path, eos)?)
+}
+
+/// Opens the token files of a key of `[data]`.
+fn open_tokens(spec: &Spec, key: &str, prefix: &Path) -> Result<IndexedTokens> {
+    let place = || format!("{}: [data] {key}", spec.in_profile(&["data", key]));
+    for suffix in ["bin", "idx"] {
+        let path = prefix.with_added_extension(suffix);
+        if !path.exists() {
+            return Err(anyhow!(Absent(format!(
+                "{}: {}: not there; {key} is the path of two token files, .bin and .idx, without that ending",
+                place(),
+                path.display()
+            ))));
+        }
+        abkd_host::files::open(&path).with_context(|| path.display().to_string())?;
+    }
+    IndexedTokens::open(prefix).with_context(place)
 }
 
 /// The folder of the instruction sets: `[data] path`, else `ABKD_DATA`, else `data`.
@@ -186,17 +295,25 @@ pub fn data_folder(root: &Path, data: &DataSpec) -> PathBuf {
     }
 }
 
-fn load_sets(root: &Path, data: &DataSpec) -> Result<DataSets> {
+/// The sets that the spec asks for.
+fn load_sets(root: &Path, spec: &Spec) -> Result<DataSets> {
+    let data = &spec.profile.data;
     match data.source {
         Source::Embedded => Ok(abkd_data::embedded(data.seed, &sizes(data))),
         Source::Folder => {
             let folder = data_folder(root, data);
-            ensure!(
-                folder.exists(),
-                "{}: this profile reads the instruction sets from a folder; set ABKD_DATA to one, or get them with `abkd fetch data` (README, \"Real data\")",
-                folder.display()
-            );
-            Ok(abkd_data::from_folder(&folder)?)
+            if !folder.exists() {
+                return Err(anyhow!(Absent(format!(
+                    "{}: this profile reads the instruction sets from a folder; set ABKD_DATA to one, or get them with `abkd fetch data` (README, \"Real data\")",
+                    folder.display()
+                ))));
+            }
+            let training = data.train_tokens.is_none();
+            Ok(abkd_data::from_folder_only(
+                &folder,
+                training,
+                &spec.datasets()?,
+            )?)
         }
     }
 }
@@ -210,29 +327,6 @@ fn sizes(data: &DataSpec) -> abkd_data::Sizes {
     }
 }
 
-fn weights_hint() -> String {
-    "the checkpoint is not there: `make weights` fetches it, or set [teacher] checkpoint".into()
-}
-
-/// What a base model is, for the ids of the cells that start from it.
-///
-/// # Errors
-///
-/// A configuration that is not valid.
-pub fn identity(root: &Path, model: &ModelSpec, teacher: &ModelSpec) -> Result<Value> {
-    if let Some(config) = model.fresh(root)? {
-        return Ok(json!({ "config": config, "seed": model.seed }));
-    }
-    if let Some(layers) = &model.layers {
-        return Ok(json!({ "layers": layers, "of": identity(root, teacher, teacher)? }));
-    }
-    let dir = model
-        .checkpoint
-        .as_ref()
-        .context("a model without a source")?;
-    Ok(json!({ "checkpoint": hash_checkpoint(&root.join(dir))? }))
-}
-
 /// Loads a base model, before any training.
 ///
 /// # Errors
@@ -244,7 +338,7 @@ pub fn base_model(
     teacher: &ModelSpec,
     device: &Device,
 ) -> Result<LanguageModel> {
-    if let Some(config) = model.fresh(root)? {
+    if let Some(config) = model.fresh()? {
         return Ok(config.init(model.seed, device));
     }
     if let Some(layers) = &model.layers {
@@ -259,19 +353,7 @@ pub fn base_model(
         .checkpoint
         .as_ref()
         .context("a model without a source")?;
-    let loaded = checkpoint::load(&root.join(dir), device).with_context(weights_hint)?;
-    if let Some(declared) = model.declared(root)? {
-        let found = loaded.config();
-        let shape = |c: &ModelConfig| (c.vocab_size(), c.width(), c.layers(), c.heads());
-        ensure!(
-            shape(&declared) == shape(&found),
-            "{}: (vocabulary, width, layers, heads) is {:?}, the profile says {:?}",
-            root.join(dir).display(),
-            shape(&found),
-            shape(&declared)
-        );
-    }
-    Ok(loaded)
+    Ok(checkpoint::load(&root.join(dir), device)?)
 }
 
 /// The shape of a base model: from its checkpoint if that is there, else as declared.
@@ -288,62 +370,20 @@ pub fn base_shape(root: &Path, model: &ModelSpec, teacher: &ModelSpec) -> Result
         if path.exists() {
             return Ok(ModelConfig::read(&path)?);
         }
-    }
-    model.declared(root)?.with_context(weights_hint)
-}
-
-/// Hash of a checkpoint folder's configuration and weights; `absent` when there is none yet.
-fn hash_checkpoint(dir: &Path) -> Result<String> {
-    if !dir.join("config.json").exists() {
-        return Ok("absent".into());
-    }
-    let mut files: Vec<PathBuf> = std::fs::read_dir(dir)
-        .with_context(|| dir.display().to_string())?
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|p| p.ends_with("config.json") || p.extension().is_some_and(|e| e == "safetensors"))
-        .collect();
-    files.sort();
-    let mut hasher = Sha256::new();
-    for path in files {
-        hash_file(&path, &mut hasher).with_context(|| path.display().to_string())?;
-    }
-    Ok(short(&hex(&hasher.finalize())))
-}
-
-fn hash_file(path: &Path, hasher: &mut Sha256) -> std::io::Result<()> {
-    let mut file = std::fs::File::open(path)?;
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        let n = file.read(&mut buffer)?;
-        if n == 0 {
-            return Ok(());
-        }
-        hasher.update(&buffer[..n]);
-    }
-}
-
-fn hash_examples(examples: &[Example]) -> String {
-    let mut hasher = Sha256::new();
-    for e in examples {
-        for text in [&e.instruction, &e.input].into_iter().chain(&e.outputs) {
-            hasher.update((text.len() as u64).to_le_bytes());
-            hasher.update(text.as_bytes());
+        if model.declared()?.is_none() {
+            return Err(anyhow!(Absent(format!("{}: not there", path.display()))));
         }
     }
-    short(&hex(&hasher.finalize()))
+    model.declared()?.context("a model without a source")
 }
 
-/// Hash of a JSON value, short enough for a folder's name.
-pub fn hash_json(value: &Value) -> String {
-    short(&hex(&Sha256::digest(value.to_string().as_bytes())))[..10].to_owned()
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
-}
-
-fn short(hex: &str) -> String {
-    hex.chars().take(16).collect()
+/// The shape of a side's base model.
+///
+/// # Errors
+///
+/// As [`base_shape`].
+pub fn shape_of(root: &Path, spec: &Spec, side: Side) -> Result<ModelConfig> {
+    base_shape(root, side.of(spec), &spec.profile.teacher)
 }
 
 #[cfg(test)]
@@ -357,7 +397,7 @@ mod tests {
         let mut spec = Spec::load(&root, "table1", "tiny").unwrap();
         spec.profile.data.train = Some(40);
         let plain = Inputs::load(&root, &spec).unwrap();
-        let sets = load_sets(&root, &spec.profile.data).unwrap();
+        let sets = load_sets(&root, &spec).unwrap();
         let mut documents = pack(&sets.train, &Tokenizer::embedded()).unwrap();
         let dir = tempfile::tempdir().unwrap();
         let prefix = dir.path().join("train_0");

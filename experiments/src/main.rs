@@ -9,9 +9,11 @@ use abkd_data::hub::Hub;
 use abkd_data::indexed::{self, IndexedTokens};
 use abkd_data::{Tokenizer, read_jsonl};
 use abkd_experiments::estimate::{self, Accelerator, Estimate};
-use abkd_experiments::inputs::Inputs;
+use abkd_experiments::inputs::is_absent;
 use abkd_experiments::listing::{self, Listing};
+use abkd_experiments::message::{describe, say, terminal_width};
 use abkd_experiments::plan::Plan;
+use abkd_experiments::preflight;
 use abkd_experiments::runner::{self, Ended, Places};
 use abkd_experiments::spec::{self, Spec};
 use abkd_experiments::verify::{Subject, verify};
@@ -202,8 +204,9 @@ impl Folders {
 impl Target {
     fn load(&self) -> Result<Spec> {
         let mut spec = Spec::load(&self.folders.root, &self.experiment, &self.profile)?;
-        if let Some(backend) = &self.backend {
-            spec.profile.backend.clone_from(backend);
+        if let Some(name) = &self.backend {
+            backend::known(name).context("--backend")?;
+            spec.profile.backend.clone_from(name);
         }
         Ok(spec)
     }
@@ -211,36 +214,24 @@ impl Target {
 
 fn main() -> ExitCode {
     abkd_host::keep_freed_memory();
-    match run(Cli::parse().command) {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        // Help and version, too, are data that somebody waits for.
+        Err(answer) => {
+            let status = u8::try_from(answer.exit_code()).unwrap_or(2);
+            return match answer.print() {
+                Ok(()) => ExitCode::from(status),
+                Err(_) => ExitCode::FAILURE,
+            };
+        }
+    };
+    match run(cli.command) {
         Ok(code) => code,
-        // A reader that has gone away (`abkd list | head`) is no error of ours.
-        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {}", describe(&error));
+            say(&format!("error: {}", describe(&error)));
             ExitCode::FAILURE
         }
     }
-}
-
-/// The chain of causes on one line; a cause that its error quotes already is not repeated.
-fn describe(error: &anyhow::Error) -> String {
-    let mut text = String::new();
-    for cause in error.chain().map(ToString::to_string) {
-        if text.ends_with(&cause) {
-            continue;
-        }
-        if !text.is_empty() {
-            text += ": ";
-        }
-        text += &cause;
-    }
-    text
-}
-
-fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error
-        .downcast_ref::<std::io::Error>()
-        .is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
 }
 
 fn run(command: Command) -> Result<ExitCode> {
@@ -257,7 +248,8 @@ fn run(command: Command) -> Result<ExitCode> {
         } => show_plan(&target, false, None),
         Command::Run { target, jobs, .. } => run_experiment(&target, jobs),
         Command::Compare(target) => {
-            let text = report::compare(&target.folders.places(), &target.load()?)?;
+            let (places, spec) = (target.folders.places(), target.load()?);
+            let text = report::compare(&places, &spec, terminal_width())?;
             print(&text)
         }
         Command::Plot(target) => {
@@ -315,51 +307,71 @@ fn data_command(command: &DataCommand) -> Result<ExitCode> {
         DataCommand::Unpack { prefix, tokenizer } => {
             let tokenizer = Tokenizer::from_file(tokenizer, None)?;
             let tokens = IndexedTokens::open(prefix)?;
-            let mut out = std::io::stdout().lock();
+            let mut out = std::io::BufWriter::new(std::io::stdout().lock());
             for i in 0..tokens.len() {
-                writeln!(out, "{}", tokens.line(i, &tokenizer)?)?;
+                writeln!(out, "{}", tokens.line(i, &tokenizer)?).context(STDOUT)?;
             }
+            out.flush().context(STDOUT)?;
             Ok(ExitCode::SUCCESS)
         }
     }
 }
 
+/// What failed where data cannot be written.
+const STDOUT: &str = "stdout cannot be written to";
+
+/// Writes data to stdout. A reader that has gone away has not got them, which is an error as on any file.
 fn print(text: &str) -> Result<ExitCode> {
-    std::io::stdout().write_all(text.as_bytes())?;
+    let mut stdout = std::io::stdout().lock();
+    stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush())
+        .context(STDOUT)?;
     Ok(ExitCode::SUCCESS)
 }
 
 fn run_experiment(target: &Target, jobs: Option<usize>) -> Result<ExitCode> {
     let mut spec = target.load()?;
-    backend::check(&spec.profile.backend)?;
+    let place = match &target.backend {
+        Some(_) => "--backend".to_owned(),
+        None => spec.in_profile(&["backend"]),
+    };
+    backend::check(&spec.profile.backend).context(place)?;
     if let Some(jobs) = jobs {
-        anyhow::ensure!(jobs > 0, "--jobs 0: at least one cell must run");
         spec.profile.jobs = jobs;
-        spec.check_jobs()?;
+        spec.check_jobs("--jobs")?;
     }
     let places = target.folders.places();
     ctrlc::set_handler(|| {
         if STOP.swap(true, Ordering::Relaxed) {
             std::process::exit(i32::from(INTERRUPTED));
         }
-        eprintln!(
-            "\nstopping after the current step; the state is saved (press again to stop at once)"
-        );
+        say("\nstopping after the current step; the state is saved (press again to stop at once)");
     })
     .context("Ctrl-C cannot be caught")?;
-    runner::check_inputs(&places, &spec)?;
-    let inputs = Inputs::load(&places.root, &spec)?;
-    spec.check_run(inputs.train.sequences.len())?;
+    let inputs = preflight::load(&places, &spec)?;
     let plan = Plan::new(&places.root, &spec, &inputs.hashes)?;
+    let done = |cell| runner::is_done(&places, &spec, cell);
+    if !plan.cells.iter().all(done) {
+        preflight::weights(&places, &spec)?;
+    }
+    for note in spec.notes().into_iter().chain(inputs.notes()) {
+        say(&format!("note: {note}"));
+    }
     match runner::run(&places, &spec, &plan, &inputs, &STOP)? {
         Ended::Interrupted => {
-            eprintln!("interrupted; the same command goes on from here");
+            say("interrupted; the same command goes on from here");
             Ok(ExitCode::from(INTERRUPTED))
         }
         Ended::Finished => {
+            let told = runner::publish(&places, &spec)?;
             let figure = report::draw(&places, &spec)?;
-            let text = report::compare(&places, &spec)?;
-            print(&format!("{text}\nfigure: {}\n", figure.display()))
+            let text = report::compare(&places, &spec, terminal_width())?;
+            print(&format!(
+                "{text}\nfigure: {}\n{}\n",
+                figure.display(),
+                told.join("\n")
+            ))
         }
     }
 }
@@ -368,19 +380,26 @@ fn show_plan(target: &Target, calibrate: bool, accelerator: Option<&str>) -> Res
     let accelerator = accelerator.map(Accelerator::named).transpose()?;
     let spec = target.load()?;
     let places = target.folders.places();
-    // A plan is worth showing without data or weights too; the ids are then not final.
-    let inputs = Inputs::load(&places.root, &spec);
-    let hashes = match &inputs {
+    let mut notes = spec.notes();
+    // A plan is worth showing where data or weights are not there yet; the ids are then not final. What is there and
+    // wrong is an error as for a run.
+    let inputs = match preflight::load(&places, &spec) {
         Ok(inputs) => {
-            spec.check_run(inputs.train.sequences.len())?;
-            inputs.hashes.clone()
+            notes.extend(inputs.notes());
+            Some(inputs)
         }
-        Err(error) => {
-            eprintln!("note: inputs are not complete, so ids may change: {error:#}");
-            Default::default()
+        Err(error) if is_absent(&error) && preflight::shapes_are_known(&places, &spec) => {
+            let why = describe(&error);
+            notes.push(format!("inputs are not complete, so ids may change: {why}"));
+            None
         }
+        Err(error) => return Err(error),
     };
-    let plan = Plan::new(&places.root, &spec, &hashes)?;
+    for note in notes {
+        say(&format!("note: {note}"));
+    }
+    let hashes = inputs.as_ref().map(|inputs| inputs.hashes.clone());
+    let plan = Plan::new(&places.root, &spec, &hashes.unwrap_or_default())?;
     let done: Vec<bool> = plan
         .cells
         .iter()
@@ -388,15 +407,15 @@ fn show_plan(target: &Target, calibrate: bool, accelerator: Option<&str>) -> Res
         .collect();
     let seconds = match (&inputs, calibrate) {
         (_, false) => None,
-        (Ok(inputs), true) => {
+        (Some(inputs), true) => {
             backend::check(&spec.profile.backend)?;
-            eprintln!("calibrating: some updates and answers of each kind");
+            say("calibrating: some updates and answers of each kind");
             Some(runner::calibrate(&places, &spec, &plan, inputs)?)
         }
-        (Err(_), true) => anyhow::bail!("--calibrate needs the inputs that are missing"),
+        (None, true) => anyhow::bail!("--calibrate needs the inputs that are missing"),
     };
     let mut text = listing::cells(&plan, &done);
-    let estimate = Estimate::new(&places.root, &spec, &plan, inputs.as_ref().ok())?;
+    let estimate = Estimate::new(&places.root, &spec, &plan, inputs.as_ref())?;
     text += &estimate::report(&estimate, &done, accelerator, seconds.as_deref())?;
     print(&text)
 }

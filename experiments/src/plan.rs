@@ -3,6 +3,7 @@
 //! experiment asks for it, and a changed setting makes another cell.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::path::Path;
 
 use abkd_data::TestSet;
@@ -13,7 +14,7 @@ use anyhow::Result;
 use serde_json::{Value, json};
 
 use crate::inputs::{hash_json, identity};
-use crate::spec::{Kind, Profile, Spec, Start};
+use crate::spec::{Kind, Profile, STUDENT, Spec, Start, TEACHER};
 
 /// Raised when the meaning of a spec changes, so that older cells are not mistaken for new ones.
 const FORMAT: u32 = 4;
@@ -58,6 +59,20 @@ pub enum Work {
     },
 }
 
+impl Work {
+    /// Cells of different kinds are different, whatever their specs.
+    fn kind(self) -> &'static str {
+        match self {
+            Self::Sft { .. } => "sft",
+            Self::TeacherHidden => "hidden",
+            Self::TeacherAnswers { .. } => "answers",
+            Self::Distill { .. } => "distill",
+            Self::Time { .. } => "time",
+            Self::Evaluate { .. } => "evaluate",
+        }
+    }
+}
+
 /// A model of an experiment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Who {
@@ -81,16 +96,27 @@ pub struct Cell {
     pub id: String,
     /// What it does.
     pub work: Work,
+    /// What else it is, word for word: rows with equal settings share a cell.
+    pub also: Vec<Work>,
     /// Cells that must be finished first, as indices into the plan.
     pub needs: Vec<usize>,
     /// All that its result depends on.
     pub spec: Value,
 }
 
+impl Cell {
+    /// All that it does, one for each row that shares it.
+    pub fn works(&self) -> impl Iterator<Item = Work> {
+        std::iter::once(self.work).chain(self.also.iter().copied())
+    }
+}
+
 /// All cells of a spec, each after those it needs.
 pub struct Plan {
     /// The cells.
     pub cells: Vec<Cell>,
+    /// Index of a cell by the kind of its work and the hash of its spec.
+    known: BTreeMap<(&'static str, String), usize>,
     models: BTreeMap<Who, usize>,
     hidden: Option<usize>,
     /// Cells of the teacher's answers, by `max_new_tokens`.
@@ -106,6 +132,7 @@ impl Plan {
     pub fn new(root: &Path, spec: &Spec, hashes: &BTreeMap<String, String>) -> Result<Self> {
         let mut plan = Self {
             cells: Vec::new(),
+            known: BTreeMap::new(),
             models: BTreeMap::new(),
             hidden: None,
             answers: BTreeMap::new(),
@@ -195,11 +222,11 @@ impl Plan {
             let references = [Who::Teacher, Who::Student]
                 .into_iter()
                 .filter(|_| spec.experiment.references);
-            let students = plan.cells.iter().filter_map(|cell| match cell.work {
-                Work::Distill { row, seed } => Some(Who::Row { row, seed }),
-                _ => None,
-            });
-            let students: Vec<Who> = students.collect();
+            let mut students = Vec::new();
+            for (row, r) in rows.iter().enumerate() {
+                let seeds = spec.training_seeds(r)?.into_iter();
+                students.extend(seeds.map(|seed| Who::Row { row, seed }));
+            }
             for who in references.chain(students) {
                 for dataset in spec.datasets()? {
                     for &seed in &spec.experiment.seeds {
@@ -299,14 +326,24 @@ impl Plan {
     }
 
     fn add(&mut self, name: &str, work: Work, needs: Vec<usize>, spec: Value) -> usize {
-        let id = format!("{name}-{}", hash_json(&spec));
+        let hash = hash_json(&spec);
+        let index = self.cells.len();
+        match self.known.entry((work.kind(), hash.clone())) {
+            Entry::Occupied(known) => {
+                let known = *known.get();
+                self.cells[known].also.push(work);
+                return known;
+            }
+            Entry::Vacant(place) => place.insert(index),
+        };
         self.cells.push(Cell {
-            id,
+            id: format!("{name}-{hash}"),
             work,
+            also: Vec::new(),
             needs,
             spec,
         });
-        self.cells.len() - 1
+        index
     }
 
     fn add_model(&mut self, who: Who, name: &str, work: Work, needs: Vec<usize>, spec: Value) {
@@ -348,8 +385,8 @@ fn label_of(spec: &Spec, who: Who) -> String {
 /// Label of a model in tables.
 pub fn row_label(spec: &Spec, who: Who) -> String {
     match who {
-        Who::Teacher => "Teacher".into(),
-        Who::Student => "Student (SFT)".into(),
+        Who::Teacher => TEACHER.into(),
+        Who::Student => STUDENT.into(),
         Who::Row { row, .. } => spec.experiment.rows[row].label.clone(),
     }
 }
@@ -404,6 +441,41 @@ mod tests {
         for who in [Who::Teacher, Who::Student] {
             assert_eq!(a.model(who).unwrap().id, b.model(who).unwrap().id);
         }
+    }
+
+    #[test]
+    fn rows_with_equal_settings_share_their_cells() {
+        let (a, b) = (
+            plan(|_| {}),
+            plan(|s| {
+                let mut again = s.experiment.rows[7].clone();
+                again.label = "Again".into();
+                // the same divergence by another method's name
+                again.method = "abkd".into();
+                s.experiment.rows.push(again);
+            }),
+        );
+        let ids = |p: &Plan| p.cells.iter().map(|c| c.id.clone()).collect::<Vec<_>>();
+        assert_eq!(ids(&a), ids(&b));
+        let shared = b.cells.iter().filter(|c| !c.also.is_empty());
+        // three trainings, and 25 evaluations of each
+        assert_eq!(shared.clone().count(), 3 + 3 * 25);
+        for cell in shared {
+            let rows: Vec<usize> = cell
+                .works()
+                .map(|work| match work {
+                    Work::Distill { row, .. } => row,
+                    Work::Evaluate {
+                        who: Who::Row { row, .. },
+                        ..
+                    } => row,
+                    other => panic!("{other:?}"),
+                })
+                .collect();
+            assert_eq!(rows, [7, 8]);
+        }
+        let who = |row| Who::Row { row, seed: 1 };
+        assert_eq!(b.model(who(7)).unwrap().id, b.model(who(8)).unwrap().id);
     }
 
     #[test]

@@ -34,9 +34,6 @@ static DEJAVU_SANS: &[u8] = include_bytes!("../assets/DejaVuSans.ttf");
 /// Figures are drawn at twice their size and averaged down: the backend does not smooth thick lines and polygons.
 const OVERSAMPLING: u32 = 2;
 
-/// The row that is drawn with emphasis.
-const EMPHASISED: &str = "ABKD";
-
 /// Okabe and Ito's palette, its yellow replaced by grey: safe for colour-blind readers, and every curve has a marker
 /// too. Losses and methods never meet in one figure, except in `ABKD`, so they share the colours.
 const STYLES: [(&str, RGBColor, Marker); 16] = [
@@ -85,10 +82,12 @@ struct Look {
     row: String,
     color: RGBColor,
     marker: Marker,
+    /// Whether it is drawn with emphasis: the subject.
+    emphasised: bool,
 }
 
 impl Look {
-    fn of(index: usize, row: &str) -> Self {
+    fn of(index: usize, row: &str, subject: Option<&str>) -> Self {
         let known = STYLES.iter().find(|(name, ..)| *name == row);
         let (color, marker) = known
             .map(|(_, color, marker)| (*color, *marker))
@@ -97,15 +96,12 @@ impl Look {
             row: row.to_string(),
             color,
             marker,
+            emphasised: subject == Some(row),
         }
     }
 
-    fn emphasised(&self) -> bool {
-        self.row == EMPHASISED
-    }
-
     fn line(&self) -> ShapeStyle {
-        self.color.stroke_width(if self.emphasised() {
+        self.color.stroke_width(if self.emphasised {
             px(4) as u32
         } else {
             px(2) as u32
@@ -114,7 +110,7 @@ impl Look {
 
     /// Draws the marker about a pixel.
     fn mark(&self, area: &Area, (x, y): (i32, i32)) -> Result<()> {
-        let r = if self.emphasised() { px(5) } else { px(4) };
+        let r = if self.emphasised { px(5) } else { px(4) };
         let fill = self.color.filled();
         let stroke = self.color.stroke_width(px(2) as u32);
         let polygon = |corners: &[(i32, i32)]| {
@@ -337,7 +333,7 @@ fn frame<'a>(area: &Area<'a>, title: &str, looks: &[Look], key: Key) -> Result<A
                 Key::Box => {
                     let corners = [(x, y - px(7)), (x + swatch, y + px(7))];
                     area.draw(&Rectangle::new(corners, look.color.filled()))?;
-                    if look.emphasised() {
+                    if look.emphasised {
                         area.draw(&Rectangle::new(corners, BLACK.stroke_width(px(1) as u32)))?;
                     }
                 }
@@ -408,11 +404,13 @@ mod tests {
             for (i, (a, color, marker)) in table.iter().enumerate() {
                 for (b, other, other_marker) in &table[i + 1..] {
                     assert_ne!(color, other, "{a} and {b}");
-                    assert!(marker != other_marker || *b == EMPHASISED || *a == EMPHASISED);
+                    assert!(marker != other_marker || *b == "ABKD" || *a == "ABKD");
                 }
             }
         }
-        assert_eq!(Look::of(5, "none").color, OTHERS[1].0);
+        assert_eq!(Look::of(5, "none", None).color, OTHERS[1].0);
+        assert!(Look::of(5, "none", Some("none")).emphasised);
+        assert!(!Look::of(0, "ABKD", Some("none")).emphasised);
     }
 
     #[test]

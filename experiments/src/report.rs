@@ -1,62 +1,61 @@
 //! What is made from the CSV files once they are there: comparison and pictures.
 
-use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 
-use crate::compare::Comparison;
+use crate::compare::{Comparison, References};
 use crate::plot;
 use crate::results::{CurvePoint, Table, mean_curve, read_curve};
 use crate::runner::Places;
-use crate::spec::{Kind, Spec};
+use crate::spec::{Kind, REPLACED, STUDENT, Spec, TEACHER};
 use crate::timing;
 
-/// Compares a table with the paper's and writes the comparison; gives the table for the terminal.
+/// Compares a table with the paper's, where the experiment names one, and writes the comparison; gives the table for a
+/// terminal of `width` columns, or for a pipe.
 ///
 /// # Errors
 ///
 /// When there are no results yet, or a file is not what it should be.
-pub fn compare(places: &Places, spec: &Spec) -> Result<String> {
+pub fn compare(places: &Places, spec: &Spec, width: Option<u16>) -> Result<String> {
     let e = &spec.experiment;
     match e.kind {
         Kind::Curve => return compare_curves(places, spec),
         Kind::Timing => return compare_timings(places, spec),
         Kind::Table => {}
     }
-    let ours = places.result(spec, &format!("{}.csv", e.name));
-    let mut comparison = Comparison::read(
+    let ours = Table::read(&ours(places, spec, ".csv")).with_context(|| hint(spec))?;
+    let paper = paper(places, spec, Table::read)?;
+    let references = References {
+        subject: e.subject().map(str::to_owned),
+        unranked: vec![TEACHER.into(), STUDENT.into()],
+    };
+    let mut comparison = Comparison::new(
         &e.name,
         &spec.profile.name,
         &spec.profile.description,
         &ours,
-        &places.paper(&e.paper),
-    )
-    .with_context(|| hint(spec))?;
+        paper.as_ref(),
+        references,
+    )?;
     if spec.starts_are_replaced() {
-        comparison.remarks.push(
-            "Every row starts from the initialised student: the base of this profile is no language model.".into(),
-        );
+        comparison.remarks.push(REPLACED.into());
     }
-    comparison.write(&places.result(spec, ""))?;
-    let width = std::io::stdout()
-        .is_terminal()
-        .then(terminal_width)
-        .flatten();
+    comparison.write(&folder(places, spec, ".csv"))?;
     Ok(comparison.terminal(width))
 }
 
 /// Seconds a sample and ratios to SFT, ours and the paper's.
 fn compare_timings(places: &Places, spec: &Spec) -> Result<String> {
     let e = &spec.experiment;
-    let ours = timing::read(&places.result(spec, &e.name)).with_context(|| hint(spec))?;
-    let paper = timing::read_paper(&places.paper(&e.paper))?;
-    let text = timing::comparison(&ours.rows, &paper);
+    let ours = timing::read(&ours(places, spec, ".json")).with_context(|| hint(spec))?;
+    let paper = paper(places, spec, timing::read_paper)?;
+    let text = timing::comparison(&ours.rows, paper.as_deref());
     let heading = format!(
         "# {}, profile `{}`\n\n{}\n\nMachine: {}.\n\n",
         e.title, spec.profile.name, spec.profile.description, ours.machine
     );
-    let path = places.result(spec, &format!("{}_comparison.md", e.name));
+    let path = folder(places, spec, ".json").join(format!("{}_comparison.md", e.name));
     crate::results::write_atomic(&path, (heading + &text).as_bytes())?;
     Ok(text)
 }
@@ -64,33 +63,53 @@ fn compare_timings(places: &Places, spec: &Spec) -> Result<String> {
 /// The best point of each mean curve, ours and the paper's.
 fn compare_curves(places: &Places, spec: &Spec) -> Result<String> {
     let e = &spec.experiment;
-    let ours =
-        read_curve(&places.result(spec, &format!("{}.csv", e.name))).with_context(|| hint(spec))?;
-    let paper = read_curve(&places.paper(&e.paper))?;
+    let ours = read_curve(&ours(places, spec, ".csv")).with_context(|| hint(spec))?;
+    let paper = paper(places, spec, read_curve)?;
     let best = |points: &[CurvePoint], loss: &str| {
         let curve = mean_curve(points, loss).into_iter().map(|p| p.mean);
         curve.fold(None, |a: Option<f64>, x| Some(a.map_or(x, |a| a.max(x))))
     };
     let labels: Vec<&str> = e.rows.iter().map(|r| r.label.as_str()).collect();
-    let mut text = String::from("loss,best_validation_rouge_l,paper_best_validation_rouge_l\n");
+    let cell = |x: Option<f64>| x.map_or(String::new(), |x| format!("{x:.4}"));
+    let mut text = String::from("loss,best_validation_rouge_l");
+    text += if paper.is_some() {
+        ",paper_best_validation_rouge_l\n"
+    } else {
+        "\n"
+    };
     let mut pairs = (Vec::new(), Vec::new());
     for label in labels {
-        let (a, b) = (best(&ours, label), best(&paper, label));
-        let cell = |x: Option<f64>| x.map_or(String::new(), |x| format!("{x:.4}"));
-        text += &format!("{label},{},{}\n", cell(a), cell(b));
-        if let (Some(a), Some(b)) = (a, b) {
-            pairs.0.push(a);
-            pairs.1.push(b);
+        let a = best(&ours, label);
+        text += &format!("{},{}", quoted(label), cell(a));
+        if let Some(paper) = &paper {
+            let b = best(paper, label);
+            text += &format!(",{}", cell(b));
+            if let (Some(a), Some(b)) = (a, b) {
+                pairs.0.push(a);
+                pairs.1.push(b);
+            }
         }
+        text.push('\n');
     }
-    let path = places.result(spec, &format!("{}_comparison.csv", e.name));
+    let path = folder(places, spec, ".csv").join(format!("{}_comparison.csv", e.name));
     crate::results::write_atomic(&path, text.as_bytes())?;
+    if paper.is_none() {
+        return Ok(text);
+    }
     let rho = abkd_metrics::stats::spearman(&pairs.0, &pairs.1);
     let rho = rho.map_or("not defined".into(), |r| format!("{r:.3}"));
     Ok(format!(
         "{text}Spearman's rho of the best points over {} losses: {rho}\n",
         pairs.0.len()
     ))
+}
+
+/// A field of a CSV file.
+fn quoted(text: &str) -> String {
+    if text.contains([',', '"']) {
+        return format!("\"{}\"", text.replace('"', "\"\""));
+    }
+    text.into()
 }
 
 /// Draws the picture of an experiment; gives its path.
@@ -107,32 +126,51 @@ pub fn draw(places: &Places, spec: &Spec) -> Result<PathBuf> {
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
     }
-    let ours = places.result(spec, &format!("{}.csv", e.name));
-    let paper = places.paper(&e.paper);
+    let profile = &spec.profile.name;
     match e.kind {
         Kind::Curve => {
-            let ours = read_curve(&ours).with_context(|| hint(spec))?;
-            plot::figure1(&ours, Some(&read_curve(&paper)?), &path, &spec.profile.name)?;
+            let ours = read_curve(&ours(places, spec, ".csv")).with_context(|| hint(spec))?;
+            let paper = paper(places, spec, read_curve)?;
+            plot::figure1(&ours, paper.as_deref(), &path, profile, e.subject())?;
         }
         Kind::Timing => {
-            let ours = timing::read(&places.result(spec, &e.name)).with_context(|| hint(spec))?;
-            let paper = timing::read_paper(&paper)?;
+            let ours = timing::read(&ours(places, spec, ".json")).with_context(|| hint(spec))?;
+            let paper = paper(places, spec, timing::read_paper)?.unwrap_or_default();
             let of = |method: &str| paper.iter().find(|(m, _)| m == method).map(|(_, s)| *s);
             let ratio = |method: &str| Some(of(method)? / of("SFT")?);
-            plot::stacks(&ours.rows, ratio, &path, &e.title, &spec.profile.name)?;
+            plot::stacks(&ours.rows, ratio, &path, &e.title, profile)?;
         }
         Kind::Table => {
-            let ours = Table::read(&ours).with_context(|| hint(spec))?;
-            plot::bars(
-                &ours,
-                Some(&Table::read(&paper)?),
-                &path,
-                &e.title,
-                &spec.profile.name,
-            )?;
+            let ours = Table::read(&ours(places, spec, ".csv")).with_context(|| hint(spec))?;
+            let paper = paper(places, spec, Table::read)?;
+            plot::bars(&ours, paper.as_ref(), &path, &e.title, profile, e.subject())?;
         }
     }
     Ok(path)
+}
+
+/// The paper's file, where the experiment names one.
+fn paper<T>(
+    places: &Places,
+    spec: &Spec,
+    read: impl Fn(&std::path::Path) -> Result<T>,
+) -> Result<Option<T>> {
+    let name = spec.experiment.paper.as_ref();
+    name.map(|name| read(&places.paper(name))).transpose()
+}
+
+/// A file of our results: the whole ones, else those of a run that is not done.
+fn ours(places: &Places, spec: &Spec, end: &str) -> PathBuf {
+    folder(places, spec, end).join(format!("{}{end}", spec.experiment.name))
+}
+
+/// The folder in which a file of our results lies.
+fn folder(places: &Places, spec: &Spec, end: &str) -> PathBuf {
+    let name = format!("{}{end}", spec.experiment.name);
+    if !places.result(spec, &name).exists() && places.partial(spec, &name).exists() {
+        return places.partial(spec, "");
+    }
+    places.result(spec, "")
 }
 
 fn hint(spec: &Spec) -> String {
@@ -140,8 +178,4 @@ fn hint(spec: &Spec) -> String {
         "no results yet? `abkd run {} --profile {}` makes them",
         spec.experiment.name, spec.profile.name
     )
-}
-
-fn terminal_width() -> Option<u16> {
-    std::env::var("COLUMNS").ok()?.parse().ok()
 }

@@ -38,7 +38,7 @@ const CELL_COLUMNS: [&str; 7] = [
 /// The paper's: its spread is over the sampling seeds of one student.
 const PAPER_COLUMNS: [&str; 3] = ["dataset", "rouge_l_mean", "rouge_l_std"];
 /// What the first column of a table may be called.
-const ROW_KEYS: [&str; 2] = ["loss", "method"];
+pub(crate) const ROW_KEYS: [&str; 2] = ["loss", "method"];
 
 /// One cell of a table: a row on a data set, folded over seeds.
 #[derive(Clone, Debug, PartialEq)]

@@ -4,6 +4,7 @@ mod answers;
 mod board;
 mod calibrate;
 mod proof;
+mod publish;
 mod worker;
 
 use std::any::Any;
@@ -15,13 +16,13 @@ use std::sync::{Mutex, PoisonError};
 use abkd_host::files;
 use abkd_training::ValidationRecord;
 use abkd_training::evaluate;
-use anyhow::{Context, Result, anyhow, ensure};
-use serde::de::DeserializeOwned;
+use anyhow::{Context, Result, anyhow};
 use serde::{Deserialize, Serialize};
 
 use self::board::Board;
 pub use self::calibrate::calibrate;
 use self::proof::Standing;
+pub use self::publish::publish;
 use self::worker::Worker;
 use crate::inputs::Inputs;
 use crate::plan::{Cell, Plan, Who, Work, row_label};
@@ -54,6 +55,11 @@ impl Places {
         self.results.join(&spec.profile.name).join(name)
     }
 
+    /// A file of results that are not whole yet, beside those that are.
+    pub fn partial(&self, spec: &Spec, name: &str) -> PathBuf {
+        self.result(spec, PARTIAL).join(name)
+    }
+
     /// A file of the paper's results.
     pub fn paper(&self, name: &str) -> PathBuf {
         self.root.join("results/paper").join(name)
@@ -83,6 +89,9 @@ const RESULT: &str = "result.json";
 const TASK: &str = "cell.json";
 /// Where updates are timed.
 const SCRATCH: &str = "scratch";
+
+/// The folder of results that are not whole yet, below those of their profile.
+const PARTIAL: &str = "partial";
 
 /// How a run ended.
 #[derive(Debug, PartialEq, Eq)]
@@ -125,7 +134,7 @@ pub fn run(
     let device = crate::backend::device(&spec.profile.backend)?;
     let (done, again) = proof::survey(&runs, plan)?;
     let finished = done.iter().filter(|d| **d).count();
-    let jobs = spec.jobs();
+    let jobs = spec.jobs().min(plan.cells.len().max(1));
     let display = Display::new(plan.cells.len(), finished, jobs);
     report_inputs(&display, inputs, finished, plan);
     again.iter().for_each(|line| display.line(line));
@@ -198,12 +207,8 @@ fn lock(runs: &Path) -> Result<File> {
     Ok(file)
 }
 
-pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    let text = fs::read(path).with_context(|| path.display().to_string())?;
-    serde_json::from_slice(&text).with_context(|| path.display().to_string())
-}
-
-/// Folds what is done into the CSV files of the experiment. Safe to call from several workers.
+/// Folds what is done into the CSV files of the experiment, beside those of an earlier run: [`publish`] puts them in
+/// place. Safe to call from several workers.
 ///
 /// # Errors
 ///
@@ -216,41 +221,49 @@ pub fn write_results(places: &Places, spec: &Spec, plan: &Plan) -> Result<()> {
     let mut curves = Vec::new();
     let mut scores = Vec::new();
     let mut timings: Vec<(usize, Timing)> = Vec::new();
-    for cell in &plan.cells {
-        match cell.work {
+    for (cell, work) in plan
+        .cells
+        .iter()
+        .flat_map(|c| c.works().map(move |w| (c, w)))
+    {
+        match work {
             Work::Distill { row, seed } => {
                 let Some(trained) = proof::result::<Trained>(&runs, &cell.id)? else {
                     continue;
                 };
                 let loss = row_label(spec, Who::Row { row, seed });
                 curves.extend(trained.curve.into_iter().filter_map(|r| {
-                    Some(CurvePoint {
+                    let point = CurvePoint {
                         loss: loss.clone(),
                         training_seed: Some(seed),
                         epoch: r.epoch as u32,
                         dolly_validation_rouge_l: r.validation_rouge_l?,
-                        validation_loss: Some(r.validation_loss),
-                    })
+                        validation_loss: r.validation_loss,
+                    };
+                    Some((row, point))
                 }));
             }
             Work::Evaluate { who, dataset, seed } => {
                 let Some(score) = proof::result::<evaluate::Score>(&runs, &cell.id)? else {
                     continue;
                 };
-                scores.push(Score {
+                let (place, training_seed) = match who {
+                    Who::Teacher => (0, None),
+                    Who::Student => (1, None),
+                    Who::Row { row, seed } => (2 + row, Some(seed)),
+                };
+                let score = Score {
                     experiment: name.clone(),
                     row: row_label(spec, who),
-                    training_seed: match who {
-                        Who::Row { seed, .. } => Some(seed),
-                        Who::Teacher | Who::Student => None,
-                    },
+                    training_seed,
                     dataset: dataset.id().into(),
                     sampling_seed: seed,
                     n: score.n as u64,
                     rouge_l: score.rouge_l,
                     exact_match: score.exact_match,
                     mean_tokens: score.mean_tokens,
-                });
+                };
+                scores.push((place, score));
             }
             Work::Time { row, .. } => {
                 timings.extend(proof::result(&runs, &cell.id)?.map(|timing| (row, timing)));
@@ -258,21 +271,26 @@ pub fn write_results(places: &Places, spec: &Spec, plan: &Plan) -> Result<()> {
             Work::Sft { .. } | Work::TeacherAnswers { .. } | Work::TeacherHidden => {}
         }
     }
+    let file = |end: &str| places.partial(spec, &format!("{name}{end}"));
     match spec.experiment.kind {
-        Kind::Curve if !curves.is_empty() => {
-            results::write_curve(&places.result(spec, &format!("{name}.csv")), &curves)
-        }
+        Kind::Curve if !curves.is_empty() => results::write_curve(&file(".csv"), &in_order(curves)),
         Kind::Table if !scores.is_empty() => {
-            results::write_scores(&places.result(spec, &format!("{name}_scores.csv")), &scores)?;
-            results::fold(&scores, &spec.experiment.row_key)?
-                .write(&places.result(spec, &format!("{name}.csv")))
+            let scores = in_order(scores);
+            results::write_scores(&file("_scores.csv"), &scores)?;
+            results::fold(&scores, &spec.experiment.row_key)?.write(&file(".csv"))
         }
         Kind::Timing if !timings.is_empty() => {
             let costs = one_off_costs(&runs, plan)?;
-            timing::write(&places.result(spec, name), spec, &timings, costs)
+            timing::write(&file(""), spec, &timings, costs)
         }
         _ => Ok(()),
     }
+}
+
+/// What cells of rows yield, in the order of the rows: a cell that rows share comes early for the later ones.
+fn in_order<K: Ord, T>(mut keyed: Vec<(K, T)>) -> Vec<T> {
+    keyed.sort_by(|(a, _), (b, _)| a.cmp(b));
+    keyed.into_iter().map(|(_, value)| value).collect()
 }
 
 /// What the teacher's one-off cells took, seconds a sequence.
@@ -289,25 +307,6 @@ fn one_off_costs(runs: &Path, plan: &Plan) -> Result<timing::OneOffCosts> {
         }
     }
     Ok(costs)
-}
-
-/// Refuses a spec whose inputs are only partly there.
-///
-/// # Errors
-///
-/// When a base model is missing.
-pub fn check_inputs(places: &Places, spec: &Spec) -> Result<()> {
-    for model in [&spec.profile.teacher, &spec.profile.student] {
-        if let Some(dir) = &model.checkpoint {
-            let path = places.root.join(dir).join("config.json");
-            ensure!(
-                path.exists(),
-                "{}: the checkpoint is not there; `make weights` fetches it (README, \"Real data\")",
-                path.display()
-            );
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

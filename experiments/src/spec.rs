@@ -1,19 +1,23 @@
 //! What an experiment is: a TOML file that names rows and columns, and a profile that names the scale.
 
+mod blame;
+mod check;
 mod experiment;
 mod file;
 mod profile;
+mod profile_check;
+mod shape;
 
 use std::path::{Path, PathBuf};
 
 use abkd_data::TestSet;
-use abkd_training::Method;
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-pub use experiment::{Experiment, Kind, Row, Start, TextTerm};
-use file::Step::{Index, Key};
+pub use check::Validated;
+pub use experiment::{Experiment, Kind, Row, STUDENT, Start, TEACHER, TextTerm};
+use file::Step::Key;
 use file::{Step, TomlFile};
 pub use profile::{
     DataSpec, DecodingSpec, Layers, MethodSpec, ModelSpec, Profile, Source, TimingSpec,
@@ -32,7 +36,14 @@ pub struct Spec {
     /// The two files, for the place of what is found wrong later.
     #[serde(skip)]
     files: Files,
+    /// The pair of the profile that is used, where it has several.
+    #[serde(skip)]
+    pair: Option<String>,
 }
+
+/// What is said where rows ask for a base that there is not.
+pub const REPLACED: &str =
+    "Every row starts from the initialised student: the base of this profile is no language model.";
 
 /// The files of a spec.
 #[derive(Clone, Debug)]
@@ -55,152 +66,67 @@ impl Spec {
             profile: TomlFile::read(&find(&folder.join("profiles"), profile, "profile")?)?,
         };
         let experiment: Experiment = files.experiment.parse()?;
+        let (profile, pair) = parse_profile(&files, experiment.pair.as_deref())?;
         let mut spec = Self {
-            profile: parse_profile(&files.profile, experiment.pair.as_deref())?,
+            profile,
             experiment,
             files,
+            pair,
         };
         if let Some(seeds) = spec.profile.seeds.clone() {
             spec.experiment.seeds = seeds;
         }
-        spec.check_experiment()?;
-        spec.check_profile(spec.files.profile.path())?;
-        spec.check_seeds()?;
+        spec.check()?;
+        spec.check_other_pairs()?;
         Ok(spec)
     }
 
-    fn check_experiment(&self) -> Result<()> {
-        let place = |steps: &[Step]| self.files.experiment.place(steps);
-        let e = &self.experiment;
-        ensure!(!e.rows.is_empty(), "{}: no [[rows]]", place(&[]));
-        ensure!(
-            e.kind != Kind::Table || !e.seeds.is_empty(),
-            "{}: `seeds` is empty; give at least one sampling seed, e.g. seeds = [10]",
-            place(&[Key("seeds")])
-        );
-        ensure!(
-            e.kind != Kind::Table || !e.datasets.is_empty(),
-            "{}: `datasets` is empty; `abkd list datasets` shows them",
-            place(&[Key("datasets")])
-        );
-        for (index, row) in e.rows.iter().enumerate() {
-            row.method(&self.profile)
-                .and_then(|_| row.training(&self.profile))
-                .and_then(|_| row.with_text(&self.profile))
-                .map_err(|error| self.blame(index, error))?;
-            ensure!(
-                e.rows.iter().filter(|r| r.label == row.label).count() == 1,
-                "{}: two rows are labelled `{}`",
-                place(&[Key("rows"), Index(index), Key("label")]),
-                row.label
-            );
-        }
-        self.datasets().with_context(|| place(&[Key("datasets")]))?;
-        Ok(())
+    /// `path:line` of a key of the experiment's file.
+    pub fn in_experiment(&self, keys: &[&str]) -> String {
+        self.files.experiment.place(&steps(keys))
     }
 
-    /// What the number of training sequences shows to be wrong.
-    ///
-    /// # Errors
-    ///
-    /// A warm-up that is longer than its run, a replay buffer that is smaller than a batch.
-    pub fn check_run(&self, sequences: usize) -> Result<()> {
-        let p = &self.profile;
-        for (name, settings) in [
-            ("teacher_sft", &p.teacher_sft),
-            ("student_sft", &p.student_sft),
-        ] {
-            if let Some(settings) = settings {
-                let place = || self.files.profile.place(&[Key(name)]);
-                settings.check_run(sequences).with_context(place)?;
+    /// `path:line` of a key of the profile's file: in the experiment's pair where that sets it.
+    pub fn in_profile(&self, keys: &[&str]) -> String {
+        let file = &self.files.profile;
+        if let Some(pair) = &self.pair {
+            let own = [&["pairs", pair][..], keys].concat();
+            if file.has(&steps(&own)) {
+                return file.place(&steps(&own));
             }
         }
-        for (index, row) in self.experiment.rows.iter().enumerate() {
-            let settings = row.training(p)?;
-            let method = row.method(p)?;
-            settings
-                .check_run(sequences)
-                .and_then(|()| method.check_run(&settings))
-                .with_context(|| format!("row `{}`", row.label))
-                .map_err(|error| self.blame(index, error))?;
+        file.place(&steps(keys))
+    }
+
+    /// What is worth knowing of the two files, and no mistake.
+    pub fn notes(&self) -> Vec<String> {
+        let mut notes = Vec::new();
+        if let (Some(pair), None) = (&self.experiment.pair, &self.pair) {
+            notes.push(format!(
+                "{}: pair = \"{pair}\": profile `{}` has one pair of models, which is used",
+                self.in_experiment(&["pair"]),
+                self.profile.name
+            ));
         }
-        Ok(())
-    }
-
-    /// Adds the place of the key that an error of a row names: in the row, else in the profile's settings of its method,
-    /// else the row.
-    fn blame(&self, index: usize, error: anyhow::Error) -> anyhow::Error {
-        let place = self.place_of(index, &format!("{error:#}"));
-        error.context(place)
-    }
-
-    fn place_of(&self, index: usize, message: &str) -> String {
-        let (file, profile_file) = (&self.files.experiment, &self.files.profile);
-        let row = &self.experiment.rows[index];
-        let in_row = [Key("rows"), Index(index)];
-        let in_profile = [Key("methods"), Key(&row.method)];
-        let pair = self.experiment.pair.as_deref().unwrap_or_default();
-        let in_pair = [Key("pairs"), Key(pair), in_profile[0], in_profile[1]];
-        let distill = [Key("distill")];
-        let of_pair = [Key("pairs"), Key(pair), Key("distill")];
-        // A value is named as `key` or as key = value.
-        let named = |key: &str| {
-            message.contains(&format!("`{key}`"))
-                || message.contains(&format!("{key} = "))
-                || message.contains(&format!("{key}: "))
-        };
-        for (file, start) in [
-            (file, &in_row[..]),
-            (profile_file, &in_pair[..]),
-            (profile_file, &in_profile[..]),
-            (profile_file, &of_pair[..]),
-            (profile_file, &distill[..]),
-        ] {
-            for section in ["settings", "train", "params", ""] {
-                let mut steps = start.to_vec();
-                if !section.is_empty() {
-                    steps.push(Key(section));
-                }
-                for key in file.keys(&steps) {
-                    let mut found = steps.clone();
-                    found.push(Key(&key));
-                    if named(&key) {
-                        return file.place(&found);
-                    }
-                }
-            }
+        if self.starts_are_replaced() {
+            notes.push(REPLACED.into());
         }
-        file.place(&in_row)
+        notes
     }
 
-    fn check_seeds(&self) -> Result<()> {
-        let p = &self.profile;
-        let files = &self.files;
-        let own = if p.seeds.is_some() {
-            &files.profile
-        } else {
-            &files.experiment
-        };
-        let lists = [
-            (own, "seeds", Some(&self.experiment.seeds)),
-            (&files.profile, "training_seeds", p.training_seeds.as_ref()),
-        ];
-        for (file, key, seeds) in lists {
-            let Some(seeds) = seeds else { continue };
-            let place = || file.place(&[Key(key)]);
-            ensure!(
-                key == "seeds" || !seeds.is_empty(),
-                "{}: `{key}` is empty; give at least one seed, or leave it out for one training",
-                place()
-            );
-            let mut seen = std::collections::BTreeSet::new();
-            for seed in seeds {
-                ensure!(
-                    seen.insert(seed),
-                    "{}: `{key}`: seed {seed} is given twice",
-                    place()
-                );
+    /// What is wrong with the pairs of the profile that this experiment does not ask for.
+    fn check_other_pairs(&self) -> Result<()> {
+        for name in self.profile.pairs.keys() {
+            if self.pair.as_ref() == Some(name) {
+                continue;
             }
+            let (profile, pair) = parse_profile(&self.files, Some(name.as_str()))?;
+            let other = Self {
+                profile,
+                pair,
+                ..self.clone()
+            };
+            other.check_profile()?;
         }
         Ok(())
     }
@@ -222,78 +148,6 @@ impl Spec {
         let p = &self.profile;
         let mut rows = self.experiment.rows.iter();
         rows.any(|row| row.asked_start(p) != row.start(p))
-    }
-
-    fn check_profile(&self, path: &Path) -> Result<()> {
-        let place = || path.display().to_string();
-        let p = &self.profile;
-        p.teacher.check("teacher", path)?;
-        p.student.check("student", path)?;
-        ensure!(
-            p.student.layers.is_none() || p.teacher.checkpoint.is_some(),
-            "{}: [student] layers needs a teacher checkpoint to take them from",
-            place()
-        );
-        for (name, settings) in [
-            ("teacher_sft", &p.teacher_sft),
-            ("student_sft", &p.student_sft),
-            ("distill", &Some(p.distill.clone())),
-        ] {
-            if let Some(settings) = settings {
-                settings
-                    .validate()
-                    .with_context(|| format!("{}: [{name}]", place()))?;
-            }
-        }
-        ensure!(
-            (0.0..=1.0).contains(&p.kd_ratio),
-            "{}: kd_ratio = {}: it must lie between 0 and 1",
-            place(),
-            p.kd_ratio
-        );
-        for method in p.methods.keys() {
-            let ids = Method::IDS.map(|(id, _)| id);
-            ensure!(
-                ids.contains(&method.as_str()),
-                "{}: [methods.{method}]: no such method{}; known: {}",
-                place(),
-                nearest(method, ids),
-                ids.join(", ")
-            );
-        }
-        ensure!(
-            p.timing.steps > 0 && p.timing.repeats > 0,
-            "{}: [timing] steps and repeats must be 1 or more",
-            place()
-        );
-        ensure!(p.jobs > 0, "{}: jobs = 0: it must be 1 or more", place());
-        self.check_jobs().with_context(place)?;
-        ensure!(
-            p.data.max_prompt_length < p.data.max_length,
-            "{}: [data] max_prompt_length must be below max_length",
-            place()
-        );
-        Ok(())
-    }
-
-    /// Layers that are worked out again draw their dropout again, from a random state that all cells share.
-    ///
-    /// # Errors
-    ///
-    /// Gradient checkpointing with cells side by side.
-    pub fn check_jobs(&self) -> Result<()> {
-        let p = &self.profile;
-        let trainings = [&p.teacher_sft, &p.student_sft, &Some(p.distill.clone())];
-        let again = trainings
-            .into_iter()
-            .flatten()
-            .any(|s| s.gradient_checkpointing);
-        ensure!(
-            p.jobs == 1 || !again,
-            "jobs = {} with gradient_checkpointing: cells side by side would mix their dropout; use jobs = 1",
-            p.jobs
-        );
-        Ok(())
     }
 
     /// Cells that run side by side: updates that are timed have the machine to themselves.
@@ -327,32 +181,73 @@ pub fn load_profile(root: &Path, name: &str) -> Result<Profile> {
     read_toml(&find(&root.join("experiments/profiles"), name, "profile")?)
 }
 
-/// A profile; with a pair, the keys of its `[pairs.NAME]` replace (models) or extend (all else) those of the file.
-fn parse_profile(file: &TomlFile, pair: Option<&str>) -> Result<Profile> {
+/// Keys as steps.
+fn steps<'a>(keys: &[&'a str]) -> Vec<Step<'a>> {
+    keys.iter().map(|&key| Key(key)).collect()
+}
+
+/// A profile and the pair that was taken; the keys of its `[pairs.NAME]` replace (models) or extend (all else) those of the
+/// file. A profile without pairs is of one pair, whatever it is called.
+fn parse_profile(files: &Files, pair: Option<&str>) -> Result<(Profile, Option<String>)> {
+    let file = &files.profile;
     let plain: Profile = file.parse()?;
-    let Some((name, changes)) = pair.and_then(|name| plain.pairs.get_key_value(name)) else {
-        return Ok(plain);
+    let Some(name) = pair.filter(|_| !plain.pairs.is_empty()) else {
+        return Ok((plain, None));
     };
-    let mut table: toml::Table = file.parse()?;
+    let Some(changes) = plain.pairs.get(name) else {
+        let known: Vec<&str> = plain.pairs.keys().map(String::as_str).collect();
+        bail!(
+            "{}: pair = \"{name}\": profile `{}` has no such pair{}; it has {} ({})",
+            files.experiment.place(&[Key("pair")]),
+            plain.name,
+            nearest(name, known.iter().copied()),
+            known.join(", "),
+            file.place(&[Key("pairs")])
+        );
+    };
+    let place = |key: &str| file.place(&[Key("pairs"), Key(name), Key(key)]);
+    if let Some(key) = ["name", "pairs"].iter().find(|k| changes.contains_key(**k)) {
+        bail!("{}: `{key}`: it belongs to the whole profile", place(key));
+    }
+    let table: toml::Table = file.parse()?;
+    let merge =
+        |changes: &toml::Table| merged(&table, changes).map_err(|error| error.message().to_owned());
+    let profile = merge(changes).map_err(|message| {
+        let key = blame::culprit(changes, &message, |c| merge(c).err()).unwrap_or_default();
+        let message = with_nearest_key(&message);
+        anyhow::anyhow!("{}: [pairs.{name}]: {message}", place(&key))
+    })?;
+    Ok((profile, Some(name.to_owned())))
+}
+
+/// A profile's file with the keys of a pair.
+fn merged(file: &toml::Table, changes: &toml::Table) -> Result<Profile, toml::de::Error> {
+    let mut table = file.clone();
     for (key, change) in changes {
         match (table.get_mut(key), change) {
             (Some(toml::Value::Table(old)), toml::Value::Table(new))
                 if key != "teacher" && key != "student" =>
             {
-                old.extend(new.clone());
+                extend(old, new);
             }
             _ => {
                 table.insert(key.clone(), change.clone());
             }
         }
     }
-    table.try_into().map_err(|error: toml::de::Error| {
-        anyhow::anyhow!(
-            "{}: [pairs.{name}]: {}",
-            file.place(&[Key("pairs"), Key(name)]),
-            with_nearest_key(error.message())
-        )
-    })
+    table.try_into()
+}
+
+/// Adds the keys of a table, those of its tables to the tables that are there.
+fn extend(old: &mut toml::Table, new: &toml::Table) {
+    for (key, value) in new {
+        match (old.get_mut(key), value) {
+            (Some(toml::Value::Table(old)), toml::Value::Table(new)) => extend(old, new),
+            _ => {
+                old.insert(key.clone(), value.clone());
+            }
+        }
+    }
 }
 
 /// The file that a name or path stands for.

@@ -11,7 +11,7 @@ use abkd_training::methods::{DistiLlmSettings, MiniLlmSettings};
 use abkd_training::step::StepReport;
 use abkd_training::timing::Phase;
 use abkd_training::{Method, Settings};
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -279,7 +279,7 @@ pub fn write(
 ) -> Result<()> {
     let rows = fold(spec, timings, costs)?;
     write_lines(
-        &stem.with_extension("csv"),
+        &stem.with_added_extension("csv"),
         COLUMNS,
         rows.iter().map(|r| {
             let p = r.phases.map(micro);
@@ -316,7 +316,7 @@ pub fn write(
         "rows": rows,
     });
     let text = serde_json::to_string_pretty(&json)? + "\n";
-    write_atomic(&stem.with_extension("json"), text.as_bytes())
+    write_atomic(&stem.with_added_extension("json"), text.as_bytes())
 }
 
 fn micro(seconds: f64) -> Field<'static> {
@@ -345,13 +345,15 @@ pub struct Timings {
     pub rows: Vec<TimingRow>,
 }
 
-/// Reads `<stem>.json` back.
+/// Reads `<stem>.json` back from its path.
 ///
 /// # Errors
 ///
 /// When it is not there or not as written.
-pub fn read(stem: &Path) -> Result<Timings> {
-    crate::runner::read_json(&stem.with_extension("json"))
+pub fn read(path: &Path) -> Result<Timings> {
+    let text = abkd_host::files::read(path, abkd_host::files::TEXT_LIMIT);
+    let text = text.with_context(|| path.display().to_string())?;
+    serde_json::from_slice(&text).with_context(|| path.display().to_string())
 }
 
 /// The paper's seconds a sample, by method.
@@ -366,24 +368,37 @@ pub fn read_paper(path: &Path) -> Result<Vec<(String, f64)>> {
         .collect()
 }
 
-/// Ours beside the paper's, as Markdown; `paper` is method and seconds a sample.
-pub fn comparison(rows: &[TimingRow], paper: &[(String, f64)]) -> String {
-    let paper_sft = paper.iter().find(|(m, _)| m == "SFT").map(|(_, s)| *s);
-    let mut text = String::from(
-        "| method | s/sample | ratio to SFT | with one-off costs | paper s/sample | paper ratio |\n|---|---|---|---|---|---|\n",
-    );
+/// Ours beside the paper's, where there is one, as Markdown; `paper` is method and seconds a sample.
+pub fn comparison(rows: &[TimingRow], paper: Option<&[(String, f64)]>) -> String {
+    let of = |method: &str| {
+        let mut rows = paper.into_iter().flatten();
+        rows.find(|(m, _)| m == method).map(|(_, s)| *s)
+    };
+    let paper_sft = of("SFT");
+    let mut text = String::from("| method | s/sample | ratio to SFT | with one-off costs |");
+    if paper.is_some() {
+        text += " paper s/sample | paper ratio |";
+    }
+    let columns = text.matches('|').count() - 1;
+    text += &format!("\n|{}\n", "---|".repeat(columns));
     let times = |x: Option<f64>| x.map_or("-".into(), |x| format!("{x:.2}"));
     for r in rows {
-        let theirs = paper.iter().find(|(m, _)| *m == r.method).map(|(_, s)| *s);
         text += &format!(
-            "| {} | {:.5} | {} | {} | {} | {} |\n",
+            "| {} | {:.5} | {} | {} |",
             r.method,
             r.seconds_per_sample,
             times(r.ratio_to_sft),
             times(r.amortised_ratio_to_sft),
-            theirs.map_or("-".into(), |s| format!("{s:.3}")),
-            times(theirs.zip(paper_sft).map(|(a, b)| a / b)),
         );
+        if paper.is_some() {
+            let theirs = of(&r.method);
+            text += &format!(
+                " {} | {} |",
+                theirs.map_or("-".into(), |s| format!("{s:.3}")),
+                times(theirs.zip(paper_sft).map(|(a, b)| a / b)),
+            );
+        }
+        text.push('\n');
     }
     text
 }

@@ -187,6 +187,12 @@ impl IndexedTokens {
         self.bytes.len() / self.width
     }
 
+    /// Values of the longest document; 0 where there is none.
+    pub fn longest(&self) -> usize {
+        let lengths = self.starts.windows(2).map(|at| at[1] - at[0]);
+        lengths.max().unwrap_or(0) / self.width
+    }
+
     /// A document's values, its separator among them.
     ///
     /// # Panics

@@ -99,7 +99,7 @@ impl DataSets {
     ///
     /// # Panics
     ///
-    /// Never: both constructors fill all five.
+    /// When it was not asked for, see [`from_folder_only`].
     pub fn test(&self, set: TestSet) -> &[Example] {
         &self.tests[&set]
     }
@@ -112,6 +112,16 @@ impl DataSets {
 ///
 /// A file that is missing, or a line that is not an example.
 pub fn from_folder(root: &Path) -> Result<DataSets, Error> {
+    from_folder_only(root, true, &TestSet::ALL)
+}
+
+/// As [`from_folder`], but of the test sets only those of `tests`, and no training examples unless `training`: what is not
+/// asked for need not be there.
+///
+/// # Errors
+///
+/// As [`from_folder`].
+pub fn from_folder_only(root: &Path, training: bool, tests: &[TestSet]) -> Result<DataSets, Error> {
     let read = |file: &str, what: &'static str| {
         let path = root.join(file);
         if path.exists() {
@@ -120,11 +130,15 @@ pub fn from_folder(root: &Path) -> Result<DataSets, Error> {
             Err(Error::MissingSet { path, what })
         }
     };
-    let tests = TestSet::ALL
-        .into_iter()
-        .map(|set| Ok((set, read(set.file(), set.label())?)));
+    let tests = tests
+        .iter()
+        .map(|&set| Ok((set, read(set.file(), set.label())?)));
     Ok(DataSets {
-        train: read("dolly/train.jsonl", "the training examples")?,
+        train: if training {
+            read("dolly/train.jsonl", "the training examples")?
+        } else {
+            Vec::new()
+        },
         valid: read("dolly/dev.jsonl", "the validation examples")?,
         tests: tests.collect::<Result<_, Error>>()?,
     })

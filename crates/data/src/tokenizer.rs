@@ -131,6 +131,19 @@ impl Tokenizer {
         self.inner.decode(tokens, true).map_err(|e| self.fail(&*e))
     }
 
+    /// How another tokenizer gives other tokens for a text, if it does.
+    pub fn differs_from(&self, other: &Self) -> Option<String> {
+        let plain = |tokenizer: &Self| {
+            let text = tokenizer.inner.to_string(false).expect("serialisable");
+            serde_json::from_str::<serde_json::Value>(&text).expect("JSON")
+        };
+        let (ours, theirs) = (plain(self), plain(other));
+        let part = ["model", "added_tokens", "normalizer", "pre_tokenizer"]
+            .into_iter()
+            .find(|part| ours[part] != theirs[part])?;
+        Some(format!("their `{part}` is not the same"))
+    }
+
     /// Number of tokens, added ones included.
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab_size(true)

@@ -105,6 +105,13 @@ pub struct Settings {
     pub seed: u64,
 }
 
+/// Most passes, sequences of a batch and the like: more is a slip of the keyboard, and overflows what is counted.
+const LARGEST: usize = 1_000_000;
+/// Most updates that may be named.
+const MOST_UPDATES: usize = 1_000_000_000;
+/// Highest rank of an adapter: wider than any layer that one sits on.
+const HIGHEST_RANK: usize = 1 << 16;
+
 mod defaults {
     use super::{KeepBest, Schedule};
     #[allow(clippy::trivially_copy_pass_by_ref)] // serde's signature
@@ -181,17 +188,31 @@ impl Settings {
                 reason: reason.into(),
             })
         };
-        for (key, value) in [
-            ("epochs", Some(self.epochs)),
-            ("batch_size", Some(self.batch_size)),
-            ("micro_batch_size", self.micro_batch_size),
-            ("parallel_micro_batches", self.parallel_micro_batches),
-            ("steps_per_epoch", self.steps_per_epoch),
-            ("max_updates", self.max_updates),
-            ("validate_every", self.validate_every),
+        for (key, value, least, most) in [
+            ("epochs", Some(self.epochs), 1, LARGEST),
+            ("batch_size", Some(self.batch_size), 1, LARGEST),
+            ("micro_batch_size", self.micro_batch_size, 1, LARGEST),
+            (
+                "parallel_micro_batches",
+                self.parallel_micro_batches,
+                1,
+                LARGEST,
+            ),
+            ("steps_per_epoch", self.steps_per_epoch, 1, MOST_UPDATES),
+            ("max_updates", self.max_updates, 1, MOST_UPDATES),
+            ("validate_every", self.validate_every, 1, MOST_UPDATES),
+            ("warmup", self.warmup, 0, MOST_UPDATES),
         ] {
-            if value == Some(0) {
-                return refuse(key, "0".into(), "it must be 1 or more");
+            let Some(value) = value else { continue };
+            if value < least {
+                return refuse(key, value.to_string(), "it must be 1 or more");
+            }
+            if value > most {
+                return Err(Error::Setting {
+                    key,
+                    value: value.to_string(),
+                    reason: format!("it must be {most} or less").into(),
+                });
             }
         }
         if let (Schedule::Cosine, Some(warmup)) = (self.schedule, self.warmup) {
@@ -207,6 +228,13 @@ impl Settings {
         }
         if let Some(lora) = &self.lora {
             lora.validate()?;
+            if lora.r > HIGHEST_RANK {
+                return refuse(
+                    "lora.r",
+                    lora.r.to_string(),
+                    "the rank must be 65536 or less",
+                );
+            }
         }
         for (key, value) in [
             ("learning_rate", self.learning_rate),
@@ -225,7 +253,42 @@ impl Settings {
                 return refuse(key, value.to_string(), "it must be 0 or more");
             }
         }
+        if self.schedule == Schedule::Cosine && self.min_learning_rate > self.learning_rate {
+            return Err(Error::Setting {
+                key: "min_learning_rate",
+                value: self.min_learning_rate.to_string(),
+                reason: format!(
+                    "the schedule ends there; it must be learning_rate = {} or less",
+                    self.learning_rate
+                )
+                .into(),
+            });
+        }
         Ok(())
+    }
+
+    /// Checks that the figure by which a validation's weights are kept is measured: `loss` says that a validation sequence
+    /// has a response token, `answers` that validation answers are drawn.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Setting`]: `keep_best` asks for a figure that is not there.
+    pub fn check_validation(&self, loss: bool, answers: bool) -> Result<(), Error> {
+        let measured = match self.keep_best {
+            KeepBest::Last => true,
+            KeepBest::Loss => loss,
+            // Without answers the loss decides.
+            KeepBest::RougeL => loss || answers,
+        };
+        if measured {
+            return Ok(());
+        }
+        let word: &str = self.keep_best.into();
+        Err(Error::Setting {
+            key: "keep_best",
+            value: format!("\"{word}\""),
+            reason: "no validation example has a response token, so that nothing says which weights are best; give validation examples, or keep_best = \"last\"".into(),
+        })
     }
 
     /// Checks the settings against the number of training sequences.
@@ -254,7 +317,7 @@ impl Settings {
 
     /// Updates of the whole run over `sequences` sequences.
     pub fn updates(&self, sequences: usize) -> usize {
-        let all = self.epochs * self.steps_an_epoch(sequences);
+        let all = self.epochs.saturating_mul(self.steps_an_epoch(sequences));
         self.max_updates.map_or(all, |limit| limit.min(all))
     }
 
@@ -267,6 +330,7 @@ impl Settings {
             steps_per_epoch: None,
             max_updates: Some(updates),
             validate_every: Some(updates),
+            keep_best: KeepBest::Last,
             ..self.clone()
         }
     }
@@ -321,6 +385,54 @@ mod tests {
         settings.learning_rate = f64::NAN;
         let text = settings.validate().unwrap_err().to_string();
         assert!(text.contains("learning_rate"), "{text}");
+    }
+
+    #[test]
+    fn what_no_run_can_have_is_refused_by_its_key() {
+        for (key, value) in [
+            ("epochs", "1000000000000"),
+            ("batch_size", "0"),
+            ("micro_batch_size", "0"),
+            ("max_updates", "9000000000000000000"),
+            ("learning_rate", "-1e-3"),
+            ("min_learning_rate", "1.0"),
+            ("weight_decay", "-0.1"),
+        ] {
+            let mut json = serde_json::to_value(settings("").unwrap()).unwrap();
+            json[key] = serde_json::from_str(value).unwrap();
+            let settings: Settings = serde_json::from_value(json).unwrap();
+            let text = settings.validate().unwrap_err().to_string();
+            assert!(text.contains(&format!("`{key}`")), "{text}");
+        }
+        let wide = settings(r#","lora":{"r":1000000000,"alpha":1.0}"#).unwrap();
+        let text = wide.validate().unwrap_err().to_string();
+        assert!(text.contains("lora.r"), "{text}");
+        // and counts do not wrap where nobody has checked
+        let mut endless = settings("").unwrap();
+        endless.epochs = usize::MAX;
+        assert_eq!(endless.updates(16 * 9), usize::MAX);
+    }
+
+    #[test]
+    fn what_is_kept_must_be_measured() {
+        for (keep, loss, answers, good) in [
+            ("loss", false, true, false),
+            ("loss", true, false, true),
+            ("rouge_l", false, false, false),
+            ("rouge_l", false, true, true),
+            ("last", false, false, true),
+        ] {
+            let settings = settings(&format!(r#","keep_best":"{keep}""#)).unwrap();
+            let checked = settings.check_validation(loss, answers);
+            assert_eq!(checked.is_ok(), good, "{keep} {loss} {answers}");
+            if let Err(error) = checked {
+                assert!(
+                    error
+                        .to_string()
+                        .contains(&format!("`keep_best` = \"{keep}\""))
+                );
+            }
+        }
     }
 
     #[test]

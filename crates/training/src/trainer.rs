@@ -47,8 +47,8 @@ pub struct ValidationRecord {
     pub step: usize,
     /// Mean training loss since the validation before.
     pub train_loss: f64,
-    /// Mean cross-entropy a response token, nats.
-    pub validation_loss: f64,
+    /// Mean cross-entropy a response token, nats; absent where no validation sequence has such a token.
+    pub validation_loss: Option<f64>,
     /// Validation ROUGE-L, 0 to 100; absent where no answers are drawn.
     pub validation_rouge_l: Option<f64>,
 }
@@ -144,6 +144,10 @@ pub fn train(run: TrainRun, observe: &mut dyn FnMut(Event)) -> Result<Outcome, E
     if run.sequences.is_empty() {
         return Err(Error::NoSequences { examples: 0 });
     }
+    settings.check_validation(
+        run.validation.sequences.iter().any(has_response),
+        !run.validation.examples.is_empty(),
+    )?;
     files::create_folder(run.dir).map_err(Error::io(run.dir))?;
     files::sweep(run.dir).map_err(Error::io(run.dir))?;
     let steps = settings.updates(run.sequences.len());
@@ -155,8 +159,10 @@ pub fn train(run: TrainRun, observe: &mut dyn FnMut(Event)) -> Result<Outcome, E
             .restore(state.method.take())
             .map_err(|e| Error::checkpoint(run.dir, e))?;
     }
-    if driver.wants_first_validation() {
-        driver.validated(validation_loss(&run, &student.valid())?);
+    if driver.wants_first_validation()
+        && let Some(loss) = validation_loss(&run, &student.valid())?
+    {
+        driver.validated(loss);
     }
     let teacher = run.teacher.map(|model| Teacher {
         model,
@@ -226,8 +232,8 @@ pub fn train(run: TrainRun, observe: &mut dyn FnMut(Event)) -> Result<Outcome, E
             let validates = settings.validates_after(state.step, run.sequences.len());
             if validates {
                 validate(&run, &mut state, &student, steps, observe)?;
-                if let Some(record) = state.curve.last() {
-                    driver.validated(record.validation_loss);
+                if let Some(loss) = state.curve.last().and_then(|r| r.validation_loss) {
+                    driver.validated(loss);
                 }
             }
             let stop = run.stop.load(Ordering::Relaxed);
@@ -354,12 +360,20 @@ fn validate(
     Ok(())
 }
 
-fn validation_loss(run: &TrainRun, plain: &LanguageModel) -> Result<f64, Error> {
+fn has_response(sequence: &Sequence) -> bool {
+    sequence.tokens.len() > sequence.prompt_len
+}
+
+/// `None` where no sequence has a response token: a mean over nothing is no loss.
+fn validation_loss(run: &TrainRun, plain: &LanguageModel) -> Result<Option<f64>, Error> {
+    if !run.validation.sequences.iter().any(has_response) {
+        return Ok(None);
+    }
     let batches: Vec<Batch> = by_length(run.validation.sequences)
         .chunks(run.settings.batch_size)
         .map(collate)
         .collect();
-    step::cross_entropy(plain, &batches)
+    step::cross_entropy(plain, &batches).map(Some)
 }
 
 fn by_length(sequences: &[Sequence]) -> Vec<&Sequence> {
@@ -373,7 +387,7 @@ pub fn best_validation(curve: &[ValidationRecord], keep: KeepBest) -> usize {
     let figure = |r: &ValidationRecord| match (keep, r.validation_rouge_l) {
         (KeepBest::Last, _) => r.epoch as f64,
         (KeepBest::RougeL, Some(rouge)) => rouge,
-        _ => -r.validation_loss,
+        _ => r.validation_loss.map_or(f64::NEG_INFINITY, |loss| -loss),
     };
     curve
         .iter()
@@ -393,7 +407,7 @@ mod tests {
             epoch,
             step: 10 * epoch,
             train_loss: 0.0,
-            validation_loss: loss,
+            validation_loss: Some(loss),
             validation_rouge_l: rouge,
         }
     }

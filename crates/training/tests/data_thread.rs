@@ -24,7 +24,7 @@ fn run(
     }))
     .unwrap();
     let settings: Settings = serde_json::from_value(json!({
-        "epochs": 1, "batch_size": 1, "learning_rate": learning_rate, "keep_best": "loss",
+        "epochs": 1, "batch_size": 1, "learning_rate": learning_rate, "keep_best": "last",
         "max_grad_norm": 1e30,
     }))
     .unwrap();

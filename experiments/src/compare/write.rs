@@ -4,10 +4,11 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use anyhow::Result;
-use comfy_table::{ContentArrangement, Table as Grid, presets};
+use comfy_table::presets;
 
-use super::{Agreement, Comparison, Lead, Pair, SUBJECT, Standing};
-use crate::results::{dataset_title, write_atomic, write_lines};
+use super::terminal::{Layout, Layouts, filled, wrapped};
+use super::{Agreement, Comparison, Lead, Pair, Standing};
+use crate::results::{Field, dataset_title, write_atomic, write_lines};
 
 /// What stands for a value that does not exist.
 const NONE: &str = "–";
@@ -27,24 +28,6 @@ impl Side {
     }
 }
 
-/// How much room a cell has.
-#[derive(Clone, Copy, PartialEq)]
-enum Layout {
-    /// Each cell on one line.
-    Wide,
-    /// Cells broken at set places, so that five data sets fit 80 columns.
-    Narrow,
-}
-
-impl Layout {
-    fn gap(self) -> char {
-        match self {
-            Self::Wide => ' ',
-            Self::Narrow => '\n',
-        }
-    }
-}
-
 impl Comparison {
     /// Writes `<experiment>_comparison.csv` (one line per row and data set), `<experiment>_agreement.csv` (one line per
     /// data set) and `<experiment>_comparison.md` into a folder.
@@ -59,8 +42,8 @@ impl Comparison {
     }
 
     fn write_pairs(&self, path: &Path) -> Result<()> {
-        let header = [
-            self.row_key.as_str(),
+        let key = self.row_key.as_str();
+        let ours = [
             "dataset",
             "ours_mean",
             "ours_training_std",
@@ -68,36 +51,54 @@ impl Comparison {
             "ours_training_seeds",
             "ours_sampling_seeds",
             "ours_rank",
-            "paper_mean",
-            "paper_std",
-            "paper_rank",
         ];
-        let lines = self.datasets.iter().flat_map(|agreement| {
-            agreement
-                .pairs
-                .iter()
-                .filter(|pair| pair.ours.is_some() || pair.paper.is_some())
-                .map(|pair| {
-                    let (ours, paper) = (pair.ours.as_ref(), pair.paper.as_ref());
-                    [
-                        pair.row.as_str().into(),
-                        agreement.dataset.as_str().into(),
-                        ours.map(|s| s.mean).into(),
-                        ours.and_then(|s| s.training_std).into(),
-                        ours.and_then(|s| s.sampling_std).into(),
-                        ours.and_then(|s| s.training_seeds).into(),
-                        ours.and_then(|s| s.sampling_seeds).into(),
-                        ours.and_then(|s| s.rank).into(),
-                        paper.map(|s| s.mean).into(),
-                        paper.and_then(|s| s.sampling_std).into(),
-                        paper.and_then(|s| s.rank).into(),
-                    ]
-                })
+        let [a, b, c, d, e, f, g] = ours;
+        if self.coverage.is_none() {
+            let lines = self.pairs().map(|(set, pair)| pair.of_ours(set));
+            return write_lines(path, [key, a, b, c, d, e, f, g], lines);
+        }
+        let paper = ["paper_mean", "paper_std", "paper_rank"];
+        let [h, i, j] = paper;
+        if !self.ranks_among_ours_differ() {
+            let header = [key, a, b, c, d, e, f, g, h, i, j];
+            return write_lines(
+                path,
+                header,
+                self.pairs().map(|(set, pair)| pair.of_both(set)),
+            );
+        }
+        let header = [key, a, b, c, d, e, f, g, h, i, j, "ours_rank_among_ours"];
+        let lines = self.pairs().map(|(set, pair)| {
+            let [a, b, c, d, e, f, g, h, i, j, k] = pair.of_both(set);
+            let own = pair.ours.as_ref().and_then(|s| s.own_rank);
+            [a, b, c, d, e, f, g, h, i, j, k, own.into()]
         });
         write_lines(path, header, lines)
     }
 
+    /// The rows that a side has, by data set.
+    fn pairs(&self) -> impl Iterator<Item = (&str, &Pair)> {
+        self.datasets.iter().flat_map(|agreement| {
+            let pairs = agreement.pairs.iter();
+            let there = pairs.filter(|pair| pair.ours.is_some() || pair.paper.is_some());
+            there.map(move |pair| (agreement.dataset.as_str(), pair))
+        })
+    }
+
     fn write_agreement(&self, path: &Path) -> Result<()> {
+        if self.coverage.is_none() {
+            let header = ["dataset", "rows", "best_other", "margin"];
+            let lines = self.datasets.iter().map(|agreement| {
+                let ours = agreement.ours.as_ref();
+                [
+                    agreement.dataset.as_str().into(),
+                    (agreement.common as u64).into(),
+                    ours.map(|lead| lead.best_other.as_str()).into(),
+                    ours.map(|lead| lead.margin).into(),
+                ]
+            });
+            return write_lines(path, header, lines);
+        }
         let header = [
             "dataset",
             "common_rows",
@@ -126,12 +127,8 @@ impl Comparison {
 
     /// The comparison as a page of Markdown.
     pub fn markdown(&self) -> String {
-        let mut page = format!(
-            "# {}: ours against the paper\n\n{}\n",
-            self.experiment,
-            self.note()
-        );
-        for side in [Side::Ours, Side::Paper] {
+        let mut page = format!("# {}\n\n{}\n", self.heading(), self.note());
+        for &side in self.sides() {
             let grid = markdown_grid(&self.scores(side, Layout::Wide));
             let _ = write!(page, "\n## {}\n\n{grid}", self.title(side));
         }
@@ -145,26 +142,37 @@ impl Comparison {
 
     /// The comparison for a terminal of `width` columns; `None` for a pipe: then nothing is wrapped. Plain text.
     pub fn terminal(&self, width: Option<u16>) -> String {
-        let layout = if width.is_some() {
-            Layout::Narrow
-        } else {
-            Layout::Wide
-        };
-        let mut page = format!(
-            "{}: ours against the paper\n{}\n",
-            self.experiment,
-            self.note()
-        );
-        for side in [Side::Ours, Side::Paper] {
-            let grid = terminal_grid(&self.scores(side, layout), width);
-            let _ = write!(page, "\n{}\n{grid}\n", self.title(side));
+        let paragraph = |text: &str| wrapped(text, width);
+        let mut page = format!("{}\n{}\n", self.heading(), paragraph(&self.note()));
+        let grids = self
+            .sides()
+            .iter()
+            .map(|&side| (self.title(side), Layouts::of(|l| self.scores(side, l))));
+        let agreement = ("Agreement".into(), Layouts::of(|l| self.agreement(l)));
+        for (title, grid) in grids.chain([agreement]) {
+            let _ = write!(page, "\n{title}\n{}", grid.fitted(width));
         }
-        let grid = terminal_grid(&self.agreement(layout), width);
-        let _ = write!(page, "\nAgreement\n{grid}\n");
         for line in self.closing() {
-            let _ = writeln!(page, "{line}");
+            let _ = writeln!(page, "{}", paragraph(&line));
         }
         page
+    }
+
+    fn sides(&self) -> &'static [Side] {
+        if self.coverage.is_some() {
+            &[Side::Ours, Side::Paper]
+        } else {
+            &[Side::Ours]
+        }
+    }
+
+    fn heading(&self) -> String {
+        let against = if self.coverage.is_some() {
+            " against the paper"
+        } else {
+            ""
+        };
+        format!("{}: ours{against}", self.experiment)
     }
 
     fn title(&self, side: Side) -> String {
@@ -176,23 +184,30 @@ impl Comparison {
 
     /// What must be known to read the numbers.
     fn note(&self) -> String {
-        let (done, all) = self.coverage;
         let scale = match self.scale.as_str() {
             "" => String::new(),
             text => format!(" ({text})"),
         };
         let mut note = format!(
             "ROUGE-L in percent: mean ± standard deviation over the trainings / over the sampling seeds of a training \
-             (rank){}. Ours is measured at the scale of profile `{}`{scale}, not at the paper's: compare ranks, not \
-             scores. Ranks run over the rows that both sides have on a data set. Spreads are no intervals: nothing here \
-             says which differences are more than chance.",
+             (rank){}. Ours is measured at the scale of profile `{}`{scale}",
             self.counts(),
             self.profile
         );
+        note += if self.coverage.is_some() {
+            ", not at the paper's: compare ranks, not scores. Ranks run over the rows that both sides have on a data set."
+        } else {
+            ". Ranks run over our rows."
+        };
+        if self.ranks_among_ours_differ() {
+            note += " Ranks among ours run over all rows of ours, also those that the paper does not have.";
+        }
+        note +=
+            " Spreads are no intervals: nothing here says which differences are more than chance.";
         for remark in &self.remarks {
             let _ = write!(note, " {remark}");
         }
-        if done < all {
+        if let Some((done, all)) = self.coverage.filter(|(done, all)| done < all) {
             let _ = write!(
                 note,
                 " Partial: {done} of the paper's {all} cells are done."
@@ -232,6 +247,10 @@ impl Comparison {
             }
         }));
         header.push(format!("average{}rank", layout.gap()));
+        let among_ours = side == Side::Ours && self.ranks_among_ours_differ();
+        if among_ours {
+            header.push(format!("average{0}rank{0}among{0}ours", layout.gap()));
+        }
         let mut grid = vec![header];
         for (index, row) in self.rows.iter().enumerate() {
             let standings: Vec<Option<&Standing>> = self
@@ -249,6 +268,10 @@ impl Comparison {
                     .map(|standing| standing_text(standing, layout)),
             );
             line.push(self.average_rank_text(row, side, layout));
+            if among_ours {
+                let own = self.own_average(row);
+                line.push(own.map_or(NONE.into(), |rank| format!("{rank:.2}")));
+            }
             grid.push(line);
         }
         grid
@@ -258,10 +281,11 @@ impl Comparison {
         let Some(average) = self.average_ranks.iter().find(|average| average.row == row) else {
             return NONE.to_string();
         };
-        let rank = if side == Side::Ours {
-            average.ours
-        } else {
-            average.paper
+        let Some(rank) = (match side {
+            Side::Ours => Some(average.ours),
+            Side::Paper => average.paper,
+        }) else {
+            return NONE.to_string();
         };
         let shared = self
             .datasets
@@ -276,24 +300,39 @@ impl Comparison {
 
     fn agreement(&self, layout: Layout) -> Vec<Vec<String>> {
         let gap = layout.gap();
-        let header = vec![
-            "data set".to_string(),
-            format!("common{gap}rows"),
-            format!("Spearman{gap}ρ"),
-            format!("Kendall{gap}τ"),
-            format!("{SUBJECT} - best{gap}other, ours"),
-            format!("{SUBJECT} - best{gap}other, paper"),
-        ];
+        let both = self.coverage.is_some();
+        let mut header = vec!["data set".to_string()];
+        if both {
+            header.push(format!("common{gap}rows"));
+            header.push(format!("Spearman{gap}ρ"));
+            header.push(format!("Kendall{gap}τ"));
+        } else {
+            header.push("rows".into());
+        }
+        let subject = self.references.subject.as_deref();
+        if let Some(subject) = subject {
+            header.push(format!("{subject} - best{gap}other, ours"));
+            if both {
+                header.push(format!("{subject} - best{gap}other, paper"));
+            }
+        }
         let number = |value: Option<f64>| value.map_or(NONE.into(), |value| format!("{value:+.2}"));
         let line = |agreement: &Agreement| {
-            vec![
+            let mut line = vec![
                 dataset_title(&agreement.dataset).to_string(),
                 agreement.common.to_string(),
-                number(agreement.spearman),
-                number(agreement.kendall),
-                lead_text(agreement.ours.as_ref(), layout),
-                lead_text(agreement.paper.as_ref(), layout),
-            ]
+            ];
+            if both {
+                line.push(number(agreement.spearman));
+                line.push(number(agreement.kendall));
+            }
+            if subject.is_some() {
+                line.push(lead_text(agreement.ours.as_ref(), layout));
+                if both {
+                    line.push(lead_text(agreement.paper.as_ref(), layout));
+                }
+            }
+            line
         };
         [header]
             .into_iter()
@@ -306,6 +345,9 @@ impl Comparison {
         let mut lines = Vec::new();
         if let Some(rho) = self.overall_spearman() {
             lines.push(format!("Spearman ρ of the average ranks: {rho:+.2}"));
+        }
+        if self.coverage.is_none() {
+            return lines;
         }
         for (text, has, lacks) in [
             ("Only in ours", Side::Ours, Side::Paper),
@@ -333,6 +375,42 @@ impl Comparison {
             }
         }
         lines
+    }
+}
+
+impl Pair {
+    /// A line of a table of ours.
+    fn of_ours<'a>(&'a self, dataset: &'a str) -> [Field<'a>; 8] {
+        let ours = self.ours.as_ref();
+        [
+            self.row.as_str().into(),
+            dataset.into(),
+            ours.map(|s| s.mean).into(),
+            ours.and_then(|s| s.training_std).into(),
+            ours.and_then(|s| s.sampling_std).into(),
+            ours.and_then(|s| s.training_seeds).into(),
+            ours.and_then(|s| s.sampling_seeds).into(),
+            ours.and_then(|s| s.rank).into(),
+        ]
+    }
+
+    /// A line of both sides.
+    fn of_both<'a>(&'a self, dataset: &'a str) -> [Field<'a>; 11] {
+        let [a, b, c, d, e, f, g, h] = self.of_ours(dataset);
+        let paper = self.paper.as_ref();
+        [
+            a,
+            b,
+            c,
+            d,
+            e,
+            f,
+            g,
+            h,
+            paper.map(|s| s.mean).into(),
+            paper.and_then(|s| s.sampling_std).into(),
+            paper.and_then(|s| s.rank).into(),
+        ]
     }
 }
 
@@ -368,30 +446,11 @@ fn markdown_grid(grid: &[Vec<String>]) -> String {
     format!("{}\n", table.trim_fmt())
 }
 
-fn terminal_grid(grid: &[Vec<String>], width: Option<u16>) -> String {
-    let mut table = filled(grid);
-    table.load_preset(presets::UTF8_HORIZONTAL_ONLY);
-    if let Some(width) = width {
-        table
-            .set_width(width)
-            .set_content_arrangement(ContentArrangement::Dynamic);
-    }
-    table.trim_fmt()
-}
-
-fn filled(grid: &[Vec<String>]) -> Grid {
-    let mut table = Grid::new();
-    if let Some((header, lines)) = grid.split_first() {
-        table.set_header(header).add_rows(lines);
-    }
-    table
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;
 
-    use super::super::tests::sample;
+    use super::super::tests::{mine, sample};
 
     #[test]
     fn the_page_says_what_a_reader_must_know() {
@@ -417,17 +476,54 @@ mod tests {
     }
 
     #[test]
-    fn the_terminal_table_keeps_to_the_width() {
+    fn the_terminal_keeps_to_any_width_and_breaks_no_cell() {
         let comparison = sample();
-        let table_lines = |width| {
-            let page = comparison.terminal(width);
-            let rules = page.lines().filter(|line| line.contains('─'));
-            rules.map(|line| line.chars().count()).max().unwrap()
-        };
-        assert!(table_lines(None) > 80);
-        assert!(table_lines(Some(80)) <= 80);
-        assert!(table_lines(Some(60)) <= 60);
-        assert!(!comparison.terminal(Some(80)).contains('\x1b'));
+        let longest = |page: &str| page.lines().map(|l| l.chars().count()).max().unwrap();
+        assert!(
+            longest(&comparison.terminal(None)) > 200,
+            "a pipe gets whole lines"
+        );
+        for width in 40..=200 {
+            let page = comparison.terminal(Some(width));
+            assert!(longest(&page) <= usize::from(width), "{width}:\n{page}");
+            for whole in ["± 0.50 / –", "± 0.30 / –", "(RKLD)", "Vicuna", "Teacher"] {
+                assert!(page.contains(whole), "{width}: no `{whole}` in\n{page}");
+            }
+            assert!(!page.contains('\x1b'));
+        }
+    }
+
+    #[test]
+    fn a_table_without_a_paper_speaks_of_ours_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let read = |name: &str| fs::read_to_string(folder.path().join(name)).unwrap();
+        let comparison = mine(false);
+        comparison.write(folder.path()).unwrap();
+        let page = read("mine_comparison.md");
+        assert!(page.starts_with("# mine: ours\n"), "{page}");
+        assert!(page.contains("Other - best other, ours") && page.contains("-1.00 (Mine)"));
+        assert!(!page.to_lowercase().contains("paper"), "{page}");
+        assert!(read("mine_comparison.csv").contains("\nOther,dolly,2.0000,0.5000,,3,5,2.0000\n"));
+        assert!(read("mine_agreement.csv").contains("\ndolly,3,Mine,-1.0000\n"));
+
+        mine(true).write(folder.path()).unwrap();
+        let csv = read("mine_comparison.csv");
+        assert!(
+            csv.lines()
+                .next()
+                .unwrap()
+                .ends_with(",ours_rank_among_ours")
+        );
+        assert!(
+            csv.contains("\nOther,dolly,2.0000,0.5000,,3,5,,,,,2.0000\n"),
+            "{csv}"
+        );
+        assert!(
+            csv.contains("\nRKLD,dolly,1.0000,0.5000,,3,5,1.0000,20.0000,,1.0000,3.0000\n"),
+            "{csv}"
+        );
+        let page = read("mine_comparison.md");
+        assert!(page.contains("average rank among ours"), "{page}");
     }
 
     #[test]

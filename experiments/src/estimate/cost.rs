@@ -107,7 +107,7 @@ pub(super) fn training(
     let lengths = estimate.lengths;
     let p = &estimate.spec.profile;
     let updates = settings.updates(lengths.sequences);
-    let samples = (updates * settings.batch_size) as f64;
+    let samples = updates as f64 * settings.batch_size as f64;
     let length = lengths.prompt + lengths.response;
     let counts = shape.parameters();
     let trained = settings.lora.as_ref().map_or(counts.total(), |lora| {
@@ -147,7 +147,7 @@ pub(super) fn training(
     }
     // validations
     let new = lengths.response.min(p.validation.max_new_tokens as f64);
-    let answers = (settings.validations(lengths.sequences) * p.validation.examples) as f64;
+    let answers = settings.validations(lengths.sequences) as f64 * p.validation.examples as f64;
     let part = sampling(shape, answers, lengths.prompt, new, p.validation.batch_size);
     cost.flops += part.flops;
     cost.sampled_tokens += part.sampled_tokens;
@@ -164,7 +164,7 @@ pub(super) fn training(
         .map_or(settings.batch_size, |rows| {
             settings
                 .batch_size
-                .min(rows * settings.parallel_micro_batches.unwrap_or(1))
+                .min(rows.saturating_mul(settings.parallel_micro_batches.unwrap_or(1)))
         }) as f64;
     // the longest batches are about twice the mean
     let width = (2.0 * length).min(p.data.max_length as f64);

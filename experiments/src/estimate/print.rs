@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use abkd_models::ModelConfig;
+use abkd_models::{ModelConfig, Precision};
 use anyhow::{Result, bail};
 
 use super::{Cost, Estimate, Memory};
@@ -15,7 +15,9 @@ pub struct Accelerator {
     /// Name.
     pub name: &'static str,
     /// Dense half-precision peak, TFLOP/s, as its maker states it.
-    pub tflops: f64,
+    pub half: f64,
+    /// Peak of f32, TFLOP/s, without tensor cores.
+    pub single: f64,
     /// Memory bandwidth, GB/s.
     pub bandwidth: f64,
     /// Memory, GB.
@@ -27,20 +29,34 @@ const UTILISATION: f64 = 0.35;
 
 impl Accelerator {
     const ALL: [Self; 6] = [
-        Self::new("v100", 125.0, 900.0, 32.0),
-        Self::new("a6000", 155.0, 768.0, 48.0),
-        Self::new("rtx4090", 165.0, 1008.0, 24.0),
-        Self::new("a100", 312.0, 2039.0, 80.0),
-        Self::new("l40s", 362.0, 864.0, 48.0),
-        Self::new("h100", 989.0, 3350.0, 80.0),
+        Self::new("v100", [125.0, 15.7], 900.0, 32.0),
+        Self::new("a6000", [155.0, 38.7], 768.0, 48.0),
+        Self::new("rtx4090", [165.0, 82.6], 1008.0, 24.0),
+        Self::new("a100", [312.0, 19.5], 2039.0, 80.0),
+        Self::new("l40s", [362.0, 91.6], 864.0, 48.0),
+        Self::new("h100", [989.0, 67.0], 3350.0, 80.0),
     ];
 
-    const fn new(name: &'static str, tflops: f64, bandwidth: f64, memory: f64) -> Self {
+    const fn new(
+        name: &'static str,
+        [half, single]: [f64; 2],
+        bandwidth: f64,
+        memory: f64,
+    ) -> Self {
         Self {
             name,
-            tflops,
+            half,
+            single,
             bandwidth,
             memory,
+        }
+    }
+
+    /// Peak of the products in these numbers, TFLOP/s.
+    fn tflops(&self, precision: Precision) -> f64 {
+        match precision {
+            Precision::F32 => self.single,
+            Precision::Bf16 => self.half,
         }
     }
 
@@ -63,8 +79,8 @@ impl Accelerator {
 
     /// Seconds for a cell: its products at the assumed share of the peak, but no less than reading the
     /// weights for each token that is sampled.
-    fn seconds(&self, cost: &Cost) -> f64 {
-        let compute = cost.flops / (self.tflops * 1e12 * UTILISATION);
+    fn seconds(&self, cost: &Cost, precision: Precision) -> f64 {
+        let compute = cost.flops / (self.tflops(precision) * 1e12 * UTILISATION);
         let reading = cost.sampling_bytes / (self.bandwidth * 1e9 * UTILISATION);
         compute + reading
     }
@@ -162,13 +178,18 @@ pub fn report(
     };
     let cells = &estimate.plan.cells;
     if let Some(a) = accelerator {
-        let seconds = left(&|i| a.seconds(&costs[i]));
+        let precision = estimate.spec.profile.precision;
+        let seconds = left(&|i| a.seconds(&costs[i], precision));
         let _ = writeln!(
             text,
-            "time on one {} (assuming {:.0}% of {} TFLOP/s and of {} GB/s): {}; its memory: {} GB",
+            "time on one {} (assuming {:.0}% of {} TFLOP/s in {} and of {} GB/s): {}; its memory: {} GB",
             a.name,
             100.0 * UTILISATION,
-            a.tflops,
+            a.tflops(precision),
+            match precision {
+                Precision::F32 => "f32",
+                Precision::Bf16 => "bf16",
+            },
             a.bandwidth,
             duration(super::makespan(cells, &seconds, 1)),
             a.memory
@@ -298,6 +319,17 @@ mod tests {
         let ratio = cached.flops / (tokens * 2.0 * (teacher - 82e6));
         assert!((0.9..1.2).contains(&ratio), "{ratio}");
         assert!((cached.disk / (11_435.0 * 81.1 * 1600.0 * 4.0) - 1.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn products_in_f32_are_not_priced_as_half_precision() {
+        let (text, costs, ..) = estimate("table1", "paper-gpt2");
+        assert!(text.contains("19.5 TFLOP/s in f32"), "{text}");
+        let (text, ..) = estimate("table2", "paper-openllama2");
+        assert!(text.contains("312 TFLOP/s in bf16"), "{text}");
+        let a100 = Accelerator::named("a100").unwrap();
+        let [single, half] = [Precision::F32, Precision::Bf16].map(|p| a100.seconds(&costs[0], p));
+        assert!(single > half);
     }
 
     #[test]

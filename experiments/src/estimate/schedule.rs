@@ -36,6 +36,7 @@ mod tests {
         Cell {
             id: String::new(),
             work: Work::Sft { who: Who::Teacher },
+            also: Vec::new(),
             needs: needs.into(),
             spec: serde_json::Value::Null,
         }

@@ -27,6 +27,7 @@ pub fn bars(
     path: &Path,
     title: &str,
     profile: &str,
+    subject: Option<&str>,
 ) -> Result<()> {
     ensure!(
         !ours.cells.is_empty(),
@@ -34,7 +35,7 @@ pub fn bars(
         path.display()
     );
     save(path, size(paper), |area| {
-        draw(area, ours, paper, title, profile)
+        draw(area, ours, paper, title, profile, subject)
     })
 }
 
@@ -49,6 +50,7 @@ fn draw(
     paper: Option<&Table>,
     title: &str,
     profile: &str,
+    subject: Option<&str>,
 ) -> Result<()> {
     let tables = || paper.into_iter().chain([ours]);
     let rows = distinct(tables().flat_map(Table::rows));
@@ -56,7 +58,7 @@ fn draw(
     let looks: Vec<Look> = rows
         .iter()
         .enumerate()
-        .map(|(i, row)| Look::of(i, row))
+        .map(|(i, row)| Look::of(i, row, subject))
         .collect();
     let body = frame(area, title, &looks, Key::Box)?;
     let panels = body.split_evenly((if paper.is_some() { 2 } else { 1 }, 1));
@@ -129,7 +131,7 @@ fn panel(area: &Area, title: &str, table: &Table, looks: &[Look], datasets: &[&s
                 (right - width * 0.05, cell.rouge_l_mean),
             ];
             chart.draw_series([Rectangle::new(corners, look.color.filled())])?;
-            if look.emphasised() {
+            if look.emphasised {
                 chart.draw_series([Rectangle::new(corners, whisker)])?;
             }
             let Some(std) = cell.spread() else {
@@ -186,19 +188,19 @@ mod tests {
         ours.cells.retain(|cell| cell.row != "RKLD");
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("table1.png");
-        bars(&ours, Some(&paper), &path, "Table 1", "tiny").unwrap();
+        bars(&ours, Some(&paper), &path, "Table 1", "tiny", Some("ABKD")).unwrap();
         assert_eq!(png_size(&path), (1600, 970));
         let first = std::fs::read(&path).unwrap();
-        bars(&ours, Some(&paper), &path, "Table 1", "tiny").unwrap();
+        bars(&ours, Some(&paper), &path, "Table 1", "tiny", Some("ABKD")).unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), first);
 
         let pixels = render(size(Some(&paper)), |area| {
-            draw(area, &ours, Some(&paper), "Table 1", "tiny")
+            draw(area, &ours, Some(&paper), "Table 1", "tiny", Some("ABKD"))
         })
         .unwrap();
         let count = |ys, is: &dyn Fn([u8; 3]) -> bool| count(&pixels, WIDTH, (0..1600, ys), is);
         let bar = |row: &str| {
-            let RGBColor(r, g, b) = Look::of(0, row).color;
+            let RGBColor(r, g, b) = Look::of(0, row, None).color;
             move |p| p == [r, g, b]
         };
         assert!(count(60..470, &bar("FKLD")) > 10_000);
@@ -217,11 +219,12 @@ mod tests {
     fn one_cell_is_enough_and_none_is_an_error() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("table4.png");
-        bars(&table(&["new"], &["dolly"]), None, &path, "Table 4", "tiny").unwrap();
+        let one = table(&["new"], &["dolly"]);
+        bars(&one, None, &path, "Table 4", "tiny", None).unwrap();
         assert_eq!(png_size(&path), (1600, 540));
         let error = format!(
             "{:#}",
-            bars(&table(&[], &[]), None, &path, "", "").unwrap_err()
+            bars(&table(&[], &[]), None, &path, "", "", None).unwrap_err()
         );
         assert!(error.contains("table4.png: no score"), "{error}");
     }

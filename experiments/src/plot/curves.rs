@@ -21,13 +21,14 @@ pub fn figure1(
     paper: Option<&[CurvePoint]>,
     path: &Path,
     profile: &str,
+    subject: Option<&str>,
 ) -> Result<()> {
     ensure!(
         !ours.is_empty(),
         "draw {}: no curve of ours yet",
         path.display()
     );
-    save(path, SIZE, |area| draw(area, ours, paper, profile))
+    save(path, SIZE, |area| draw(area, ours, paper, profile, subject))
 }
 
 fn draw(
@@ -35,6 +36,7 @@ fn draw(
     ours: &[CurvePoint],
     paper: Option<&[CurvePoint]>,
     profile: &str,
+    subject: Option<&str>,
 ) -> Result<()> {
     let paper = paper.filter(|points| !points.is_empty());
     let all = paper.unwrap_or_default().iter().chain(ours);
@@ -42,7 +44,7 @@ fn draw(
     let looks: Vec<Look> = rows
         .iter()
         .enumerate()
-        .map(|(i, row)| Look::of(i, row))
+        .map(|(i, row)| Look::of(i, row, subject))
         .collect();
     let title = "Figure 1: validation ROUGE-L during distillation, by loss";
     let body = frame(area, title, &looks, Key::Line)?;
@@ -107,7 +109,7 @@ fn panel(
 
     // The emphasised curve comes last, on top of the others.
     let mut order: Vec<usize> = (0..looks.len()).collect();
-    order.sort_by_key(|&i| looks[i].emphasised());
+    order.sort_by_key(|&i| looks[i].emphasised);
     for &i in &order {
         let edge = |sign: f64| {
             let at = curves[i].iter().filter_map(move |point| {
@@ -141,6 +143,8 @@ mod tests {
     use super::super::tests::{count, dark, png_size};
     use super::*;
 
+    const SUBJECT: Option<&str> = Some("ABKD");
+
     fn curves(epochs: u32) -> Vec<CurvePoint> {
         let losses = ["FKLD", "Jensen's KL", "ABKD"];
         let points = |(i, loss): (usize, &&str)| {
@@ -160,15 +164,15 @@ mod tests {
     fn a_figure_has_its_size_its_colours_and_text() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("tiny/figure1.png");
-        figure1(&curves(3), Some(&curves(20)), &path, "tiny").unwrap();
+        figure1(&curves(3), Some(&curves(20)), &path, "tiny", SUBJECT).unwrap();
         assert_eq!(png_size(&path), SIZE);
         let pixels = render(SIZE, |area| {
-            draw(area, &curves(3), Some(&curves(20)), "tiny")
+            draw(area, &curves(3), Some(&curves(20)), "tiny", SUBJECT)
         })
         .unwrap();
         let count = |xs, ys, is: &dyn Fn([u8; 3]) -> bool| count(&pixels, SIZE.0, (xs, ys), is);
         for loss in ["FKLD", "Jensen's KL", "ABKD"] {
-            let RGBColor(r, g, b) = Look::of(0, loss).color;
+            let RGBColor(r, g, b) = Look::of(0, loss, None).color;
             assert!(count(0..1600, 50..720, &|p| p == [r, g, b]) > 200, "{loss}");
         }
         assert!(count(300..1300, 0..46, &dark) > 500, "title");
@@ -185,12 +189,21 @@ mod tests {
     fn equal_curves_are_equal_files_and_few_points_are_enough() {
         let folder = tempfile::tempdir().unwrap();
         let [a, b] = ["a.png", "b.png"].map(|name| folder.path().join(name));
-        figure1(&curves(1), None, &a, "tiny").unwrap();
-        figure1(&curves(1), None, &b, "tiny").unwrap();
+        figure1(&curves(1), None, &a, "tiny", SUBJECT).unwrap();
+        figure1(&curves(1), None, &b, "tiny", SUBJECT).unwrap();
         assert_eq!(std::fs::read(&a).unwrap(), std::fs::read(&b).unwrap());
-        let error = format!("{:#}", figure1(&[], None, &a, "tiny").unwrap_err());
+        let error = format!("{:#}", figure1(&[], None, &a, "tiny", SUBJECT).unwrap_err());
         assert!(error.contains("a.png: no curve"), "{error}");
-        assert!(figure1(&curves(1), None, &a.join("below a file.png"), "tiny").is_err());
+        assert!(
+            figure1(
+                &curves(1),
+                None,
+                &a.join("below a file.png"),
+                "tiny",
+                SUBJECT
+            )
+            .is_err()
+        );
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2);
     }
 
@@ -207,7 +220,7 @@ mod tests {
             })
             .collect();
         let pixels = |points: &[CurvePoint]| {
-            let pixels = render(SIZE, |area| draw(area, points, None, "tiny")).unwrap();
+            let pixels = render(SIZE, |area| draw(area, points, None, "tiny", SUBJECT)).unwrap();
             let pale = |p: [u8; 3]| p != [255; 3] && p.iter().all(|&c| c > 200);
             count(&pixels, SIZE.0, (100..1550, 60..680), pale)
         };

@@ -56,8 +56,9 @@ pub fn ratios(results: &Path, path: &Path) -> Result<()> {
 }
 
 fn read(file: &PathBuf) -> Result<Vec<Bar>> {
-    let rows = csv::Reader::from_path(file).with_context(|| file.display().to_string())?;
-    rows.into_deserialize()
+    let opened = abkd_host::files::open(file).with_context(|| file.display().to_string())?;
+    csv::Reader::from_reader(opened)
+        .into_deserialize()
         .map(|row| row.with_context(|| file.display().to_string()))
         .collect()
 }

@@ -56,6 +56,7 @@ fn draw(
             row: phase.id().into(),
             color,
             marker: Marker::Square,
+            emphasised: false,
         })
         .collect();
     let body = frame(area, title, &looks, Key::Box)?;

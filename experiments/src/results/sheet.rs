@@ -1,6 +1,5 @@
 //! CSV as text with places: what every file of results shares.
 
-use std::fs;
 use std::path::Path;
 use std::str::FromStr;
 
@@ -108,7 +107,7 @@ impl Sheet {
     pub fn open(path: &Path, accepted: &[&[&str]]) -> Result<Self> {
         let file = path.display().to_string();
         let context = || format!("read {file}");
-        let text = fs::read_to_string(path).with_context(context)?;
+        let text = files::read_text(path).with_context(context)?;
         // The reader skips blank lines, and every line number after them would be wrong.
         if let Some(line) = text.lines().position(|line| line.trim().is_empty()) {
             bail!("{file}:{}:1: blank line", line + 1);

@@ -255,7 +255,12 @@ impl Measure<'_> {
                 validation: Validation {
                     examples: &[],
                     prompts: &[],
-                    sequences: &self.inputs.valid_sequences.sequences[..1],
+                    sequences: self
+                        .inputs
+                        .valid_sequences
+                        .sequences
+                        .get(..1)
+                        .unwrap_or_default(),
                     decoding: &Decoding::greedy(),
                     seed: 0,
                 },

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use abkd_data::Sequence;
+use abkd_data::{Example, Sequence};
 use abkd_host::files;
 use abkd_models::generate::Decoding;
 use abkd_models::{LanguageModel, checkpoint, lora};
@@ -15,6 +15,7 @@ use abkd_training::trainer::{student_dir, student_seal};
 use abkd_training::{Event, Method, Outcome, Settings, TrainRun, Validation, state, train};
 use anyhow::{Context, Result};
 use burn::tensor::Device;
+use serde::Serialize;
 
 use super::board::{Board, Status, kind};
 use super::proof::{self, Folder};
@@ -168,7 +169,8 @@ impl Worker<'_> {
                     &profile.evaluation.decoding(),
                     &mut |n| shown.more(n, examples.len(), || "answers".into()),
                 )?;
-                folder.seal().write(answers::FILE, &lines(&answers)?)?;
+                let lines = lines(&answers, examples)?;
+                folder.seal().write(answers::FILE, &lines)?;
                 let score = evaluate::score(&answers);
                 folder.finish(&score)?;
                 Ok(Some(format!("ROUGE-L {:.2}", score.rouge_l)))
@@ -297,9 +299,12 @@ impl Worker<'_> {
                 let rouge = record
                     .validation_rouge_l
                     .map_or(String::new(), |r| format!(", validation ROUGE-L {r:.2}"));
+                let loss = record
+                    .validation_loss
+                    .map_or(String::new(), |l| format!(", validation loss {l:.3}"));
                 shown.line(&format!(
-                    "epoch {}: training loss {:.3}, validation loss {:.3}{rouge}",
-                    record.epoch, record.train_loss, record.validation_loss
+                    "epoch {}: training loss {:.3}{loss}{rouge}",
+                    record.epoch, record.train_loss
                 ));
             }
         })?;
@@ -316,6 +321,10 @@ impl Worker<'_> {
             (teacher_tokens > 0).then(|| cached_tokens as f64 / teacher_tokens as f64);
         let last = curve.last().and_then(|r| r.validation_rouge_l);
         folder.seal().enclose(STUDENT, &student);
+        // What makes the student's folder a whole Hugging Face folder.
+        for (name, bytes) in &self.inputs.companions {
+            folder.seal().write(&format!("{STUDENT}/{name}"), bytes)?;
+        }
         folder.finish(&Trained {
             curve,
             cached_share,
@@ -432,10 +441,24 @@ fn remove_folder(dir: &Path) -> Result<()> {
     files::remove_folder(dir).with_context(|| dir.display().to_string())
 }
 
-fn lines(answers: &[Answer]) -> Result<Vec<u8>> {
+/// A line of an evaluation's `answers.jsonl`: what was asked, what was answered, and what it was compared with.
+#[derive(Serialize)]
+struct AnswerLine<'a> {
+    #[serde(flatten)]
+    answer: &'a Answer,
+    prompt: String,
+    references: &'a [String],
+}
+
+fn lines(answers: &[Answer], examples: &[Example]) -> Result<Vec<u8>> {
     let mut text = Vec::new();
-    for answer in answers {
-        serde_json::to_writer(&mut text, answer)?;
+    for (answer, example) in answers.iter().zip(examples) {
+        let line = AnswerLine {
+            answer,
+            prompt: abkd_data::prompt(example),
+            references: &example.outputs,
+        };
+        serde_json::to_writer(&mut text, &line)?;
         text.push(b'\n');
     }
     Ok(text)

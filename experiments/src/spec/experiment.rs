@@ -24,8 +24,13 @@ pub struct Experiment {
     /// First column of its CSV, as in the paper's: `loss` or `method`.
     #[serde(default = "row_key")]
     pub row_key: String,
-    /// CSV of the paper's numbers in `results/paper`.
-    pub paper: String,
+    /// CSV of the paper's numbers in `results/paper`; absent: the rows are ranked among themselves.
+    #[serde(default)]
+    pub paper: Option<String>,
+    /// Label of the row whose lead over the best other one is shown, and that pictures emphasise; absent: `ABKD`, where
+    /// there is such a row.
+    #[serde(default)]
+    pub subject: Option<String>,
     /// The pair of models, where a profile has several (`[pairs.NAME]`).
     #[serde(default)]
     pub pair: Option<String>,
@@ -44,6 +49,24 @@ pub struct Experiment {
 
 fn row_key() -> String {
     "loss".into()
+}
+
+/// Label of the teacher in tables.
+pub const TEACHER: &str = "Teacher";
+/// Label of the initialised student in tables.
+pub const STUDENT: &str = "Student (SFT)";
+
+/// The subject where none is named: the paper's own method.
+const SUBJECT: &str = "ABKD";
+
+impl Experiment {
+    /// Label of the row whose lead is shown, if there is one.
+    pub fn subject(&self) -> Option<&str> {
+        let usual = || self.rows.iter().map(|r| r.label.as_str());
+        self.subject
+            .as_deref()
+            .or_else(|| usual().find(|label| *label == SUBJECT))
+    }
 }
 
 /// What an experiment yields.
@@ -121,28 +144,45 @@ fn kd() -> String {
 }
 
 impl Row {
-    /// The method that the row names, with the profile's settings of it.
+    /// A row of a method with nothing set.
+    pub(super) fn of_method(id: &str) -> Self {
+        Self {
+            label: id.into(),
+            method: id.into(),
+            divergence: None,
+            params: BTreeMap::new(),
+            fidelity: None,
+            settings: toml::Table::new(),
+            train: toml::Table::new(),
+            start: None,
+            text: None,
+        }
+    }
+
+    /// The method that the row names, with the profile's settings of it; the row's own win.
     ///
     /// # Errors
     ///
     /// An unknown method, divergence, parameter or form; a setting that is unknown or out of range.
     pub fn method(&self, profile: &Profile) -> Result<Method> {
+        self.method_settings(profile)
+            .with_context(|| format!("row `{}`", self.label))
+    }
+
+    pub(super) fn method_settings(&self, profile: &Profile) -> Result<Method> {
         let own = profile.methods.get(&self.method);
         let mut settings = own.map_or_else(toml::Table::new, |own| own.settings.clone());
         settings.extend(self.settings.clone());
         let settings = serde_json::to_value(settings)?;
-        self.loss()
-            .and_then(|loss| {
-                Method::from_parts(&self.method, loss, settings).map_err(|error| {
-                    let ids = Method::IDS.map(|(id, _)| id);
-                    if ids.contains(&self.method.as_str()) {
-                        return anyhow::anyhow!(with_nearest_key(&error.to_string()));
-                    }
-                    let near = nearest(&self.method, ids);
-                    anyhow::anyhow!("{error}{near}; known: {}", ids.join(", "))
-                })
-            })
-            .with_context(|| format!("row `{}`", self.label))
+        let loss = self.loss()?;
+        Method::from_parts(&self.method, loss, settings).map_err(|error| {
+            let ids = Method::IDS.map(|(id, _)| id);
+            if ids.contains(&self.method.as_str()) {
+                return anyhow::anyhow!(with_nearest_key(&error.to_string()));
+            }
+            let near = nearest(&self.method, ids);
+            anyhow::anyhow!("{error}{near}; known: {}", ids.join(", "))
+        })
     }
 
     fn loss(&self) -> Result<Option<Loss>> {
@@ -176,17 +216,20 @@ impl Row {
     ///
     /// An unknown key or a value out of range.
     pub fn training(&self, profile: &Profile) -> Result<Settings> {
+        self.training_settings(profile)
+            .with_context(|| format!("row `{}`: train", self.label))
+    }
+
+    pub(super) fn training_settings(&self, profile: &Profile) -> Result<Settings> {
         let mut settings = toml::Table::try_from(&profile.distill)?;
         if let Some(own) = profile.methods.get(&self.method) {
             settings.extend(own.train.clone());
         }
         settings.extend(self.train.clone());
-        let context = || format!("row `{}`: train", self.label);
         let settings: Settings = settings
             .try_into()
-            .map_err(|e: toml::de::Error| anyhow::anyhow!(with_nearest_key(e.message())))
-            .with_context(context)?;
-        settings.validate().with_context(context)?;
+            .map_err(|e: toml::de::Error| anyhow::anyhow!(with_nearest_key(e.message())))?;
+        settings.validate()?;
         Ok(settings)
     }
 

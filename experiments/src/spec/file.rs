@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use abkd_host::files;
 use anyhow::{Context, Result, anyhow};
 use serde::de::DeserializeOwned;
 use toml::de::{DeTable, DeValue};
@@ -31,7 +32,7 @@ impl TomlFile {
     ///
     /// When it cannot be read.
     pub fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+        let text = files::read_text(path).with_context(|| path.display().to_string())?;
         Ok(Self {
             path: path.into(),
             text,
@@ -66,6 +67,13 @@ impl TomlFile {
             Some(at) => format!("{path}:{}", self.line(at)),
             None => path.to_string(),
         }
+    }
+
+    /// Whether a value is there.
+    pub fn has(&self, steps: &[Step]) -> bool {
+        let mut there = false;
+        self.walk(steps, |_| there = true);
+        there
     }
 
     /// Keys of a table; none where it is not there.
@@ -132,8 +140,11 @@ mod tests {
         assert_eq!(line(&beta), 9);
         assert_eq!(file.keys(&beta[..3]), ["beta"]);
         assert!(file.keys(&[Key("rows"), Index(2)]).is_empty());
+        assert!(file.has(&beta) && !file.has(&[Key("rows"), Index(2)]));
         // what is not there is where its table is
         assert_eq!(line(&[Key("rows"), Index(1), Key("none")]), 4);
         assert_eq!(file.place(&[Key("none")]), path.display().to_string());
+        let folder = format!("{:#}", TomlFile::read(dir.path()).unwrap_err());
+        assert!(folder.contains("this is a folder"), "{folder}");
     }
 }

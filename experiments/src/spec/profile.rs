@@ -1,17 +1,19 @@
 //! The profile's file: models, data, budget, backend.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::fmt;
+use std::path::PathBuf;
 
 use abkd_models::generate::Decoding;
 use abkd_models::{ModelConfig, Precision};
 use abkd_training::Settings;
 use abkd_training::cache::CacheMode;
-use anyhow::{Context, Result, ensure};
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
+use super::blame::culprit;
+use super::shape::{bounded, shape};
 use super::{Start, TextTerm};
-use crate::suggest::nearest;
 
 /// The scale at which experiments run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -140,10 +142,10 @@ pub struct DataSpec {
     /// Seed of the embedded corpus.
     #[serde(default)]
     pub seed: u64,
-    /// Use the first so many training examples.
+    /// Use the first so many training examples; of the embedded corpus so many are made.
     #[serde(default)]
     pub train: Option<usize>,
-    /// Use the first so many validation examples.
+    /// Use the first so many validation examples; `[validation] examples` may take fewer.
     #[serde(default)]
     pub valid: Option<usize>,
     /// Use the first so many examples of each test set.
@@ -212,7 +214,32 @@ pub enum Layers {
     These(Vec<usize>),
 }
 
+impl fmt::Display for Layers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Count(count) => write!(f, "{count}"),
+            Self::These(layers) => write!(f, "{layers:?}"),
+        }
+    }
+}
+
 impl Layers {
+    /// Whether there is one, and none twice.
+    fn are_some(&self) -> bool {
+        let Self::These(layers) = self else {
+            return self.count() > 0;
+        };
+        !layers.is_empty() && layers.is_sorted_by(|a, b| a < b)
+    }
+
+    /// Layers that the whole model must have.
+    pub fn needs(&self) -> usize {
+        match self {
+            Self::Count(count) => *count,
+            Self::These(layers) => layers.last().map_or(0, |last| last.saturating_add(1)),
+        }
+    }
+
     /// Number of layers.
     pub fn count(&self) -> usize {
         match self {
@@ -228,11 +255,11 @@ impl ModelSpec {
     /// # Errors
     ///
     /// A key that the architecture does not have, or a value that is not built.
-    pub fn fresh(&self, path: &Path) -> Result<Option<ModelConfig>> {
+    pub fn fresh(&self) -> Result<Option<ModelConfig>> {
         if self.checkpoint.is_some() {
             return Ok(None);
         }
-        self.declared(path)
+        self.declared()
     }
 
     /// The shape that the file declares, if it does.
@@ -240,31 +267,19 @@ impl ModelSpec {
     /// # Errors
     ///
     /// A key that the architecture does not have, or a value that is not built.
-    pub fn declared(&self, path: &Path) -> Result<Option<ModelConfig>> {
-        let (model_type, table) = match (&self.gpt2, &self.llama) {
-            (Some(table), None) => ("gpt2", table),
-            (None, Some(table)) => ("llama", table),
-            _ => return Ok(None),
-        };
-        let mut json = serde_json::to_value(table)?;
-        json["model_type"] = model_type.into();
-        let config: ModelConfig = serde_json::from_value(json)
-            .with_context(|| format!("{}: section `{model_type}`", path.display()))?;
-        let known = serde_json::to_value(&config)?;
-        for key in table.keys() {
-            let keys = known
-                .as_object()
-                .into_iter()
-                .flat_map(|o| o.keys().map(String::as_str));
-            ensure!(
-                known.get(key).is_some(),
-                "{}: section `{model_type}`: unknown key `{key}`{}",
-                path.display(),
-                nearest(key, keys)
-            );
+    pub fn declared(&self) -> Result<Option<ModelConfig>> {
+        self.section().map_or(Ok(None), |(model_type, table)| {
+            shape(model_type, table).map(Some)
+        })
+    }
+
+    /// The section of the shape, if there is one.
+    fn section(&self) -> Option<(&'static str, &toml::Table)> {
+        match (&self.gpt2, &self.llama) {
+            (Some(table), None) => Some(("gpt2", table)),
+            (None, Some(table)) => Some(("llama", table)),
+            _ => None,
         }
-        config.check(path)?;
-        Ok(Some(config))
     }
 
     /// Whether it is a language model before any training here: neither fresh weights nor a selection of layers.
@@ -272,7 +287,8 @@ impl ModelSpec {
         self.checkpoint.is_some()
     }
 
-    pub(super) fn check(&self, who: &str, path: &Path) -> Result<()> {
+    /// What is wrong with it, and the keys that lead there.
+    pub(super) fn check(&self, who: &str) -> Result<(), (Vec<String>, String)> {
         let shapes = usize::from(self.gpt2.is_some()) + usize::from(self.llama.is_some());
         let sources = match (&self.checkpoint, &self.layers) {
             (Some(_), None) => shapes <= 1,
@@ -280,22 +296,50 @@ impl ModelSpec {
             (None, None) => shapes == 1,
             (Some(_), Some(_)) => false,
         };
-        ensure!(
-            sources,
-            "{}: [{who}] needs exactly one of checkpoint, layers, gpt2, llama; a checkpoint may have its shape beside it",
-            path.display()
-        );
-        ensure!(
-            self.hub.is_none() || self.checkpoint.is_some(),
-            "{}: [{who}] hub needs checkpoint, the folder that it is fetched into",
-            path.display()
-        );
-        ensure!(
-            who == "student" || self.layers.is_none(),
-            "{}: [teacher] cannot be made of layers",
-            path.display()
-        );
-        self.declared(path).map(|_| ())
+        let refuse = |key: &str, what: &str| Err((vec![key.to_owned()], what.to_owned()));
+        if !sources {
+            return Err((
+                Vec::new(),
+                "it needs exactly one of checkpoint, layers, gpt2, llama; a checkpoint may have its shape beside it".into(),
+            ));
+        }
+        if self.hub.is_some() && self.checkpoint.is_none() {
+            return refuse(
+                "hub",
+                "it needs checkpoint, the folder that it is fetched into",
+            );
+        }
+        if self.revision.is_some() && self.hub.is_none() {
+            return refuse("revision", "it is that of hub, and there is none");
+        }
+        if who != "student" && self.layers.is_some() {
+            return refuse("layers", "the teacher cannot be made of layers");
+        }
+        if self
+            .layers
+            .as_ref()
+            .is_some_and(|layers| !layers.are_some())
+        {
+            return refuse(
+                "layers",
+                "wanted: how many (1 or more), or which ones, counted from 0 and ascending, e.g. [0, 1, 29]",
+            );
+        }
+        let Some((section, table)) = self.section() else {
+            return Ok(());
+        };
+        let wrong = |table: &toml::Table| {
+            shape(section, table)
+                .and_then(|config| bounded(table, &config))
+                .err()
+                .map(|error| format!("{error:#}"))
+        };
+        let Some(message) = wrong(table) else {
+            return Ok(());
+        };
+        let mut keys = vec![section.to_owned()];
+        keys.extend(culprit(table, &message, wrong));
+        Err((keys, message))
     }
 }
 
@@ -336,7 +380,7 @@ pub struct DecodingSpec {
     pub bos: bool,
     /// Most tokens of an answer.
     pub max_new_tokens: usize,
-    /// Divides the logits.
+    /// Divides the logits; above 0. The likeliest token is `top_k = 1`.
     #[serde(default = "defaults::one")]
     pub temperature: f64,
     /// 0 is off.

@@ -89,6 +89,7 @@ mod defaults {
 impl DistiLlmSettings {
     pub(super) fn check(&self) -> Result<(), String> {
         replay::check_capacity(self.capacity)?;
+        on_policy::check_sampling(self.temperature, self.max_new_tokens)?;
         for (key, value) in [
             ("first_threshold", self.first_threshold),
             ("threshold_step", self.threshold_step),

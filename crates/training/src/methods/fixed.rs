@@ -3,6 +3,7 @@
 use abkd_losses::Divergence;
 use serde::{Deserialize, Serialize};
 
+use super::on_policy::check_answers;
 use super::{Driver, Loss, Moment};
 use crate::head::Objective;
 use crate::step::Term;
@@ -27,14 +28,13 @@ pub struct SeqKdSettings {
 
 impl SeqKdSettings {
     pub(super) fn check(&self) -> Result<(), String> {
-        if (0.0..=1.0).contains(&self.kd_ratio) {
-            Ok(())
-        } else {
-            Err(format!(
+        if !(0.0..=1.0).contains(&self.kd_ratio) {
+            return Err(format!(
                 "kd_ratio = {}: it must lie between 0 and 1",
                 self.kd_ratio
-            ))
+            ));
         }
+        check_answers(self.max_new_tokens)
     }
 
     pub(super) fn objective(&self) -> Objective {

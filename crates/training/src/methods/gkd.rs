@@ -84,6 +84,7 @@ impl GkdSettings {
                 "beta = {beta}: it must lie between 0 and 1, both excluded"
             ));
         }
+        on_policy::check_sampling(self.temperature, self.max_new_tokens)?;
         replay::check_capacity(self.capacity)
     }
 

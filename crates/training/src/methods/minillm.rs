@@ -145,6 +145,9 @@ mod defaults {
     }
 }
 
+/// Most answers of a round and the like: more is a slip of the keyboard.
+const LARGEST: usize = 1_000_000;
+
 impl Default for MiniLlmSettings {
     fn default() -> Self {
         serde_json::from_str("{}").expect("every setting has a default")
@@ -161,7 +164,11 @@ impl MiniLlmSettings {
             if value == 0 {
                 return Err(format!("{key} = 0: it must be 1 or more"));
             }
+            if value > LARGEST {
+                return Err(format!("{key} = {value}: it must be {LARGEST} or less"));
+            }
         }
+        on_policy::check_sampling(self.temperature, self.max_new_tokens)?;
         for (key, value) in [
             ("teacher_mix", self.teacher_mix),
             ("gamma", self.gamma),

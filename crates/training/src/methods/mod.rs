@@ -198,6 +198,24 @@ impl Method {
         })
     }
 
+    /// Most tokens of the answers that it samples or that are sampled for it, `default` where its settings do not say;
+    /// `None` for a method without answers.
+    pub fn longest_answer(&self, default: usize) -> Option<usize> {
+        let said = match self {
+            Self::SeqKd(s) => s.max_new_tokens,
+            Self::Gkd(_, s) => s.max_new_tokens,
+            Self::MiniLlm(s) => s.max_new_tokens,
+            Self::DistiLlm(_, s) => s.max_new_tokens,
+            Self::Sft | Self::Data(_) => return None,
+        };
+        Some(said.unwrap_or(default))
+    }
+
+    /// Whether what it does depends on the validation loss.
+    pub fn follows_validation_loss(&self) -> bool {
+        matches!(self, Self::DistiLlm(_, s) if s.threshold_step > 0.0)
+    }
+
     /// Whether the student's dropout acts while it is trained.
     pub fn trains_with_dropout(&self) -> bool {
         match self {

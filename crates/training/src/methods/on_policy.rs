@@ -31,6 +31,27 @@ pub(super) struct Sampling {
     pub max_new_tokens: Option<usize>,
 }
 
+/// What is wrong with how answers are sampled, if anything is.
+pub(super) fn check_sampling(
+    temperature: f64,
+    max_new_tokens: Option<usize>,
+) -> Result<(), String> {
+    if !(temperature.is_finite() && temperature > 0.0) {
+        return Err(format!(
+            "temperature = {temperature}: it divides the logits; it must be a positive number"
+        ));
+    }
+    check_answers(max_new_tokens)
+}
+
+/// What is wrong with the longest answer, if anything is.
+pub(super) fn check_answers(max_new_tokens: Option<usize>) -> Result<(), String> {
+    match max_new_tokens {
+        Some(0) => Err("max_new_tokens = 0: an answer has 1 token or more".into()),
+        _ => Ok(()),
+    }
+}
+
 /// A number in [0, 1) that depends on (seed, step, purpose) alone.
 pub(super) fn coin(at: &Moment, purpose: u64) -> f64 {
     let bits = Rng::new(&[at.settings.seed, at.step as u64, purpose]).bits();

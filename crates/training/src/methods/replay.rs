@@ -70,10 +70,18 @@ impl<T: Clone> ReplayBuffer<T> {
     }
 }
 
+/// Most sequences of a buffer: gigabytes.
+const LARGEST: usize = 10_000_000;
+
 /// What is wrong with a capacity, if anything is.
 pub(super) fn check_capacity(capacity: usize) -> Result<(), String> {
     if capacity == 0 {
         return Err("capacity = 0: the replay buffer must hold something".into());
+    }
+    if capacity > LARGEST {
+        return Err(format!(
+            "capacity = {capacity}: the replay buffer is held in memory; it must be {LARGEST} or less"
+        ));
     }
     Ok(())
 }

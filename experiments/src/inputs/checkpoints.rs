@@ -1,0 +1,329 @@
+//! Checkpoint folders as they lie on the disk: what is wrong with one, whose it is, and what to do.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use abkd_host::files;
+use abkd_models::ModelConfig;
+use anyhow::{Context, Result, anyhow};
+use serde_json::Value;
+
+use super::Absent;
+use crate::spec::{ModelSpec, Spec};
+
+/// What a file of git-lfs begins with where the content was not fetched.
+const POINTER: &[u8] = b"version https://git-lfs";
+/// Largest header of a safetensors file that its readers take.
+const HEADER_LIMIT: u64 = 100_000_000;
+/// The folder that `make weights` fills.
+const MADE: &str = "weights/smollm2-135m";
+
+/// The teacher or the student of a spec.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// The teacher.
+    Teacher,
+    /// The student.
+    Student,
+}
+
+impl Side {
+    /// Its section in the profile.
+    pub fn section(self) -> &'static str {
+        match self {
+            Self::Teacher => "teacher",
+            Self::Student => "student",
+        }
+    }
+
+    /// Its source in the profile.
+    pub fn of(self, spec: &Spec) -> &ModelSpec {
+        match self {
+            Self::Teacher => &spec.profile.teacher,
+            Self::Student => &spec.profile.student,
+        }
+    }
+}
+
+/// What is wrong with a checkpoint.
+enum Trouble {
+    /// It is not there yet.
+    Absent(String),
+    /// It is there and cannot be read.
+    Broken {
+        what: String,
+        /// What to do, where the cause says.
+        remedy: Option<&'static str>,
+    },
+}
+
+/// Checks the checkpoint folder of a side, if it has one: present, complete, no file cut or a pointer. The weights are not
+/// read.
+///
+/// # Errors
+///
+/// What is wrong, whose checkpoint it is, and what to do; [`Absent`] where it is not there.
+pub fn check(root: &Path, spec: &Spec, side: Side) -> Result<()> {
+    let model = side.of(spec);
+    let Some(dir) = &model.checkpoint else {
+        return Ok(());
+    };
+    let dir = root.join(dir);
+    let who = side.section();
+    let place = spec.in_profile(&[who, "checkpoint"]);
+    match trouble(&dir) {
+        None => Ok(()),
+        Some(Trouble::Absent(what)) => Err(anyhow!(Absent(format!(
+            "{place}: the {who}'s checkpoint: {what}; {}",
+            remedy(spec, side)
+        )))),
+        Some(Trouble::Broken {
+            what,
+            remedy: fitting,
+        }) => Err(anyhow!(
+            "{place}: the {who}'s checkpoint: {what}; {}",
+            fitting.map_or_else(|| remedy(spec, side), str::to_owned)
+        )),
+    }
+}
+
+/// How a side's checkpoint is got.
+pub fn remedy(spec: &Spec, side: Side) -> String {
+    let model = side.of(spec);
+    if let Some(repo) = &model.hub {
+        return format!(
+            "`abkd fetch weights --profile {}` fetches {repo} (what is there is not fetched again: remove it first)",
+            spec.profile.name
+        );
+    }
+    if model.checkpoint.as_ref().is_some_and(|d| d.ends_with(MADE)) {
+        return "`make weights` makes it".into();
+    }
+    format!(
+        "set [{}] checkpoint to a Hugging Face folder: config.json, model.safetensors and, for the teacher, tokenizer.json",
+        side.section()
+    )
+}
+
+fn trouble(dir: &Path) -> Option<Trouble> {
+    let broken = |what: String| Some(Trouble::Broken { what, remedy: None });
+    if fs::symlink_metadata(dir).is_err() || !dir.exists() {
+        return Some(Trouble::Absent(format!("{}: not there", dir.display())));
+    }
+    if !dir.is_dir() {
+        return broken(format!(
+            "{}: a file, and a checkpoint is a folder",
+            dir.display()
+        ));
+    }
+    let config = dir.join("config.json");
+    if !config.exists() {
+        let adapter = dir.join("adapter_config.json").exists();
+        let why = if adapter {
+            "an adapter (adapter_config.json), and a whole model belongs here; merge it into its base first"
+        } else {
+            "no config.json in it"
+        };
+        return broken(format!("{}: {why}", dir.display()));
+    }
+    if let Err(error) = files::open(&config) {
+        return broken(format!("{}: {error}", config.display()));
+    }
+    if let Some(trouble) = pointer(&config) {
+        return Some(trouble);
+    }
+    if let Err(error) = ModelConfig::read(&config) {
+        return Some(Trouble::Broken {
+            what: error.to_string(),
+            remedy: Some("a checkpoint that is built here is a GPT-2 or a LLaMA"),
+        });
+    }
+    let files = match weight_files(dir) {
+        Ok(files) => files,
+        Err(error) => return broken(format!("{error:#}")),
+    };
+    let Some(files) = files else {
+        let pickled = ["pytorch_model.bin", "pytorch_model.bin.index.json"];
+        if pickled.iter().any(|file| dir.join(file).exists()) {
+            return Some(Trouble::Broken {
+                what: format!("{}: it holds PyTorch's files", dir.display()),
+                remedy: Some(
+                    "safetensors are read: load it with Python's transformers and write it with save_pretrained",
+                ),
+            });
+        }
+        return Some(Trouble::Absent(format!(
+            "{}: no model.safetensors in it",
+            dir.display()
+        )));
+    };
+    files.iter().find_map(|file| {
+        if !file.exists() {
+            return broken(format!(
+                "{}: not there, and the index names it",
+                file.display()
+            ));
+        }
+        pointer(file).or_else(|| match header(file) {
+            Ok(()) => None,
+            Err(error) => broken(format!("{}: {error}", file.display())),
+        })
+    })
+}
+
+/// The files of weights, as they are read: one file where it is there, else those that the index names; `None` where
+/// neither is.
+pub fn weight_files(dir: &Path) -> Result<Option<Vec<PathBuf>>> {
+    let single = dir.join("model.safetensors");
+    if single.exists() {
+        return Ok(Some(vec![single]));
+    }
+    let index = dir.join("model.safetensors.index.json");
+    if !index.exists() {
+        return Ok(None);
+    }
+    let place = || index.display().to_string();
+    let text = files::read_text(&index).with_context(place)?;
+    let json: Value = serde_json::from_str(&text).with_context(place)?;
+    let map = json["weight_map"].as_object();
+    let map = map.with_context(|| format!("{}: no weight_map", index.display()))?;
+    let names: BTreeSet<&str> = map.values().filter_map(Value::as_str).collect();
+    names
+        .into_iter()
+        .map(|name| {
+            if is_plain(name) {
+                return Ok(dir.join(name));
+            }
+            Err(anyhow!(
+                "{}: `{name}`: a file of weights lies in the folder of its index",
+                index.display()
+            ))
+        })
+        .collect::<Result<Vec<_>>>()
+        .map(Some)
+}
+
+/// Whether a name is that of a file in a folder, and of no other folder.
+pub fn is_plain(name: &str) -> bool {
+    let mut parts = Path::new(name).components();
+    matches!(
+        (parts.next(), parts.next()),
+        (Some(std::path::Component::Normal(part)), None) if part == name
+    ) && !name.contains('\\')
+}
+
+fn pointer(path: &Path) -> Option<Trouble> {
+    let mut begin = vec![0; POINTER.len()];
+    let file = files::open(path).and_then(|mut file| file.read_exact(&mut begin));
+    (file.is_ok() && begin == POINTER).then(|| Trouble::Broken {
+        what: format!(
+            "{}: a git-lfs pointer, not the file that it stands for",
+            path.display()
+        ),
+        remedy: Some("`git lfs pull` in its repository gets the file"),
+    })
+}
+
+/// Whether the file is as long as its header says.
+fn header(path: &Path) -> std::io::Result<()> {
+    let fail = |what: String| Err(std::io::Error::other(what));
+    let mut file = files::open(path)?;
+    let length = file.metadata()?.len();
+    let mut size = [0; 8];
+    if length < 8 {
+        return fail(format!("truncated: {length} bytes"));
+    }
+    file.read_exact(&mut size)?;
+    let size = u64::from_le_bytes(size);
+    if size > HEADER_LIMIT {
+        return fail("no safetensors file: its header would be larger than any".into());
+    }
+    if 8 + size > length {
+        return fail(format!(
+            "truncated: {length} bytes, its header alone has {}",
+            8 + size
+        ));
+    }
+    let mut text = vec![0; size as usize];
+    file.read_exact(&mut text)?;
+    let Ok(Value::Object(tensors)) = serde_json::from_slice(&text) else {
+        return fail("no safetensors file: its header is not JSON".into());
+    };
+    let ends = tensors.iter().filter(|(name, _)| *name != "__metadata__");
+    let ends = ends.filter_map(|(_, tensor)| tensor["data_offsets"][1].as_u64());
+    let expected = ends.max().unwrap_or(0).saturating_add(8 + size);
+    if length < expected {
+        return fail(format!("truncated: {length} of {expected} bytes"));
+    }
+    if length > expected {
+        return fail(format!("{length} bytes, and its header counts {expected}"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CONFIG: &str = r#"{"model_type":"gpt2","vocab_size":50,"n_positions":9,"n_embd":8,"n_layer":1,"n_head":2}"#;
+
+    fn told(dir: &Path) -> String {
+        match trouble(dir) {
+            None => "nothing".into(),
+            Some(Trouble::Absent(what)) => format!("absent: {what}"),
+            Some(Trouble::Broken { what, .. }) => format!("broken: {what}"),
+        }
+    }
+
+    #[test]
+    fn each_cause_is_told() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join("m");
+        let says = |what: &str| {
+            let told = told(&dir);
+            assert!(told.contains(what), "{what}: {told}");
+        };
+        says("absent: ");
+        fs::create_dir(&dir).unwrap();
+        says("no config.json");
+        let write = |name: &str, bytes: &[u8]| fs::write(dir.join(name), bytes).unwrap();
+        write("adapter_config.json", b"{}");
+        says("an adapter");
+        write("config.json", CONFIG.as_bytes());
+        says("absent: ");
+        write("pytorch_model.bin", b"x");
+        says("PyTorch's files");
+        write(
+            "model.safetensors",
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 5\n",
+        );
+        says("git-lfs pointer");
+        let header = br#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#;
+        let mut whole = (header.len() as u64).to_le_bytes().to_vec();
+        whole.extend(header);
+        whole.extend([0; 8]);
+        write("model.safetensors", &whole);
+        says("nothing");
+        for cut in 0..whole.len() {
+            write("model.safetensors", &whole[..cut]);
+            says("truncated");
+        }
+        write("model.safetensors", &[&whole[..], &[0]].concat());
+        says("its header counts");
+        fs::remove_file(dir.join("model.safetensors")).unwrap();
+        let index = |name: &str| format!(r#"{{"weight_map":{{"a":"{name}"}}}}"#);
+        write(
+            "model.safetensors.index.json",
+            index("b.safetensors").as_bytes(),
+        );
+        says("the index names it");
+        for outside in ["../b.safetensors", "/etc/passwd", "a/b", "..", "."] {
+            write("model.safetensors.index.json", index(outside).as_bytes());
+            says("lies in the folder of its index");
+        }
+        write("config.json", b"{");
+        says("config.json");
+    }
+}

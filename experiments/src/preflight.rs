@@ -1,0 +1,370 @@
+//! Everything that the files of a run show to be wrong is said here, before anything runs: by `abkd plan` and `abkd run`
+//! alike.
+
+use std::path::Path;
+
+use abkd_data::Tokenizer;
+use abkd_models::{ModelConfig, checkpoint, lora};
+use abkd_training::{Error, Settings};
+use anyhow::{Context, Result, anyhow, ensure};
+use burn::tensor::Device;
+
+use crate::inputs::checkpoints::{self, Side};
+use crate::inputs::{self, Inputs, is_absent};
+use crate::results::{Table, read_curve};
+use crate::runner::Places;
+use crate::spec::{Kind, Row, Spec, Start};
+use crate::timing;
+
+const SIDES: [Side; 2] = [Side::Teacher, Side::Student];
+
+/// Checks the spec against all that it names and loads the data.
+///
+/// # Errors
+///
+/// Whatever is wrong or, see [`is_absent`], not there.
+pub fn load(places: &Places, spec: &Spec) -> Result<Inputs> {
+    let root = &places.root;
+    let mut absent = None;
+    for side in SIDES {
+        match checkpoints::check(root, spec, side) {
+            // What is not there may be declared, and what it must be is checked all the same.
+            Err(error) if is_absent(&error) => absent = absent.or(Some(error)),
+            checked => checked?,
+        }
+    }
+    paper(places, spec)?;
+    folders(places, spec)?;
+    let shapes = SIDES.map(|side| inputs::shape_of(root, spec, side));
+    let [teacher, student] = match shapes {
+        [Ok(teacher), Ok(student)] => [teacher, student],
+        [teacher, student] => {
+            let error = absent
+                .take()
+                .map_or_else(|| teacher.and(student).err(), Some);
+            return Err(error.context("a shape or an error")?);
+        }
+    };
+    shapes_fit(root, spec, &teacher, &student)?;
+    if let Some(error) = absent {
+        return Err(error);
+    }
+    let inputs = Inputs::load(root, spec)?;
+    data_fit(root, spec, &inputs, &teacher, &student)?;
+    spec.check_run(inputs.train.sequences.len(), inputs.validated())?;
+    Ok(inputs)
+}
+
+/// Whether the shapes of both models are known, from a checkpoint or as declared: a plan needs no more of them.
+pub fn shapes_are_known(places: &Places, spec: &Spec) -> bool {
+    SIDES
+        .iter()
+        .all(|&side| inputs::shape_of(&places.root, spec, side).is_ok())
+}
+
+/// Reads the weights of the checkpoints once, so that a tensor that is missing or of another shape is told before the first
+/// update and not after the last one of the teacher.
+///
+/// # Errors
+///
+/// Whose checkpoint it is and what is wrong.
+pub fn weights(places: &Places, spec: &Spec) -> Result<()> {
+    let mut read = Vec::new();
+    for side in SIDES {
+        let Some(dir) = &side.of(spec).checkpoint else {
+            continue;
+        };
+        if read.contains(&dir) {
+            continue;
+        }
+        read.push(dir);
+        checkpoint::load(&places.root.join(dir), &Device::flex()).with_context(|| {
+            let who = side.section();
+            let place = spec.in_profile(&[who, "checkpoint"]);
+            format!("{place}: the {who}'s checkpoint")
+        })?;
+    }
+    Ok(())
+}
+
+/// The paper's file, where the experiment names one.
+fn paper(places: &Places, spec: &Spec) -> Result<()> {
+    let e = &spec.experiment;
+    let Some(name) = &e.paper else {
+        return Ok(());
+    };
+    let path = places.paper(name);
+    let place = || format!("{}: paper = \"{name}\"", spec.in_experiment(&["paper"]));
+    ensure!(
+        path.exists(),
+        "{}: {}: not there; leave `paper` out where there are no numbers to compare with",
+        place(),
+        path.display()
+    );
+    match e.kind {
+        Kind::Table => {
+            let table = Table::read(&path).with_context(place)?;
+            ensure!(
+                table.row_key == e.row_key,
+                "{}: row_key = \"{}\": the first column of {} is `{}`",
+                spec.in_experiment(&["row_key"]),
+                e.row_key,
+                path.display(),
+                table.row_key
+            );
+        }
+        Kind::Curve => drop(read_curve(&path).with_context(place)?),
+        Kind::Timing => drop(timing::read_paper(&path).with_context(place)?),
+    }
+    Ok(())
+}
+
+/// Whether results, figures and checkpoints can be written. Nothing is made: a folder that is not there yet is made below
+/// one that is.
+fn folders(places: &Places, spec: &Spec) -> Result<()> {
+    let name = &spec.profile.name;
+    for (what, folder) in [
+        ("results", &places.results),
+        ("figures", &places.figures),
+        ("checkpoints", &places.runs),
+    ] {
+        let folder = folder.join(name);
+        let there = folder.ancestors().find(|path| path.exists());
+        let there = there.filter(|path| !path.as_os_str().is_empty());
+        let there = there.unwrap_or(Path::new("."));
+        let place = || format!("{what} cannot be written to {}", folder.display());
+        ensure!(
+            there.is_dir(),
+            "{}: {} is a file, and a folder belongs there",
+            place(),
+            there.display()
+        );
+        tempfile::tempfile_in(there).with_context(place)?;
+    }
+    Ok(())
+}
+
+/// Whether models of these shapes can do what the spec asks of them.
+fn shapes_fit(
+    root: &Path,
+    spec: &Spec,
+    teacher: &ModelConfig,
+    student: &ModelConfig,
+) -> Result<()> {
+    let p = &spec.profile;
+    for side in SIDES {
+        declared_fits(root, spec, side)?;
+    }
+    if let (Some(layers), Ok(whole)) = (
+        &p.student.layers,
+        inputs::shape_of(root, spec, Side::Teacher),
+    ) {
+        ensure!(
+            layers.needs() <= whole.layers(),
+            "{}: [student] layers = {layers}: the teacher has {}",
+            spec.in_profile(&["student", "layers"]),
+            whole.layers()
+        );
+    }
+    let rows = &spec.experiment.rows;
+    let methods = rows.iter().map(|row| row.method(p));
+    let methods = methods.collect::<Result<Vec<_>>>()?;
+    if methods.iter().any(|m| m.needs_teacher()) {
+        let (teacher, student) = (teacher.vocab_size(), student.vocab_size());
+        ensure!(
+            teacher == student,
+            "{}: {}",
+            spec.in_profile(&["student"]),
+            Error::Vocabulary { teacher, student }
+        );
+    }
+    positions_fit(spec, teacher, student)?;
+    adapters_fit(spec, teacher, student)
+}
+
+/// Whether a checkpoint has the shape that the profile declares beside it.
+fn declared_fits(root: &Path, spec: &Spec, side: Side) -> Result<()> {
+    let model = side.of(spec);
+    let (Some(dir), Some(declared)) = (&model.checkpoint, model.declared()?) else {
+        return Ok(());
+    };
+    let found = inputs::shape_of(root, spec, side)?;
+    let shape = |c: &ModelConfig| (c.vocab_size(), c.width(), c.layers(), c.heads());
+    ensure!(
+        shape(&declared) == shape(&found),
+        "{}: {}: (vocabulary, width, layers, heads) is {:?}, the profile says {:?}",
+        spec.in_profile(&[side.section()]),
+        root.join(dir).display(),
+        shape(&found),
+        shape(&declared)
+    );
+    Ok(())
+}
+
+/// Whether no sequence is longer than a model has positions.
+fn positions_fit(spec: &Spec, teacher: &ModelConfig, student: &ModelConfig) -> Result<()> {
+    let p = &spec.profile;
+    let both = [("teacher", teacher), ("student", student)];
+    let refuse = |place: String, what: String, whose: &[(&str, &ModelConfig)], length: usize| {
+        let short = whose.iter().find(|(_, m)| length > m.max_positions());
+        short.map_or(Ok(()), |(who, model)| {
+            Err(anyhow!(
+                "{place}: {what}: sequences of {length} tokens, and the {who} has {} positions",
+                model.max_positions()
+            ))
+        })
+    };
+    let length = p.data.max_length;
+    let what = format!("[data] max_length = {length}");
+    refuse(
+        spec.in_profile(&["data", "max_length"]),
+        what,
+        &both,
+        length,
+    )?;
+    let prompt = p.data.max_prompt_length;
+    for (section, new, used) in [
+        (
+            "validation",
+            p.validation.max_new_tokens,
+            p.validation.examples > 0,
+        ),
+        (
+            "evaluation",
+            p.evaluation.max_new_tokens,
+            spec.experiment.kind == Kind::Table,
+        ),
+    ] {
+        if used {
+            let what = format!("[data] max_prompt_length and [{section}] max_new_tokens = {new}");
+            let place = spec.in_profile(&[section, "max_new_tokens"]);
+            refuse(place, what, &both, prompt.saturating_add(new))?;
+        }
+    }
+    for (index, row) in spec.experiment.rows.iter().enumerate() {
+        let Some(new) = row.method(p)?.longest_answer(p.data.max_new_tokens()) else {
+            continue;
+        };
+        let what = format!(
+            "row `{}`: [data] max_prompt_length and max_new_tokens = {new}",
+            row.label
+        );
+        let place = spec.row_place(index);
+        refuse(place, what, &both, prompt.saturating_add(new))?;
+    }
+    Ok(())
+}
+
+/// Whether the adapters fit the architectures, and those that are trained on fit each other: tried on models of a few
+/// numbers, whose layers have the same names.
+fn adapters_fit(spec: &Spec, teacher: &ModelConfig, student: &ModelConfig) -> Result<()> {
+    let p = &spec.profile;
+    let try_on =
+        |shape: &ModelConfig, before: Option<&Settings>, settings: &Settings| -> Result<()> {
+            let Some(config) = &settings.lora else {
+                return Ok(());
+            };
+            let mut model = small(shape)?.zeros(&Device::flex());
+            if let Some(before) = before.and_then(|s| s.lora.as_ref()) {
+                model = lora::adapt(model, before, 0)?;
+            }
+            lora::adapt(model, config, 0)?;
+            Ok(())
+        };
+    for (name, settings) in spec.fine_tunings() {
+        let shape = if name == "teacher_sft" {
+            teacher
+        } else {
+            student
+        };
+        let place = || format!("{}: [{name}]", spec.in_profile(&[name, "lora"]));
+        try_on(shape, None, settings).with_context(place)?;
+    }
+    for (index, row) in spec.experiment.rows.iter().enumerate() {
+        let settings = row.training(p)?;
+        let initialised = row.start(p) == Start::Init;
+        let before = p.student_sft.as_ref().filter(|_| initialised);
+        try_on(student, before, &settings)
+            .with_context(|| format!("row `{}`: train", row.label))
+            .map_err(|error| spec.blame(index, error))?;
+    }
+    Ok(())
+}
+
+/// A configuration of the same architecture, and tiny.
+fn small(shape: &ModelConfig) -> Result<ModelConfig> {
+    let json = match shape {
+        ModelConfig::Gpt2(_) => serde_json::json!({
+            "model_type": "gpt2", "vocab_size": 2, "n_positions": 2, "n_embd": 2, "n_layer": 1, "n_head": 1,
+        }),
+        ModelConfig::Llama(_) => serde_json::json!({
+            "model_type": "llama", "vocab_size": 2, "hidden_size": 2, "intermediate_size": 2,
+            "num_hidden_layers": 1, "num_attention_heads": 1, "max_position_embeddings": 2,
+        }),
+    };
+    Ok(serde_json::from_value(json)?)
+}
+
+/// Whether tokenizer and texts fit the models.
+fn data_fit(
+    root: &Path,
+    spec: &Spec,
+    inputs: &Inputs,
+    teacher: &ModelConfig,
+    student: &ModelConfig,
+) -> Result<()> {
+    let tokens = inputs.tokenizer.vocab_size();
+    for (side, model) in SIDES.into_iter().zip([teacher, student]) {
+        ensure!(
+            tokens <= model.vocab_size(),
+            "{}: the {}: {}",
+            spec.in_profile(&[side.section()]),
+            side.section(),
+            Error::Tokenizer {
+                tokenizer: tokens,
+                model: model.vocab_size()
+            }
+        );
+        own_tokenizer_fits(root, spec, side, &inputs.tokenizer)?;
+    }
+    if let Some(text) = &inputs.text
+        && text_is_used(spec)?
+    {
+        let positions = student.max_positions();
+        ensure!(
+            text.longest() <= positions,
+            "{}: [data] text: its longest document has {} tokens, and the student {positions} positions; pack shorter ones",
+            spec.in_profile(&["data", "text"]),
+            text.longest()
+        );
+    }
+    Ok(())
+}
+
+fn text_is_used(spec: &Spec) -> Result<bool> {
+    let of = |row: &Row| row.with_text(&spec.profile);
+    let used = spec.experiment.rows.iter().map(of);
+    Ok(used.collect::<Result<Vec<_>>>()?.contains(&true))
+}
+
+/// Refuses a checkpoint that comes with another tokenizer than the one that makes the data: the same text has other ids
+/// for it.
+fn own_tokenizer_fits(root: &Path, spec: &Spec, side: Side, used: &Tokenizer) -> Result<()> {
+    let Some(dir) = &side.of(spec).checkpoint else {
+        return Ok(());
+    };
+    let path = root.join(dir).join("tokenizer.json");
+    if !path.exists() || inputs::tokenizer_path(root, spec)?.as_ref() == Some(&path) {
+        return Ok(());
+    }
+    let own = inputs::read_tokenizer(&path, Some(used.eos()))?;
+    if let Some(how) = own.differs_from(used) {
+        return Err(anyhow!(
+            "{}: {}: the {} has another tokenizer than the data are encoded with: {how}; teacher and student must share one",
+            spec.in_profile(&[side.section(), "checkpoint"]),
+            path.display(),
+            side.section()
+        ));
+    }
+    Ok(())
+}

@@ -1,0 +1,119 @@
+//! Results that are whole are put in the place of those of an earlier run.
+
+use std::fs;
+use std::path::Path;
+
+use abkd_host::files;
+use anyhow::{Context, Result};
+
+use super::{PARTIAL, Places};
+use crate::spec::Spec;
+
+/// Puts the results of an experiment, all cells of which are done, in the place of those of an earlier run; tells of each
+/// file how it compares with what was there.
+///
+/// # Errors
+///
+/// A file that cannot be read or written.
+pub fn publish(places: &Places, spec: &Spec) -> Result<Vec<String>> {
+    let name = &spec.experiment.name;
+    let mut told = Vec::new();
+    for end in [".csv", "_scores.csv", ".json"] {
+        let file = format!("{name}{end}");
+        let (from, to) = (places.partial(spec, &file), places.result(spec, &file));
+        if !from.exists() {
+            continue;
+        }
+        let place = || to.display().to_string();
+        let read = |path: &Path| {
+            files::read(path, files::TEXT_LIMIT).with_context(|| path.display().to_string())
+        };
+        let new = read(&from)?;
+        let before = to.exists().then(|| read(&to)).transpose()?;
+        let (before, whose) = match committed(&to) {
+            Some(bytes) => (Some(bytes), "the committed results"),
+            None => (before, "the results that were there"),
+        };
+        told.push(match before {
+            None => format!("{}: written", place()),
+            Some(bytes) if bytes == new => format!("{}: identical to {whose}", place()),
+            Some(_) => format!("{}: differs from {whose}", place()),
+        });
+        files::write(&to, &new).with_context(place)?;
+        fs::remove_file(&from).with_context(place)?;
+    }
+    // Another experiment's may be in it.
+    let _ = fs::remove_dir(places.result(spec, PARTIAL));
+    Ok(told)
+}
+
+/// A file as the last commit has it; `None` outside a repository, without git, or where it is not committed.
+fn committed(path: &Path) -> Option<Vec<u8>> {
+    let name = path.file_name()?.to_str()?;
+    let output = std::process::Command::new("git")
+        .arg("-C")
+        .arg(files::folder_of(path))
+        .args(["show", &format!("HEAD:./{name}")])
+        .stdin(std::process::Stdio::null())
+        .output()
+        .ok()?;
+    output.status.success().then_some(output.stdout)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+
+    #[test]
+    fn a_whole_table_replaces_another_and_says_how_they_compare() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let spec = Spec::load(&root, "table1", "tiny").unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let places = Places {
+            root: root.clone(),
+            runs: dir.path().join("runs"),
+            results: dir.path().join("results"),
+            figures: dir.path().join("figures"),
+        };
+        let write = |path: PathBuf, text: &str| {
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        let other = places.partial(&spec, "table2.csv");
+        write(other.clone(), "another table that is not whole");
+        for (text, says) in [
+            ("one", "table1.csv: written"),
+            ("one", "identical to the results that were there"),
+            ("two", "differs from the results that were there"),
+        ] {
+            write(places.partial(&spec, "table1.csv"), text);
+            let told = publish(&places, &spec).unwrap();
+            assert!(told.len() == 1 && told[0].ends_with(says), "{told:?}");
+            let path = places.result(&spec, "table1.csv");
+            assert_eq!(fs::read_to_string(path).unwrap(), text);
+            assert!(other.exists() && !places.partial(&spec, "table1.csv").exists());
+        }
+        // What is committed is known where the folder is one of a repository.
+        let git = |args: &[&str]| {
+            let mut git = std::process::Command::new("git");
+            git.arg("-C")
+                .arg(dir.path())
+                .args(["-c", "user.name=a", "-c", "user.email=a@b"]);
+            git.args(args).output().is_ok_and(|o| o.status.success())
+        };
+        if !(git(&["init", "-q"]) && git(&["add", "-A"]) && git(&["commit", "-qm", "x"])) {
+            eprintln!("git is not there: the committed results are not compared with");
+            return;
+        }
+        for (text, says) in [
+            ("three", "differs from the committed results"),
+            ("two", "identical to the committed results"),
+        ] {
+            write(places.partial(&spec, "table1.csv"), text);
+            let told = publish(&places, &spec).unwrap();
+            assert!(told[0].ends_with(says), "{told:?}");
+        }
+    }
+}

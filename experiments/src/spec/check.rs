@@ -1,0 +1,377 @@
+//! What the two files of a spec, and the size of the data, show to be wrong, each with file and line.
+
+use abkd_training::Settings;
+use anyhow::{Context, Result, anyhow, ensure};
+
+use super::blame::names;
+use super::experiment::{STUDENT, TEACHER};
+use super::file::Step::{Index, Key};
+use super::file::TomlFile;
+use super::{Kind, Row, Spec, steps};
+use crate::results::ROW_KEYS;
+use crate::suggest::nearest;
+
+/// Longest name of an experiment or a profile: names of files are made of it.
+const LONGEST_NAME: usize = 100;
+/// What names of files of results end with, after the experiment's name.
+const ENDINGS: [&str; 3] = ["_scores", "_comparison", "_agreement"];
+
+/// What there is to validate with.
+#[derive(Clone, Copy, Debug)]
+pub struct Validated {
+    /// Whether a validation sequence has a response token, so that there is a loss.
+    pub loss: bool,
+    /// Whether validation answers are drawn.
+    pub answers: bool,
+}
+
+impl Spec {
+    /// Checks both files.
+    pub(super) fn check(&self) -> Result<()> {
+        self.check_profile()?;
+        self.check_experiment()?;
+        self.check_seeds()?;
+        self.check_jobs(&self.in_profile(&["jobs"]))
+    }
+
+    fn check_experiment(&self) -> Result<()> {
+        let e = &self.experiment;
+        let place = |key: &str| self.in_experiment(&[key]);
+        check_name(&e.name, &[]).with_context(|| place("name"))?;
+        let ending = ENDINGS.iter().find(|end| e.name.ends_with(**end));
+        if let Some(ending) = ending {
+            return Err(anyhow!(
+                "{}: name = \"{}\": files of results end with `{ending}`; give it another name",
+                place("name"),
+                e.name
+            ));
+        }
+        check_its_file(&self.files.experiment, &e.name)?;
+        ensure!(
+            ROW_KEYS.contains(&e.row_key.as_str()),
+            "{}: row_key = \"{}\": it must be one of {}{}",
+            place("row_key"),
+            e.row_key,
+            ROW_KEYS.join(", "),
+            nearest(&e.row_key, ROW_KEYS)
+        );
+        let rows = self.files.experiment.place(&[Key("rows")]);
+        ensure!(!e.rows.is_empty(), "{rows}: no [[rows]]");
+        ensure!(
+            e.kind != Kind::Table || !e.datasets.is_empty(),
+            "{}: `datasets` is empty; `abkd list datasets` shows them",
+            place("datasets")
+        );
+        self.datasets().with_context(|| place("datasets"))?;
+        for (index, set) in e.datasets.iter().enumerate() {
+            ensure!(
+                !e.datasets[..index].contains(set),
+                "{}: `datasets`: {set} is given twice",
+                place("datasets")
+            );
+        }
+        if let Some(subject) = &e.subject {
+            let labels: Vec<&str> = e.rows.iter().map(|r| r.label.as_str()).collect();
+            ensure!(
+                labels.contains(&subject.as_str()),
+                "{}: subject = \"{subject}\": no row has this label{}; there are {}",
+                place("subject"),
+                nearest(subject, labels.iter().copied()),
+                labels.join(", ")
+            );
+        }
+        ensure!(
+            e.kind != Kind::Curve || self.profile.validation.examples > 0,
+            "{}: [validation] examples = 0: the curves of `{}` are scores of validation answers",
+            self.in_profile(&["validation", "examples"]),
+            e.name
+        );
+        (0..e.rows.len()).try_for_each(|index| self.check_row(index))
+    }
+
+    fn check_row(&self, index: usize) -> Result<()> {
+        let e = &self.experiment;
+        let row = &e.rows[index];
+        let label = || {
+            let at = [Key("rows"), Index(index), Key("label")];
+            self.files.experiment.place(&at)
+        };
+        check_label(&row.label).with_context(label)?;
+        ensure!(
+            e.kind != Kind::Table || ![TEACHER, STUDENT].contains(&row.label.as_str()),
+            "{}: label = \"{}\": this is what the model before distillation is called in tables; give the row another",
+            label(),
+            row.label
+        );
+        ensure!(
+            e.rows.iter().filter(|r| r.label == row.label).count() == 1,
+            "{}: two rows are labelled `{}`",
+            label(),
+            row.label
+        );
+        self.row_is_valid(row)
+            .map_err(|error| self.blame(index, error))?;
+        self.check_seed_of(index)
+    }
+
+    /// Refuses a seed of a row's training that the profile's list would replace without a word.
+    fn check_seed_of(&self, index: usize) -> Result<()> {
+        let (p, row) = (&self.profile, &self.experiment.rows[index]);
+        let own = p.methods.get(&row.method).map(|own| &own.train);
+        let place = if row.train.contains_key("seed") {
+            let path = [Key("rows"), Index(index), Key("train"), Key("seed")];
+            self.files.experiment.place(&path)
+        } else if own.is_some_and(|train| train.contains_key("seed")) {
+            self.in_profile(&["methods", &row.method, "train", "seed"])
+        } else {
+            return Ok(());
+        };
+        ensure!(
+            p.training_seeds.is_none(),
+            "{place}: row `{}`: `seed`: the profile gives the seeds of all trainings ({}: training_seeds); leave one of the two out",
+            row.label,
+            self.in_profile(&["training_seeds"])
+        );
+        Ok(())
+    }
+
+    fn row_is_valid(&self, row: &Row) -> Result<()> {
+        row.method(&self.profile)?;
+        row.training(&self.profile)?;
+        row.with_text(&self.profile).map(|_| ())
+    }
+
+    /// What the data show to be wrong: the number of training sequences, and what there is to validate with.
+    ///
+    /// # Errors
+    ///
+    /// A warm-up that is longer than its run, a replay buffer that is smaller than a batch, weights that are kept by a
+    /// figure that is not measured.
+    pub fn check_run(&self, sequences: usize, validated: Validated) -> Result<()> {
+        let p = &self.profile;
+        let check = |settings: &Settings| {
+            settings.check_run(sequences)?;
+            settings.check_validation(validated.loss, validated.answers)
+        };
+        for (name, settings) in self.fine_tunings() {
+            check(settings).map_err(|error| self.blame_section(name, anyhow!(error)))?;
+        }
+        let timed = self.experiment.kind == Kind::Timing;
+        for (index, row) in self.experiment.rows.iter().enumerate() {
+            let settings = row.training(p)?;
+            let method = row.method(p)?;
+            let checked = if timed {
+                settings.check_run(sequences)
+            } else {
+                check(&settings)
+            };
+            checked
+                .and_then(|()| method.check_run(&settings))
+                .with_context(|| format!("row `{}`", row.label))
+                .map_err(|error| self.blame(index, error))?;
+            if timed {
+                let all = p.timing.warmup + p.timing.steps;
+                let updates = settings.measured(all).updates(sequences);
+                ensure!(
+                    updates > p.timing.warmup,
+                    "{}: [timing] warmup = {}: an epoch of row `{}` has {updates} updates, so that none is left to be timed",
+                    self.in_profile(&["timing", "warmup"]),
+                    p.timing.warmup,
+                    row.label
+                );
+            }
+            ensure!(
+                validated.loss || timed || !method.follows_validation_loss(),
+                "{}: row `{}`: method `{}` raises its share of answers by the validation loss, and no validation example has a response token; give some, or threshold_step = 0",
+                self.row_place(index),
+                row.label,
+                row.method
+            );
+        }
+        ensure!(
+            validated.answers || self.experiment.kind != Kind::Curve,
+            "{}: there is no validation example, and the curves of `{}` are scores of validation answers",
+            self.in_profile(&["validation"]),
+            self.experiment.name
+        );
+        Ok(())
+    }
+
+    /// The fine-tunings of teacher and student, by their section.
+    pub fn fine_tunings(&self) -> impl Iterator<Item = (&'static str, &Settings)> {
+        let p = &self.profile;
+        [
+            ("teacher_sft", &p.teacher_sft),
+            ("student_sft", &p.student_sft),
+        ]
+        .into_iter()
+        .filter_map(|(name, settings)| Some((name, settings.as_ref()?)))
+    }
+
+    /// `path:line` of a row.
+    pub fn row_place(&self, index: usize) -> String {
+        let at = [Key("rows"), Index(index)];
+        self.files.experiment.place(&at)
+    }
+
+    /// Adds the place of what is to blame for an error of a row. The profile alone has been found right, so that it is the
+    /// row, unless the error names a key that only the profile sets.
+    pub(crate) fn blame(&self, index: usize, error: anyhow::Error) -> anyhow::Error {
+        let place = self.place_of(index, &format!("{error:#}"));
+        error.context(place)
+    }
+
+    fn place_of(&self, index: usize, message: &str) -> String {
+        let row = &self.experiment.rows[index];
+        let file = &self.files.experiment;
+        let sections = ["settings", "train", "params"];
+        let at = |more: &[&str]| -> Vec<String> { more.iter().map(|s| (*s).to_owned()).collect() };
+        let in_row = |keys: &[String]| {
+            let mut path = vec![Key("rows"), Index(index)];
+            path.extend(keys.iter().map(|key| Key(key)));
+            file.place(&path)
+        };
+        // The innermost keys first: a section is named by its own errors, too.
+        for section in sections {
+            let keys = file.keys(&[Key("rows"), Index(index), Key(section)]);
+            if let Some(key) = keys.iter().find(|key| names(message, key)) {
+                return in_row(&at(&[section, key]));
+            }
+        }
+        let own = file.keys(&[Key("rows"), Index(index)]);
+        let plain = |key: &&String| !sections.contains(&key.as_str()) && *key != "label";
+        if let Some(key) = own.iter().filter(plain).find(|key| names(message, key)) {
+            return in_row(&at(&[key]));
+        }
+        if let Some(place) = self.named_in_profile(row, message) {
+            return place;
+        }
+        // An error that names no key is that of the key without which it is not met.
+        for section in sections {
+            for key in file.keys(&[Key("rows"), Index(index), Key(section)]) {
+                let mut without = row.clone();
+                match section {
+                    "settings" => drop(without.settings.remove(&key)),
+                    "train" => drop(without.train.remove(&key)),
+                    _ => drop(without.params.remove(&key)),
+                }
+                if self.row_is_valid(&without).is_ok() {
+                    return in_row(&at(&[section, &key]));
+                }
+            }
+        }
+        in_row(&[])
+    }
+
+    /// The place of a key that an error names, in the profile's settings of a row's method and of all trainings.
+    fn named_in_profile(&self, row: &Row, message: &str) -> Option<String> {
+        let file = &self.files.profile;
+        let method = row.method.as_str();
+        for section in [
+            &["methods", method, "settings"][..],
+            &["methods", method, "train"],
+            &["methods", method],
+            &["distill"],
+        ] {
+            let mut places = vec![section.to_vec()];
+            if let Some(pair) = &self.pair {
+                places.insert(0, [&["pairs", pair][..], section].concat());
+            }
+            for path in places {
+                let keys = file.keys(&steps(&path));
+                let section = |key: &str| ["settings", "train"].contains(&key);
+                let named = keys.iter().find(|k| !section(k) && names(message, k));
+                if let Some(key) = named {
+                    return Some(file.place(&steps(&[&path[..], &[key.as_str()]].concat())));
+                }
+            }
+        }
+        None
+    }
+
+    /// Adds the place of the key of a profile's section that an error names.
+    pub(super) fn blame_section(&self, section: &str, error: anyhow::Error) -> anyhow::Error {
+        let message = format!("{error:#}");
+        let file = &self.files.profile;
+        let mut keys = file.keys(&[Key(section)]);
+        if let Some(pair) = &self.pair {
+            keys.extend(file.keys(&[Key("pairs"), Key(pair), Key(section)]));
+        }
+        let place = match keys.iter().find(|key| names(&message, key)) {
+            Some(key) => self.in_profile(&[section, key]),
+            None => self.in_profile(&[section]),
+        };
+        error.context(format!("{place}: [{section}]"))
+    }
+
+    fn check_seeds(&self) -> Result<()> {
+        let p = &self.profile;
+        let own = match &p.seeds {
+            Some(_) => self.in_profile(&["seeds"]),
+            None => self.in_experiment(&["seeds"]),
+        };
+        let of_trainings = self.in_profile(&["training_seeds"]);
+        ensure!(
+            self.experiment.kind != Kind::Table || !self.experiment.seeds.is_empty(),
+            "{own}: `seeds` is empty; give at least one sampling seed, e.g. seeds = [10]"
+        );
+        ensure!(
+            p.training_seeds.as_ref().is_none_or(|s| !s.is_empty()),
+            "{of_trainings}: `training_seeds` is empty; give at least one seed, or leave it out for one training"
+        );
+        let lists = [
+            (own, "seeds", Some(&self.experiment.seeds)),
+            (of_trainings, "training_seeds", p.training_seeds.as_ref()),
+        ];
+        for (place, key, seeds) in lists {
+            let mut seen = std::collections::BTreeSet::new();
+            for seed in seeds.into_iter().flatten() {
+                ensure!(
+                    seen.insert(seed),
+                    "{place}: `{key}`: seed {seed} is given twice"
+                );
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What is wrong with a name of which files and folders are made.
+pub(super) fn check_name(name: &str, reserved: &[&str]) -> Result<()> {
+    let good = |c: char| c.is_alphanumeric() || "-_.".contains(c);
+    ensure!(
+        !name.is_empty()
+            && name.len() <= LONGEST_NAME
+            && name.chars().all(good)
+            && name.starts_with(char::is_alphanumeric),
+        "name = {name:?}: files and folders are named by it; use letters, digits, `-`, `_` and `.`, {LONGEST_NAME} bytes or less, and begin with a letter or a digit"
+    );
+    ensure!(
+        !reserved.iter().any(|r| r.eq_ignore_ascii_case(name)),
+        "name = \"{name}\": the folder of this name below `results` holds something else; give it another name"
+    );
+    Ok(())
+}
+
+/// Refuses a file that writes where another file of its folder does.
+pub(super) fn check_its_file(file: &TomlFile, name: &str) -> Result<()> {
+    let path = file.path();
+    let other = path.with_file_name(format!("{name}.toml"));
+    let itself = path.file_stem().is_some_and(|stem| stem == name);
+    ensure!(
+        itself || !other.exists(),
+        "{}: name = \"{name}\": this is the name of {}, whose results would be overwritten; give it another",
+        file.place(&[Key("name")]),
+        other.display()
+    );
+    Ok(())
+}
+
+/// What is wrong with a label of a row.
+fn check_label(label: &str) -> Result<()> {
+    ensure!(
+        !label.trim().is_empty() && label.trim() == label && !label.chars().any(char::is_control),
+        "label = {label:?}: it must be a line of text without spaces around it"
+    );
+    Ok(())
+}

@@ -1,0 +1,225 @@
+//! What a profile's file alone shows to be wrong, each with its line.
+
+use abkd_training::Method;
+use anyhow::{Context, Result, anyhow, ensure};
+
+use super::blame::culprit;
+use super::check::{check_its_file, check_name};
+use super::{Profile, Row, Source, Spec};
+use crate::backend;
+use crate::suggest::nearest;
+
+/// Most cells side by side.
+const MOST_JOBS: usize = 256;
+/// Most examples of a set of the embedded corpus, which is made in memory.
+const MOST_EMBEDDED: usize = 1_000_000;
+/// Longest sequence, and most of whatever is counted one by one.
+const LARGEST: usize = 1 << 20;
+/// Most repeats of a timing: each is a cell.
+const MOST_REPEATS: usize = 1000;
+/// Folders below `results` that are not a profile's.
+const RESERVED: [&str; 2] = ["paper", "bench"];
+
+impl Spec {
+    /// What the profile's file alone shows to be wrong.
+    pub(super) fn check_profile(&self) -> Result<()> {
+        let p = &self.profile;
+        let place = |keys: &[&str]| self.in_profile(keys);
+        check_name(&p.name, &RESERVED).with_context(|| place(&["name"]))?;
+        check_its_file(&self.files.profile, &p.name)?;
+        backend::known(&p.backend).with_context(|| place(&["backend"]))?;
+        for (who, model) in [("teacher", &p.teacher), ("student", &p.student)] {
+            model.check(who).map_err(|(keys, message)| {
+                let mut path = vec![who];
+                path.extend(keys.iter().map(String::as_str));
+                let section = if keys.len() > 1 {
+                    format!("{who}.{}", keys[0])
+                } else {
+                    who.into()
+                };
+                anyhow!("{}: [{section}]: {message}", place(&path))
+            })?;
+        }
+        ensure!(
+            p.student.layers.is_none() || p.teacher.checkpoint.is_some(),
+            "{}: [student] layers needs a teacher checkpoint to take them from",
+            place(&["student", "layers"])
+        );
+        for (name, settings) in self.fine_tunings().chain([("distill", &p.distill)]) {
+            settings
+                .validate()
+                .map_err(|error| self.blame_section(name, anyhow!(error)))?;
+        }
+        self.fraction(&["kd_ratio"], p.kd_ratio)?;
+        self.within(&["jobs"], p.jobs, 1, MOST_JOBS)?;
+        self.check_data()?;
+        self.check_decoding()?;
+        let timing = &p.timing;
+        self.within(&["timing", "warmup"], timing.warmup, 0, LARGEST)?;
+        self.within(&["timing", "steps"], timing.steps, 1, LARGEST)?;
+        self.within(&["timing", "repeats"], timing.repeats, 1, MOST_REPEATS)?;
+        p.methods.keys().try_for_each(|id| self.check_method(id))
+    }
+
+    fn check_data(&self) -> Result<()> {
+        let data = &self.profile.data;
+        let embedded = data.source == Source::Embedded;
+        self.within(&["data", "max_length"], data.max_length, 2, LARGEST)?;
+        ensure!(
+            (1..data.max_length).contains(&data.max_prompt_length),
+            "{}: [data] max_prompt_length = {}: it must be 1 or more and below max_length = {}",
+            self.in_profile(&["data", "max_prompt_length"]),
+            data.max_prompt_length,
+            data.max_length
+        );
+        let most = if embedded { MOST_EMBEDDED } else { usize::MAX };
+        for (key, value, least) in [
+            ("train", data.train, 1),
+            ("valid", data.valid, 0),
+            ("test", data.test, 1),
+        ] {
+            if let Some(value) = value {
+                self.within(&["data", key], value, least, most)?;
+            }
+        }
+        ensure!(
+            !embedded || data.path.is_none(),
+            "{}: [data] path: the embedded corpus is read from no folder; leave it out, or take source = \"folder\"",
+            self.in_profile(&["data", "path"])
+        );
+        Ok(())
+    }
+
+    fn check_decoding(&self) -> Result<()> {
+        let p = &self.profile;
+        let (validation, evaluation) = (&p.validation, &p.evaluation);
+        for (section, new, batch) in [
+            (
+                "validation",
+                validation.max_new_tokens,
+                validation.batch_size,
+            ),
+            (
+                "evaluation",
+                evaluation.max_new_tokens,
+                evaluation.batch_size,
+            ),
+        ] {
+            self.within(&[section, "max_new_tokens"], new, 1, LARGEST)?;
+            self.within(&[section, "batch_size"], batch, 1, LARGEST)?;
+        }
+        let keys = ["evaluation", "temperature"];
+        ensure!(
+            evaluation.temperature.is_finite() && evaluation.temperature > 0.0,
+            "{}: [evaluation] temperature = {}: it divides the logits; it must be a positive number, and the likeliest token is top_k = 1",
+            self.in_profile(&keys),
+            evaluation.temperature
+        );
+        ensure!(
+            evaluation.top_p > 0.0 && evaluation.top_p <= 1.0,
+            "{}: [evaluation] top_p = {}: it must lie in (0, 1]; 1 is off",
+            self.in_profile(&["evaluation", "top_p"]),
+            evaluation.top_p
+        );
+        Ok(())
+    }
+
+    /// What is wrong with `[methods.ID]`, whatever the rows set.
+    fn check_method(&self, id: &str) -> Result<()> {
+        let ids = Method::IDS.map(|(id, _)| id);
+        ensure!(
+            ids.contains(&id),
+            "{}: [methods.{id}]: no such method{}; known: {}",
+            self.in_profile(&["methods", id]),
+            nearest(id, ids),
+            ids.join(", ")
+        );
+        let own = &self.profile.methods[id];
+        let plain = Row::of_method(id);
+        let wrong = |settings: &toml::Table, train: &toml::Table| {
+            let mut profile: Profile = self.profile.clone();
+            if let Some(own) = profile.methods.get_mut(id) {
+                own.settings.clone_from(settings);
+                own.train.clone_from(train);
+            }
+            let checked = plain
+                .method_settings(&profile)
+                .and_then(|_| plain.training_settings(&profile));
+            checked.err().map(|error| format!("{error:#}"))
+        };
+        let none = toml::Table::new();
+        for (section, table) in [("settings", &own.settings), ("train", &own.train)] {
+            let alone = |table: &toml::Table| match section {
+                "settings" => wrong(table, &none),
+                _ => wrong(&none, table),
+            };
+            if let Some(message) = alone(table) {
+                let key = culprit(table, &message, alone);
+                let mut path = vec!["methods", id, section];
+                path.extend(key.as_deref());
+                return Err(anyhow!(
+                    "{}: [methods.{id}.{section}]: {message}",
+                    self.in_profile(&path)
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Layers that are computed again draw their dropout again, from a random state that all cells share.
+    ///
+    /// # Errors
+    ///
+    /// Gradient checkpointing with cells side by side; more of them than any machine runs. `place` says where `jobs` stands.
+    pub fn check_jobs(&self, place: &str) -> Result<()> {
+        let p = &self.profile;
+        ensure!(
+            (1..=MOST_JOBS).contains(&p.jobs),
+            "{place}: jobs = {}: it must lie between 1 and {MOST_JOBS}",
+            p.jobs
+        );
+        let rows = self.experiment.rows.iter().map(|row| row.training(p));
+        let rows = rows.collect::<Result<Vec<_>>>()?;
+        let mut trainings = self.fine_tunings().map(|(_, s)| s).chain(&rows);
+        ensure!(
+            p.jobs == 1 || !trainings.any(|s| s.gradient_checkpointing),
+            "{place}: jobs = {} with gradient_checkpointing: cells side by side would mix their dropout; use jobs = 1",
+            p.jobs
+        );
+        Ok(())
+    }
+
+    /// Refuses a number of the profile outside its range.
+    fn within(&self, keys: &[&str], value: usize, least: usize, most: usize) -> Result<()> {
+        let key = name_of(keys);
+        let range = if most == usize::MAX {
+            format!("{least} or more")
+        } else {
+            format!("between {least} and {most}")
+        };
+        ensure!(
+            (least..=most).contains(&value),
+            "{}: {key} = {value}: it must be {range}",
+            self.in_profile(keys)
+        );
+        Ok(())
+    }
+
+    fn fraction(&self, keys: &[&str], value: f64) -> Result<()> {
+        ensure!(
+            (0.0..=1.0).contains(&value),
+            "{}: {} = {value}: it must lie between 0 and 1",
+            self.in_profile(keys),
+            name_of(keys)
+        );
+        Ok(())
+    }
+}
+
+/// `[section] key`
+fn name_of(keys: &[&str]) -> String {
+    match keys {
+        [sections @ .., key] if !sections.is_empty() => format!("[{}] {key}", sections.join(".")),
+        _ => keys.concat(),
+    }
+}

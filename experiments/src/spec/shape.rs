@@ -1,0 +1,62 @@
+//! Shapes of models as a profile declares them.
+
+use std::path::Path;
+
+use abkd_models::ModelConfig;
+use anyhow::{Result, ensure};
+
+use crate::suggest::nearest;
+
+/// The configuration of a shape.
+pub(super) fn shape(model_type: &str, table: &toml::Table) -> Result<ModelConfig> {
+    let mut json = serde_json::to_value(table)?;
+    json["model_type"] = model_type.into();
+    let config: ModelConfig = serde_json::from_value(json)?;
+    let known = serde_json::to_value(&config)?;
+    for key in table.keys() {
+        let keys = known
+            .as_object()
+            .into_iter()
+            .flat_map(|o| o.keys().map(String::as_str));
+        ensure!(
+            known.get(key).is_some(),
+            "unknown key `{key}`{}",
+            nearest(key, keys)
+        );
+    }
+    config.check(Path::new("shape"))?;
+    Ok(config)
+}
+
+/// Most layers of a model that is built here; the deepest published language models have about a thousand.
+const MOST_LAYERS: usize = 1024;
+/// Largest vocabulary, width and the like.
+const LARGEST_SIZE: i64 = 1 << 24;
+/// Most parameters: 400 GB of weights.
+const MOST_PARAMETERS: usize = 100_000_000_000;
+
+/// Refuses sizes that no machine holds, before anything is built of them.
+pub(super) fn bounded(table: &toml::Table, config: &ModelConfig) -> Result<()> {
+    for (key, value) in table {
+        ensure!(
+            value.as_integer().is_none_or(|n| n <= LARGEST_SIZE),
+            "`{key}` = {value}: it must be {LARGEST_SIZE} or less"
+        );
+        ensure!(
+            value.as_float().is_none_or(|x| x.is_finite() && x >= 0.0),
+            "`{key}` = {value}: it must be a number, 0 or more"
+        );
+    }
+    let layers = config.layers();
+    ensure!(
+        layers <= MOST_LAYERS,
+        "{layers} layers: a model of {MOST_LAYERS} or less is built"
+    );
+    // The sizes above are small enough that these counts do not wrap.
+    let parameters = config.parameters().total();
+    ensure!(
+        parameters <= MOST_PARAMETERS,
+        "{parameters} parameters: a model of {MOST_PARAMETERS} or less is built"
+    );
+    Ok(())
+}
