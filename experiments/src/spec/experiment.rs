@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
 use super::Profile;
+use super::shape::finite;
 use crate::suggest::{nearest, with_nearest_key};
 
 /// A table or figure of the paper.
@@ -173,6 +174,7 @@ impl Row {
         let own = profile.methods.get(&self.method);
         let mut settings = own.map_or_else(toml::Table::new, |own| own.settings.clone());
         settings.extend(self.settings.clone());
+        finite(&settings)?;
         let settings = serde_json::to_value(settings)?;
         let loss = self.loss()?;
         Method::from_parts(&self.method, loss, settings).map_err(|error| {

@@ -296,7 +296,7 @@ impl ModelSpec {
             (None, None) => shapes == 1,
             (Some(_), Some(_)) => false,
         };
-        let refuse = |key: &str, what: &str| Err((vec![key.to_owned()], what.to_owned()));
+        let refuse = |key: &str, what: &str| Err((vec![key.to_owned()], format!("{key}: {what}")));
         if !sources {
             return Err((
                 Vec::new(),

@@ -9,6 +9,7 @@ use crate::suggest::nearest;
 
 /// The configuration of a shape.
 pub(super) fn shape(model_type: &str, table: &toml::Table) -> Result<ModelConfig> {
+    finite(table)?;
     let mut json = serde_json::to_value(table)?;
     json["model_type"] = model_type.into();
     let config: ModelConfig = serde_json::from_value(json)?;
@@ -43,8 +44,8 @@ pub(super) fn bounded(table: &toml::Table, config: &ModelConfig) -> Result<()> {
             "`{key}` = {value}: it must be {LARGEST_SIZE} or less"
         );
         ensure!(
-            value.as_float().is_none_or(|x| x.is_finite() && x >= 0.0),
-            "`{key}` = {value}: it must be a number, 0 or more"
+            value.as_float().is_none_or(|x| x >= 0.0),
+            "`{key}` = {value}: it must be 0 or more"
         );
     }
     let layers = config.layers();
@@ -58,5 +59,16 @@ pub(super) fn bounded(table: &toml::Table, config: &ModelConfig) -> Result<()> {
         parameters <= MOST_PARAMETERS,
         "{parameters} parameters: a model of {MOST_PARAMETERS} or less is built"
     );
+    Ok(())
+}
+
+/// Refuses what TOML takes for a number and JSON does not have.
+pub(super) fn finite(table: &toml::Table) -> Result<()> {
+    for (key, value) in table {
+        ensure!(
+            value.as_float().is_none_or(f64::is_finite),
+            "`{key}` = {value}: it must be a finite number"
+        );
+    }
     Ok(())
 }
