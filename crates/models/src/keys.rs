@@ -388,7 +388,7 @@ mod tests {
     #[test]
     fn ids_are_one_or_a_list_and_in_the_vocabulary() {
         let ids = |value| keys(json!({"eos": value})).ids("eos", 5);
-        assert_eq!(ids(json!(null)).unwrap(), []);
+        assert!(ids(json!(null)).unwrap().is_empty());
         assert_eq!(ids(json!(4)).unwrap(), [4]);
         assert_eq!(ids(json!([3, 0, 3])).unwrap(), [3, 0]);
         for bad in [

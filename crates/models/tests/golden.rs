@@ -7,7 +7,7 @@ use std::path::Path;
 use abkd_models::generate::{Decoding, generate};
 use abkd_models::{Error, LanguageModel, Precision, checkpoint, lora, verify};
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use common::{Folder, goldens, load};
+use common::{goldens, load};
 
 #[test]
 fn logits_and_greedy_tokens_are_those_of_transformers() {
@@ -15,41 +15,6 @@ fn logits_and_greedy_tokens_are_those_of_transformers() {
         for check in verify::verify_model(&goldens().join(name), &Device::flex()).unwrap() {
             assert!(check.error <= check.tolerance, "{name}: {check:?}");
         }
-    }
-}
-
-/// Scaled rotary frequencies in both layouts of config.json, and a head of its own; what is written is the same.
-#[test]
-fn scaled_frequencies_and_a_head_of_its_own_are_those_of_transformers() {
-    let right = |dir: &Path| {
-        let checks = verify::verify_model(dir, &Device::flex()).unwrap();
-        checks.iter().all(|check| check.error <= check.tolerance)
-    };
-    for name in ["llama-rope-llama3", "llama-rope-linear", "gpt2-untied"] {
-        let folder = Folder::of(name);
-        assert!(right(folder.dir()), "{name}");
-        checkpoint::save(&load(name), folder.dir(), checkpoint::StoredAs::F32).unwrap();
-        assert!(right(folder.dir()), "{name}, as it is written here");
-        if name.starts_with("gpt2") {
-            continue;
-        }
-        // As transformers 4 writes it.
-        let folder = Folder::of(name);
-        let mut config = folder.json("config.json");
-        let mut rope = config["rope_parameters"].take();
-        config["rope_theta"] = rope["rope_theta"].take();
-        for key in ["rope_theta", "partial_rotary_factor"] {
-            rope.as_object_mut().unwrap().remove(key);
-        }
-        config["rope_scaling"] = rope.clone();
-        folder.set_json("config.json", &config);
-        assert!(right(folder.dir()), "{name}, old layout");
-        // And the golden file tells them apart.
-        folder.edit("config.json", "rope_scaling", serde_json::Value::Null);
-        assert!(!right(folder.dir()), "{name}, without scaling");
-        folder.edit("config.json", "rope_scaling", rope);
-        folder.edit("config.json", "rope_theta", 10000.into());
-        assert!(!right(folder.dir()), "{name}, with another base");
     }
 }
 

@@ -119,7 +119,8 @@ fn change_json(json: &mut Value, change: &Change) {
             let inside = &mut table[key.get(&keys)];
             let mut all = Vec::new();
             places(inside, "", &mut all);
-            *inside.pointer_mut(at.get(&all)).unwrap() = value.clone();
+            let place: &String = at.get(&all);
+            *inside.pointer_mut(place).unwrap() = value.clone();
         }
         Change::Remove(key) => drop(table.remove(key.get(&keys))),
         Change::Add(key, value) => drop(table.insert(key.clone(), value.clone())),
