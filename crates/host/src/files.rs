@@ -48,7 +48,7 @@ pub fn open_to_extend(path: &Path) -> io::Result<File> {
 ///
 /// # Errors
 ///
-/// As [`open`], and where the file is larger.
+/// As [`open`], where the file is larger, and where it is a git-lfs pointer.
 pub fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     let file = open(path)?;
     let mut bytes = Vec::new();
@@ -58,7 +58,25 @@ pub fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
             "more than {limit} bytes, which is more than any such file has"
         )));
     }
+    refuse_pointer(&bytes)?;
     Ok(bytes)
+}
+
+/// What a git-lfs pointer begins with.
+const POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
+
+/// Refuses a git-lfs pointer by its first bytes: it stands for a large file in a clone that was made without git-lfs.
+///
+/// # Errors
+///
+/// Where `bytes` begin as such a pointer does.
+pub fn refuse_pointer(bytes: &[u8]) -> io::Result<()> {
+    if bytes.starts_with(POINTER) {
+        return Err(io::Error::other(
+            "this is a git-lfs pointer, not the file itself; run `git lfs pull` in its folder, or fetch the file again",
+        ));
+    }
+    Ok(())
 }
 
 /// Text of a plain file, see [`read`].
@@ -296,6 +314,14 @@ mod tests {
         write(&path, &[0; 11]).unwrap();
         assert!(told(&path).contains("more than 10 bytes"));
         assert_eq!(read(&path, 11).unwrap().len(), 11);
+        let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 9\n";
+        write(&path, pointer.as_bytes()).unwrap();
+        assert!(
+            read_text(&path)
+                .unwrap_err()
+                .to_string()
+                .contains("git lfs pull")
+        );
     }
 
     #[test]

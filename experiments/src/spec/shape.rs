@@ -1,7 +1,5 @@
 //! Shapes of models as a profile declares them.
 
-use std::path::Path;
-
 use abkd_models::ModelConfig;
 use anyhow::{Result, ensure};
 
@@ -12,20 +10,15 @@ pub(super) fn shape(model_type: &str, table: &toml::Table) -> Result<ModelConfig
     finite(table)?;
     let mut json = serde_json::to_value(table)?;
     json["model_type"] = model_type.into();
-    let config: ModelConfig = serde_json::from_value(json)?;
-    let known = serde_json::to_value(&config)?;
+    let known = ModelConfig::keys(model_type);
     for key in table.keys() {
-        let keys = known
-            .as_object()
-            .into_iter()
-            .flat_map(|o| o.keys().map(String::as_str));
         ensure!(
-            known.get(key).is_some(),
+            known.contains(&key.as_str()),
             "unknown key `{key}`{}",
-            nearest(key, keys)
+            nearest(key, known.iter().copied())
         );
     }
-    config.check(Path::new("shape"))?;
+    let config: ModelConfig = serde_json::from_value(json)?;
     Ok(config)
 }
 

@@ -288,7 +288,7 @@ impl MiniLlm {
                 &prompts(&chosen),
                 &keys,
                 seed,
-                eos,
+                &[eos],
                 &decoding,
                 &mut |_| {},
             )?;
