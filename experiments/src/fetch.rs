@@ -100,18 +100,26 @@ fn checkpoint(
     for file in ["config.json", "tokenizer.json"] {
         lines.push(one(hub, &wanted(file), dir)?);
     }
+    let mut optional = |file: &str| match one(hub, &wanted(file), dir) {
+        Ok(line) => {
+            lines.push(line);
+            Ok(true)
+        }
+        Err(error) if error.to_string().contains("has no file") => Ok(false),
+        Err(error) => Err(error),
+    };
+    // They say which token ends a text.
+    for file in [
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "generation_config.json",
+    ] {
+        optional(file)?;
+    }
     let single = dir.join("model.safetensors");
     let index = dir.join("model.safetensors.index.json");
     // Large models are in several files that an index names.
-    let sharded = !single.exists()
-        && match one(hub, &wanted("model.safetensors.index.json"), dir) {
-            Ok(line) => {
-                lines.push(line);
-                true
-            }
-            Err(error) if error.to_string().contains("has no file") => false,
-            Err(error) => return Err(error),
-        };
+    let sharded = !single.exists() && optional("model.safetensors.index.json")?;
     if !sharded {
         let fetched = one(hub, &wanted("model.safetensors"), dir);
         lines.push(fetched.with_context(|| {

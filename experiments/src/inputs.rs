@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use abkd_data::indexed::IndexedTokens;
+use abkd_data::indexed::{Documents, IndexedTokens};
 use abkd_data::{DataSets, Encoding, Example, Limits, TestSet, Tokenizer};
 use abkd_models::{LanguageModel, ModelConfig, checkpoint};
 use anyhow::{Context, Result, bail, ensure};
@@ -83,11 +83,13 @@ impl Inputs {
             tests.insert(set.id(), (examples, prompts));
         }
         let mut train_examples = train.len();
+        let vocabulary = tokenizer.vocab_size();
         let encoded = match &data.train_tokens {
             None => abkd_data::encode_training(&train, &tokenizer, &limits)?,
             Some(prefix) => {
                 let prefix = root.join(prefix);
                 let tokens = IndexedTokens::open(&prefix)?;
+                tokens.check_ids(vocabulary, Documents::Instructions)?;
                 train_examples = tokens.len().min(data.train.unwrap_or(usize::MAX));
                 let mut hasher = Sha256::new();
                 hash_file(&prefix.with_added_extension("bin"), &mut hasher)
@@ -101,12 +103,6 @@ impl Inputs {
                         None => encoding.skipped.push(index),
                     }
                 }
-                let largest = encoding.sequences.iter().flat_map(|s| &s.tokens).max();
-                ensure!(
-                    largest.is_none_or(|&t| (t as usize) < tokenizer.vocab_size()),
-                    "{}: holds tokens that the tokenizer does not have; it was packed with another",
-                    prefix.display()
-                );
                 encoding
             }
         };
@@ -119,6 +115,7 @@ impl Inputs {
             None => None,
             Some(prefix) => {
                 let text = IndexedTokens::open(&root.join(prefix))?;
+                text.check_ids(vocabulary, Documents::Text)?;
                 ensure!(
                     text.values() > text.len(),
                     "{}: no document has two tokens, so there is nothing to predict",

@@ -10,7 +10,8 @@ use burn::module::Module;
 use burn::tensor::Device;
 use serde::Deserialize;
 
-use super::{Entry, Golden, GoldenBatch, GoldenRun, distance, golden_loss, widened};
+use super::run::{Entry, GoldenBatch, GoldenRun, golden_loss};
+use super::{Golden, distance, widened};
 use crate::Error;
 
 #[derive(Deserialize)]
