@@ -2,9 +2,11 @@ use std::path::{Path, PathBuf};
 
 use abkd_host::files;
 use serde::Deserialize;
+use serde_json::Value;
 use tokenizers::decoders::wordpiece::WordPiece as JoinWords;
 use tokenizers::models::ModelWrapper;
 use tokenizers::models::wordlevel::WordLevel;
+use tokenizers::normalizers::Precompiled;
 use tokenizers::pre_tokenizers::whitespace::Whitespace;
 use tokenizers::{AddedToken, Tokenizer as Inner};
 
@@ -17,6 +19,25 @@ mod same;
 
 /// End of text where neither caller nor files say which it is, and a tokenizer has one of these.
 const USUAL_ENDS: [&str; 3] = ["<|endoftext|>", "</s>", "<|im_end|>"];
+
+/// Runs the library, which panics on some files that are JSON and yet no tokenizer.
+fn guarded<T>(run: impl FnOnce() -> T) -> Result<T, String> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(run))
+        .map_err(|_| "the library for tokenizers gave up on it; is the file damaged?".into())
+}
+
+/// Refuses a character map that is none.
+fn check_precompiled(normalizer: &Value) -> Result<(), String> {
+    if let Some(inner) = normalizer["normalizers"].as_array() {
+        return inner.iter().try_for_each(check_precompiled);
+    }
+    if normalizer["type"] == "Precompiled" {
+        // From text: it borrows from that.
+        serde_json::from_str::<Precompiled>(&normalizer.to_string())
+            .map_err(|e| format!("precompiled_charsmap: {e}"))?;
+    }
+    Ok(())
+}
 
 /// Part of a `tokenizer.json`.
 #[derive(Deserialize)]
@@ -112,15 +133,20 @@ impl Tokenizer {
             ));
         }
         let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
-        let mut inner = Inner::from_bytes(text)
-            .map_err(|e| fail(format!("no tokenizer.json of Hugging Face ({e})")))?;
+        let other = |e: String| fail(format!("no tokenizer.json of Hugging Face ({e})"));
+        // The library panics where these parts are malformed.
+        let json: Value = serde_json::from_slice(text).map_err(|e| other(e.to_string()))?;
+        check_precompiled(&json["normalizer"]).map_err(other)?;
+        let mut inner = guarded(|| Inner::from_bytes(text))
+            .and_then(|read| read.map_err(|e| e.to_string()))
+            .map_err(other)?;
         // A file may carry limits of its own; ours are the experiment's.
         inner.with_padding(None);
         inner
             .with_truncation(None)
             .map_err(|e| fail(e.to_string()))?;
         // The library numbers added tokens itself, whatever the file says.
-        let listed: Listed = serde_json::from_slice(text).map_err(|e| fail(e.to_string()))?;
+        let listed: Listed = serde_json::from_value(json).map_err(|e| fail(e.to_string()))?;
         for AddedId { id, content } in &listed.added_tokens {
             if let Some(given) = inner.token_to_id(content).filter(|given| given != id) {
                 return Err(fail(format!(
@@ -210,11 +236,7 @@ impl Tokenizer {
     ///
     /// When the tokenizer fails.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, Error> {
-        let encoding = self
-            .inner
-            .encode_fast(text, false)
-            .map_err(|e| self.fail(&*e))?;
-        Ok(encoding.get_ids().to_vec())
+        self.ids(text, false)
     }
 
     /// The token that this tokenizer puts before a text encoded with special tokens.
@@ -223,13 +245,9 @@ impl Tokenizer {
     ///
     /// When it puts none there, or other tokens too.
     pub fn bos(&self) -> Result<u32, Error> {
-        let encode = |special| {
-            let encoding = self.inner.encode_fast("a", special);
-            encoding.map_err(|e| self.fail(&*e))
-        };
-        let (plain, full) = (encode(false)?, encode(true)?);
-        match full.get_ids().split_first() {
-            Some((&bos, rest)) if rest == plain.get_ids() => Ok(bos),
+        let (plain, full) = (self.ids("a", false)?, self.ids("a", true)?);
+        match full.split_first() {
+            Some((&bos, rest)) if rest == plain => Ok(bos),
             _ => Err(self.refuse(
                 "it does not put exactly one token before a text, so there is no beginning of sequence".into(),
             )),
@@ -242,7 +260,16 @@ impl Tokenizer {
     ///
     /// When the tokenizer fails.
     pub fn decode(&self, tokens: &[u32]) -> Result<String, Error> {
-        self.inner.decode(tokens, true).map_err(|e| self.fail(&*e))
+        guarded(|| self.inner.decode(tokens, true))
+            .map_err(|e| self.refuse(e))?
+            .map_err(|e| self.fail(&*e))
+    }
+
+    fn ids(&self, text: &str, special: bool) -> Result<Vec<u32>, Error> {
+        let encoding = guarded(|| self.inner.encode_fast(text, special))
+            .map_err(|e| self.refuse(e))?
+            .map_err(|e| self.fail(&*e))?;
+        Ok(encoding.get_ids().to_vec())
     }
 
     /// The size of a vocabulary that holds every id, added ones included: the highest id and one more. A vocabulary with gaps
@@ -278,7 +305,7 @@ impl Tokenizer {
     ///
     /// Never: what was read can be written.
     pub fn hash(&self) -> String {
-        let mut json: serde_json::Value =
+        let mut json: Value =
             serde_json::from_str(&self.inner.to_string(false).expect("serialisable"))
                 .expect("JSON");
         json["eos"] = self.eos().into();

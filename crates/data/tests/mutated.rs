@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 use abkd_data::indexed::{Documents, IndexedTokens, write_indexed};
 use abkd_data::{
@@ -13,6 +14,14 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 mod mutate;
+
+/// An index and its tokens.
+static INDEXED: LazyLock<[Vec<u8>; 2]> = LazyLock::new(|| {
+    let dir = tempfile::tempdir().unwrap();
+    let prefix = dir.path().join("x");
+    write_indexed(&prefix, [&[1u16, 2, 65535, 3][..], &[4], &[], &[5, 6]]).unwrap();
+    ["idx", "bin"].map(|suffix| fs::read(prefix.with_extension(suffix)).unwrap())
+});
 
 fn example() -> Value {
     json!({ "instruction": "what does anna have?", "input": "", "output": ["a hat.", "a red hat."], "topic": { "x": 1 } })
@@ -57,11 +66,10 @@ proptest! {
         let mut dice = Dice::new(seed);
         let dir = tempfile::tempdir().unwrap();
         let prefix = dir.path().join("x");
-        write_indexed(&prefix, [&[1u16, 2, 65535, 3][..], &[4], &[], &[5, 6]]).unwrap();
-        for suffix in ["idx", "bin"] {
+        for (suffix, whole) in ["idx", "bin"].iter().zip(INDEXED.iter()) {
             let path = prefix.with_extension(suffix);
-            let mut bytes = fs::read(&path).unwrap();
-            if suffix == "idx" && dice.below(2) == 0 {
+            let mut bytes = whole.clone();
+            if *suffix == "idx" && dice.below(2) == 0 {
                 // a number of the header: version, type, counts
                 let at = [9, 17, 18, 26][dice.below(4)];
                 bytes[at..at + 8].copy_from_slice(&dice.next().to_le_bytes());
@@ -200,6 +208,7 @@ fn tokenizer(kind: usize) -> Value {
             { "type": "NFC" }, { "type": "Lowercase" }, { "type": "Prepend", "prepend": "\u{2581}" },
             { "type": "Replace", "pattern": { "Regex": "\\s+" }, "content": " " },
             { "type": "Strip", "strip_left": true, "strip_right": false },
+            { "type": "BertNormalizer", "clean_text": true, "handle_chinese_chars": true, "strip_accents": null, "lowercase": true },
         ] },
         "pre_tokenizer": { "type": "Sequence", "pretokenizers": [
             { "type": "Split", "pattern": { "Regex": "\\p{N}{1,3}|[^\\s]+|\\s+(?!\\S)" }, "behavior": "Isolated", "invert": false },

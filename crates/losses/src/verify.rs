@@ -281,17 +281,8 @@ mod tests {
 
     #[test]
     fn a_golden_0_is_a_number_like_any_other() {
-        let all = [
-            "fkl",
-            "rkl",
-            "tvd",
-            "js(0.1)",
-            "sfkl(0.1)",
-            "bdkd",
-            "ab(0.2,0.7)",
-            "ab(0,0)",
-            "akl(0.5)",
-        ];
+        // The official forward KL is a cross-entropy, which is not 0 here.
+        let all = ["rkl", "tvd", "js(0.1)", "js(0.9)"];
         for loss in all {
             let checks = verify(&with("/0/results/0/loss", json!(loss))).unwrap();
             assert!(checks.len() == 2 && passes(&checks), "{checks:?}");
@@ -333,11 +324,7 @@ mod tests {
                 json!([]),
                 "case 1: `teacher_logits` has 0 entries",
             ),
-            (
-                "/0/student_logits/3",
-                json!(1e300),
-                "`student_logits`, entry 3",
-            ),
+            ("/0/student_logits/3", json!(1e300), "number out of range"),
             ("/0/student_logits/3", json!(null), "null"),
             (
                 "/0/results/0/grad",

@@ -78,7 +78,7 @@ fn beside(models: &[(&str, &str)]) -> tempfile::TempDir {
 }
 
 proptest! {
-    #![proptest_config(config(60))]
+    #![proptest_config(config(200))]
 
     #[test]
     fn minillm(seed: u64) {
@@ -119,7 +119,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(config(24))]
+    #![proptest_config(config(48))]
 
     #[test]
     fn trajectories(seed: u64) {

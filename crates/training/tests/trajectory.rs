@@ -63,7 +63,9 @@ fn the_file_says_what_is_minimised() {
     }
     let token = failed(&|golden| golden["batches"][0]["input_ids"][0][0] = 100_000.into());
     assert!(token.unwrap_err().contains("vocabulary"));
-    let label = failed(&|golden| golden["batches"][0]["labels"][0][0] = json!(i64::MAX));
+    let label = failed(&|golden| {
+        golden["batches"][0] = json!({ "input_ids": [[1, 2]], "labels": [[-100, i64::MAX]] });
+    });
     assert!(label.unwrap_err().contains("vocabulary"));
     let long = failed(&|golden| {
         golden["batches"][0] = json!({ "input_ids": [vec![1; 5000]], "labels": [vec![1; 5000]] });

@@ -141,6 +141,11 @@ fn what_is_no_tokenizer_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("tokenizer.json");
     let bpe = r#"{"model": {"type": "BPE", "dropout": 0.5, "vocab": {"</s>": 0}, "merges": []}}"#;
+    let charsmap = r#"{"model": {"type": "WordLevel", "vocab": {"</s>": 0}, "unk_token": "</s>"}, "normalizer": {"type": "Sequence",
+        "normalizers": [{"type": "Precompiled", "precompiled_charsmap": "AAAA"}]}}"#;
+    // A table of one entry, which is one.
+    std::fs::write(&path, charsmap.replace("AAAA", "BAAAAAAAAAA=")).unwrap();
+    assert!(Tokenizer::from_file(&path, None).is_ok());
     let gap = r#"{"model": {"type": "WordLevel", "vocab": {"</s>": 0}, "unk_token": "</s>"}, "added_tokens": [{"id": 9,
         "content": "b", "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true}]}"#;
     for (text, says) in [
@@ -151,6 +156,11 @@ fn what_is_no_tokenizer_is_named() {
         ("[]", "no tokenizer.json"),
         ("", "no tokenizer.json"),
         (bpe, "dropout"),
+        (
+            r#"{"model": {"type": "WordLevel", "vocab": {"</s>": 0}, "unk_token": "</s>"}, "decoder": {"#,
+            "no tokenizer.json",
+        ),
+        (charsmap, "precompiled_charsmap"),
         (gap, "\"b\" has id 9 in it, and is read as 1"),
     ] {
         std::fs::write(&path, text).unwrap();

@@ -75,7 +75,8 @@ pub fn verify_adapter(path: &Path, device: &Device) -> Result<Vec<Check>, Error>
             .collect::<Vec<_>>()
     };
     let before = frozen(&student);
-    let student = lora::adapt(student, &config, 0)?;
+    let adapted = lora::adapt(student, &config, 0).map_err(Error::from);
+    let student = golden.computed("lora", adapted)?;
     let run = GoldenRun {
         batches: &file.batches,
         log: &file.log,
