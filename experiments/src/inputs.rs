@@ -7,7 +7,7 @@ mod identity;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use abkd_data::indexed::IndexedTokens;
+use abkd_data::indexed::{Documents, IndexedTokens};
 use abkd_data::{DataSets, Encoding, Example, Limits, TestSet, Tokenizer};
 use abkd_models::{LanguageModel, ModelConfig, checkpoint};
 use anyhow::{Context, Result, anyhow, ensure};
@@ -112,11 +112,13 @@ impl Inputs {
             tests.insert(set.id(), (examples, prompts));
         }
         let mut train_examples = train.len();
+        let vocabulary = tokenizer.vocab_size();
         let encoded = match &data.train_tokens {
             None => abkd_data::encode_training(&train, &tokenizer, &limits)?,
             Some(prefix) => {
                 let prefix = root.join(prefix);
                 let tokens = open_tokens(spec, "train_tokens", &prefix)?;
+                tokens.check_ids(vocabulary, Documents::Instructions)?;
                 train_examples = tokens.len().min(data.train.unwrap_or(usize::MAX));
                 let hash = hash_tokens(&prefix)?;
                 hashes.insert("train".into(), format!("{hash}-{train_examples}"));
@@ -127,12 +129,6 @@ impl Inputs {
                         None => encoding.skipped.push(index),
                     }
                 }
-                let largest = encoding.sequences.iter().flat_map(|s| &s.tokens).max();
-                ensure!(
-                    largest.is_none_or(|&t| (t as usize) < tokenizer.vocab_size()),
-                    "{}: holds tokens that the tokenizer does not have; it was packed with another",
-                    prefix.display()
-                );
                 encoding
             }
         };
@@ -146,6 +142,7 @@ impl Inputs {
             Some(prefix) => {
                 let prefix = root.join(prefix);
                 let text = open_tokens(spec, "text", &prefix)?;
+                text.check_ids(vocabulary, Documents::Text)?;
                 ensure!(
                     text.longest() > 1,
                     "{}: no document has two tokens, so there is nothing to predict",

@@ -6,8 +6,8 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use abkd_data::hub::Hub;
-use abkd_data::indexed::{self, IndexedTokens};
-use abkd_data::{Tokenizer, read_jsonl};
+use abkd_data::indexed::{self, Documents, IndexedTokens};
+use abkd_data::{Tokenizer, read_answered};
 use abkd_experiments::estimate::{self, Accelerator, Estimate};
 use abkd_experiments::inputs::is_absent;
 use abkd_experiments::listing::{self, Listing};
@@ -143,18 +143,35 @@ enum DataCommand {
         jsonl: PathBuf,
         /// The two files without their suffix
         prefix: PathBuf,
-        /// tokenizer.json
-        #[arg(long)]
-        tokenizer: PathBuf,
+        #[command(flatten)]
+        tokenizer: TokenizerArgs,
     },
     /// PREFIX.bin and PREFIX.idx as JSONL on stdout: prompt and output, or text
     Unpack {
         /// The two files without their suffix
         prefix: PathBuf,
-        /// tokenizer.json
-        #[arg(long)]
-        tokenizer: PathBuf,
+        #[command(flatten)]
+        tokenizer: TokenizerArgs,
     },
+}
+
+#[derive(Args)]
+struct TokenizerArgs {
+    /// tokenizer.json
+    #[arg(long)]
+    tokenizer: PathBuf,
+    /// The token that ends a text, or its number [default: as the files beside tokenizer.json say]
+    #[arg(long, value_name = "ID|TOKEN", allow_hyphen_values = true)]
+    eos: Option<String>,
+}
+
+impl TokenizerArgs {
+    fn load(&self) -> Result<Tokenizer> {
+        Ok(match &self.eos {
+            Some(eos) => Tokenizer::from_file_with_eos(&self.tokenizer, eos)?,
+            None => Tokenizer::from_file(&self.tokenizer, None)?,
+        })
+    }
 }
 
 #[derive(Args)]
@@ -298,15 +315,16 @@ fn data_command(command: &DataCommand) -> Result<ExitCode> {
             prefix,
             tokenizer,
         } => {
-            let tokenizer = Tokenizer::from_file(tokenizer, None)?;
-            let documents = indexed::pack(&read_jsonl(jsonl)?, &tokenizer)?;
+            let tokenizer = tokenizer.load()?;
+            let documents = indexed::pack(&read_answered(jsonl)?, &tokenizer)?;
             indexed::write_indexed(prefix, &documents)?;
             let values: usize = documents.iter().map(Vec::len).sum();
             print(&format!("{} documents, {values} values\n", documents.len()))
         }
         DataCommand::Unpack { prefix, tokenizer } => {
-            let tokenizer = Tokenizer::from_file(tokenizer, None)?;
+            let tokenizer = tokenizer.load()?;
             let tokens = IndexedTokens::open(prefix)?;
+            tokens.check_ids(tokenizer.vocab_size(), Documents::Instructions)?;
             let mut out = std::io::BufWriter::new(std::io::stdout().lock());
             for i in 0..tokens.len() {
                 writeln!(out, "{}", tokens.line(i, &tokenizer)?).context(STDOUT)?;

@@ -707,3 +707,123 @@ fn listings_and_plans_need_no_run() {
     assert!(abkd(&["plan", "table1"]).contains("650 evaluations"));
     assert!(abkd(&["audit"]).contains("AlphaNet"));
 }
+
+/// A tokenizer of words in a folder of its own, with these files beside it.
+fn tokenizer(dir: &Path, vocabulary: &str, beside: &[(&str, &str)]) -> String {
+    fs::create_dir_all(dir).unwrap();
+    let path = dir.join("tokenizer.json");
+    let words = r#""pre_tokenizer": {"type": "WhitespaceSplit"}"#;
+    let model =
+        format!(r#""model": {{"type": "WordLevel", "unk_token": "a", "vocab": {vocabulary}}}"#);
+    fs::write(&path, format!("{{{words}, {model}}}")).unwrap();
+    for (name, content) in beside {
+        fs::write(dir.join(name), content).unwrap();
+    }
+    path.to_str().unwrap().to_owned()
+}
+
+fn data(command: &str, file: &Path, more: &[&str]) -> Output {
+    let abkd = Command::new(env!("CARGO_BIN_EXE_abkd"))
+        .args(["data", command])
+        .arg(file)
+        .args(more)
+        .output();
+    abkd.unwrap()
+}
+
+#[test]
+fn texts_end_with_what_the_folder_or_the_user_says() {
+    let dir = tempfile::tempdir().unwrap();
+    let jsonl = dir.path().join("x.jsonl");
+    fs::write(
+        &jsonl,
+        "\u{feff}{\"instruction\": \"a\", \"input\": null, \"output\": \"b\"}\r\n",
+    )
+    .unwrap();
+    let prefix = dir.path().join("out/x");
+    let to = prefix.to_str().unwrap();
+    let last = || {
+        let bytes = fs::read(prefix.with_extension("bin")).unwrap();
+        u16::from_le_bytes([bytes[bytes.len() - 2], bytes[bytes.len() - 1]])
+    };
+    let vocabulary = r#"{"<|endoftext|>": 0, "<|im_end|>": 1, "a": 2, "b": 3, "<end>": 4}"#;
+    let said = tokenizer(
+        &dir.path().join("said"),
+        vocabulary,
+        &[
+            ("tokenizer_config.json", r#"{"eos_token": "<|im_end|>"}"#),
+            ("config.json", r#"{"eos_token_id": [0, 1]}"#),
+        ],
+    );
+    for (eos, wanted) in [(&[][..], 1), (&["--eos", "4"], 4), (&["--eos", "<end>"], 4)] {
+        let more = [&[to, "--tokenizer", &said][..], eos].concat();
+        let output = data("pack", &jsonl, &more);
+        assert!(output.status.success(), "{}", text(&output));
+        assert_eq!(last(), wanted, "{eos:?}");
+    }
+    let silent = tokenizer(
+        &dir.path().join("silent"),
+        r#"{"a": 0, "b": 1, "<end>": 2}"#,
+        &[],
+    );
+    let output = data("pack", &jsonl, &[to, "--tokenizer", &silent]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        text(&output).contains("--eos ID|TOKEN"),
+        "{}",
+        text(&output)
+    );
+    let more = [to, "--tokenizer", &silent, "--eos"];
+    let output = data("pack", &jsonl, &[&more[..], &["</s>"]].concat());
+    assert!(
+        text(&output).contains("no token \"</s>\""),
+        "{}",
+        text(&output)
+    );
+    let output = data("pack", &jsonl, &[&more[..], &["<end>"]].concat());
+    assert!(output.status.success(), "{}", text(&output));
+    let output = data("unpack", &prefix, &[&more[1..], &["<end>"]].concat());
+    assert!(
+        text(&output).contains(r#""output":"b""#),
+        "{}",
+        text(&output)
+    );
+
+    fs::write(&jsonl, "{\"instruction\": \"a\", \"output\": \"\"}\n").unwrap();
+    let output = data("pack", &jsonl, &[to, "--tokenizer", &said]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        text(&output).contains("x.jsonl:1: `output` is empty"),
+        "{}",
+        text(&output)
+    );
+}
+
+#[test]
+fn token_files_of_i32_are_unpacked_with_their_own_separator() {
+    let dir = tempfile::tempdir().unwrap();
+    let prefix = dir.path().join("x");
+    let vocabulary = r#"{"</s>": 0, "a": 1, "b": 2, "c": 65535}"#;
+    let tokenizer = tokenizer(&dir.path().join("t"), vocabulary, &[]);
+    let write = |values: &[i32]| {
+        let n = values.len() as i32;
+        let mut index = b"MMIDIDX\0\0\x01\0\0\0\0\0\0\0\x04".to_vec();
+        index.extend([1u64, 1].map(u64::to_le_bytes).concat());
+        index.extend(n.to_le_bytes());
+        index.extend([0; 16]);
+        fs::write(prefix.with_extension("idx"), index).unwrap();
+        let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        fs::write(prefix.with_extension("bin"), bytes).unwrap();
+    };
+    write(&[1, 65535, i32::MAX, 2, 65535, 0]);
+    let output = data("unpack", &prefix, &["--tokenizer", &tokenizer]);
+    assert_eq!(text(&output).trim(), r#"{"output":"b c","prompt":"a c"}"#);
+    write(&[1, 65536, i32::MAX, 2, 0]);
+    let output = data("unpack", &prefix, &["--tokenizer", &tokenizer]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        text(&output).contains("x.bin: document 0, token 1 is 65536"),
+        "{}",
+        text(&output)
+    );
+}

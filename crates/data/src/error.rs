@@ -32,7 +32,9 @@ pub enum Error {
         what: String,
     },
     /// A JSONL file holds no example.
-    #[error("{path}: holds no example")]
+    #[error(
+        "{path}: holds no example: it is empty or has blank lines alone; a line is {{\"instruction\": \"...\", \"input\": \"...\", \"output\": \"...\"}}"
+    )]
     Empty {
         /// The file.
         path: PathBuf,

@@ -1,33 +1,38 @@
 //! Files from the Hugging Face Hub: data sets and checkpoints.
 //!
-//! Downloads go through the `hf-hub` crate into its cache, the one that Python's `huggingface_hub` uses. A file
-//! that is in there for the wanted revision is taken as it is, without asking whether a branch has moved on; who
-//! has to know gives a commit or a hash. A file reaches the target folder only after its size and hash have been
-//! checked: those that the caller wants, else the size that the Hub announces and, for large files, the SHA-256
-//! by which it names them (`x-linked-etag`).
+//! Downloads go into the cache that Python's `huggingface_hub` uses, in its layout: `blobs/HASH` holds a file,
+//! `snapshots/COMMIT/NAME` points to it, `refs/REVISION` tells the commit. A file that is in there for the wanted revision
+//! is taken as it is, without asking whether a branch has moved on; who has to know gives a commit or a hash. A file
+//! reaches the cache's blobs and the target folder only after its size and hash have been checked: those that the caller
+//! wants, else the size that the Hub announces and, for large files, the SHA-256 by which it names them
+//! (`x-linked-etag`).
 //!
-//! `hf-hub` resumes a transfer from the `.part` file in its cache. What it leaves undone is done here:
-//!
-//! - a `.part` file that is complete, or longer than it should be, makes each later attempt fail;
-//! - a transfer that ends early or begins anew without an error leaves a blob of another size than announced;
-//! - a page in HTML is taken for the file.
-//!
-//! It sets no limit to the time that a silent server may take. Who interrupts it may run the command again.
+//! A transfer that breaks off goes on from `blobs/HASH.part`. What a server answers is not trusted: the hash and the commit
+//! that it gives become names of files here and must be letters and digits, a file may have the announced size and no
+//! more, redirects are counted, and a server that is silent is given up.
 
-use std::fs;
-use std::io::Read;
-use std::path::{Component, Path, PathBuf};
+use std::fs::{self, File};
+use std::io::{Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use hf_hub::api::sync::{ApiBuilder, ApiError};
-use hf_hub::{Cache, Repo, RepoType};
-use sha2::{Digest, Sha256};
+use abkd_host::files;
 
+use self::disk::{fault, free_space, is_page, open, place, stated, symlink};
+use self::transfer::{Announced, Failure, Remote};
 use crate::Error;
 
+mod disk;
 mod explain;
+mod names;
+mod transfer;
 
 const ENDPOINT: &str = "https://huggingface.co";
 const BRANCH: &str = "main";
+/// How long a server may be silent unless the caller says otherwise.
+const TIMEOUT: Duration = Duration::from_secs(30);
+/// A token has less than a hundred bytes, a commit 40.
+const SMALL: u64 = 4096;
 
 /// What kind of repository.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,6 +87,8 @@ pub struct Hub {
     pub token: Option<String>,
     /// Folder of the cache.
     pub cache: PathBuf,
+    /// How long a server may be silent at each step.
+    pub timeout: Duration,
 }
 
 /// Fetches files from the Hub that the environment names; see [`Hub::from_env`] and [`Hub::fetch`].
@@ -107,17 +114,25 @@ impl Hub {
     pub fn from_env() -> Result<Self, Error> {
         let set = |key: &str| std::env::var(key).ok().filter(|v| !v.is_empty());
         let endpoint = set("HF_ENDPOINT").unwrap_or(ENDPOINT.into());
-        if set("HF_HOME").is_none() && std::env::home_dir().is_none() {
+        let home = set("HF_HOME")
+            .map(PathBuf::from)
+            .or_else(|| Some(std::env::home_dir()?.join(".cache/huggingface")));
+        let Some(home) = home else {
             return Err(Error::Hub {
                 url: endpoint,
                 reason: "no folder to keep files in; set HF_HOME to one".into(),
             });
-        }
-        let cache = set("HF_HOME").map_or_else(Cache::default, |_| Cache::from_env());
+        };
+        let left = || {
+            let bytes = files::read(&home.join("token"), SMALL).ok()?;
+            let token = String::from_utf8(bytes).ok()?.trim().to_owned();
+            (!token.is_empty()).then_some(token)
+        };
         Ok(Self {
             endpoint,
-            token: set("HF_TOKEN").or_else(|| cache.token()),
-            cache: cache.path().clone(),
+            token: set("HF_TOKEN").or_else(left),
+            cache: home.join("hub"),
+            timeout: TIMEOUT,
         })
     }
 
@@ -133,30 +148,48 @@ impl Hub {
         target: &Path,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Vec<PathBuf>, Error> {
+        let revision = request.revision.as_deref().unwrap_or(BRANCH);
+        names::check_repo(&request.repo)
+            .and_then(|()| names::check_revision(revision))
+            .map_err(|reason| Error::Hub {
+                url: request.repo.clone(),
+                reason,
+            })?;
         let files = request.files.iter();
         files
             .map(|file| {
+                // A name may come out of a file that was fetched before.
+                names::check_file(&file.name).map_err(|reason| Error::Hub {
+                    url: request.repo.clone(),
+                    reason,
+                })?;
                 let path = target.join(&file.name);
-                self.one(request, file, &path, progress).map(|()| path)
+                let one = One {
+                    hub: self,
+                    request,
+                    revision,
+                    file,
+                    folder: self.cache.join(names::folder(request.kind, &request.repo)),
+                };
+                one.fetch(&path, progress).map(|()| path)
             })
             .collect()
     }
+}
 
-    fn one(
-        &self,
-        request: &Request,
-        file: &WantedFile,
-        target: &Path,
-        progress: &mut dyn FnMut(Progress),
-    ) -> Result<(), Error> {
-        let inside = |c| matches!(c, Component::Normal(_));
-        if !Path::new(&file.name).components().all(inside) {
-            // A name may come out of a file that was fetched before.
-            return Err(Error::Hub {
-                url: request.repo.clone(),
-                reason: format!("`{}` is no path inside a repository", file.name),
-            });
-        }
+/// A file to fetch, and where it lies in the cache.
+struct One<'a> {
+    hub: &'a Hub,
+    request: &'a Request,
+    revision: &'a str,
+    file: &'a WantedFile,
+    /// Of the repository.
+    folder: PathBuf,
+}
+
+impl One<'_> {
+    fn fetch(&self, target: &Path, progress: &mut dyn FnMut(Progress)) -> Result<(), Error> {
+        let file = self.file;
         if target.exists() {
             return match fault(target, file.size, file.sha256.as_deref())? {
                 Some(fault) => Err(Error::Hub {
@@ -166,234 +199,204 @@ impl Hub {
                 None => Ok(()),
             };
         }
-        let kind = match request.kind {
-            RepoKind::Model => RepoType::Model,
-            RepoKind::Dataset => RepoType::Dataset,
-        };
-        let revision = request.revision.as_deref().unwrap_or(BRANCH);
-        let repo = Repo::with_revision(request.repo.clone(), kind, revision.into());
-        let cache = Cache::new(self.cache.clone());
-        if let Some(link) = cache.repo(repo.clone()).get(&file.name) {
-            let blob = fs::canonicalize(&link).map_err(Error::io(&link))?;
+        if let Some(blob) = self.cached() {
             let wanted = file.sha256.as_deref().or(stated(&blob));
             if fault(&blob, file.size, wanted)?.is_none() && !is_page(&blob)? {
                 return place(&blob, target);
             }
         }
-        let (blob, total) = self.download(request, &repo, file, progress)?;
-        self.check(request, &repo, file, &blob, total)?;
+        let url = names::url(
+            &self.hub.endpoint,
+            self.request.kind,
+            &self.request.repo,
+            self.revision,
+            &file.name,
+        );
+        let blob = self.download(&url, progress).map_err(|error| match error {
+            Trouble::Server(failure) => self.refuse(&url, &failure),
+            Trouble::File(error) => error,
+        })?;
         place(&blob, target)
     }
 
-    /// Brings a file into the cache; tells the size that the Hub announced.
-    fn download(
-        &self,
-        request: &Request,
-        repo: &Repo,
-        file: &WantedFile,
-        progress: &mut dyn FnMut(Progress),
-    ) -> Result<(PathBuf, u64), Error> {
-        let url = self.url(repo, file);
-        let fail = |e: ApiError| Error::Hub {
-            url: url.clone(),
-            reason: explain::explain(&e, &self.endpoint, request, file),
-        };
-        let api = ApiBuilder::from_cache(Cache::new(self.cache.clone()))
-            .with_endpoint(self.endpoint.trim_end_matches('/').into())
-            .with_token(self.token.clone())
-            .with_progress(false)
-            .build()
-            .map_err(fail)?;
-        let repo_api = api.repo(repo.clone());
-        let mut total = 0;
-        let mut attempt = || {
-            let meter = Meter {
-                progress,
-                file: &file.name,
-                done: 0,
-                total: &mut total,
-            };
-            repo_api
-                .download_with_progress(&file.name, meter)
-                .map_err(|e| (e, total))
-        };
-        let link = attempt().or_else(|(e, total)| {
-            if part_is_at_fault(&e) && self.mend_parts(repo, total)? {
-                attempt().map_err(|(e, _)| fail(e))
-            } else {
-                Err(fail(e))
-            }
-        })?;
-        let blob = fs::canonicalize(&link).map_err(Error::io(&link))?;
-        Ok((blob, total))
+    fn refuse(&self, url: &str, failure: &Failure) -> Error {
+        Error::Hub {
+            url: url.into(),
+            reason: explain::explain(failure, &self.hub.endpoint, self.request, self.file),
+        }
     }
 
-    /// Makes `.part` files usable that are as long as the file in question, or longer; tells whether there were
-    /// any. Which file a part belongs to, only its name of a hash tells, which is not known here.
-    fn mend_parts(&self, repo: &Repo, total: u64) -> Result<bool, Error> {
-        let blobs = self.cache.join(repo.folder_name()).join("blobs");
-        let mut mended = false;
-        for entry in fs::read_dir(&blobs).map_err(Error::io(&blobs))? {
-            let path = entry.map_err(Error::io(&blobs))?.path();
-            let len = path.metadata().map_err(Error::io(&path))?.len();
-            if path.extension().is_none_or(|e| e != "part") || len < total {
-                continue;
-            }
-            if len == total && total > 0 {
-                // With a byte to ask for, the next attempt finishes it; the hash tells what it was worth.
-                let file = fs::OpenOptions::new().write(true).open(&path);
-                file.and_then(|f| f.set_len(total - 1))
-                    .map_err(Error::io(&path))?;
-            } else {
-                fs::remove_file(&path).map_err(Error::io(&path))?;
-            }
-            mended = true;
-        }
-        Ok(mended)
+    /// The file in the cache, for the commit that the revision had when it was last asked for.
+    fn cached(&self) -> Option<PathBuf> {
+        let noted = files::read(&self.folder.join("refs").join(self.revision), SMALL).ok();
+        let noted = noted.and_then(|bytes| String::from_utf8(bytes).ok());
+        // A revision may be a commit itself.
+        let commit = noted.as_deref().unwrap_or(self.revision).trim();
+        let link = self.link(names::is_commit(commit).then_some(commit)?);
+        fs::canonicalize(link).ok().filter(|blob| blob.is_file())
     }
 
-    /// Lets a blob stay only if it is what was wanted.
-    fn check(
-        &self,
-        request: &Request,
-        repo: &Repo,
-        file: &WantedFile,
-        blob: &Path,
-        total: u64,
-    ) -> Result<(), Error> {
-        let fail = |reason: String| Error::Hub {
-            url: self.url(repo, file),
-            reason,
-        };
-        let what = format!("{} of {}", file.name, request.repo);
-        let remove = || fs::remove_file(blob).map_err(Error::io(blob));
-        if is_page(blob)? && !file.name.ends_with(".html") {
-            remove()?;
-            return Err(fail(format!(
-                "{what}: a page in HTML came instead of it, a proxy's or a login's perhaps; open the address in a browser, and run the command again"
-            )));
+    fn link(&self, commit: &str) -> PathBuf {
+        self.folder
+            .join("snapshots")
+            .join(commit)
+            .join(&self.file.name)
+    }
+
+    /// Brings the file into the cache, checked.
+    fn download(&self, url: &str, progress: &mut dyn FnMut(Progress)) -> Result<PathBuf, Trouble> {
+        let hub = self.hub;
+        let remote = Remote::new(&hub.endpoint, hub.token.as_deref(), hub.timeout)?;
+        let announced = remote.announced(url)?;
+        if let Some(size) = self.file.size.filter(|&s| s != announced.size) {
+            return Err(self.wrong(
+                url,
+                &format!("it has {} bytes, it should have {size}", announced.size),
+            ));
         }
-        let len = blob.metadata().map_err(Error::io(blob))?.len();
-        if len < total {
-            // hf-hub takes it for the whole; as a part it can go on.
+        let is_commit =
+            self.revision.len() == 40 && self.revision.bytes().all(|b| b.is_ascii_hexdigit());
+        if is_commit && !self.revision.eq_ignore_ascii_case(&announced.commit) {
+            let why = format!("it answers with commit {} for another", announced.commit);
+            return Err(Failure::NotTheHub(why).into());
+        }
+        let blobs = self.folder.join("blobs");
+        fs::create_dir_all(&blobs).map_err(Error::io(&blobs))?;
+        let blob = blobs.join(&announced.hash);
+        let _lock = self.lock(url, &blob.with_extension("lock"))?;
+        // Another revision may have brought it.
+        let known = stated(&blob).is_some()
+            && blob.is_file()
+            && fault(&blob, Some(announced.size), stated(&blob))?.is_none();
+        if !known {
             let part = blob.with_extension("part");
-            fs::rename(blob, &part).map_err(Error::io(part))?;
-            return Err(fail(format!(
-                "{what}: the transfer broke off at {len} of {total} bytes; run the command again, it goes on from there"
-            )));
+            self.transfer(&remote, url, &announced, &part, progress)?;
+            if let Err(error) = self.check(url, &announced, &blob, &part) {
+                fs::remove_file(&part).map_err(Error::io(&part))?;
+                return Err(error);
+            }
+            fs::rename(&part, &blob)
+                .and_then(|()| files::sync_folder(&blobs))
+                .map_err(Error::io(&blob))?;
         }
-        let size = file.size.unwrap_or(total);
-        let wanted = file.sha256.as_deref().or(stated(blob));
-        if let Some(fault) = fault(blob, Some(size), wanted)? {
-            remove()?;
-            return Err(fail(format!(
-                "{what}: {fault}; it was removed, run the command again"
-            )));
+        self.note(&announced, &blob)?;
+        Ok(blob)
+    }
+
+    /// One program at a time fetches a file.
+    fn lock(&self, url: &str, path: &Path) -> Result<File, Trouble> {
+        let lock = open(path)?;
+        match lock.try_lock() {
+            Ok(()) => Ok(lock),
+            Err(fs::TryLockError::WouldBlock) => {
+                Err(self.wrong(url, "another program is fetching this file; wait for it"))
+            }
+            Err(fs::TryLockError::Error(e)) => Err(Error::io(path)(e).into()),
         }
+    }
+
+    /// Completes the part of a file.
+    fn transfer(
+        &self,
+        remote: &Remote,
+        url: &str,
+        announced: &Announced,
+        path: &Path,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<(), Trouble> {
+        let size = announced.size;
+        let mut part = open(path)?;
+        let mut done = part.seek(SeekFrom::End(0)).map_err(Error::io(path))?;
+        if done > size {
+            // Left by a program that took something else for the file.
+            part.set_len(0).map_err(Error::io(path))?;
+            done = part.seek(SeekFrom::Start(0)).map_err(Error::io(path))?;
+        }
+        if let Some(free) = free_space(path).filter(|&free| free < size - done) {
+            return Err(self.wrong(
+                url,
+                &format!(
+                    "{} bytes are to come, and the disk of the cache has {free} left; make room or set HF_HOME to another",
+                    size - done
+                ),
+            ));
+        }
+        let mut report = |done: u64| {
+            progress(Progress {
+                file: &self.file.name,
+                done,
+                total: size,
+            });
+        };
+        if done < size {
+            remote.complete(url, &mut part, done, size, &mut report)?;
+        }
+        part.sync_all().map_err(Error::io(path))?;
         Ok(())
     }
 
-    fn url(&self, repo: &Repo, file: &WantedFile) -> String {
-        format!(
-            "{}/{}/resolve/{}/{}",
-            self.endpoint.trim_end_matches('/'),
-            repo.url(),
-            repo.url_revision(),
-            file.name
-        )
-    }
-}
-
-fn part_is_at_fault(error: &ApiError) -> bool {
-    match error {
-        ApiError::InvalidResume => true,
-        ApiError::RequestError(e) => matches!(e.as_ref(), ureq::Error::Status(416, _)),
-        _ => false,
-    }
-}
-
-/// SHA-256 of a blob according to its name in the cache; the names of small files are other hashes.
-fn stated(blob: &Path) -> Option<&str> {
-    let name = blob.file_name()?.to_str()?;
-    (name.len() == 64 && name.bytes().all(|b| b.is_ascii_hexdigit())).then_some(name)
-}
-
-/// What a file has otherwise than it should.
-fn fault(path: &Path, size: Option<u64>, hash: Option<&str>) -> Result<Option<String>, Error> {
-    let len = path.metadata().map_err(Error::io(path))?.len();
-    if let Some(size) = size.filter(|&s| s != len) {
-        return Ok(Some(format!(
-            "the file has {len} bytes, it should have {size}"
-        )));
-    }
-    let Some(hash) = hash else {
-        return Ok(None);
-    };
-    let found = sha256(path)?;
-    Ok((!found.eq_ignore_ascii_case(hash))
-        .then(|| format!("the file has hash {found}, it should have {hash}")))
-}
-
-fn is_page(path: &Path) -> Result<bool, Error> {
-    let mut begins = Vec::new();
-    let file = fs::File::open(path).map_err(Error::io(path))?;
-    file.take(64)
-        .read_to_end(&mut begins)
-        .map_err(Error::io(path))?;
-    let text = begins.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&begins);
-    let text = text.trim_ascii_start().to_ascii_lowercase();
-    Ok(text.starts_with(b"<!doctype html") || text.starts_with(b"<html"))
-}
-
-/// Brings a checked blob to its place: a hard link where that can be, else a copy, never half of it.
-fn place(blob: &Path, target: &Path) -> Result<(), Error> {
-    if let Some(folder) = target.parent() {
-        fs::create_dir_all(folder).map_err(Error::io(folder))?;
-    }
-    let mut partial = target.as_os_str().to_owned();
-    partial.push(".partial");
-    let partial = PathBuf::from(partial);
-    let _ = fs::remove_file(&partial); // left by an attempt that was killed
-    fs::hard_link(blob, &partial)
-        .or_else(|_| fs::copy(blob, &partial).map(|_| ()))
-        .and_then(|()| fs::rename(&partial, target))
-        .map_err(Error::io(target))
-}
-
-fn sha256(path: &Path) -> Result<String, Error> {
-    let mut file = fs::File::open(path).map_err(Error::io(path))?;
-    let mut hasher = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        let n = file.read(&mut buffer).map_err(Error::io(path))?;
-        if n == 0 {
-            let digest = hasher.finalize();
-            return Ok(digest.iter().map(|b| format!("{b:02x}")).collect());
+    /// Refuses what is not the file that was wanted.
+    fn check(
+        &self,
+        url: &str,
+        announced: &Announced,
+        blob: &Path,
+        part: &Path,
+    ) -> Result<(), Trouble> {
+        if is_page(part)? && !self.file.name.ends_with(".html") {
+            return Err(self.wrong(
+                url,
+                "a page in HTML came instead of it, a proxy's or a login's perhaps; open the address in a browser, and run the command again",
+            ));
         }
-        hasher.update(&buffer[..n]);
+        let wanted = self.file.sha256.as_deref().or(stated(blob));
+        match fault(part, Some(announced.size), wanted)? {
+            Some(fault) => Err(self.wrong(
+                url,
+                &format!("{fault}; it was removed, run the command again"),
+            )),
+            None => Ok(()),
+        }
+    }
+
+    /// Has the cache tell where the file of this revision is.
+    fn note(&self, announced: &Announced, blob: &Path) -> Result<(), Trouble> {
+        let link = self.link(&announced.commit);
+        let folder = files::folder_of(&link);
+        fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
+        let _ = fs::remove_file(&link); // of a blob that is not there any more
+        // From the file's folder below snapshots/COMMIT to blobs.
+        let up = "../".repeat(2 + self.file.name.split('/').count() - 1);
+        symlink(blob, &format!("{up}blobs/{}", announced.hash), &link).map_err(Error::io(&link))?;
+        let noted = self.folder.join("refs").join(self.revision);
+        let folder = files::folder_of(&noted);
+        fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
+        files::write(&noted, announced.commit.as_bytes()).map_err(Error::io(&noted))?;
+        Ok(())
+    }
+
+    fn wrong(&self, url: &str, what: &str) -> Trouble {
+        Trouble::File(Error::Hub {
+            url: url.into(),
+            reason: format!("{} of {}: {what}", self.file.name, self.request.repo),
+        })
     }
 }
 
-struct Meter<'a> {
-    progress: &'a mut dyn FnMut(Progress),
-    file: &'a str,
-    done: u64,
-    total: &'a mut u64,
+/// What stops a download: the server, or what is here.
+enum Trouble {
+    Server(Failure),
+    File(Error),
 }
 
-impl hf_hub::api::Progress for Meter<'_> {
-    fn init(&mut self, size: usize, _: &str) {
-        (self.done, *self.total) = (0, size as u64);
+impl From<Failure> for Trouble {
+    fn from(failure: Failure) -> Self {
+        Self::Server(failure)
     }
+}
 
-    fn update(&mut self, size: usize) {
-        self.done += size as u64;
-        (self.progress)(Progress {
-            file: self.file,
-            done: self.done,
-            total: *self.total,
-        });
+impl From<Error> for Trouble {
+    fn from(error: Error) -> Self {
+        Self::File(error)
     }
-
-    fn finish(&mut self) {}
 }

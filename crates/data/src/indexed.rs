@@ -1,113 +1,76 @@
 //! Indexed token files, `<prefix>.bin` and `<prefix>.idx`: the format of Megatron-LM in which
 //! `MiniLLM/dolly-processed` and `MiniLLM/openwebtext-processed` are published.
 //!
-//! `.bin` holds the tokens of all documents one after another, u16 little-endian. `.idx` holds magic
-//! `MMIDIDX\0\0`, version 1 (u64), dtype code 8 = u16 or 4 = i32 (u8), the number of sizes and of document
+//! `.bin` holds the tokens of all documents one after another, little-endian. `.idx` holds magic
+//! `MMIDIDX\0\0`, version 1 (u64), dtype code 8 = u16, 4 = i32 or 9 = u32 (u8), the number of sizes and of document
 //! marks (u64 each), the sizes (i32), byte offsets (i64) and document marks (i64). In an instruction document
-//! 65535 stands between prompt and response, whose end is the end-of-text token; a document without it is
+//! a separator stands between prompt and response, whose end is the end-of-text token; a document without it is
 //! text.
 //!
+//! The separator is the largest number of the type, as in MiniLLM's `np.iinfo(dtype).max`: 65535 in u16, 2147483647 in
+//! i32, where 65535 is a token like any other, 4294967295 in u32. Older files of i32 have -1, which is no token either.
+//!
 //! Marks are written as 0..=n. MiniLLM's own writer leaves only the first of them, 0, so that a reader cannot
-//! ask for more than that they are in order. Its separator is -1 before it becomes a u16, so that in an i32
-//! file it is -1 or 65535.
+//! ask for more than that they are in order.
 
-use std::fs::{self, File};
-use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
+use abkd_host::files;
 use memmap2::Mmap;
 use rayon::prelude::*;
 
-use crate::{Error, Example, Limits, Sequence, Tokenizer, prompt};
+use crate::{Error, Limits, Sequence, Tokenizer};
+
+mod write;
+
+pub use write::{pack, write_indexed};
 
 const MAGIC: &[u8; 9] = b"MMIDIDX\0\0";
 const VERSION: u64 = 1;
 const I32: u8 = 4;
 const U16: u8 = 8;
+const U32: u8 = 9;
 const HEADER: usize = 34;
 
-/// Stands between prompt and response.
+/// Stands between prompt and response in what is written, which is u16.
 pub const SEPARATOR: u16 = u16::MAX;
 
-/// Writes documents; both files appear when both are complete.
-///
-/// # Errors
-///
-/// When a file cannot be written, or a document has more tokens than the format can say.
-pub fn write_indexed<D: AsRef<[u16]>>(
-    prefix: &Path,
-    documents: impl IntoIterator<Item = D>,
-) -> Result<(), Error> {
-    if let Some(folder) = prefix.parent() {
-        fs::create_dir_all(folder).map_err(Error::io(folder))?;
-    }
-    let files = ["bin", "idx"].map(|suffix| {
-        let path = with_suffix(prefix, suffix);
-        (with_suffix(&path, "partial"), path)
-    });
-    let [(bin, _), (idx, _)] = &files;
-    let written = write_bin(bin, documents)
-        .and_then(|sizes| write_idx(idx, &sizes).map_err(Error::io(idx)))
-        .and_then(|()| {
-            files
-                .iter()
-                .try_for_each(|(from, to)| fs::rename(from, to).map_err(Error::io(to)))
-        });
-    if written.is_err() {
-        for (partial, _) in &files {
-            let _ = fs::remove_file(partial); // the error on its way says more
-        }
-    }
-    written
+/// A type of tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Kind {
+    /// Its code in the index.
+    code: u8,
+    /// Bytes of a token.
+    width: usize,
+    /// What may stand between prompt and response.
+    separators: &'static [u32],
 }
 
-fn write_bin<D: AsRef<[u16]>>(
-    path: &Path,
-    documents: impl IntoIterator<Item = D>,
-) -> Result<Vec<i32>, Error> {
-    let mut sizes = Vec::new();
-    let mut file = BufWriter::new(File::create(path).map_err(Error::io(path))?);
-    for document in documents {
-        let document = document.as_ref();
-        sizes.push(i32::try_from(document.len()).map_err(|_| Error::Indexed {
-            path: path.into(),
-            reason: format!(
-                "document {} has {} tokens; the format counts to {}",
-                sizes.len(),
-                document.len(),
-                i32::MAX
-            ),
-        })?);
-        let mut values = document.iter();
-        values
-            .try_for_each(|v| file.write_all(&v.to_le_bytes()))
-            .map_err(Error::io(path))?;
-    }
-    let file = file.into_inner().map_err(|e| e.into_error());
-    file.and_then(|f| f.sync_all()).map_err(Error::io(path))?;
-    Ok(sizes)
-}
+const KINDS: [Kind; 3] = [
+    Kind {
+        code: U16,
+        width: 2,
+        separators: &[u16::MAX as u32],
+    },
+    Kind {
+        code: I32,
+        width: 4,
+        separators: &[i32::MAX as u32, -1i32 as u32],
+    },
+    Kind {
+        code: U32,
+        width: 4,
+        separators: &[u32::MAX],
+    },
+];
 
-fn write_idx(path: &Path, sizes: &[i32]) -> std::io::Result<()> {
-    let mut file = BufWriter::new(File::create(path)?);
-    let n = sizes.len() as u64;
-    file.write_all(MAGIC)?;
-    file.write_all(&VERSION.to_le_bytes())?;
-    file.write_all(&[U16])?;
-    file.write_all(&n.to_le_bytes())?;
-    file.write_all(&(n + 1).to_le_bytes())?;
-    for size in sizes {
-        file.write_all(&size.to_le_bytes())?;
-    }
-    let mut offset = 0i64;
-    for &size in sizes {
-        file.write_all(&offset.to_le_bytes())?;
-        offset += 2 * i64::from(size);
-    }
-    for mark in 0..=n {
-        file.write_all(&mark.to_le_bytes())?;
-    }
-    file.into_inner()?.sync_all()
+/// What the documents of a file are to serve as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Documents {
+    /// Prompt, separator and response; some may be without.
+    Instructions,
+    /// Text, without a separator.
+    Text,
 }
 
 fn with_suffix(prefix: &Path, suffix: &str) -> PathBuf {
@@ -119,9 +82,10 @@ fn with_suffix(prefix: &Path, suffix: &str) -> PathBuf {
 
 /// Documents of a pair of files, read as they are asked for.
 pub struct IndexedTokens {
+    /// The file of tokens.
+    path: PathBuf,
     bytes: Mmap,
-    /// Bytes of a token.
-    width: usize,
+    kind: Kind,
     /// Where each document begins in the bytes, and where the last one ends.
     starts: Vec<usize>,
 }
@@ -134,42 +98,77 @@ impl IndexedTokens {
     /// A file that is missing, truncated, of another format, or that does not fit the other.
     pub fn open(prefix: &Path) -> Result<Self, Error> {
         let path = with_suffix(prefix, "idx");
-        let index = fs::read(&path).map_err(Error::io(&path))?;
-        let (width, starts) =
+        let index = files::read(&path, files::TEXT_LIMIT).map_err(Error::io(&path))?;
+        let (kind, starts) =
             parse_index(&index).map_err(|reason| Error::Indexed { path, reason })?;
 
         let path = with_suffix(prefix, "bin");
-        let refuse = |reason: String| Error::Indexed {
-            path: path.clone(),
-            reason,
-        };
-        let file = File::open(&path).map_err(Error::io(&path))?;
+        let file = files::open(&path).map_err(Error::io(&path))?;
         // SAFETY: the file is only read; a program that changes it meanwhile gets what it asks for.
         let bytes = unsafe { Mmap::map(&file) }.map_err(Error::io(&path))?;
-        let end = starts[starts.len() - 1];
-        if bytes.len() < end {
-            return Err(refuse(format!("truncated: {} of {end} bytes", bytes.len())));
-        }
-        if bytes.len() > end {
-            return Err(refuse(format!(
-                "{} bytes, but the index counts {end}; do the two files belong together?",
-                bytes.len()
-            )));
-        }
         let tokens = Self {
+            path,
             bytes,
-            width,
+            kind,
             starts,
         };
+        let (len, end) = (tokens.bytes.len(), tokens.starts[tokens.len()]);
+        if len < end {
+            return Err(tokens.refuse(format!("truncated: {len} of {end} bytes")));
+        }
+        if len > end {
+            return Err(tokens.refuse(format!(
+                "{len} bytes, but the index counts {end}; do the two files belong together?"
+            )));
+        }
         // Only i32 can be negative; who asks for a document should not have to hear of it.
-        if width == 4 {
-            for i in 0..tokens.len() {
-                if let Some(value) = tokens.document(i).iter().find(|&&v| (v as i32) < 0) {
-                    return Err(refuse(format!("document {i} holds {}", *value as i32)));
+        if kind.code == I32 {
+            let negative = |v: u32| (v as i32) < 0 && !tokens.is_separator(v);
+            for document in 0..tokens.len() {
+                if let Some((at, v)) = tokens.ids(document).enumerate().find(|(_, v)| negative(*v))
+                {
+                    return Err(tokens.refuse(format!(
+                        "document {document}, token {at} is {}; ids count from 0",
+                        v as i32
+                    )));
                 }
             }
         }
         Ok(tokens)
+    }
+
+    /// Checks that every token is below `bound`, the size of a model's vocabulary, and that separators are only where
+    /// `documents` have one.
+    ///
+    /// # Errors
+    ///
+    /// Names the file, the first document and token that is not.
+    pub fn check_ids(&self, bound: usize, documents: Documents) -> Result<(), Error> {
+        let found = (0..self.len()).into_par_iter().find_map_first(|document| {
+            let mut separator = documents == Documents::Text;
+            let outside = |value: u32| {
+                if self.is_separator(value) {
+                    return std::mem::replace(&mut separator, true);
+                }
+                value as usize >= bound
+            };
+            let at = self.ids(document).position(outside)?;
+            Some((document, at, self.ids(document).nth(at)?))
+        });
+        let Some((document, at, value)) = found else {
+            return Ok(());
+        };
+        let what = match (self.is_separator(value), documents) {
+            (false, _) => format!(
+                "{value}, and the vocabulary has {bound} ids, from 0 on; it was packed with another tokenizer"
+            ),
+            (true, Documents::Text) => {
+                "the separator of prompt and response, and text has none; are these instructions?"
+                    .into()
+            }
+            (true, Documents::Instructions) => "a second separator".into(),
+        };
+        Err(self.refuse(format!("document {document}, token {at} is {what}")))
     }
 
     /// Number of documents.
@@ -184,13 +183,13 @@ impl IndexedTokens {
 
     /// Values in all documents, separators included.
     pub fn values(&self) -> usize {
-        self.bytes.len() / self.width
+        self.bytes.len() / self.kind.width
     }
 
     /// Values of the longest document; 0 where there is none.
     pub fn longest(&self) -> usize {
         let lengths = self.starts.windows(2).map(|at| at[1] - at[0]);
-        lengths.max().unwrap_or(0) / self.width
+        lengths.max().unwrap_or(0) / self.kind.width
     }
 
     /// A document's values, its separator among them.
@@ -199,28 +198,33 @@ impl IndexedTokens {
     ///
     /// When there is no such document.
     pub fn document(&self, index: usize) -> Vec<u32> {
+        self.ids(index).collect()
+    }
+
+    fn ids(&self, index: usize) -> impl Iterator<Item = u32> {
         let bytes = &self.bytes[self.starts[index]..self.starts[index + 1]];
-        if self.width == 2 {
-            let (chunks, _) = bytes.as_chunks();
-            return chunks
-                .iter()
-                .map(|b| u16::from_le_bytes(*b).into())
-                .collect();
+        bytes.chunks_exact(self.kind.width).map(|b| match *b {
+            [a, b] => u16::from_le_bytes([a, b]).into(),
+            [a, b, c, d] => u32::from_le_bytes([a, b, c, d]),
+            _ => unreachable!("a token has 2 or 4 bytes"),
+        })
+    }
+
+    fn is_separator(&self, value: u32) -> bool {
+        self.kind.separators.contains(&value)
+    }
+
+    fn refuse(&self, reason: String) -> Error {
+        Error::Indexed {
+            path: self.path.clone(),
+            reason,
         }
-        let (chunks, _) = bytes.as_chunks();
-        chunks
-            .iter()
-            .map(|b| match u32::from_le_bytes(*b) {
-                u32::MAX => SEPARATOR.into(),
-                value => value,
-            })
-            .collect()
     }
 
     /// A document's prompt and response; no response where there is no separator.
     fn halves(&self, index: usize) -> (Vec<u32>, Option<Vec<u32>>) {
         let mut values = self.document(index);
-        let at = values.iter().position(|&v| v == u32::from(SEPARATOR));
+        let at = values.iter().position(|&v| self.is_separator(v));
         let response = at.map(|at| {
             let response = values.split_off(at + 1);
             values.pop();
@@ -274,8 +278,11 @@ impl IndexedTokens {
     ///
     /// When there is no such document.
     pub fn line(&self, index: usize, tokenizer: &Tokenizer) -> Result<String, Error> {
-        let text =
-            |ids: &[u32]| tokenizer.decode(ids.strip_suffix(&[tokenizer.eos()]).unwrap_or(ids));
+        let text = |ids: &[u32]| {
+            let ends = tokenizer.ends();
+            let open = ids.split_last().filter(|(last, _)| ends.contains(last));
+            tokenizer.decode(open.map_or(ids, |(_, rest)| rest))
+        };
         let line = match self.halves(index) {
             (prompt, Some(response)) => serde_json::json!({
                 "prompt": tokenizer.decode(&prompt)?, "output": text(&response)?,
@@ -286,11 +293,16 @@ impl IndexedTokens {
     }
 }
 
-/// Bytes of a token; where each document begins and the last one ends.
-fn parse_index(index: &[u8]) -> Result<(usize, Vec<usize>), String> {
+/// The type of the tokens; where each document begins and the last one ends.
+fn parse_index(index: &[u8]) -> Result<(Kind, Vec<usize>), String> {
     let begins = &index[..index.len().min(MAGIC.len())];
     if !MAGIC.starts_with(begins) {
-        return Err("not an indexed token file: it does not begin with MMIDIDX".into());
+        let what = if index.starts_with(b"version https://git-lfs") {
+            "a git-lfs pointer, not the file itself; fetch it with `git lfs pull`"
+        } else {
+            "not an indexed token file: it does not begin with MMIDIDX"
+        };
+        return Err(what.into());
     }
     if index.len() < HEADER {
         return Err(format!(
@@ -302,10 +314,11 @@ fn parse_index(index: &[u8]) -> Result<(usize, Vec<usize>), String> {
     if version != VERSION {
         return Err(format!("version {version}; version {VERSION} is read"));
     }
-    let width = match index[17] {
-        U16 => 2,
-        I32 => 4,
-        code => return Err(format!("dtype code {code}; 8 (u16) and 4 (i32) are read")),
+    let code = index[17];
+    let Some(&kind) = KINDS.iter().find(|k| k.code == code) else {
+        return Err(format!(
+            "dtype code {code}; 8 (u16), 4 (i32) and 9 (u32) are read"
+        ));
     };
     let (n, marks) = (u64_at(index, 18), u64_at(index, 26));
     // 128 bits hold whatever a damaged header counts
@@ -337,7 +350,7 @@ fn parse_index(index: &[u8]) -> Result<(usize, Vec<usize>), String> {
         }
         end = usize::try_from(size)
             .ok()
-            .and_then(|size| end.checked_add(width * size))
+            .and_then(|size| end.checked_add(kind.width.checked_mul(size)?))
             .ok_or_else(|| format!("document {i} is said to have {size} tokens"))?;
     }
     starts.push(end);
@@ -352,7 +365,7 @@ fn parse_index(index: &[u8]) -> Result<(usize, Vec<usize>), String> {
         }
         last = mark;
     }
-    Ok((width, starts))
+    Ok((kind, starts))
 }
 
 fn u64_at(bytes: &[u8], at: usize) -> u64 {
@@ -361,43 +374,6 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
 
 fn u32_at(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes(bytes[at..at + 4].try_into().expect("4 bytes"))
-}
-
-/// Examples as documents: `tokens(prompt)`, the separator, the response, the end. Nothing is cut.
-///
-/// # Errors
-///
-/// A tokenizer that fails, or whose ids do not fit below the separator.
-pub fn pack(examples: &[Example], tokenizer: &Tokenizer) -> Result<Vec<Vec<u16>>, Error> {
-    let size = tokenizer.vocab_size();
-    if size >= usize::from(SEPARATOR) {
-        let reason = format!("{size} tokens; packed files hold ids of fewer than {SEPARATOR}");
-        return Err(tokenizer.refuse(reason));
-    }
-    // A vocabulary may have gaps, so that its size does not bound its ids.
-    let id = |token: u32| {
-        u16::try_from(token)
-            .ok()
-            .filter(|&id| id < SEPARATOR)
-            .ok_or_else(|| {
-                tokenizer.refuse(format!(
-                    "token {token}; packed files hold ids below {SEPARATOR}"
-                ))
-            })
-    };
-    examples
-        .par_iter()
-        .map(|e| {
-            let text = prompt(e);
-            let head = tokenizer.encode(&text)?;
-            let full = tokenizer.encode(&(text + &e.outputs[0]))?;
-            let response = full.get(head.len()..).unwrap_or_default();
-            let end = [tokenizer.eos()];
-            let head = head.iter().map(|&t| id(t));
-            let response = response.iter().chain(&end).map(|&t| id(t));
-            head.chain([Ok(SEPARATOR)]).chain(response).collect()
-        })
-        .collect()
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ pub use batch::{Batch, batches_of_epoch, collate};
 pub use corpus::{Sizes, embedded};
 pub use encode::{Encoding, Limits, Sequence, begun, encode_prompts, encode_training};
 pub use error::Error;
-pub use jsonl::read_jsonl;
+pub use jsonl::{read_answered, read_jsonl};
 pub use prompt::prompt;
 pub use sets::{DataSets, TestSet, from_folder, from_folder_only};
 pub use tokenizer::Tokenizer;

@@ -1,8 +1,12 @@
 use std::path::{Path, PathBuf};
 
-use sha2::{Digest, Sha256};
+use abkd_host::files;
+use serde::Deserialize;
+use serde_json::Value;
 use tokenizers::decoders::wordpiece::WordPiece as JoinWords;
+use tokenizers::models::ModelWrapper;
 use tokenizers::models::wordlevel::WordLevel;
+use tokenizers::normalizers::Precompiled;
 use tokenizers::pre_tokenizers::whitespace::Whitespace;
 use tokenizers::{AddedToken, Tokenizer as Inner};
 
@@ -10,48 +14,188 @@ use crate::Error;
 use crate::corpus::vocabulary;
 use crate::prompt::{INPUT, INSTRUCTION, RESPONSE, WITH_INPUT, WITHOUT_INPUT};
 
-/// End of text where neither caller nor file says otherwise.
+mod ends;
+mod same;
+
+/// End of text where neither caller nor files say which it is, and a tokenizer has one of these.
 const USUAL_ENDS: [&str; 3] = ["<|endoftext|>", "</s>", "<|im_end|>"];
+
+/// Runs the library, which panics on some files that are JSON and yet no tokenizer.
+fn guarded<T>(run: impl FnOnce() -> T) -> Result<T, String> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(run))
+        .map_err(|_| "the library for tokenizers gave up on it; is the file damaged?".into())
+}
+
+/// Refuses a character map that is none.
+fn check_precompiled(normalizer: &Value) -> Result<(), String> {
+    if let Some(inner) = normalizer["normalizers"].as_array() {
+        return inner.iter().try_for_each(check_precompiled);
+    }
+    if normalizer["type"] == "Precompiled" {
+        // From text: it borrows from that.
+        serde_json::from_str::<Precompiled>(&normalizer.to_string())
+            .map_err(|e| format!("precompiled_charsmap: {e}"))?;
+    }
+    Ok(())
+}
+
+/// Part of a `tokenizer.json`.
+#[derive(Deserialize)]
+struct Listed {
+    #[serde(default)]
+    added_tokens: Vec<AddedId>,
+}
+
+#[derive(Deserialize)]
+struct AddedId {
+    id: u32,
+    content: String,
+}
 
 /// A Hugging Face tokenizer and its end-of-text token, which also pads.
 pub struct Tokenizer {
     inner: Inner,
-    eos: u32,
+    /// The first is appended to texts.
+    ends: Vec<u32>,
+    /// Above every id.
+    bound: usize,
     path: PathBuf,
 }
 
 impl Tokenizer {
-    /// Reads a `tokenizer.json`. `eos` comes from the model's `config.json`; without it the usual
-    /// end-of-text tokens are looked for.
+    /// Reads a `tokenizer.json`. Which token ends a text, the files beside it say (`tokenizer_config.json`,
+    /// `special_tokens_map.json`, `generation_config.json`, `config.json`); where they say nothing, it is `eos`, the model's
+    /// own, where the tokenizer has that; else the one usual end-of-text token that it has. Each of those that are said ends
+    /// an answer, `eos` among them.
     ///
     /// # Errors
     ///
-    /// When the file cannot be read or has no end-of-text token.
+    /// When the files cannot be read, or no end of text is to be found in them.
     pub fn from_file(path: &Path, eos: Option<u32>) -> Result<Self, Error> {
+        let mut tokenizer = Self::open(path)?;
+        let said = ends::Said::read(&files::folder_of(path))?;
+        let appended = match &said.token {
+            Some((token, file)) => {
+                let id = tokenizer.inner.token_to_id(token);
+                Some(id.ok_or_else(|| Error::Tokenizer {
+                    path: file.clone(),
+                    reason: format!(
+                        "its `eos_token` {token:?} is no token of {}; do the two files belong together?",
+                        path.display()
+                    ),
+                })?)
+            }
+            None => None,
+        };
+        let known = |id: &u32| tokenizer.inner.id_to_token(*id).is_some();
+        let ids = said.ids.into_iter().chain(eos);
+        let mut ends: Vec<u32> = appended.into_iter().chain(ids.filter(known)).collect();
+        if ends.is_empty() {
+            ends.push(tokenizer.usual_end()?);
+        }
+        tokenizer.end_with(&ends);
+        Ok(tokenizer)
+    }
+
+    /// The same, and texts end with `eos`: a token, or the number of one.
+    ///
+    /// # Errors
+    ///
+    /// When the files cannot be read, or the tokenizer has no such token.
+    pub fn from_file_with_eos(path: &Path, eos: &str) -> Result<Self, Error> {
+        let mut tokenizer = Self::open(path)?;
+        let inner = &tokenizer.inner;
+        // Digits are the number of a token, though they are the text of another.
+        let id = match eos.parse() {
+            Ok(id) => inner.id_to_token(id).map(|_| id),
+            Err(_) => inner.token_to_id(eos),
+        };
+        let id = id.ok_or_else(|| {
+            tokenizer.refuse(format!(
+                "it has no token {eos:?}; `--eos` takes a token or the number of one below {}",
+                tokenizer.bound
+            ))
+        })?;
+        tokenizer.end_with(&[id]);
+        Ok(tokenizer)
+    }
+
+    /// Reads the file; its end of text is not known yet.
+    fn open(path: &Path) -> Result<Self, Error> {
         let fail = |reason: String| Error::Tokenizer {
             path: path.into(),
             reason,
         };
-        let mut inner = Inner::from_file(path).map_err(|e| fail(e.to_string()))?;
+        let bytes = files::read(path, files::TEXT_LIMIT).map_err(Error::io(path))?;
+        if bytes.starts_with(b"version https://git-lfs") {
+            return Err(fail(
+                "a git-lfs pointer, not the file itself; fetch it with `git lfs pull`".into(),
+            ));
+        }
+        let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
+        let other = |e: String| fail(format!("no tokenizer.json of Hugging Face ({e})"));
+        // The library panics where these parts are malformed.
+        let json: Value = serde_json::from_slice(text).map_err(|e| other(e.to_string()))?;
+        check_precompiled(&json["normalizer"]).map_err(other)?;
+        let mut inner = guarded(|| Inner::from_bytes(text))
+            .and_then(|read| read.map_err(|e| e.to_string()))
+            .map_err(other)?;
         // A file may carry limits of its own; ours are the experiment's.
         inner.with_padding(None);
         inner
             .with_truncation(None)
             .map_err(|e| fail(e.to_string()))?;
-        let eos = eos
-            .filter(|&id| inner.id_to_token(id).is_some())
-            .or_else(|| USUAL_ENDS.iter().find_map(|t| inner.token_to_id(t)))
-            .ok_or_else(|| {
-                fail(format!(
-                    "no end-of-text token; looked for {}",
-                    USUAL_ENDS.join(", ")
-                ))
-            })?;
-        Ok(Self {
+        // The library numbers added tokens itself, whatever the file says.
+        let listed: Listed = serde_json::from_value(json).map_err(|e| fail(e.to_string()))?;
+        for AddedId { id, content } in &listed.added_tokens {
+            if let Some(given) = inner.token_to_id(content).filter(|given| given != id) {
+                return Err(fail(format!(
+                    "the added token {content:?} has id {id} in it, and is read as {given}: added ids must go on from the vocabulary's without a gap"
+                )));
+            }
+        }
+        if let ModelWrapper::BPE(model) = inner.get_model()
+            && model.dropout.is_some_and(|p| p > 0.0)
+        {
+            return Err(fail(
+                "its model has `dropout`, which gives a text other tokens each time; set it to null".into(),
+            ));
+        }
+        Ok(Self::new(inner, &[], path.into()))
+    }
+
+    fn new(inner: Inner, ends: &[u32], path: PathBuf) -> Self {
+        let highest = inner.get_vocab(true).into_values().max();
+        Self {
+            ends: ends.to_vec(),
+            bound: highest.map_or(0, |id| id as usize + 1),
             inner,
-            eos,
-            path: path.into(),
-        })
+            path,
+        }
+    }
+
+    /// The end of text by its name, which must be the only one of the usual names.
+    fn usual_end(&self) -> Result<u32, Error> {
+        let has = |name: &&&str| self.inner.token_to_id(name).is_some();
+        let found: Vec<&str> = USUAL_ENDS.iter().filter(has).copied().collect();
+        match found[..] {
+            [name] => Ok(self.inner.token_to_id(name).expect("it was found")),
+            _ => Err(self.refuse(format!(
+                "no file beside it says which token ends a text ({}), and of {} it has {}; give `--eos ID|TOKEN`, or write {{\"eos_token\": \"...\"}} into tokenizer_config.json beside it",
+                ends::FILES.join(", "),
+                USUAL_ENDS.join(", "),
+                if found.is_empty() { "none".into() } else { found.join(" and ") },
+            ))),
+        }
+    }
+
+    fn end_with(&mut self, ends: &[u32]) {
+        self.ends.clear();
+        for &end in ends {
+            if !self.ends.contains(&end) {
+                self.ends.push(end);
+            }
+        }
     }
 
     /// The embedded corpus's tokenizer: a word or punctuation mark a token, and one token for each part of
@@ -83,11 +227,7 @@ impl Tokenizer {
         inner.with_pre_tokenizer(Some(Whitespace {}));
         inner.with_decoder(Some(JoinWords::new("##".into(), true)));
         inner.add_special_tokens(&special.map(|s| AddedToken::from(s, true).normalized(false)));
-        Self {
-            inner,
-            eos: 0,
-            path: "embedded tokenizer".into(),
-        }
+        Self::new(inner, &[0], "embedded tokenizer".into())
     }
 
     /// Tokens of a text; no special tokens are added.
@@ -96,11 +236,7 @@ impl Tokenizer {
     ///
     /// When the tokenizer fails.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, Error> {
-        let encoding = self
-            .inner
-            .encode_fast(text, false)
-            .map_err(|e| self.fail(&*e))?;
-        Ok(encoding.get_ids().to_vec())
+        self.ids(text, false)
     }
 
     /// The token that this tokenizer puts before a text encoded with special tokens.
@@ -109,13 +245,9 @@ impl Tokenizer {
     ///
     /// When it puts none there, or other tokens too.
     pub fn bos(&self) -> Result<u32, Error> {
-        let encode = |special| {
-            let encoding = self.inner.encode_fast("a", special);
-            encoding.map_err(|e| self.fail(&*e))
-        };
-        let (plain, full) = (encode(false)?, encode(true)?);
-        match full.get_ids().split_first() {
-            Some((&bos, rest)) if rest == plain.get_ids() => Ok(bos),
+        let (plain, full) = (self.ids("a", false)?, self.ids("a", true)?);
+        match full.split_first() {
+            Some((&bos, rest)) if rest == plain => Ok(bos),
             _ => Err(self.refuse(
                 "it does not put exactly one token before a text, so there is no beginning of sequence".into(),
             )),
@@ -128,52 +260,59 @@ impl Tokenizer {
     ///
     /// When the tokenizer fails.
     pub fn decode(&self, tokens: &[u32]) -> Result<String, Error> {
-        self.inner.decode(tokens, true).map_err(|e| self.fail(&*e))
+        guarded(|| self.inner.decode(tokens, true))
+            .map_err(|e| self.refuse(e))?
+            .map_err(|e| self.fail(&*e))
     }
 
-    /// How another tokenizer gives other tokens for a text, if it does.
-    pub fn differs_from(&self, other: &Self) -> Option<String> {
-        let plain = |tokenizer: &Self| {
-            let text = tokenizer.inner.to_string(false).expect("serialisable");
-            serde_json::from_str::<serde_json::Value>(&text).expect("JSON")
-        };
-        let (ours, theirs) = (plain(self), plain(other));
-        let part = ["model", "added_tokens", "normalizer", "pre_tokenizer"]
-            .into_iter()
-            .find(|part| ours[part] != theirs[part])?;
-        Some(format!("their `{part}` is not the same"))
+    fn ids(&self, text: &str, special: bool) -> Result<Vec<u32>, Error> {
+        let encoding = guarded(|| self.inner.encode_fast(text, special))
+            .map_err(|e| self.refuse(e))?
+            .map_err(|e| self.fail(&*e))?;
+        Ok(encoding.get_ids().to_vec())
     }
 
-    /// Number of tokens, added ones included.
+    /// The size of a vocabulary that holds every id, added ones included: the highest id and one more. A vocabulary with gaps
+    /// has fewer tokens.
     pub fn vocab_size(&self) -> usize {
-        self.inner.get_vocab_size(true)
+        self.bound
     }
 
-    /// End of text.
+    /// End of text: what is appended to a text.
     pub fn eos(&self) -> u32 {
-        self.eos
+        self.ends[0]
+    }
+
+    /// What ends an answer: [`eos`](Self::eos), and others where the model's files list more.
+    pub fn ends(&self) -> &[u32] {
+        &self.ends
+    }
+
+    /// The text of a token in the vocabulary, as `tokenizer_config.json` names it.
+    pub fn token(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
     }
 
     /// Padding; the end of text, as in the published code. Masks go by length, so that an end that is
     /// meant is not taken for padding.
     pub fn pad(&self) -> u32 {
-        self.eos
+        self.eos()
     }
 
-    /// SHA-256 of the serialised tokenizer and its end of text, in hexadecimal.
+    /// SHA-256 of the serialised tokenizer and its ends of text, in hexadecimal.
     ///
     /// # Panics
     ///
     /// Never: what was read can be written.
     pub fn hash(&self) -> String {
-        let mut json: serde_json::Value =
+        let mut json: Value =
             serde_json::from_str(&self.inner.to_string(false).expect("serialisable"))
                 .expect("JSON");
-        json["eos"] = self.eos.into();
-        Sha256::digest(json.to_string())
-            .iter()
-            .map(|b| format!("{b:02x}"))
-            .collect()
+        json["eos"] = self.eos().into();
+        if self.ends.len() > 1 {
+            json["ends"] = self.ends.clone().into();
+        }
+        files::sha256(json.to_string().as_bytes())
     }
 
     /// Writes a `tokenizer.json`.
@@ -182,10 +321,8 @@ impl Tokenizer {
     ///
     /// When the file cannot be written.
     pub fn save(&self, path: &Path) -> Result<(), Error> {
-        self.inner.save(path, true).map_err(|e| Error::Tokenizer {
-            path: path.into(),
-            reason: e.to_string(),
-        })
+        let text = self.inner.to_string(true).map_err(|e| self.fail(&*e))?;
+        files::write(path, text.as_bytes()).map_err(Error::io(path))
     }
 
     fn fail(&self, error: &dyn std::error::Error) -> Error {
@@ -201,58 +338,4 @@ impl Tokenizer {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_template_costs_a_token_a_part() {
-        let tokenizer = Tokenizer::embedded();
-        let example = crate::Example {
-            instruction: "what does anna have?".into(),
-            input: "anna has a red hat.".into(),
-            outputs: vec!["x".into()],
-        };
-        let tokens = tokenizer.encode(&crate::prompt(&example)).unwrap();
-        assert_eq!(tokens.len(), 4 + 5 + 6);
-        assert!(tokens.iter().all(|&t| t != 1), "no unknown word");
-        assert!(tokenizer.vocab_size() <= 1024, "{}", tokenizer.vocab_size());
-        assert_eq!(
-            tokenizer
-                .decode(&[tokenizer.encode("anna").unwrap()[0], 0])
-                .unwrap(),
-            "anna"
-        );
-    }
-
-    #[test]
-    fn a_saved_tokenizer_reads_back() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("tokenizer.json");
-        let tokenizer = Tokenizer::embedded();
-        tokenizer.save(&path).unwrap();
-        let again = Tokenizer::from_file(&path, None).unwrap();
-        let text = "\n\n### Response:\nanna has a red hat.";
-        assert_eq!(tokenizer.encode(text).unwrap(), again.encode(text).unwrap());
-        assert_eq!(tokenizer.hash(), again.hash());
-        std::fs::write(&path, "{").unwrap();
-        assert!(Tokenizer::from_file(&path, None).is_err());
-    }
-
-    #[test]
-    fn the_beginning_of_sequence_is_what_the_file_puts_there() {
-        use tokenizers::processors::template::TemplateProcessing;
-        let mut tokenizer = Tokenizer::embedded();
-        let text = tokenizer.bos().unwrap_err().to_string();
-        assert!(text.contains("beginning of sequence"), "{text}");
-        let processor = TemplateProcessing::builder()
-            .try_single("<unk> $A")
-            .unwrap()
-            .special_tokens(vec![("<unk>", 1)])
-            .build()
-            .unwrap();
-        tokenizer.inner.with_post_processor(Some(processor));
-        assert_eq!(tokenizer.bos().unwrap(), 1);
-        // and other encodings stay as they are
-        assert!(!tokenizer.encode("anna").unwrap().contains(&1));
-    }
-}
+mod tests;

@@ -35,10 +35,20 @@ pub enum Error {
         source: serde_json::Error,
     },
     /// The file holds no case, so it can show nothing.
-    #[error("{path}: `cases` is empty")]
+    #[error("{path}: `cases` is empty: there is nothing to check")]
     NoCases {
         /// The file.
         path: PathBuf,
+    },
+    /// A case has nothing to check, or more than can be checked.
+    #[error("{path}: {case}: {what}")]
+    Case {
+        /// The file.
+        path: PathBuf,
+        /// The case's name.
+        case: String,
+        /// What is wrong with it.
+        what: String,
     },
     /// A case does not have one score for each reference.
     #[error("{path}: {case}: `{key}` has {found} values, `references` has {expected}")]

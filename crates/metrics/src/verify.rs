@@ -3,11 +3,15 @@
 
 use std::path::Path;
 
+use abkd_host::files;
 use serde::Deserialize;
 
 use crate::Error;
 use crate::exact_match::exact_match_max;
 use crate::rouge::rouge_l;
+
+/// Longest text of a case in bytes: the time of ROUGE-L grows with the product of two lengths.
+const LONGEST: usize = 1 << 16;
 
 #[derive(Deserialize)]
 struct Golden {
@@ -32,10 +36,10 @@ struct Case {
 ///
 /// # Errors
 ///
-/// When the file cannot be read, has another format or no case, or when a case has not one score for
-/// each reference.
+/// When the file cannot be read, has another format or no case, or when a case has no reference or not one score for
+/// each.
 pub fn verify_rouge(path: &Path) -> Result<Vec<(String, f64)>, Error> {
-    let text = std::fs::read(path).map_err(|source| Error::Io {
+    let text = files::read(path, files::TEXT_LIMIT).map_err(|source| Error::Io {
         path: path.into(),
         source,
     })?;
@@ -50,14 +54,32 @@ pub fn verify_rouge(path: &Path) -> Result<Vec<(String, f64)>, Error> {
     named
         .map(|(i, case)| {
             let name = format!("case {}", i + 1);
-            case.check_lengths(path, &name)?;
+            case.check(path, &name)?;
             Ok((name, case.error()))
         })
         .collect()
 }
 
 impl Case {
-    fn check_lengths(&self, path: &Path, name: &str) -> Result<(), Error> {
+    /// Refuses a case whose parts do not belong together.
+    fn check(&self, path: &Path, name: &str) -> Result<(), Error> {
+        let fail = |what: String| Error::Case {
+            path: path.into(),
+            case: name.to_owned(),
+            what,
+        };
+        if self.references.is_empty() {
+            return Err(fail(
+                "`references` is empty: there is nothing to check".into(),
+            ));
+        }
+        let mut texts = self.references.iter().chain([&self.prediction]);
+        if let Some(text) = texts.find(|t| t.len() > LONGEST) {
+            let len = text.len();
+            return Err(fail(format!(
+                "a text of {len} bytes; {LONGEST} are the most"
+            )));
+        }
         let expected = self.references.len();
         let lists = [
             ("rougeL_f", &self.f1),
@@ -78,15 +100,18 @@ impl Case {
 
     fn error(&self) -> f64 {
         let exact_match = exact_match_max(&self.prediction, &self.references);
-        let mut largest = (exact_match - self.exact_match).abs();
+        let mut errors = vec![exact_match - self.exact_match];
         let golden = self.f1.iter().zip(&self.precision).zip(&self.recall);
         for (reference, ((f1, precision), recall)) in self.references.iter().zip(golden) {
             let score = rouge_l(&self.prediction, reference);
-            largest = largest
-                .max((score.f1 - f1).abs())
-                .max((score.precision - precision).abs())
-                .max((score.recall - recall).abs());
+            errors.extend([
+                score.f1 - f1,
+                score.precision - precision,
+                score.recall - recall,
+            ]);
         }
-        largest
+        // `f64::max` would drop a NaN.
+        let larger = |a: f64, b: f64| if a.is_nan() || a > b { a } else { b };
+        errors.into_iter().map(f64::abs).fold(0.0, larger)
     }
 }

@@ -110,7 +110,18 @@ fn broken_files_are_errors_that_name_the_place() {
         short.ends_with("case 1: `rougeL_f` has 1 values, `references` has 2"),
         "{short}"
     );
-    assert!(message(r#"{"cases": []}"#).ends_with("`cases` is empty"));
+    assert!(message(r#"{"cases": []}"#).contains("`cases` is empty"));
+    let none = case("[]", "0.0").replace(r#"["red hat", "red"]"#, "[]");
+    let none = message(&none.replace("[1.0, 0.5]", "[]").replace("[1.0, 1.0]", "[]"));
+    assert!(none.contains("case 1: `references` is empty"), "{none}");
+    let long = case("[1.0, 0.5]", "0.0").replace("red hat", &"a ".repeat(1 << 16));
+    assert!(message(&long).contains("case 1: a text of"), "long");
+    for wrong in ["null", "\"1\"", "[1.0, null]", "1.0", "1e999"] {
+        let text = message(&case(wrong, "1.0"));
+        assert!(text.contains("line 1"), "{wrong}: {text}");
+    }
+    let folder = verify_rouge(&std::env::temp_dir()).unwrap_err().to_string();
+    assert!(folder.contains("folder"), "{folder}");
     assert!(message(r#"{"cases": [{}]}"#).contains("missing field `prediction` at line 1"));
     let missing = verify_rouge(Path::new("no/such.json")).unwrap_err();
     assert!(missing.to_string().starts_with("no/such.json: "));

@@ -147,6 +147,68 @@ fn a_wrong_number_fails_and_a_file_that_does_not_fit_is_refused() {
             "{text}"
         );
     }
+    for (pointer, value, said) in [
+        ("/cases", json!([]), "cases is empty"),
+        ("/cases/0/variants", json!([]), "variants is empty"),
+        ("/cases/0/responses", json!([]), "responses is empty"),
+        ("/cases/0/mask/0", json!([1]), "mask, row 0 has 1 entries"),
+        (
+            "/cases/0/log_q/1",
+            json!([0.0]),
+            "log_q, row 1 has 1 entries",
+        ),
+        ("/cases/0/vocab", json!(u64::MAX), "vocab"),
+        ("/cases/0/vocab", json!(1u64 << 40), "vocab"),
+        (
+            "/cases/0/teacher_logits/0",
+            json!(1e300),
+            "teacher_logits, entry 0",
+        ),
+        ("/cases/0/teacher_logits/0", json!(null), "null"),
+        ("/cases/0/reg_grad", json!([]), "reg_grad"),
+        ("/data_term/results", json!([]), "results is empty"),
+        ("/data_term/labels/0", json!([1]), "data_term: labels, row"),
+        // 1 if it were cut to 32 bits
+        (
+            "/data_term/labels/0/1",
+            json!((1i64 << 32) + 1),
+            "data_term: labels, entry",
+        ),
+        ("/data_term/labels/0/1", json!("1"), "invalid type"),
+    ] {
+        let text = with("minillm.json", pointer, value, minillm).unwrap_err();
+        assert!(
+            text.contains(said) && text.contains("minillm.json"),
+            "{pointer}: {text}"
+        );
+    }
+    for (pointer, value, said) in [
+        ("/cases", json!([]), "cases is empty"),
+        ("/cases/0/results", json!([]), "case 1: results is empty"),
+        (
+            "/cases/0/labels",
+            json!([-100, -100, -100, -100, -100, -100]),
+            "none counts",
+        ),
+        (
+            "/cases/0/labels/0",
+            json!((1i64 << 32) + 1),
+            "case 1: labels, entry 0",
+        ),
+        ("/cases/0/vocab", json!(0), "vocab is 0"),
+        (
+            "/cases/0/student_logits",
+            json!([]),
+            "student_logits has 0 entries",
+        ),
+        ("/cases/0/results/0/grad", json!([]), "gradient"),
+    ] {
+        let text = with("gjsd.json", pointer, value, gjsd).unwrap_err();
+        assert!(
+            text.contains(said) && text.contains("gjsd.json"),
+            "{pointer}: {text}"
+        );
+    }
     let text = with("gjsd.json", "/cases/0/labels/1", json!(11), gjsd).unwrap_err();
     assert!(text.contains("11"), "{text}");
     let text = with("gjsd.json", "/cases/0/results/0/code", json!("x"), gjsd).unwrap_err();
@@ -159,6 +221,49 @@ fn a_wrong_number_fails_and_a_file_that_does_not_fit_is_refused() {
             "/sources/0/capacity",
             json!(0),
             "capacity",
+        ),
+        (
+            "distillm_schedule.json",
+            "/sources/0/batch_size",
+            json!(u64::MAX),
+            "batch_size",
+        ),
+        (
+            "distillm_schedule.json",
+            "/mixed/0/capacity",
+            json!(1u64 << 60),
+            "capacity",
+        ),
+        (
+            "distillm_schedule.json",
+            "/share/0/step",
+            json!([]),
+            "share 1",
+        ),
+        (
+            "schedules.json",
+            "/cases/0/lr",
+            json!(-5e-4),
+            "learning_rate",
+        ),
+        ("schedules.json", "/cases/0/rate", json!([]), "rate"),
+        (
+            "replay_buffer.json",
+            "/cases/0/steps",
+            json!([]),
+            "steps is empty",
+        ),
+        (
+            "replay_buffer.json",
+            "/cases/0/steps/0/draws",
+            json!([]),
+            "draws is empty",
+        ),
+        (
+            "replay_buffer.json",
+            "/cases/0/batch_size",
+            json!(1u64 << 50),
+            "batch_size",
         ),
         (
             "distillm_schedule.json",

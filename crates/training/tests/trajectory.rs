@@ -63,6 +63,22 @@ fn the_file_says_what_is_minimised() {
     }
     let token = failed(&|golden| golden["batches"][0]["input_ids"][0][0] = 100_000.into());
     assert!(token.unwrap_err().contains("vocabulary"));
+    let label = failed(&|golden| {
+        golden["batches"][0] = json!({ "input_ids": [[1, 2]], "labels": [[-100, i64::MAX]] });
+    });
+    assert!(label.unwrap_err().contains("vocabulary"));
+    let long = failed(&|golden| {
+        golden["batches"][0] = json!({ "input_ids": [vec![1; 5000]], "labels": [vec![1; 5000]] });
+    });
+    assert!(long.unwrap_err().contains("positions"));
+    let ragged = failed(&|golden| golden["batches"][0]["labels"][0] = json!([1]));
+    assert!(ragged.unwrap_err().contains("a row of labels"));
+    let empty = failed(&|golden| golden["batches"][1] = json!({ "input_ids": [], "labels": [] }));
+    assert!(empty.unwrap_err().contains("batches[1] is empty"));
+    let log = failed(&|golden| {
+        golden["log"].as_array_mut().unwrap().pop();
+    });
+    assert!(log.unwrap_err().contains("log has 11 entries where 12"));
     let log = failed(&|golden| golden["log"] = json!([]));
     assert!(log.unwrap_err().contains("log"));
     let nothing = failed(&|golden| {

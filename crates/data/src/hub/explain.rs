@@ -1,45 +1,37 @@
-//! Errors of `hf-hub` in words that say what to do.
+//! Failures in words that say what to do.
 
-use hf_hub::api::sync::ApiError;
-
+use super::transfer::Failure;
 use super::{BRANCH, Request, WantedFile};
 
-/// What an error means, and what to do.
+/// What a failure means, and what to do.
 pub(super) fn explain(
-    error: &ApiError,
+    failure: &Failure,
     endpoint: &str,
     request: &Request,
     file: &WantedFile,
 ) -> String {
     let repo = &request.repo;
     let what = format!("{} of {repo}", file.name);
-    match error {
-        ApiError::RequestError(e) => match e.as_ref() {
-            ureq::Error::Status(code, response) => status(
-                *code,
-                response.header("x-error-code").unwrap_or_default(),
-                request,
-                file,
-            ),
-            ureq::Error::Transport(t) => format!(
-                "{what}: {endpoint} cannot be reached ({t}); look at the network, set HF_ENDPOINT to a mirror, or fetch the files elsewhere and put them in place"
-            ),
-        },
-        ApiError::MissingHeader(_) | ApiError::InvalidHeader(_) | ApiError::ParseIntError(_) => {
+    match failure {
+        Failure::Status(code, said) => status(*code, said, request, file),
+        Failure::Unreachable(e) => format!(
+            "{what}: {endpoint} cannot be reached ({e}); look at the network, set HF_ENDPOINT to a mirror, or fetch the files elsewhere and put them in place"
+        ),
+        Failure::NotTheHub(why) => format!(
+            "{what}: the answer is not the Hub's: {why} (a page of a proxy or a login, perhaps); open the address in a browser, or set HF_ENDPOINT to another mirror"
+        ),
+        Failure::Setting(why) => format!("{what}: {why}"),
+        Failure::Broken(why) => {
             format!(
-                "{what}: the answer is not the Hub's (a page of a proxy or a login, perhaps); open the address in a browser"
+                "{what}: the transfer broke off {why}; run the command again, it goes on from there"
             )
         }
-        ApiError::LockAcquisition(_) => {
-            format!("{what}: another program is fetching this file; wait for it")
-        }
-        ApiError::IoError(e) if e.kind() == std::io::ErrorKind::StorageFull => format!(
+        Failure::Disk(e) if e.kind() == std::io::ErrorKind::StorageFull => format!(
             "{what}: the disk of the cache is full; make room or set HF_HOME to another, and run the command again"
         ),
-        ApiError::IoError(e) => format!(
-            "{what}: the transfer broke off ({e}); run the command again, it goes on from there"
-        ),
-        other => format!("{what}: {other}; run the command again"),
+        Failure::Disk(e) => {
+            format!("{what}: the cache cannot be written ({e}); set HF_HOME to another folder")
+        }
     }
 }
 

@@ -1,5 +1,7 @@
+use std::fs;
+
 use super::*;
-use crate::encode_training;
+use crate::{Example, encode_training};
 use proptest::prelude::*;
 
 fn written(documents: &[Vec<u16>]) -> (tempfile::TempDir, PathBuf) {
@@ -11,9 +13,13 @@ fn written(documents: &[Vec<u16>]) -> (tempfile::TempDir, PathBuf) {
 
 /// A pair of files of i32, with the marks of MiniLLM's own writer.
 fn written_i32(documents: &[&[i32]]) -> (tempfile::TempDir, PathBuf) {
+    written_wide(documents, I32)
+}
+
+fn written_wide(documents: &[&[i32]], code: u8) -> (tempfile::TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     let prefix = dir.path().join("train_0");
-    let mut index = [&MAGIC[..], &1u64.to_le_bytes(), &[I32]].concat();
+    let mut index = [&MAGIC[..], &1u64.to_le_bytes(), &[code]].concat();
     index.extend((documents.len() as u64).to_le_bytes());
     index.extend(1u64.to_le_bytes());
     for document in documents {
@@ -130,19 +136,72 @@ fn what_cannot_be_written_leaves_nothing() {
     );
 }
 
+/// What a file is read as: prompt and response of each document.
+fn halves(prefix: &Path) -> Vec<(Vec<u32>, Option<Vec<u32>>)> {
+    let read = IndexedTokens::open(prefix).unwrap();
+    (0..read.len()).map(|i| read.halves(i)).collect()
+}
+
 #[test]
-fn i32_files_are_read() {
-    let (_dir, prefix) = written_i32(&[&[70_000, -1, 5], &[6, 65535, 7]]);
+fn the_separator_is_that_of_the_type() {
+    let (_dir, prefix) = written_i32(&[&[70_000, i32::MAX, 5], &[6, 65535, 7], &[8, -1, 65535]]);
     let read = IndexedTokens::open(&prefix).unwrap();
-    assert_eq!((read.len(), read.values()), (2, 6));
-    assert_eq!(read.document(0), [70_000, 65535, 5]);
-    assert_eq!(read.document(1), [6, 65535, 7]);
+    assert_eq!((read.len(), read.values()), (3, 9));
+    assert_eq!(
+        halves(&prefix),
+        [
+            (vec![70_000], Some(vec![5])),
+            (vec![6, 65535, 7], None),
+            (vec![8], Some(vec![65535])),
+        ]
+    );
+    let (_dir, prefix) = written_wide(&[&[6, -1, 65535, i32::MAX]], U32);
+    assert_eq!(
+        halves(&prefix),
+        [(vec![6], Some(vec![65535, i32::MAX as u32]))]
+    );
+    let (_dir, prefix) = written(&[vec![6, 65535, 7]]);
+    assert_eq!(halves(&prefix), [(vec![6], Some(vec![7]))]);
+
     let (_dir, prefix) = written_i32(&[&[1], &[2, -7]]);
     let error = IndexedTokens::open(&prefix).err().unwrap().to_string();
     assert!(
-        error.ends_with("train_0.bin: document 1 holds -7"),
+        error.contains("train_0.bin: document 1, token 1 is -7"),
         "{error}"
     );
+}
+
+#[test]
+fn tokens_outside_the_vocabulary_are_refused_with_their_place() {
+    let (_dir, prefix) = written(&[vec![1, 2, 65535, 3], vec![4, 9], vec![5, 65535, 6, 65535]]);
+    let read = IndexedTokens::open(&prefix).unwrap();
+    let said = |bound, documents| match read.check_ids(bound, documents) {
+        Ok(()) => String::new(),
+        Err(error) => error.to_string(),
+    };
+    let error = said(9, Documents::Instructions);
+    assert!(
+        error.contains("train_0.bin: document 1, token 1 is 9, and the vocabulary has 9 ids"),
+        "{error}"
+    );
+    let error = said(10, Documents::Instructions);
+    assert!(
+        error.contains("document 2, token 3 is a second separator"),
+        "{error}"
+    );
+    // A separator is never a token, however large the vocabulary.
+    let error = said(usize::MAX, Documents::Text);
+    assert!(
+        error.contains("document 0, token 2 is the separator"),
+        "{error}"
+    );
+    let (_dir, prefix) = written(&[vec![1, 2, 65535, 3], vec![4, 9]]);
+    let read = IndexedTokens::open(&prefix).unwrap();
+    assert!(read.check_ids(10, Documents::Instructions).is_ok());
+    let (_dir, prefix) = written_i32(&[&[1, 65535, 3]]);
+    let read = IndexedTokens::open(&prefix).unwrap();
+    assert!(read.check_ids(65536, Documents::Text).is_ok());
+    assert!(read.check_ids(65535, Documents::Text).is_err());
 }
 
 #[test]
@@ -201,10 +260,13 @@ fn a_large_vocabulary_does_not_fit() {
         fs::write(&path, json.to_string()).unwrap();
         Tokenizer::from_file(&path, None).unwrap()
     };
-    assert!(pack(&[example("a", "b")], &read(65_534)).is_ok());
-    let error = pack(&[example("a", "b")], &read(65_535)).unwrap_err();
+    assert!(pack(&[example("a", "b")], &read(65_535)).is_ok());
+    let error = pack(&[example("a", "b")], &read(65_536)).unwrap_err();
     let error = error.to_string();
-    assert!(error.contains("tokenizer.json: 65535 tokens"), "{error}");
+    assert!(
+        error.contains("tokenizer.json: its ids go up to 65535"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -271,8 +333,19 @@ fn damaged_files_are_refused_by_name() {
     assert!(damage("idx", &|b| b[66] = 3).contains("document mark 1 is 3"));
     assert!(damage("bin", &|b| b.truncate(6)).contains("truncated"));
     assert!(damage("bin", &|b| b.extend([0, 0])).contains("belong together"));
+    assert!(
+        damage("idx", &|b| *b =
+            b"version https://git-lfs.github.com/spec/v1\n".to_vec())
+        .contains("git lfs pull")
+    );
     let (_dir, prefix) = written(&[vec![1]]);
     fs::remove_file(with_suffix(&prefix, "bin")).unwrap();
     let error = IndexedTokens::open(&prefix).err().unwrap().to_string();
     assert!(error.contains("train_0.bin"), "{error}");
+    fs::create_dir(with_suffix(&prefix, "bin")).unwrap();
+    let error = IndexedTokens::open(&prefix).err().unwrap().to_string();
+    assert!(
+        error.contains("train_0.bin") && error.contains("folder"),
+        "{error}"
+    );
 }

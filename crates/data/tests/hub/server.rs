@@ -1,10 +1,9 @@
 //! A small server that plays the Hub, or something in its place.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
-
-use sha2::{Digest, Sha256};
+use std::time::Duration;
 
 /// How the server treats a file.
 #[derive(Clone, Copy, PartialEq)]
@@ -26,6 +25,26 @@ pub enum Trick {
     Html,
     /// A page with them.
     HtmlAsFile,
+    /// Another ETag in the file's headers.
+    Etag(&'static str),
+    /// Another commit.
+    Commit(&'static str),
+    /// A redirect; `SELF` leads to the same address.
+    To(&'static str),
+    /// A redirect to another server, without the file's own headers there, as the Hub does for large files.
+    Elsewhere,
+    /// Says that the file has so many bytes.
+    Size(u64),
+    /// Sends more bytes than there should be.
+    TooMuch,
+    /// Accepts a request and says nothing.
+    Silent,
+    /// Sends its headers without an end.
+    Headers,
+    /// Sends the body a byte at a time.
+    Drip,
+    /// Bytes that are no HTTP.
+    Noise,
 }
 
 /// A request as the server saw it.
@@ -38,6 +57,7 @@ pub struct Seen {
 }
 
 pub struct Server {
+    /// `http://HOST:PORT`
     pub endpoint: String,
     pub seen: Arc<Mutex<Vec<Seen>>>,
 }
@@ -46,10 +66,7 @@ pub const BODY: &[u8] = &[42; 100_000];
 const PAGE: &[u8] = b"\n<!DOCTYPE html><html>please log in</html>";
 
 pub fn hash(bytes: &[u8]) -> String {
-    Sha256::digest(bytes)
-        .iter()
-        .map(|b| format!("{b:02x}"))
-        .collect()
+    abkd_host::files::sha256(bytes)
 }
 
 impl Server {
@@ -58,16 +75,28 @@ impl Server {
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
         let seen = Arc::new(Mutex::new(Vec::new()));
         let log = Arc::clone(&seen);
+        // Another server, for a redirect.
+        let other = match trick {
+            Trick::Elsewhere => Some(Self::start(Trick::Honest)),
+            _ => None,
+        };
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                answer(stream, trick, &log);
+                answer(stream, trick, &log, other.as_ref());
             }
         });
         Self { endpoint, seen }
     }
 }
 
-fn answer(mut stream: TcpStream, trick: Trick, log: &Mutex<Vec<Seen>>) {
+/// What has no end, sent until the other side goes away.
+fn endless(stream: &mut TcpStream, piece: &[u8], pause: Duration) {
+    while stream.write_all(piece).is_ok() {
+        std::thread::sleep(pause);
+    }
+}
+
+fn answer(mut stream: TcpStream, trick: Trick, log: &Mutex<Vec<Seen>>, other: Option<&Server>) {
     let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
     let Some(Ok(request)) = lines.next() else {
         return;
@@ -89,9 +118,29 @@ fn answer(mut stream: TcpStream, trick: Trick, log: &Mutex<Vec<Seen>>) {
     let first = {
         let mut log = log.lock().unwrap();
         let from = range.filter(|_| !probe).map(|r| r.0);
-        log.push(Seen { path, token, from });
+        log.push(Seen {
+            path: path.clone(),
+            token: token.clone(),
+            from,
+        });
         log.iter().filter(|seen| seen.from.is_some()).count() <= 1
     };
+    match trick {
+        Trick::Silent => {
+            // until the client gives up
+            let _ = stream.read(&mut [0; 1]);
+            return;
+        }
+        Trick::Headers => {
+            let _ = stream.write_all(b"HTTP/1.1 206 Part\r\n");
+            return endless(&mut stream, b"x-a: b\r\n", Duration::ZERO);
+        }
+        Trick::Noise => {
+            let _ = stream.write_all(&[0xff; 1000]);
+            return;
+        }
+        _ => {}
+    }
     let mut send = |head: &str, body: &[u8]| {
         // the client may have gone; the test's own checks tell
         let _ = write!(stream, "HTTP/1.1 {head}Connection: close\r\n\r\n");
@@ -111,10 +160,33 @@ fn answer(mut stream: TcpStream, trick: Trick, log: &Mutex<Vec<Seen>>) {
                 PAGE,
             );
         }
+        Trick::To(location) => {
+            let location = location.replace("SELF", &path);
+            return send(
+                &format!("307 Go\r\nLocation: {location}\r\nContent-Length: 0\r\n"),
+                b"",
+            );
+        }
+        Trick::Elsewhere => {
+            let other = &other.expect("started for this").endpoint;
+            let commit = "c0ffee";
+            return send(
+                &format!(
+                    "302 Go\r\nLocation: {other}/elsewhere\r\nx-repo-commit: {commit}\r\nx-linked-etag: \"{}\"\r\nContent-Length: 0\r\n",
+                    hash(BODY)
+                ),
+                b"",
+            );
+        }
         Trick::HtmlAsFile => PAGE,
         _ => BODY,
     };
+    let commit = match trick {
+        Trick::Commit(commit) => commit,
+        _ => "abc",
+    };
     let etag = match trick {
+        Trick::Etag(etag) => etag.into(),
         Trick::WrongHash => hash(b"something else"),
         Trick::Small | Trick::HtmlAsFile => "0123456789".repeat(4),
         _ => hash(body),
@@ -137,13 +209,31 @@ fn answer(mut stream: TcpStream, trick: Trick, log: &Mutex<Vec<Seen>>) {
     } else {
         part.len()
     };
+    let said = match trick {
+        Trick::Size(size) => size,
+        _ => all as u64,
+    };
+    // The other server of a redirect tells no more than bytes.
+    let named = if path == "/elsewhere" {
+        String::new()
+    } else {
+        format!("x-repo-commit: {commit}\r\nx-linked-etag: \"{etag}\"\r\n")
+    };
     let mut head = format!(
-        "{}\r\nx-repo-commit: abc\r\nx-linked-etag: \"{etag}\"\r\nContent-Range: bytes {from}-{}/{all}\r\n",
+        "{}\r\n{named}Content-Range: bytes {from}-{}/{said}\r\n",
         if anew { "200 OK" } else { "206 Part" },
         end - 1
     );
-    if trick != Trick::EndEarly {
+    let endless_body = trick == Trick::TooMuch && !probe;
+    if trick != Trick::EndEarly && !endless_body {
         head += &format!("Content-Length: {}\r\n", part.len());
     }
+    if trick == Trick::Drip && !probe {
+        send(&head, b"");
+        return endless(&mut stream, b"*", Duration::from_millis(20));
+    }
     send(&head, &part[..cut]);
+    if endless_body {
+        endless(&mut stream, &[42; 1000], Duration::ZERO);
+    }
 }

@@ -10,7 +10,8 @@ use burn::module::Module;
 use burn::tensor::Device;
 use serde::Deserialize;
 
-use super::{Entry, Golden, GoldenBatch, GoldenRun, distance, golden_loss, widened};
+use super::run::{Entry, GoldenBatch, GoldenRun, golden_loss};
+use super::{Golden, distance, widened};
 use crate::Error;
 
 #[derive(Deserialize)]
@@ -74,7 +75,8 @@ pub fn verify_adapter(path: &Path, device: &Device) -> Result<Vec<Check>, Error>
             .collect::<Vec<_>>()
     };
     let before = frozen(&student);
-    let student = lora::adapt(student, &config, 0)?;
+    let adapted = lora::adapt(student, &config, 0).map_err(Error::from);
+    let student = golden.computed("lora", adapted)?;
     let run = GoldenRun {
         batches: &file.batches,
         log: &file.log,

@@ -51,26 +51,18 @@ struct Entry {
 /// When the file cannot be read or has another format.
 pub fn verify_gjsd(path: &Path, device: &Device) -> Result<Vec<Check>, Error> {
     let (mut golden, file) = Golden::read::<File>(path)?;
+    golden.not_empty("cases", &file.cases)?;
     for (i, case) in file.cases.iter().enumerate() {
         let (n, vocab) = (case.labels.len(), case.vocab);
-        golden.ensure(vocab > 0, || format!("case {}: vocab is 0", i + 1))?;
+        let place = |what: &str| format!("case {}: {what}", i + 1);
         for (what, logits) in [
             ("student_logits", &case.student_logits),
             ("teacher_logits", &case.teacher_logits),
         ] {
-            golden.same_length(what, n * vocab, logits.len())?;
+            golden.logits(&place(what), logits, n, vocab)?;
         }
-        let counted: Vec<usize> = (0..n).filter(|&row| case.labels[row] >= 0).collect();
-        let labels: Vec<u32> = counted.iter().map(|&row| case.labels[row] as u32).collect();
-        golden.ensure(
-            !labels.is_empty() && labels.iter().all(|&l| (l as usize) < vocab),
-            || {
-                format!(
-                    "case {}: labels must be below {vocab}, and there must be one",
-                    i + 1
-                )
-            },
-        )?;
+        let (counted, labels) = golden.labels(&place("labels"), &case.labels, vocab)?;
+        golden.not_empty(&place("results"), &case.results)?;
         let rows = |logits| rows_of_logits(gather(logits, &counted, vocab), vocab, device);
         let (student, teacher) = (rows(&case.student_logits), rows(&case.teacher_logits));
         for entry in &case.results {
@@ -96,7 +88,8 @@ pub fn verify_gjsd(path: &Path, device: &Device) -> Result<Vec<Check>, Error> {
                 fidelity: Fidelity::Paper,
                 kd_ratio: 1.0,
             };
-            let (value, grad) = mean_loss(&objective, &student, &teacher, &labels)?;
+            let computed = mean_loss(&objective, &student, &teacher, &labels);
+            let (value, grad) = golden.computed(&place(&entry.code), computed)?;
             let weight = entry.beta.map_or_else(
                 || format!("lam {}", entry.lam.unwrap_or_default()),
                 |beta| format!("beta {beta}"),

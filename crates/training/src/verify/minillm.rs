@@ -85,6 +85,7 @@ struct DataResult {
 /// When the file cannot be read or has another format.
 pub fn verify_minillm(path: &Path, device: &Device) -> Result<Vec<Check>, Error> {
     let (mut golden, file) = Golden::read::<File>(path)?;
+    golden.not_empty("cases", &file.cases)?;
     for case in &file.cases {
         check_case(&mut golden, case, device)?;
     }
@@ -106,14 +107,23 @@ struct Tokens {
 impl Tokens {
     fn new(golden: &mut Golden, case: &Case) -> Result<Self, Error> {
         let (name, width, vocab) = (&case.name, case.width, case.vocab);
-        let of_width = |rows: &[Vec<u32>]| rows.iter().all(|r| r.len() == width);
-        golden.ensure(
-            width > 0 && vocab > 0 && !case.responses.is_empty() && of_width(&case.responses),
-            || format!("case `{name}`: responses must be rows of {width} tokens"),
-        )?;
-        let below = |t: &u32| (*t as usize) < vocab;
-        golden.ensure(case.responses.iter().flatten().all(below), || {
-            format!("case `{name}`: a token is not below {vocab}")
+        let place = |what: &str| format!("case `{name}`: {what}");
+        golden.ensure(width > 0, || place("width is 0"))?;
+        golden.not_empty(&place("responses"), &case.responses)?;
+        let n = case.responses.len();
+        golden.matrix(&place("responses"), &case.responses, n, width)?;
+        golden.matrix(&place("mask"), &case.mask, n, width)?;
+        golden.not_empty(&place("variants"), &case.variants)?;
+        let outside = case
+            .responses
+            .iter()
+            .flatten()
+            .find(|t| **t as usize >= vocab);
+        golden.ensure(outside.is_none(), || {
+            place(&format!(
+                "the token {} is not below {vocab}",
+                outside.copied().unwrap_or_default()
+            ))
         })?;
         // An answer ends with its first end of text, which counts.
         let length = |r: &Vec<u32>| {
@@ -150,8 +160,8 @@ impl Tokens {
         rows: &[Vec<f64>],
         width: usize,
     ) -> Result<Vec<f64>, Error> {
+        golden.matrix(what, rows, self.lengths.len(), width)?;
         let all = rows.concat();
-        golden.same_length(what, self.lengths.len() * width, all.len())?;
         Ok(self.places.iter().map(|&at| all[at]).collect())
     }
 
@@ -172,7 +182,7 @@ fn check_case(golden: &mut Golden, case: &Case, device: &Device) -> Result<(), E
     let tokens = Tokens::new(golden, case)?;
     let n = tokens.lengths.len() * width;
     let rows = |golden: &Golden, what: &str, logits: &[f64]| {
-        golden.same_length(what, n * vocab, logits.len())?;
+        golden.logits(&format!("case `{name}`: {what}"), logits, n, vocab)?;
         let logits = gather(logits, &tokens.places, vocab);
         Ok::<_, Error>(rows_of_logits(logits, vocab, device))
     };
@@ -184,7 +194,8 @@ fn check_case(golden: &mut Golden, case: &Case, device: &Device) -> Result<(), E
     let student = rows(golden, "student_logits", &case.student_logits)?;
     let teacher = rows(golden, "teacher_logits", &case.teacher_logits)?;
     let mut log_prob = |what: &str, rows, theirs: &[Vec<f64>]| {
-        let ours = log_probs(rows, &tokens.labels, CHUNK_BYTES)?;
+        let ours = log_probs(rows, &tokens.labels, CHUNK_BYTES);
+        let ours = golden.computed(&format!("case `{name}`: {what}"), ours)?;
         let theirs = tokens.counted(golden, what, theirs, width)?;
         golden.compare(
             format!("{name}: {what}"),
@@ -205,7 +216,8 @@ fn check_case(golden: &mut Golden, case: &Case, device: &Device) -> Result<(), E
         clip: 0.2,
         single_step: true,
     });
-    let (loss, grad) = mean_loss(&single_step, &student, &teacher, &tokens.labels)?;
+    let computed = mean_loss(&single_step, &student, &teacher, &tokens.labels);
+    let (loss, grad) = golden.computed(&format!("case `{name}`: reg_loss"), computed)?;
     golden.compare(
         format!("{name}: reg_loss"),
         &[loss],
@@ -280,9 +292,9 @@ fn check_case(golden: &mut Golden, case: &Case, device: &Device) -> Result<(), E
                 let objective = Objective::Policy(policy.clone());
                 mean_loss(&objective, &student, &teacher, &tokens.labels)
             };
-            let (pg_loss, _) = loss(&policy)?;
+            let (pg_loss, _) = golden.computed(&name("pg_loss"), loss(&policy))?;
             policy.single_step = true;
-            let (total, grad) = loss(&policy)?;
+            let (total, grad) = golden.computed(&name("total"), loss(&policy))?;
             let grad = spread(&grad, &tokens.places, n, vocab);
             // Together: the policy's loss is a mean that nearly cancels.
             golden.compare(
@@ -298,20 +310,18 @@ fn check_case(golden: &mut Golden, case: &Case, device: &Device) -> Result<(), E
 }
 
 fn check_data_term(golden: &mut Golden, term: &DataTerm, device: &Device) -> Result<(), Error> {
+    let width = term.labels.first().map_or(0, Vec::len);
+    golden.matrix("data_term: labels", &term.labels, term.labels.len(), width)?;
+    golden.not_empty("data_term: results", &term.results)?;
     let labels = term.labels.concat();
     let (n, vocab) = (labels.len(), term.vocab);
     for (what, logits) in [
-        ("student_logits", &term.student_logits),
-        ("teacher_logits", &term.teacher_logits),
+        ("data_term: student_logits", &term.student_logits),
+        ("data_term: teacher_logits", &term.teacher_logits),
     ] {
-        golden.same_length(what, n * vocab, logits.len())?;
+        golden.logits(what, logits, n, vocab)?;
     }
-    let places: Vec<usize> = (0..n).filter(|&at| labels[at] >= 0).collect();
-    let labels: Vec<u32> = places.iter().map(|&at| labels[at] as u32).collect();
-    golden.ensure(
-        !labels.is_empty() && labels.iter().all(|&l| (l as usize) < vocab),
-        || format!("data_term: labels must be below {vocab}, and there must be one"),
-    )?;
+    let (places, labels) = golden.labels("data_term: labels", &labels, vocab)?;
     let rows = |logits| rows_of_logits(gather(logits, &places, vocab), vocab, device);
     let (student, teacher) = (rows(&term.student_logits), rows(&term.teacher_logits));
     let entropy = mean_entropy(&gather(&term.teacher_logits, &places, vocab), vocab);
@@ -323,7 +333,8 @@ fn check_data_term(golden: &mut Golden, term: &DataTerm, device: &Device) -> Res
         settings
             .check()
             .map_err(|reason| Error::checkpoint(golden.path, reason))?;
-        let (loss, grad) = mean_loss(&supervised(&settings), &student, &teacher, &labels)?;
+        let computed = mean_loss(&supervised(&settings), &student, &teacher, &labels);
+        let (loss, grad) = golden.computed("data_term", computed)?;
         let name = |what| format!("term on the data, kd_ratio {}: {what}", result.kd_ratio);
         // Theirs has the cross-entropy from the teacher in the KL's place: the teacher's entropy more.
         let loss = loss + result.kd_ratio * entropy;

@@ -3,31 +3,32 @@
 mod adapter;
 mod gjsd;
 mod minillm;
+mod run;
 mod schedule;
 mod trajectory;
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
-use abkd_data::{Sequence, collate};
-use abkd_losses::{Divergence, Fidelity};
+use abkd_host::files;
+use abkd_models::Precision;
 use abkd_models::verify::Check;
-use abkd_models::{LanguageModel, Precision};
 use burn::tensor::{Device, Tensor, TensorData};
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
+use crate::Error;
 use crate::head::{CHUNK_BYTES, Objective, Rows, head_loss};
-use crate::methods::Loss;
-use crate::step::{StepReport, Teacher, Term, Update, update};
-use crate::timing::Phases;
-use crate::{Error, optim};
 
 pub use adapter::verify_adapter;
 pub use gjsd::verify_gjsd;
 pub use minillm::verify_minillm;
 pub use schedule::verify_schedule;
 pub use trajectory::verify_trajectory;
+
+/// Largest vocabulary of rows of logits: their head is a square of that side.
+const WIDEST: usize = 1 << 12;
+
+/// Errors of lists are relative to this where their entries are all smaller.
+const SMALL: f64 = 1e-3;
 
 /// A golden file with its checks.
 struct Golden<'a> {
@@ -37,7 +38,7 @@ struct Golden<'a> {
 
 impl<'a> Golden<'a> {
     fn read<T: DeserializeOwned>(path: &'a Path) -> Result<(Self, T), Error> {
-        let text = std::fs::read(path).map_err(Error::io(path))?;
+        let text = files::read(path, files::TEXT_LIMIT).map_err(Error::io(path))?;
         let value = serde_json::from_slice(&text).map_err(|e| Error::checkpoint(path, e))?;
         let checks = Vec::new();
         Ok((Self { path, checks }, value))
@@ -58,6 +59,75 @@ impl<'a> Golden<'a> {
         })
     }
 
+    /// Refuses a list that has nothing to check.
+    fn not_empty<T>(&self, what: &str, list: &[T]) -> Result<(), Error> {
+        self.ensure(!list.is_empty(), || {
+            format!("{what} is empty: there is nothing to check")
+        })
+    }
+
+    /// Refuses a matrix that has not so many rows of so many entries.
+    fn matrix<T>(&self, what: &str, rows: &[Vec<T>], n: usize, width: usize) -> Result<(), Error> {
+        self.same_length(what, n, rows.len())?;
+        for (row, entries) in rows.iter().enumerate() {
+            self.ensure(entries.len() == width, || {
+                format!(
+                    "{what}, row {row} has {} entries where {width} belong",
+                    entries.len()
+                )
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Refuses logits that are not `n` rows of `vocab` numbers of f32.
+    fn logits(&self, what: &str, values: &[f64], n: usize, vocab: usize) -> Result<(), Error> {
+        self.ensure((1..=WIDEST).contains(&vocab), || {
+            format!("vocab is {vocab}; 1 to {WIDEST} are checked")
+        })?;
+        self.ensure(n.checked_mul(vocab) == Some(values.len()), || {
+            format!(
+                "{what} has {} entries where {n} rows of {vocab} belong",
+                values.len()
+            )
+        })?;
+        let bad = values.iter().position(|&x| !(x as f32).is_finite());
+        self.ensure(bad.is_none(), || {
+            format!(
+                "{what}, entry {}: no number of f32",
+                bad.unwrap_or_default()
+            )
+        })
+    }
+
+    /// The rows with a label, and the labels.
+    fn labels(
+        &self,
+        what: &str,
+        labels: &[i64],
+        vocab: usize,
+    ) -> Result<(Vec<usize>, Vec<u32>), Error> {
+        let mut counted = (Vec::new(), Vec::new());
+        for (row, &label) in labels.iter().enumerate().filter(|(_, l)| **l >= 0) {
+            let label = u32::try_from(label).ok().filter(|&l| (l as usize) < vocab);
+            let label = label.ok_or_else(|| {
+                let reason = format!("{what}, entry {row}: {} is not below {vocab}", labels[row]);
+                Error::checkpoint(self.path, reason)
+            })?;
+            counted.0.push(row);
+            counted.1.push(label);
+        }
+        self.ensure(!counted.0.is_empty(), || {
+            format!("{what}: none counts, so there is nothing to check")
+        })?;
+        Ok(counted)
+    }
+
+    /// What was computed of the file's numbers; an error names the file and the place in it.
+    fn computed<T>(&self, place: &str, result: Result<T, Error>) -> Result<T, Error> {
+        result.map_err(|e| Error::checkpoint(self.path, format!("{place}: {e}")))
+    }
+
     fn check(&mut self, name: String, error: f64, tolerance: f64) {
         self.checks.push(Check {
             name,
@@ -75,7 +145,8 @@ impl<'a> Golden<'a> {
         tolerance: f64,
     ) -> Result<(), Error> {
         self.same_length(&name, ours.len(), theirs.len())?;
-        let scale = largest(theirs.iter().copied()).max(1e-3);
+        self.not_empty(&name, theirs)?;
+        let scale = largest(theirs.iter().copied().chain([SMALL]));
         self.check(name, distance(ours, theirs) / scale, tolerance);
         Ok(())
     }
@@ -168,147 +239,6 @@ fn gather(values: &[f64], places: &[usize], vocab: usize) -> Vec<f32> {
         .collect()
 }
 
-/// A batch of a golden run: inputs and the labels that follow them, -100 where none counts.
-#[derive(Deserialize)]
-struct GoldenBatch {
-    input_ids: Vec<Vec<u32>>,
-    labels: Vec<Vec<i64>>,
-    #[serde(default)]
-    attention_mask: Option<Vec<Vec<u8>>>,
-}
-
-/// An update of a golden run.
-#[derive(Deserialize)]
-struct Entry {
-    loss: f64,
-    grad_norm: f64,
-    lr: f64,
-}
-
-impl GoldenBatch {
-    /// The sequences, each up to its last label; labels are next tokens without a gap.
-    fn sequences(&self, golden: &Golden, vocab: usize) -> Result<Vec<Sequence>, Error> {
-        let rows = self.input_ids.len();
-        golden.same_length("labels", rows, self.labels.len())?;
-        if let Some(mask) = &self.attention_mask {
-            golden.same_length("attention_mask", rows, mask.len())?;
-        }
-        let sequence = |example: usize| {
-            let (ids, labels) = (&self.input_ids[example], &self.labels[example]);
-            golden.same_length("a row of labels", ids.len(), labels.len())?;
-            let counted: Vec<usize> = (0..labels.len()).filter(|&t| labels[t] >= 0).collect();
-            let (Some(&first), Some(&last)) = (counted.first(), counted.last()) else {
-                return Err(Error::checkpoint(golden.path, "a sequence has no label"));
-            };
-            let tokens: Vec<u32> = ids[..=last]
-                .iter()
-                .copied()
-                .chain(u32::try_from(labels[last]))
-                .collect();
-            golden.ensure(tokens.iter().all(|&t| (t as usize) < vocab), || {
-                format!("a token is not below {vocab}, the size of the vocabulary")
-            })?;
-            let follow = (first..=last).all(|t| labels[t] == i64::from(tokens[t + 1]));
-            golden.ensure(follow, || {
-                "labels must be the next tokens, without a gap".into()
-            })?;
-            if let Some(mask) = &self.attention_mask {
-                let real = mask[example].iter().take_while(|&&m| m == 1).count();
-                golden.ensure(last < real, || "a label lies in the padding".into())?;
-            }
-            Ok(Sequence {
-                example,
-                tokens,
-                prompt_len: first + 1,
-            })
-        };
-        (0..rows).map(sequence).collect()
-    }
-}
-
-/// A golden run of distillation.
-struct GoldenRun<'a> {
-    batches: &'a [GoldenBatch],
-    log: &'a [Entry],
-    lr: f64,
-    loss: Loss,
-    /// Of the losses and norms.
-    tolerance: f64,
-    /// Whether that is relative.
-    relative: bool,
-}
-
-impl GoldenRun<'_> {
-    /// Repeats the run (AdamW, weight decay 0.01, cosine to 1e-7, global norm 1) and compares every step.
-    fn repeat(
-        &self,
-        golden: &mut Golden,
-        teacher: &LanguageModel,
-        mut student: LanguageModel,
-    ) -> Result<LanguageModel, Error> {
-        golden.same_length("log", self.batches.len(), self.log.len())?;
-        let mut optimizer = optim::adamw(&student, 0.01, 0.999);
-        let vocab = student.config().vocab_size();
-        for (i, (data, entry)) in self.batches.iter().zip(self.log).enumerate() {
-            let sequences = data.sequences(golden, vocab)?;
-            golden.ensure(!sequences.is_empty(), || "a batch is empty".into())?;
-            let rate = optim::cosine(i, self.log.len(), self.lr, 1e-7);
-            let terms = [Term {
-                batch: collate(&sequences.iter().collect::<Vec<_>>()),
-                objective: self.loss.objective(1.0),
-                weight: 1.0,
-                from_data: false,
-            }];
-            let how = Update {
-                learning_rate: rate,
-                max_grad_norm: 1.0,
-                micro_batch_size: None,
-                parallel_micro_batches: 1,
-                gradient_checkpointing: false,
-                seed: i as u64,
-                step: i,
-            };
-            let teacher = Some(Teacher {
-                model: teacher,
-                cache: None,
-            });
-            let report: StepReport;
-            let none = Phases::default();
-            (student, report) = update(student, &mut optimizer, teacher, &terms, &how, none)?;
-            for (what, ours, theirs) in [
-                ("loss", report.loss, entry.loss),
-                ("gradient norm", report.grad_norm, entry.grad_norm),
-            ] {
-                let scale = if self.relative {
-                    theirs.abs().max(1e-3)
-                } else {
-                    1.0
-                };
-                let error = (ours - theirs).abs() / scale;
-                golden.check(format!("step {}: {what}", i + 1), error, self.tolerance);
-            }
-            let name = format!("step {}: learning rate", i + 1);
-            golden.check(name, (rate - entry.lr).abs(), 1e-8);
-        }
-        Ok(student)
-    }
-}
-
-/// The divergence of a golden run by its id and parameters, in its default form unless another is named.
-fn golden_loss(
-    golden: &Golden,
-    id: &str,
-    params: &BTreeMap<String, f64>,
-    fidelity: Option<&str>,
-) -> Result<Loss, Error> {
-    let named = |e: abkd_losses::Error| Error::checkpoint(golden.path, e);
-    let mut loss = Loss::new(Divergence::from_parts(id, params).map_err(named)?);
-    if let Some(form) = fidelity {
-        loss.fidelity = form.parse::<Fidelity>().map_err(named)?;
-    }
-    Ok(loss)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -346,5 +276,7 @@ mod tests {
             text.contains("golden.json") && text.contains("grad"),
             "{text}"
         );
+        let text = golden.compare("grad".into(), &[], &[], 1e-5).unwrap_err();
+        assert!(text.to_string().contains("nothing to check"), "{text}");
     }
 }

@@ -15,6 +15,10 @@ use crate::{Error, Schedule, Settings};
 
 const TOLERANCE: f64 = 1e-9;
 
+/// Most sequences of a buffer and of a batch: more would take memory and time for nothing.
+const MOST_HELD: usize = 1 << 14;
+const MOST_DRAWN: usize = 1 << 10;
+
 /// DistiLLM's `threshold_step`, which the released code has not as a setting.
 const RISE: f64 = 0.1;
 
@@ -96,7 +100,8 @@ fn check_rates(golden: &mut Golden, file: &Rates) -> Result<(), Error> {
             .iter()
             .map(|&step| settings.rate(step, case.total_updates))
             .collect();
-        let error = distance(&ours, &case.rate) / case.lr;
+        // `check_run` has refused rates that are not positive.
+        let error = distance(&ours, &case.rate) / case.lr.abs();
         let name = format!("case {}: {}, warm-up {}", i + 1, case.schedule, case.warmup);
         golden.check(name, error, TOLERANCE);
     }
@@ -163,6 +168,7 @@ struct MixedCase {
 /// Shares lie between 0 and 1: their error is absolute.
 fn compare(golden: &mut Golden, name: String, ours: &[f64], theirs: &[f64]) -> Result<(), Error> {
     golden.same_length(&name, ours.len(), theirs.len())?;
+    golden.not_empty(&name, theirs)?;
     golden.check(name, distance(ours, theirs), TOLERANCE);
     Ok(())
 }
@@ -202,9 +208,22 @@ fn check_distillm(golden: &mut Golden, file: &DistiLlm) -> Result<(), Error> {
     Ok(())
 }
 
+/// Refuses a buffer that cannot be, or that is larger than any that is worth a check.
+fn check_sizes(golden: &Golden, name: &str, capacity: usize, batch: usize) -> Result<(), Error> {
+    golden.ensure(
+        (1..=MOST_HELD).contains(&capacity) && (1..=MOST_DRAWN).contains(&batch),
+        || {
+            format!(
+                "{name}: `capacity` is {capacity}, 1 to {MOST_HELD} are checked; `batch_size` is {batch}, 1 to {MOST_DRAWN}"
+            )
+        },
+    )
+}
+
 fn check_sources(golden: &mut Golden, name: &str, case: &SourcesCase) -> Result<(), Error> {
-    golden.ensure(case.capacity > 0 && case.eval_every > 0, || {
-        format!("{name}: `capacity` and `eval_every` must be 1 or more")
+    check_sizes(golden, name, case.capacity, case.batch_size)?;
+    golden.ensure(case.eval_every > 0, || {
+        format!("{name}: `eval_every` must be 1 or more")
     })?;
     golden.same_length("numbers", case.updates, case.numbers.len())?;
     let mut threshold = Threshold::new(case.init_threshold);
@@ -249,11 +268,12 @@ fn check_sources(golden: &mut Golden, name: &str, case: &SourcesCase) -> Result<
 }
 
 fn check_mixed(golden: &mut Golden, name: &str, case: &MixedCase) -> Result<(), Error> {
-    golden.ensure(
-        case.capacity >= case.batch_size && case.batch_size > 0,
-        || format!("{name}: `capacity` must be a batch or more"),
-    )?;
+    check_sizes(golden, name, case.capacity, case.batch_size)?;
+    golden.ensure(case.capacity >= case.batch_size, || {
+        format!("{name}: `capacity` must be a batch or more")
+    })?;
     golden.same_length("sequences", case.numbers.len(), case.sequences.len())?;
+    golden.not_empty(&format!("{name}: numbers"), &case.numbers)?;
     let mut buffer = ReplayBuffer::new(case.capacity);
     let (mut wrong_source, mut impossible, mut ours_wrong) = (0, 0, 0);
     let mut sampled = 0;
@@ -312,12 +332,13 @@ struct BufferStep {
 
 fn check_buffer(golden: &mut Golden, file: &Buffers) -> Result<(), Error> {
     for (i, case) in file.cases.iter().enumerate() {
-        golden.ensure(case.capacity > 0, || {
-            format!("case {}: `capacity` is 0", i + 1)
-        })?;
+        let name = format!("case {}", i + 1);
+        check_sizes(golden, &name, case.capacity, case.batch_size)?;
+        golden.not_empty(&format!("{name}: steps"), &case.steps)?;
         let mut buffer = ReplayBuffer::new(case.capacity);
         for (k, step) in case.steps.iter().enumerate() {
             let name = |what: &str| format!("case {}, push {}: {what}", i + 1, k + 1);
+            golden.not_empty(&name("draws"), &step.draws)?;
             buffer.push(step.pushed.iter().copied());
             let held: Vec<usize> = buffer.held().copied().collect();
             golden.equal(name("what is held"), &held, &step.held)?;

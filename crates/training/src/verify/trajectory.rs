@@ -9,7 +9,8 @@ use burn::module::Module;
 use burn::tensor::Device;
 use serde::Deserialize;
 
-use super::{Entry, Golden, GoldenBatch, GoldenRun, golden_loss};
+use super::Golden;
+use super::run::{Entry, GoldenBatch, GoldenRun, golden_loss};
 use crate::Error;
 
 #[derive(Deserialize)]

@@ -1,0 +1,45 @@
+//! Damaged golden files: each is compared or refused, without a panic, in bounded time and memory.
+
+use std::fs;
+use std::path::Path;
+
+use abkd_losses::verify::verify_losses;
+use mutate::{Dice, bounded, config};
+use proptest::prelude::*;
+use serde_json::Value;
+
+#[path = "../../data/tests/mutate/mod.rs"]
+mod mutate;
+
+proptest! {
+    #![proptest_config(config(200))]
+
+    #[test]
+    fn golden_files(seed: u64) {
+        let mut dice = Dice::new(seed);
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/losses.json");
+        let mut golden: Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+        // One result of a case: what is left is changed the more.
+        for case in golden.as_array_mut().unwrap() {
+            let results = case["results"].as_array_mut().unwrap();
+            let chosen = dice.below(results.len());
+            results.swap(0, chosen);
+            results.truncate(1);
+        }
+        let changed = dice.below(4) > 0;
+        if changed {
+            mutate::json(&mut golden, &mut dice);
+        }
+        let mut text = golden.to_string().into_bytes();
+        if !changed {
+            mutate::bytes(&mut text, &mut dice);
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("golden.json");
+        fs::write(&path, text).unwrap();
+        bounded(|| match verify_losses(&path) {
+            Ok(checks) => assert!(!checks.is_empty()),
+            Err(error) => assert!(error.to_string().contains("golden.json"), "{error}"),
+        });
+    }
+}
