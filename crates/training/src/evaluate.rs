@@ -58,7 +58,7 @@ pub fn evaluate(
         prompts,
         &keys,
         seed,
-        &[tokenizer.eos()],
+        tokenizer.ends(),
         decoding,
         progress,
     )?;
@@ -69,7 +69,7 @@ pub fn evaluate(
         .map(|(index, (tokens, example))| {
             let end = tokens
                 .iter()
-                .position(|&t| t == tokenizer.eos())
+                .position(|t| tokenizer.ends().contains(t))
                 .unwrap_or(tokens.len());
             let answer = tokenizer.decode(&tokens[..end])?.trim().to_owned();
             Ok(Answer {

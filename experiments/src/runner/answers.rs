@@ -67,13 +67,15 @@ pub(super) fn write(
             &prompts,
             &keys,
             seed,
-            &[inputs.tokenizer.eos()],
+            inputs.tokenizer.ends(),
             decoding,
             &mut |n| shown.more(n, sequences.len(), || "answers".into()),
         )?;
         let mut text = String::new();
         for (sequence, tokens) in part.iter().zip(answers) {
-            let end = tokens.len() - usize::from(tokens.last() == Some(&inputs.tokenizer.eos()));
+            let ends = inputs.tokenizer.ends();
+            let ended = tokens.last().is_some_and(|last| ends.contains(last));
+            let end = tokens.len() - usize::from(ended);
             let line = Line {
                 example: sequence.example,
                 answer: inputs.tokenizer.decode(&tokens[..end])?,

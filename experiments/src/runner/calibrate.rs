@@ -302,8 +302,8 @@ impl Measure<'_> {
         let prompts: Vec<Vec<u32>> = chosen.iter().map(|s| s.prompt().to_vec()).collect();
         let keys: Vec<u64> = (0..prompts.len() as u64).collect();
         let begun = Instant::now();
-        let eos = self.inputs.tokenizer.eos();
-        generate(model, &prompts, &keys, 1, &[eos], &decoding, &mut |_| {})?;
+        let ends = self.inputs.tokenizer.ends();
+        generate(model, &prompts, &keys, 1, ends, &decoding, &mut |_| {})?;
         Ok(begun.elapsed().as_secs_f64() / prompts.len() as f64)
     }
 }

@@ -279,7 +279,7 @@ impl MiniLlm {
         let models = [(student, 1.0 - mix), (teacher, mix)];
         let models = if mix == 0.0 { &models[..1] } else { &models };
         let keys: Vec<u64> = (0..n as u64).collect();
-        let (seed, eos) = (on_policy::sampling_seed(at), at.tokenizer.eos());
+        let (seed, ends) = (on_policy::sampling_seed(at), at.tokenizer.ends());
         let step = at.step;
         let settings = &self.settings;
         self.state.rollouts = at.phases.time(Phase::Generation, || {
@@ -288,7 +288,7 @@ impl MiniLlm {
                 &prompts(&chosen),
                 &keys,
                 seed,
-                &[eos],
+                ends,
                 &decoding,
                 &mut |_| {},
             )?;

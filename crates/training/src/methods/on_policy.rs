@@ -84,7 +84,7 @@ pub(super) fn sample(
     sampling: Sampling,
 ) -> Result<Vec<Sequence>, Error> {
     let decoding = decoding(at, sampling, data.len());
-    let (student, eos, seed) = (at.student.valid(), at.tokenizer.eos(), sampling_seed(at));
+    let (student, ends, seed) = (at.student.valid(), at.tokenizer.ends(), sampling_seed(at));
     let answers = at.phases.time(Phase::Generation, || {
         let prompts = prompts(data);
         let keys: Vec<u64> = data.iter().map(|s| s.example as u64).collect();
@@ -93,7 +93,7 @@ pub(super) fn sample(
             &prompts,
             &keys,
             seed,
-            &[eos],
+            ends,
             &decoding,
             &mut |_| {},
         )
