@@ -59,6 +59,8 @@ pub struct Tokenizer {
     ends: Vec<u32>,
     /// Above every id.
     bound: usize,
+    /// The file itself where its model's ids have gaps: the library prints a warning to stdout when it writes those.
+    gapped: Option<Value>,
     path: PathBuf,
 }
 
@@ -135,7 +137,7 @@ impl Tokenizer {
         let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
         let other = |e: String| fail(format!("no tokenizer.json of Hugging Face ({e})"));
         // The library panics where these parts are malformed.
-        let json: Value = serde_json::from_slice(text).map_err(|e| other(e.to_string()))?;
+        let mut json: Value = serde_json::from_slice(text).map_err(|e| other(e.to_string()))?;
         check_precompiled(&json["normalizer"]).map_err(other)?;
         let mut inner = guarded(|| Inner::from_bytes(text))
             .and_then(|read| read.map_err(|e| e.to_string()))
@@ -146,7 +148,7 @@ impl Tokenizer {
             .with_truncation(None)
             .map_err(|e| fail(e.to_string()))?;
         // The library numbers added tokens itself, whatever the file says.
-        let listed: Listed = serde_json::from_value(json).map_err(|e| fail(e.to_string()))?;
+        let listed: Listed = serde_json::from_slice(text).map_err(|e| fail(e.to_string()))?;
         for AddedId { id, content } in &listed.added_tokens {
             if let Some(given) = inner.token_to_id(content).filter(|given| given != id) {
                 return Err(fail(format!(
@@ -161,7 +163,19 @@ impl Tokenizer {
                 "its model has `dropout`, which gives a text other tokens each time; set it to null".into(),
             ));
         }
-        Ok(Self::new(inner, &[], path.into()))
+        let ids = inner.get_vocab(false);
+        let gapped = ids
+            .values()
+            .max()
+            .is_some_and(|&id| id as usize >= ids.len());
+        let mut tokenizer = Self::new(inner, &[], path.into());
+        tokenizer.gapped = gapped.then(|| {
+            for limit in ["truncation", "padding"] {
+                json[limit] = Value::Null;
+            }
+            json
+        });
+        Ok(tokenizer)
     }
 
     fn new(inner: Inner, ends: &[u32], path: PathBuf) -> Self {
@@ -169,6 +183,7 @@ impl Tokenizer {
         Self {
             ends: ends.to_vec(),
             bound: highest.map_or(0, |id| id as usize + 1),
+            gapped: None,
             inner,
             path,
         }
@@ -305,14 +320,20 @@ impl Tokenizer {
     ///
     /// Never: what was read can be written.
     pub fn hash(&self) -> String {
-        let mut json: Value =
-            serde_json::from_str(&self.inner.to_string(false).expect("serialisable"))
-                .expect("JSON");
+        let mut json = self.json();
         json["eos"] = self.eos().into();
         if self.ends.len() > 1 {
             json["ends"] = self.ends.clone().into();
         }
         files::sha256(json.to_string().as_bytes())
+    }
+
+    /// The `tokenizer.json`, as the library writes it.
+    fn json(&self) -> Value {
+        self.gapped.clone().unwrap_or_else(|| {
+            let text = self.inner.to_string(false).expect("serialisable");
+            serde_json::from_str(&text).expect("JSON")
+        })
     }
 
     /// Writes a `tokenizer.json`.
@@ -321,7 +342,10 @@ impl Tokenizer {
     ///
     /// When the file cannot be written.
     pub fn save(&self, path: &Path) -> Result<(), Error> {
-        let text = self.inner.to_string(true).map_err(|e| self.fail(&*e))?;
+        let text = match &self.gapped {
+            Some(json) => format!("{json:#}"),
+            None => self.inner.to_string(true).map_err(|e| self.fail(&*e))?,
+        };
         files::write(path, text.as_bytes()).map_err(Error::io(path))
     }
 

@@ -28,10 +28,7 @@ impl Tokenizer {
         if let Some(what) = vocabularies(self, other) {
             return Some(named(what));
         }
-        let [ours, theirs] = [self, other].map(|t| {
-            let text = t.inner.to_string(false).expect("serialisable");
-            serde_json::from_str::<Value>(&text).expect("JSON")
-        });
+        let [ours, theirs] = [self, other].map(Self::json);
         let [ours, theirs] = [&ours, &theirs];
         let added = |json: &Value| {
             let tokens = json["added_tokens"].as_array().cloned().unwrap_or_default();

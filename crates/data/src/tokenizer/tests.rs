@@ -134,6 +134,12 @@ fn the_highest_id_counts() {
     assert_eq!(tokenizer.vocab_size(), 901);
     assert_eq!(tokenizer.token(900).as_deref(), Some("b"));
     assert_eq!(tokenizer.token(2), None);
+    assert!(tokenizer.gapped.is_some());
+    let copy = dir.path().join("copy.json");
+    tokenizer.save(&copy).unwrap();
+    let again = Tokenizer::from_file(&copy, None).unwrap();
+    assert_eq!(again.hash(), tokenizer.hash());
+    assert_eq!(again.differs_from(&tokenizer), None);
 }
 
 #[test]
