@@ -105,7 +105,10 @@ pub fn write(
     progress: &mut dyn FnMut(usize),
 ) -> Result<Option<Written>, Error> {
     files::create_folder(dir).map_err(Error::io(dir))?;
+    let target = dir.join(ROWS);
     if let Ok((seal, header)) = read(dir, key) {
+        // Of an attempt that was killed once the rows were sealed.
+        chunks::forget(&target)?;
         progress(sequences.len());
         return Ok(Some(Written {
             seconds: header.seconds,
@@ -119,7 +122,6 @@ pub fn write(
     order.sort_by_key(|s| (s.tokens.len(), s.example));
     let rows_of = |s: &Sequence| s.tokens.len() - s.prompt_len;
     let batches: Vec<&[&Sequence]> = order.chunks(batch_size).collect();
-    let target = dir.join(ROWS);
     let mut chunks = Chunks::open(&target, key, &mut |index, bytes| {
         let rows = |batch: &&[&Sequence]| batch.iter().map(|s| rows_of(s)).sum::<usize>();
         batches.get(index).map(rows) == Some(bytes.len() / (width * mode.bytes()).max(1))
@@ -391,7 +393,9 @@ mod tests {
         bytes[17] ^= 1;
         assert!(fs::read(&path).unwrap() == bytes);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 3);
+        fs::write(path.with_added_extension("sums"), "").unwrap();
         let cache = made(&stop);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 3);
         let stranger = Sequence {
             example: 1,
             tokens: vec![1, 2, 3],
