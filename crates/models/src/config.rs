@@ -132,8 +132,13 @@ impl ModelConfig {
         }
     }
 
-    /// Checks that the configuration is one that is built and consistent; `path` is for the message.
-    fn check(&self, path: &Path) -> Result<(), Error> {
+    /// Checks that the configuration is one that is built and consistent; `path` is for the message. What was read has been
+    /// checked.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unsupported`] names the key.
+    pub fn check(&self, path: &Path) -> Result<(), Error> {
         let refuse = |key: &str, value: String, hint: String| {
             Err(Error::Unsupported {
                 path: path.into(),

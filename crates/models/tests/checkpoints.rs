@@ -61,6 +61,30 @@ fn scaled_frequencies_and_a_head_of_its_own_are_those_of_transformers() {
     }
 }
 
+/// Checkpoints that users of such tools have trouble with, beside the project where they are at hand.
+#[test]
+fn the_cases_beside_the_project_give_the_logits_of_transformers() {
+    let cases = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/cases");
+    if !cases.exists() {
+        println!("skipped: there is no {}", cases.display());
+        return;
+    }
+    for case in [
+        "1-rope-parameters/theta",
+        "3-head-dropped/gpt2-untied",
+        "4-stale-index/model",
+        "11-eos-list/model",
+        "20-names/gpt2-lm-head-only",
+    ] {
+        let checks = verify::verify_model(&cases.join(case), &Device::flex());
+        for check in checks.unwrap_or_else(|error| panic!("{case}: {error}")) {
+            assert!(check.error <= check.tolerance, "{case}: {check:?}");
+        }
+    }
+    let pointer = checkpoint::load(&cases.join("12-not-there/lfs"), &Device::flex());
+    assert!(pointer.unwrap_err().to_string().contains("git lfs pull"));
+}
+
 #[test]
 fn a_whole_file_wins_over_the_index_beside_it() {
     for name in ALL {
