@@ -49,7 +49,7 @@ fn main() {
     let run = |rows: usize| {
         let begun = Instant::now();
         let (prompts, keys) = (&prompts[..rows], &keys[..rows]);
-        let answers = generate(&model, prompts, keys, 1, vocab, &decoding, &mut |_| {})
+        let answers = generate(&model, prompts, keys, 1, &[vocab], &decoding, &mut |_| {})
             .expect("drawn weights give finite logits");
         let tokens: usize = answers.iter().map(Vec::len).sum();
         tokens as f64 / begun.elapsed().as_secs_f64()

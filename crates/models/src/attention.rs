@@ -13,8 +13,8 @@ use cell::DotPair;
 use cell::{Cell, Pair};
 
 use crate::Precision;
-use crate::llama::frequencies;
 use crate::ops::softmax_of;
+use crate::rope::Angles;
 
 /// Keys and values of one layer.
 pub(crate) trait Store: Send + Sync {
@@ -35,8 +35,8 @@ pub(crate) struct Rotary {
 }
 
 impl Rotary {
-    pub fn new(positions: usize, theta: f64, dh: usize) -> Self {
-        let frequencies: Vec<f64> = frequencies(theta, dh).collect();
+    pub fn new(positions: usize, angles: Angles) -> Self {
+        let frequencies = angles.frequencies();
         let table = |f: fn(f64) -> f64| {
             (0..positions)
                 .flat_map(|position| {

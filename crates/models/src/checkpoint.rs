@@ -1,16 +1,25 @@
 //! Hugging Face checkpoint folders: `config.json` and `model.safetensors`, or several files with
 //! `model.safetensors.index.json`. Read as f32, f16 or bf16; written as f32 or bf16.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
-use std::path::{Path, PathBuf};
+mod weights;
 
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use abkd_host::files;
 use burn::tensor::Device;
-use half::{bf16, f16};
-use memmap2::Mmap;
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use half::bf16;
+use safetensors::tensor::{Dtype, TensorView};
 
 use crate::{Error, LanguageModel, ModelConfig, params};
+
+use weights::Weights;
+pub(crate) use weights::{Mapped, Stored};
+
+/// What makes a folder one of an adapter.
+pub(crate) const ADAPTER: &str = "adapter_config.json";
+/// The head where it is not the token embedding.
+const HEAD: &str = "lm_head.weight";
 
 /// Reads the checkpoint in the folder `dir`.
 ///
@@ -19,83 +28,103 @@ use crate::{Error, LanguageModel, ModelConfig, params};
 /// When a file is missing, truncated or corrupt; when a tensor is missing, has another shape than
 /// `config.json` says, or has no place in the model.
 pub fn load(dir: &Path, device: &Device) -> Result<LanguageModel, Error> {
+    if dir.join(ADAPTER).exists() {
+        return Err(Error::Unsupported {
+            path: dir.into(),
+            key: ADAPTER.into(),
+            value: "in a checkpoint's folder".into(),
+            hint: "`transformers` reads such a folder as an adapter on another model; name that model's folder, or move one of the two"
+                .into(),
+        });
+    }
     let config = ModelConfig::read(&dir.join("config.json"))?;
-    let files = weight_files(dir)?;
-    let maps: Vec<(PathBuf, Mmap)> = files
-        .into_iter()
-        .map(|path| {
-            let file = File::open(&path).map_err(Error::io(&path))?;
-            // SAFETY: the file is only read; a program that changes it meanwhile gets what it asks for.
-            let map = unsafe { Mmap::map(&file) }.map_err(Error::io(&path))?;
-            Ok((path, map))
-        })
-        .collect::<Result<_, Error>>()?;
-    let mut tensors: BTreeMap<String, (&Path, TensorView)> = BTreeMap::new();
-    for (path, map) in &maps {
-        let file = SafeTensors::deserialize(map).map_err(|e| Error::Corrupt {
-            path: path.clone(),
-            reason: e.to_string(),
-        })?;
-        tensors.extend(
-            file.tensors()
-                .into_iter()
-                .map(|(name, view)| (name, (path.as_path(), view))),
-        );
-    }
-    // The first GPT-2 checkpoints lack the prefix that `transformers` writes today.
-    if matches!(config, ModelConfig::Gpt2(_))
-        && !tensors.keys().any(|n| n.starts_with("transformer."))
-    {
-        tensors = tensors
-            .into_iter()
-            .map(|(n, v)| {
-                (
-                    if n == "lm_head.weight" {
-                        n
-                    } else {
-                        format!("transformer.{n}")
-                    },
-                    v,
-                )
-            })
-            .collect();
-    }
+    let weights = Weights::open(dir)?;
+    let tensors = checked(named(weights.tensors()?, &config), dir, &config)?;
+    params::replace(config.zeros(device), |name, _| {
+        let tensor = tensors.get(name).expect("checked against the same names");
+        tensor.values(name).map(Some)
+    })
+}
 
-    let mut missing = Vec::new();
-    let mut used = BTreeSet::new();
-    let model = params::replace(config.zeros(device), |name, shape| {
-        let Some((path, view)) = tensors.get(name) else {
-            missing.push(name.to_owned());
-            return Ok(None);
+/// The tensors under the names that `transformers` writes today. Checkpoints of the stack alone, as the first of GPT-2,
+/// lack the prefix.
+fn named<'a>(
+    tensors: BTreeMap<String, Stored<'a>>,
+    config: &ModelConfig,
+) -> BTreeMap<String, Stored<'a>> {
+    let (prefix, _) = config.stack();
+    if tensors.keys().any(|name| name.starts_with(prefix)) {
+        return tensors;
+    }
+    let full = |name: String| {
+        if name == HEAD {
+            name
+        } else {
+            format!("{prefix}{name}")
+        }
+    };
+    tensors
+        .into_iter()
+        .map(|(name, tensor)| (full(name), tensor))
+        .collect()
+}
+
+/// The tensors of the model and no other, each of the shape that `config.json` says. That is known before anything is
+/// built, which for the sizes of a damaged file may be more than there is memory.
+fn checked<'a>(
+    mut tensors: BTreeMap<String, Stored<'a>>,
+    dir: &Path,
+    config: &ModelConfig,
+) -> Result<BTreeMap<String, Stored<'a>>, Error> {
+    let (_, embedding) = config.stack();
+    if config.tied()
+        && let Some(head) = tensors.remove(HEAD)
+    {
+        match tensors.get(embedding) {
+            None => {
+                tensors.insert(embedding.into(), head);
+            }
+            Some(known) if head.equals(HEAD, known, embedding)? => {}
+            Some(_) => {
+                return Err(Error::Differs {
+                    path: head.path.into(),
+                    name: HEAD.into(),
+                    other: format!("`{embedding}`"),
+                    hint: "set `tie_word_embeddings` to false in config.json if the head was trained apart".into(),
+                });
+            }
+        }
+    }
+    let (mut used, mut missing) = (BTreeMap::new(), Vec::new());
+    for (name, shape) in config.tensors() {
+        let Some(tensor) = tensors.remove(&name) else {
+            missing.push(name);
+            continue;
         };
-        if view.shape() != shape {
+        if tensor.shape() != shape {
             return Err(Error::Shape {
-                path: path.to_path_buf(),
-                name: name.into(),
-                expected: shape.to_vec(),
-                found: view.shape().to_vec(),
+                path: tensor.path.into(),
+                name,
+                expected: shape,
+                found: tensor.shape().to_vec(),
             });
         }
-        used.insert(name.to_owned());
-        to_f32(view, path, name).map(Some)
-    })?;
+        used.insert(name, tensor);
+    }
     if !missing.is_empty() {
         return Err(Error::MissingTensors {
             path: dir.into(),
             names: missing,
         });
     }
-    let unused: Vec<String> = tensors
-        .into_keys()
-        .filter(|n| !used.contains(n) && !ignorable(n, &config))
-        .collect();
-    if !unused.is_empty() {
+    tensors.retain(|name, _| !config.is_buffer(name));
+    if !tensors.is_empty() {
         return Err(Error::UnusedTensors {
             path: dir.into(),
-            names: unused,
+            names: tensors.into_keys().collect(),
         });
     }
-    Ok(model)
+    Ok(used)
 }
 
 /// How [`save`] stores numbers.
@@ -107,8 +136,9 @@ pub enum StoredAs {
     Bf16,
 }
 
-/// Writes `config.json` and `model.safetensors` into the folder `dir` (made if absent) such that
-/// `transformers` loads them. The weights appear under their name only when complete.
+/// Writes `model.safetensors`, `config.json` and `generation_config.json` into the folder `dir` (made if absent) such
+/// that `transformers` loads the same function, and ends texts at the same tokens. Each file appears under its name only
+/// when complete.
 ///
 /// # Errors
 ///
@@ -143,69 +173,33 @@ pub fn save(model: &LanguageModel, dir: &Path, stored: StoredAs) -> Result<(), E
         path: path.clone(),
         reason: e.to_string(),
     })?;
-    write_atomically(&path, &serialized)?;
+    files::write(&path, &serialized).map_err(Error::io(&path))?;
 
     let config = model.config();
-    let path = dir.join("config.json");
-    let mut json = serde_json::to_value(&config).map_err(Error::json(&path))?;
+    let mut json = serde_json::to_value(&config).map_err(Error::json(dir))?;
     json["architectures"] = serde_json::json!([config.architecture()]);
     json["dtype"] = match stored {
         StoredAs::F32 => "float32",
         StoredAs::Bf16 => "bfloat16",
     }
     .into();
-    json["tie_word_embeddings"] = config.tied().into();
-    let text = serde_json::to_string_pretty(&json).map_err(Error::json(&path))? + "\n";
-    write_atomically(&path, text.as_bytes())
-}
+    write_json(&dir.join("config.json"), &json)?;
 
-pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), Error> {
-    let partial = path.with_extension("partial");
-    std::fs::write(&partial, bytes).map_err(Error::io(&partial))?;
-    std::fs::rename(&partial, path).map_err(Error::io(path))
-}
-
-/// The weight files of a checkpoint folder.
-fn weight_files(dir: &Path) -> Result<Vec<PathBuf>, Error> {
-    let index = dir.join("model.safetensors.index.json");
-    if !index.exists() {
-        return Ok(vec![dir.join("model.safetensors")]);
+    let mut json = serde_json::json!({});
+    if let Some(bos) = config.bos() {
+        json["bos_token_id"] = bos.into();
     }
-    #[derive(serde::Deserialize)]
-    struct Index {
-        weight_map: BTreeMap<String, String>,
+    match &config.eos_ids()[..] {
+        [] => {}
+        [eos] => json["eos_token_id"] = (*eos).into(),
+        ids => json["eos_token_id"] = ids.into(),
     }
-    let text = std::fs::read_to_string(&index).map_err(Error::io(&index))?;
-    let parsed: Index = serde_json::from_str(&text).map_err(Error::json(&index))?;
-    let names: BTreeSet<String> = parsed.weight_map.into_values().collect();
-    Ok(names.into_iter().map(|name| dir.join(name)).collect())
+    // Written even where nothing is known, so that none of an earlier model stays.
+    write_json(&dir.join("generation_config.json"), &json)
 }
 
-/// Buffers that older versions of `transformers` stored, and a tied head stored twice.
-fn ignorable(name: &str, config: &ModelConfig) -> bool {
-    name.ends_with(".attn.bias")
-        || name.ends_with(".attn.masked_bias")
-        || name.ends_with("rotary_emb.inv_freq")
-        || (name == "lm_head.weight" && config.tied())
-}
-
-pub(crate) fn to_f32(view: &TensorView, path: &Path, name: &str) -> Result<Vec<f32>, Error> {
-    let bytes = view.data();
-    let halves = || bytes.as_chunks::<2>().0.iter();
-    match view.dtype() {
-        Dtype::F32 => Ok(bytes
-            .as_chunks::<4>()
-            .0
-            .iter()
-            .map(|b| f32::from_le_bytes(*b))
-            .collect()),
-        Dtype::F16 => Ok(halves().map(|b| f16::from_le_bytes(*b).to_f32()).collect()),
-        Dtype::BF16 => Ok(halves().map(|b| bf16::from_le_bytes(*b).to_f32()).collect()),
-        other => Err(Error::Unsupported {
-            path: path.into(),
-            key: name.into(),
-            value: format!("{other:?}"),
-            hint: "f32, f16 and bf16 are read".into(),
-        }),
-    }
+/// Writes a JSON file whole or not at all.
+pub(crate) fn write_json(path: &Path, json: &impl serde::Serialize) -> Result<(), Error> {
+    let text = serde_json::to_string_pretty(json).map_err(Error::json(path))? + "\n";
+    files::write(path, text.as_bytes()).map_err(Error::io(path))
 }

@@ -1,14 +1,22 @@
+//! The `config.json` of a checkpoint: every key is honoured, known to be harmless, or refused.
+
+mod gpt2;
+mod known;
+mod llama;
+
 use std::path::Path;
 
 use burn::tensor::Device;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
 
 use crate::gpt2::{Gpt2, Gpt2Config};
+use crate::keys::{self, Keys};
 use crate::llama::{Llama, LlamaConfig};
 use crate::{Error, LanguageModel};
 
 /// The `config.json` of a Hugging Face checkpoint, told apart by its `model_type`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(tag = "model_type", rename_all = "lowercase")]
 pub enum ModelConfig {
     /// `"model_type": "gpt2"`
@@ -16,6 +24,31 @@ pub enum ModelConfig {
     /// `"model_type": "llama"`
     Llama(LlamaConfig),
 }
+
+/// Largest sizes that are built. They are several times those of any model, and small enough that no product of them
+/// overflows.
+struct Most {
+    vocabulary: usize,
+    positions: usize,
+    width: usize,
+    inner: usize,
+    layers: usize,
+    heads: usize,
+    /// Width of a head.
+    head: usize,
+    parameters: usize,
+}
+
+const MOST: Most = Most {
+    vocabulary: 1 << 24,
+    positions: 1 << 24,
+    width: 1 << 17,
+    inner: 1 << 20,
+    layers: 1 << 12,
+    heads: 1 << 12,
+    head: 1 << 14,
+    parameters: 1 << 41,
+};
 
 /// Numbers of parameters by part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,124 +68,110 @@ pub struct Parameters {
 impl Parameters {
     /// All.
     pub fn total(&self) -> usize {
-        self.embedding + self.layer * self.layers + self.norm + self.head
+        let layers = self.layer.saturating_mul(self.layers);
+        (self.embedding + self.norm + self.head).saturating_add(layers)
+    }
+}
+
+impl<'de> Deserialize<'de> for ModelConfig {
+    /// From the keys of a `config.json`, under the same rules as a file.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let value = Value::deserialize(deserializer)?;
+        Self::from_keys(Path::new("config.json"), value).map_err(|error| {
+            // Whoever has the text knows the file.
+            serde::de::Error::custom(error.without_path())
+        })
     }
 }
 
 impl ModelConfig {
-    /// Reads a `config.json`.
+    /// Reads a `config.json`, and which tokens end a text from the `generation_config.json` beside it, where there is one.
     ///
     /// # Errors
     ///
-    /// When the file is missing, is not such a configuration, or asks for something that is not built.
+    /// When a file is missing or no such configuration; when a key asks for something that is not built, or is not known.
     pub fn read(path: &Path) -> Result<Self, Error> {
-        let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
-        let config: Self = serde_json::from_str(&text).map_err(Error::json(path))?;
-        config.check(path)?;
+        let mut config = Self::from_keys(path, keys::read(path)?)?;
+        let generation = path.with_file_name("generation_config.json");
+        if path.ends_with("config.json") && generation.symlink_metadata().is_ok() {
+            let mut keys = Keys::new(&generation, keys::read(&generation)?)?;
+            let ids = keys.ids("eos_token_id", config.vocab_size())?;
+            match &mut config {
+                Self::Gpt2(c) => c.generation_eos = ids,
+                Self::Llama(c) => c.generation_eos = ids,
+            }
+        }
         Ok(config)
     }
 
-    /// Checks that the configuration is one that is built and consistent; `path` is for the message.
+    fn from_keys(path: &Path, value: Value) -> Result<Self, Error> {
+        let mut keys = Keys::new(path, value)?;
+        let config = match keys.take("model_type") {
+            Some(Value::String(name)) if name == "gpt2" => {
+                Gpt2Config::take(&mut keys).map(Self::Gpt2)?
+            }
+            Some(Value::String(name)) if name == "llama" => {
+                LlamaConfig::take(&mut keys).map(Self::Llama)?
+            }
+            other => {
+                let value = other.map_or("absent".into(), |value| value.to_string());
+                return Err(keys.refuse("model_type", value, "gpt2 and llama are built"));
+            }
+        };
+        config.check(path)?;
+        keys.finish()?;
+        Ok(config)
+    }
+
+    /// The keys that matter of a `config.json` of this `model_type`; none where it is not built.
+    pub fn keys(model_type: &str) -> &'static [&'static str] {
+        match model_type {
+            "gpt2" => Gpt2Config::KEYS,
+            "llama" => LlamaConfig::KEYS,
+            _ => &[],
+        }
+    }
+
+    /// Checks that the configuration is one that is built and consistent; `path` is for the message. What was read has been
+    /// checked.
     ///
     /// # Errors
     ///
     /// [`Error::Unsupported`] names the key.
     pub fn check(&self, path: &Path) -> Result<(), Error> {
-        let refuse = |key: &str, value: String, hint: &str| {
+        let refuse = |key: &str, value: String, hint: String| {
             Err(Error::Unsupported {
                 path: path.into(),
                 key: key.into(),
                 value,
-                hint: hint.into(),
+                hint,
             })
         };
-        // First, since some divide others below.
-        if let Some((key, _)) = self.sizes().into_iter().find(|(_, size)| *size == Some(0)) {
-            return refuse(
-                key,
-                "0".into(),
-                "1 or more, as in the checkpoint's own file",
-            );
+        let sizes = match self {
+            Self::Gpt2(c) => c.sizes(),
+            Self::Llama(c) => c.sizes(),
+        };
+        // First, since some divide others below, and products of larger ones overflow.
+        for (key, size, most) in sizes {
+            if let Some(size) = size.filter(|size| !(1..=most).contains(size)) {
+                let hint =
+                    format!("1 or more, as in the checkpoint's own file, and at most {most}");
+                return refuse(key, size.to_string(), hint);
+            }
         }
-        match self {
-            Self::Gpt2(c) => {
-                if c.activation_function != "gelu_new" {
-                    return refuse(
-                        "activation_function",
-                        c.activation_function.clone(),
-                        "only gelu_new",
-                    );
-                }
-                if !c.n_embd.is_multiple_of(c.n_head) {
-                    return refuse("n_head", c.n_head.to_string(), "it must divide n_embd");
-                }
-                for (key, p) in [
-                    ("embd_pdrop", c.embd_pdrop),
-                    ("attn_pdrop", c.attn_pdrop),
-                    ("resid_pdrop", c.resid_pdrop),
-                ] {
-                    if !(0.0..1.0).contains(&p) {
-                        return refuse(key, p.to_string(), "a probability below 1");
-                    }
-                }
-            }
-            Self::Llama(c) => {
-                if c.rope_scaling.as_ref().is_some_and(|v| !v.is_null()) {
-                    return refuse(
-                        "rope_scaling",
-                        "set".into(),
-                        "only null: plain rotary embeddings",
-                    );
-                }
-                if c.attention_bias || c.mlp_bias {
-                    return refuse("attention_bias/mlp_bias", "true".into(), "only false");
-                }
-                if c.hidden_act != "silu" {
-                    return refuse("hidden_act", c.hidden_act.clone(), "only silu");
-                }
-                let kv = c.num_key_value_heads.unwrap_or(c.num_attention_heads);
-                if !c.num_attention_heads.is_multiple_of(kv) {
-                    return refuse(
-                        "num_key_value_heads",
-                        kv.to_string(),
-                        "it must divide num_attention_heads",
-                    );
-                }
-                let dh = c.head_dim.unwrap_or(c.hidden_size / c.num_attention_heads);
-                if dh == 0 || !dh.is_multiple_of(2) {
-                    return refuse(
-                        "head_dim",
-                        dh.to_string(),
-                        "rotary embeddings need an even width; absent, it is hidden_size / num_attention_heads",
-                    );
-                }
-            }
+        let conflict = match self {
+            Self::Gpt2(c) => c.conflict(),
+            Self::Llama(c) => c.conflict(),
+        };
+        if let Some((key, value, hint)) = conflict {
+            return refuse(key, value, hint);
+        }
+        let total = self.parameters().total();
+        if total > MOST.parameters {
+            let hint = format!("at most {} are built", MOST.parameters);
+            return refuse("the number of parameters", total.to_string(), hint);
         }
         Ok(())
-    }
-
-    /// Every size by its key; `None` where the file may leave it out and does.
-    fn sizes(&self) -> Vec<(&'static str, Option<usize>)> {
-        match self {
-            Self::Gpt2(c) => vec![
-                ("vocab_size", Some(c.vocab_size)),
-                ("n_positions", Some(c.n_positions)),
-                ("n_embd", Some(c.n_embd)),
-                ("n_layer", Some(c.n_layer)),
-                ("n_head", Some(c.n_head)),
-                ("n_inner", c.n_inner),
-            ],
-            Self::Llama(c) => vec![
-                ("vocab_size", Some(c.vocab_size)),
-                ("hidden_size", Some(c.hidden_size)),
-                ("intermediate_size", Some(c.intermediate_size)),
-                ("num_hidden_layers", Some(c.num_hidden_layers)),
-                ("num_attention_heads", Some(c.num_attention_heads)),
-                ("num_key_value_heads", c.num_key_value_heads),
-                ("head_dim", c.head_dim),
-                ("max_position_embeddings", Some(c.max_position_embeddings)),
-            ],
-        }
     }
 
     /// A model of this shape with all weights zero (norms the identity).
@@ -186,7 +205,11 @@ impl ModelConfig {
                     layer: attention + mlp + 4 * d,
                     layers: c.n_layer,
                     norm: 2 * d,
-                    head: 0,
+                    head: if c.tie_word_embeddings {
+                        0
+                    } else {
+                        c.vocab_size * d
+                    },
                 }
             }
             Self::Llama(c) => {
@@ -255,11 +278,58 @@ impl ModelConfig {
         }
     }
 
-    /// The end-of-text token, where the configuration names one.
+    /// The tokens that end a text, where the folder names some: those of `generation_config.json`, which `transformers`
+    /// generates by, or else those of `config.json`. The first of `config.json` comes first where both name it.
+    pub fn eos_ids(&self) -> Vec<u32> {
+        let (own, generation) = match self {
+            Self::Gpt2(c) => (&c.eos_token_id, &c.generation_eos),
+            Self::Llama(c) => (&c.eos_token_id, &c.generation_eos),
+        };
+        if generation.is_empty() {
+            return own.clone();
+        }
+        let mut ids = generation.clone();
+        if let Some(place) = ids.iter().position(|id| own.first() == Some(id)) {
+            ids[..=place].rotate_right(1);
+        }
+        ids
+    }
+
+    /// The first of [`eos_ids`](Self::eos_ids): the one that ends the texts of training.
     pub fn eos(&self) -> Option<u32> {
+        self.eos_ids().first().copied()
+    }
+
+    /// The token that begins a text, where the folder names one.
+    pub(crate) fn bos(&self) -> Option<u32> {
         match self {
-            Self::Gpt2(c) => c.eos_token_id,
-            Self::Llama(c) => c.eos_token_id,
+            Self::Gpt2(c) => c.bos_token_id,
+            Self::Llama(c) => c.bos_token_id,
+        }
+    }
+
+    /// Name and stored shape of every tensor, in the model's order.
+    pub(crate) fn tensors(&self) -> Box<dyn Iterator<Item = (String, Vec<usize>)>> {
+        match self {
+            Self::Gpt2(c) => Box::new(c.clone().tensors()),
+            Self::Llama(c) => Box::new(c.clone().tensors()),
+        }
+    }
+
+    /// The prefix of the tensors below the head, and the name of the token embedding.
+    pub(crate) fn stack(&self) -> (&'static str, &'static str) {
+        match self {
+            Self::Gpt2(_) => ("transformer.", "transformer.wte.weight"),
+            Self::Llama(_) => ("model.", "model.embed_tokens.weight"),
+        }
+    }
+
+    /// Whether a tensor is a buffer that older versions of `transformers` stored: masks, which are the same in all
+    /// checkpoints, and the frequencies of the rotary embedding, which follow from `config.json`.
+    pub(crate) fn is_buffer(&self, name: &str) -> bool {
+        match self {
+            Self::Gpt2(_) => name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias"),
+            Self::Llama(_) => name.ends_with("rotary_emb.inv_freq"),
         }
     }
 
@@ -274,83 +344,11 @@ impl ModelConfig {
     /// Whether head and token embedding are one tensor.
     pub(crate) fn tied(&self) -> bool {
         match self {
-            Self::Gpt2(_) => true,
+            Self::Gpt2(c) => c.tie_word_embeddings,
             Self::Llama(c) => c.tie_word_embeddings,
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use burn::module::Module;
-
-    const GPT2: &str = r#"{"model_type":"gpt2","vocab_size":50,"n_positions":9,"n_embd":8,"n_layer":3,"n_head":2,"n_inner":16}"#;
-    const LLAMA: &str = r#"{"model_type":"llama","vocab_size":50,"hidden_size":8,"intermediate_size":12,"num_hidden_layers":3,
-        "num_attention_heads":4,"num_key_value_heads":2,"head_dim":2,"max_position_embeddings":9}"#;
-
-    /// What is said of a file in which some keys have other values.
-    fn read_with(json: &str, changes: &[(&str, serde_json::Value)]) -> Result<ModelConfig, String> {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("config.json");
-        let mut json: serde_json::Value = serde_json::from_str(json).unwrap();
-        for (key, value) in changes {
-            json[key] = value.clone();
-        }
-        std::fs::write(&path, json.to_string()).unwrap();
-        ModelConfig::read(&path).map_err(|error| error.to_string())
-    }
-
-    #[test]
-    fn a_size_of_0_is_refused_by_its_key() {
-        for json in [GPT2, LLAMA] {
-            // no size
-            assert!(read_with(json, &[("eos_token_id", 0.into())]).is_ok());
-            let keys: serde_json::Map<String, serde_json::Value> =
-                serde_json::from_str(json).unwrap();
-            for (key, _) in keys.iter().filter(|(_, value)| value.is_number()) {
-                let error = read_with(json, &[(key, 0.into())]).unwrap_err();
-                let wanted =
-                    format!("config.json: `{key}` is 0, which is not supported (1 or more");
-                assert!(error.contains(&wanted), "{error}");
-            }
-        }
-    }
-
-    #[test]
-    fn heads_that_do_not_fit_are_refused_by_their_key() {
-        let refused = |json, changes: &[(&str, serde_json::Value)], wanted: &str| {
-            let error = read_with(json, changes).unwrap_err();
-            assert!(error.contains(wanted), "{error}");
-        };
-        let absent = || ("head_dim", serde_json::Value::Null);
-        assert!(read_with(LLAMA, &[absent()]).is_ok());
-        refused(GPT2, &[("n_head", 3.into())], "`n_head` is 3");
-        refused(
-            LLAMA,
-            &[("num_key_value_heads", 3.into())],
-            "`num_key_value_heads` is 3",
-        );
-        refused(LLAMA, &[("head_dim", 3.into())], "`head_dim` is 3");
-        refused(
-            LLAMA,
-            &[absent(), ("hidden_size", 2.into())],
-            "`head_dim` is 0",
-        );
-    }
-
-    #[test]
-    fn parameters_are_counted_as_the_model_has_them() {
-        for json in [
-            r#"{"model_type":"gpt2","vocab_size":50,"n_positions":9,"n_embd":8,"n_layer":3,"n_head":2}"#,
-            r#"{"model_type":"llama","vocab_size":50,"hidden_size":8,"intermediate_size":12,"num_hidden_layers":3,
-                "num_attention_heads":4,"num_key_value_heads":2}"#,
-            r#"{"model_type":"llama","vocab_size":50,"hidden_size":8,"intermediate_size":12,"num_hidden_layers":2,
-                "num_attention_heads":2,"tie_word_embeddings":true}"#,
-        ] {
-            let config: ModelConfig = serde_json::from_str(json).unwrap();
-            let model = config.zeros(&Device::flex());
-            assert_eq!(config.parameters().total(), model.num_params(), "{json}");
-        }
-    }
-}
+mod tests;

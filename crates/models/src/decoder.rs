@@ -116,14 +116,14 @@ impl HostModel {
         });
         let tokens = stack.wte.weight.val();
         let d = config.n_embd;
-        let work = Work::new(d, d, config.n_inner.unwrap_or(4 * d), precision);
+        let work = Work::new(d, d, config.inner(), precision);
         let (count, dh) = (config.n_head, d / config.n_head);
         let store = |_| attention::store(precision, batch, count, capacity, dh);
         Self {
             positions: Some(to_vec(stack.wpe.weight.val())),
             layers: layers.collect(),
             norm: Norm::layer(&stack.ln_f, epsilon),
-            head: Packed::transposed(tokens.clone(), precision),
+            head: Packed::transposed(model.head().val(), precision),
             tokens: tokens.to_device(&Device::flex()),
             gated: false,
             kv_heads: count,
@@ -151,7 +151,7 @@ impl HostModel {
         let (count, dh) = (config.kv_heads(), config.head_width());
         let heads = config.num_attention_heads * dh;
         let store = |_| attention::store(precision, batch, count, capacity, dh);
-        let rotary = Rotary::new(capacity, config.rope_theta, dh);
+        let rotary = Rotary::new(capacity, model.angles());
         let work = Work::new(
             config.hidden_size,
             heads,
@@ -286,6 +286,14 @@ mod tests {
 
     const GPT2: &str = r#"{"model_type": "gpt2", "vocab_size": 37, "n_positions": 24, "n_embd": 20, "n_layer": 2,
         "n_head": 4, "initializer_range": 0.3}"#;
+    /// With a head of its own.
+    const UNTIED: &str = r#"{"model_type": "gpt2", "vocab_size": 37, "n_positions": 24, "n_embd": 20, "n_layer": 2,
+        "n_head": 4, "initializer_range": 0.3, "tie_word_embeddings": false}"#;
+    /// With scaled rotary frequencies.
+    const SCALED: &str = r#"{"model_type": "llama", "vocab_size": 37, "hidden_size": 24, "intermediate_size": 36,
+        "num_hidden_layers": 2, "num_attention_heads": 3, "initializer_range": 0.3,
+        "rope_parameters": {"rope_type": "llama3", "rope_theta": 100.0, "factor": 4.0, "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0, "original_max_position_embeddings": 12}}"#;
     const LLAMA: &str = r#"{"model_type": "llama", "vocab_size": 37, "hidden_size": 24, "intermediate_size": 36,
         "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.3}"#;
 
@@ -368,8 +376,9 @@ mod tests {
 
     #[test]
     fn logits_are_those_of_the_tensors() {
-        assert_alike(&model(GPT2));
-        assert_alike(&model(LLAMA));
+        for config in [GPT2, UNTIED, LLAMA, SCALED] {
+            assert_alike(&model(config));
+        }
     }
 
     #[test]

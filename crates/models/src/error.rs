@@ -40,7 +40,7 @@ pub enum Error {
         hint: String,
     },
     /// Tensors that the model needs are not in the checkpoint.
-    #[error("{path}: {} tensor(s) of the model are missing, first `{}`", names.len(), names[0])]
+    #[error("{path}: {} tensor(s) of the model are missing, first `{}`; does config.json belong to these weights?", names.len(), names[0])]
     MissingTensors {
         /// The checkpoint.
         path: PathBuf,
@@ -54,6 +54,50 @@ pub enum Error {
         path: PathBuf,
         /// Every unused name.
         names: Vec<String>,
+    },
+    /// Two tensors of a checkpoint are one in the model, and differ.
+    #[error(
+        "{path}: tensor `{name}` differs from {other}, and the model has one of them alone ({hint})"
+    )]
+    Differs {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The tensor that has no place.
+        name: String,
+        /// The one that has.
+        other: String,
+        /// What to do.
+        hint: String,
+    },
+    /// There are no weights that can be read.
+    #[error("{path}: there is neither model.safetensors nor model.safetensors.index.json{hint}")]
+    NoWeights {
+        /// The folder.
+        path: PathBuf,
+        /// What is there instead, and what to do.
+        hint: String,
+    },
+    /// An index does not fit the files that it lists.
+    #[error("{path}: `{key}` is in `{shard}`: {reason}")]
+    Index {
+        /// The index.
+        path: PathBuf,
+        /// The tensor.
+        key: String,
+        /// The file that it says.
+        shard: String,
+        /// What is wrong, and what to do.
+        reason: String,
+    },
+    /// A golden file cannot be compared with.
+    #[error("{path}: {place}: {reason}; write the file again")]
+    Golden {
+        /// The file.
+        path: PathBuf,
+        /// Key and index.
+        place: String,
+        /// What is wrong.
+        reason: String,
     },
     /// A tensor has another shape than the configuration says.
     #[error("{path}: tensor `{name}` has shape {found:?}, config.json says {expected:?}")]
@@ -105,6 +149,18 @@ pub enum Error {
         /// The model's limit.
         positions: usize,
     },
+    /// A prompt has a token that the model has not.
+    #[error(
+        "example {example}: token {token} of its prompt is outside of the model's vocabulary of {vocabulary}; is this the model's tokenizer?"
+    )]
+    Vocabulary {
+        /// The example's index.
+        example: u64,
+        /// The token.
+        token: u32,
+        /// Size of the vocabulary.
+        vocabulary: usize,
+    },
     /// The model's logits are not numbers any more.
     #[error(
         "example {example}: the model's logits have no finite value at position {position}; the weights hold NaN or infinity"
@@ -118,6 +174,18 @@ pub enum Error {
 }
 
 impl Error {
+    /// The message, without the file of an unsupported key.
+    pub(crate) fn without_path(&self) -> String {
+        let text = self.to_string();
+        match self {
+            Self::Unsupported { path, .. } => {
+                let path = format!("{}: ", path.display());
+                text.strip_prefix(&path).unwrap_or(&text).to_owned()
+            }
+            _ => text,
+        }
+    }
+
     pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { path, source }

@@ -80,21 +80,21 @@ impl Decoding {
     }
 }
 
-/// Answers `prompts`; each answer ends with `eos` unless it was cut at `max_new_tokens`.
+/// Answers `prompts`; each answer ends with one of `ends` unless it was cut at `max_new_tokens`.
 ///
 /// `examples` names the prompts for the random numbers and for errors. `progress` is called with the
 /// number of answers finished since the last call.
 ///
 /// # Errors
 ///
-/// A setting out of range, an empty prompt or one too long for the model, weights that give no
-/// finite logit.
+/// A setting out of range, an empty prompt, one too long for the model or with a token that the model has not, weights
+/// that give no finite logit.
 pub fn generate(
     model: &LanguageModel,
     prompts: &[Vec<u32>],
     examples: &[u64],
     seed: u64,
-    eos: u32,
+    ends: &[u32],
     decoding: &Decoding,
     progress: &mut dyn FnMut(usize),
 ) -> Result<Vec<Vec<u32>>, Error> {
@@ -103,7 +103,7 @@ pub fn generate(
         prompts,
         examples,
         seed,
-        eos,
+        ends,
         decoding,
         progress,
     )
@@ -114,17 +114,17 @@ pub fn generate(
 ///
 /// # Errors
 ///
-/// As [`generate`].
+/// As [`generate`], and vocabularies that differ.
 ///
 /// # Panics
 ///
-/// Without a model, or with vocabularies that differ.
+/// Without a model.
 pub fn generate_from_mixture(
     models: &[(&LanguageModel, f64)],
     prompts: &[Vec<u32>],
     examples: &[u64],
     seed: u64,
-    eos: u32,
+    ends: &[u32],
     decoding: &Decoding,
     progress: &mut dyn FnMut(usize),
 ) -> Result<Vec<Vec<u32>>, Error> {
@@ -134,13 +134,32 @@ pub fn generate_from_mixture(
         .map(|(m, _)| m.config().max_positions())
         .min()
         .expect("a mixture has a model");
+    let vocabulary = models[0].0.config().vocab_size();
+    for (model, _) in models {
+        let other = model.config().vocab_size();
+        if other != vocabulary {
+            return Err(Error::Setting {
+                key: "vocab_size".into(),
+                value: other.to_string(),
+                reason: format!("another model of the mixture has {vocabulary}"),
+            });
+        }
+    }
     for (prompt, &example) in prompts.iter().zip(examples) {
-        if prompt.is_empty() || prompt.len() + decoding.max_new_tokens > positions {
+        let length = prompt.len().saturating_add(decoding.max_new_tokens);
+        if prompt.is_empty() || length > positions {
             return Err(Error::TooLong {
                 example,
                 prompt: prompt.len(),
                 new: decoding.max_new_tokens,
                 positions,
+            });
+        }
+        if let Some(&token) = prompt.iter().find(|&&t| t as usize >= vocabulary) {
+            return Err(Error::Vocabulary {
+                example,
+                token,
+                vocabulary,
             });
         }
     }
@@ -166,7 +185,7 @@ pub fn generate_from_mixture(
                 answer: Vec::new(),
             })
             .collect();
-        decode_batch(&mut decoders, &mut rows, eos, decoding, &mut |row| {
+        decode_batch(&mut decoders, &mut rows, ends, decoding, &mut |row| {
             answers[row.index] = row.answer;
             progress(1);
         })?;
@@ -255,6 +274,9 @@ impl Decoder {
     }
 }
 
+/// In the columns before a prompt, and after the end of an answer: any token of the vocabulary does, since none is seen.
+const PADDING: u32 = 0;
+
 struct Row<'a> {
     index: usize,
     key: u64,
@@ -266,7 +288,7 @@ struct Row<'a> {
 fn decode_batch(
     decoders: &mut [Decoder],
     rows: &mut Vec<Row>,
-    eos: u32,
+    ends: &[u32],
     decoding: &Decoding,
     done: &mut dyn FnMut(Row),
 ) -> Result<(), Error> {
@@ -278,7 +300,10 @@ fn decode_batch(
     let mut pads: Vec<usize> = rows.iter().map(|r| width - r.prompt.len()).collect();
     let mut ids: Vec<i32> = Vec::with_capacity(rows.len() * width);
     for row in rows.iter() {
-        ids.extend(std::iter::repeat_n(eos as i32, width - row.prompt.len()));
+        ids.extend(std::iter::repeat_n(
+            PADDING as i32,
+            width - row.prompt.len(),
+        ));
         ids.extend(row.prompt.iter().map(|&t| t as i32));
     }
     // For each row of the decoders its place in `open`, while it has not ended.
@@ -301,7 +326,7 @@ fn decode_batch(
             .map(
                 |(row_logits, place)| match place.and_then(|p| open[p].as_ref()) {
                     Some(row) => next_token(row_logits, row, step, decoding),
-                    None => Ok(eos),
+                    None => Ok(PADDING),
                 },
             )
             .collect();
@@ -312,7 +337,7 @@ fn decode_batch(
             let Some(p) = *place else { continue };
             let ended = open[p].as_mut().is_none_or(|row| {
                 row.answer.push(token);
-                token == eos || row.answer.len() == decoding.max_new_tokens
+                ends.contains(&token) || row.answer.len() == decoding.max_new_tokens
             });
             if ended {
                 *place = None;
@@ -339,8 +364,6 @@ fn decode_batch(
 /// `log sum_i w_i softmax(z_i)`, row by row.
 fn log_mixture(decoders: &[Decoder], batch: usize) -> Vec<f32> {
     let vocab = decoders[0].logits.len() / batch;
-    let alike = |d: &Decoder| d.logits.len() == vocab * batch;
-    assert!(decoders.iter().all(alike), "vocabularies differ");
     let mut out = vec![0.0f32; vocab * batch];
     out.par_chunks_exact_mut(vocab)
         .enumerate()

@@ -1,93 +1,95 @@
 //! GPT-2: Radford et al., "Language Models are Unsupervised Multitask Learners" (2019).
 //!
 //! Layout, names and initialisation follow the Hugging Face `GPT2LMHeadModel`; the head is the token
-//! embedding. B = batch, T = tokens, N = tokens of all sequences,
+//! embedding unless `config.json` says otherwise. B = batch, T = tokens, N = tokens of all sequences,
 //! d = `n_embd`, H = heads, dh = d / H.
 
-use burn::module::Module;
+use burn::module::{Module, Param};
 use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::{Device, Tensor};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use crate::activation::gelu_new;
+use crate::keys::ids_to_json;
 use crate::kv_cache::KvCache;
 use crate::layers::{Conv1D, Embedding, LayerNorm, Precision, Projected};
 use crate::span::{Heads, Span};
 
-/// The keys of a GPT-2 `config.json` that matter here, with the defaults of `transformers`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// The keys of a GPT-2 `config.json` that matter here.
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Gpt2Config {
     /// V: rows of the token embedding.
-    #[serde(default = "defaults::vocab_size")]
     pub vocab_size: usize,
     /// Longest sequence.
-    #[serde(default = "defaults::n_positions")]
     pub n_positions: usize,
     /// d: width.
-    #[serde(default = "defaults::n_embd")]
     pub n_embd: usize,
     /// Number of blocks.
-    #[serde(default = "defaults::n_layer")]
     pub n_layer: usize,
     /// H: attention heads.
-    #[serde(default = "defaults::n_head")]
     pub n_head: usize,
     /// Width of the MLP; 4d when absent.
-    #[serde(default)]
     pub n_inner: Option<usize>,
     /// Epsilon of the layer norms.
-    #[serde(default = "defaults::layer_norm_epsilon")]
     pub layer_norm_epsilon: f64,
-    /// Must be `gelu_new` (the tanh form).
-    #[serde(default = "defaults::activation_function")]
+    /// The tanh form of GELU, under one of its names.
     pub activation_function: String,
     /// Dropout after the embeddings.
-    #[serde(default = "defaults::dropout")]
     pub embd_pdrop: f64,
     /// Dropout on attention weights.
-    #[serde(default = "defaults::dropout")]
     pub attn_pdrop: f64,
     /// Dropout before each residual sum.
-    #[serde(default = "defaults::dropout")]
     pub resid_pdrop: f64,
     /// Standard deviation of freshly drawn weights.
-    #[serde(default = "defaults::initializer_range")]
     pub initializer_range: f64,
+    /// Whether the head is the token embedding.
+    pub tie_word_embeddings: bool,
     /// First token of a text, if any.
-    #[serde(default)]
     pub bos_token_id: Option<u32>,
-    /// End of a text.
-    #[serde(default)]
-    pub eos_token_id: Option<u32>,
+    /// Tokens that end a text.
+    #[serde(serialize_with = "ids_to_json")]
+    pub eos_token_id: Vec<u32>,
+    /// Those of `generation_config.json`.
+    #[serde(skip)]
+    pub(crate) generation_eos: Vec<u32>,
 }
 
-mod defaults {
-    pub fn vocab_size() -> usize {
-        50257
+impl Gpt2Config {
+    /// Width of the MLP.
+    pub(crate) fn inner(&self) -> usize {
+        self.n_inner.unwrap_or(4 * self.n_embd)
     }
-    pub fn n_positions() -> usize {
-        1024
-    }
-    pub fn n_embd() -> usize {
-        768
-    }
-    pub fn n_layer() -> usize {
-        12
-    }
-    pub fn n_head() -> usize {
-        12
-    }
-    pub fn layer_norm_epsilon() -> f64 {
-        1e-5
-    }
-    pub fn activation_function() -> String {
-        "gelu_new".into()
-    }
-    pub fn dropout() -> f64 {
-        0.1
-    }
-    pub fn initializer_range() -> f64 {
-        0.02
+
+    /// Name and shape of every tensor, in the model's order.
+    pub(crate) fn tensors(self) -> impl Iterator<Item = (String, Vec<usize>)> {
+        let (v, d, inner) = (self.vocab_size, self.n_embd, self.inner());
+        let first = [
+            ("transformer.wte.weight".to_owned(), vec![v, d]),
+            (
+                "transformer.wpe.weight".to_owned(),
+                vec![self.n_positions, d],
+            ),
+        ];
+        let layers = (0..self.n_layer).flat_map(move |i| {
+            let tensors = [
+                ("ln_1.weight", vec![d]),
+                ("ln_1.bias", vec![d]),
+                ("attn.c_attn.weight", vec![d, 3 * d]),
+                ("attn.c_attn.bias", vec![3 * d]),
+                ("attn.c_proj.weight", vec![d, d]),
+                ("attn.c_proj.bias", vec![d]),
+                ("ln_2.weight", vec![d]),
+                ("ln_2.bias", vec![d]),
+                ("mlp.c_fc.weight", vec![d, inner]),
+                ("mlp.c_fc.bias", vec![inner]),
+                ("mlp.c_proj.weight", vec![inner, d]),
+                ("mlp.c_proj.bias", vec![d]),
+            ];
+            tensors.map(|(name, shape)| (format!("transformer.h.{i}.{name}"), shape))
+        });
+        let norm = ["weight", "bias"].map(|name| (format!("transformer.ln_f.{name}"), vec![d]));
+        let head = (!self.tie_word_embeddings).then(|| ("lm_head.weight".to_owned(), vec![v, d]));
+        first.into_iter().chain(layers).chain(norm).chain(head)
     }
 }
 
@@ -150,7 +152,7 @@ pub struct Block {
 impl Block {
     fn new(config: &Gpt2Config, device: &Device) -> Self {
         let d = config.n_embd;
-        let inner = config.n_inner.unwrap_or(4 * d);
+        let inner = config.inner();
         let dropout = |p: f64| DropoutConfig::new(p).init();
         Self {
             ln_1: LayerNorm::new(d, device),
@@ -178,7 +180,7 @@ impl Block {
 /// The stack below the head; the field names are the checkpoint's.
 #[derive(Module, Debug)]
 pub struct Transformer {
-    /// Token embedding `[V, d]`, also the head.
+    /// Token embedding `[V, d]`.
     pub wte: Embedding,
     /// Position embedding `[n_positions, d]`.
     pub wpe: Embedding,
@@ -189,11 +191,13 @@ pub struct Transformer {
     pub ln_f: LayerNorm,
 }
 
-/// GPT-2 with its (tied) language-model head.
+/// GPT-2 with its language-model head, tied or separate.
 #[derive(Module, Debug)]
 pub struct Gpt2 {
     /// The stack.
     pub transformer: Transformer,
+    /// Head `[V, d]`; `None` where it is the token embedding.
+    pub lm_head: Option<Embedding>,
     #[module(skip)]
     pub(crate) config: Box<Gpt2Config>,
     #[module(skip)]
@@ -246,9 +250,16 @@ impl Gpt2 {
                     .collect(),
                 ln_f: LayerNorm::new(d, device),
             },
+            lm_head: (!config.tie_word_embeddings)
+                .then(|| Embedding::new(config.vocab_size, d, device)),
             config: Box::new(config.clone()),
             precision: Precision::F32,
         }
+    }
+
+    pub(crate) fn head(&self) -> &Param<Tensor<2>> {
+        let head = self.lm_head.as_ref();
+        &head.unwrap_or(&self.transformer.wte).weight
     }
 
     /// Adds the embeddings of the positions: `[N, d] -> [N, d]`.

@@ -16,6 +16,7 @@ mod draw;
 mod error;
 pub mod generate;
 pub mod gpt2;
+mod keys;
 mod kv_cache;
 mod layers;
 pub mod llama;
@@ -23,6 +24,7 @@ pub mod lora;
 mod ops;
 mod packed;
 pub mod params;
+mod rope;
 mod span;
 pub mod verify;
 
@@ -34,7 +36,9 @@ pub use config::{ModelConfig, Parameters};
 pub use error::Error;
 pub use kv_cache::KvCache;
 pub use layers::Precision;
-use span::{Angles, Span};
+use rope::Angles;
+pub use rope::RopeScaling;
+use span::Span;
 
 /// A causal language model of one of the supported architectures.
 #[derive(Module, Debug)]
@@ -157,7 +161,7 @@ impl LanguageModel {
     /// The head's weight `[V, d]`: the token embedding itself where the two are tied.
     pub fn head(&self) -> &Param<Tensor<2>> {
         match self {
-            Self::Gpt2(m) => &m.transformer.wte.weight,
+            Self::Gpt2(m) => m.head(),
             Self::Llama(m) => m.head(),
         }
     }

@@ -6,15 +6,17 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor, TensorData};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use crate::activation::swiglu;
+use crate::keys::ids_to_json;
 use crate::kv_cache::KvCache;
 use crate::layers::{Embedding, Linear, Precision, RmsNorm};
-use crate::span::{Angles, Heads, Span};
+use crate::rope::{Angles, RopeScaling};
+use crate::span::{Heads, Span};
 
-/// The keys of a LLaMA `config.json` that matter here, with the defaults of `transformers`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// The keys of a LLaMA `config.json` that matter here.
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct LlamaConfig {
     /// V: rows of the token embedding.
     pub vocab_size: usize,
@@ -27,62 +29,31 @@ pub struct LlamaConfig {
     /// H: query heads.
     pub num_attention_heads: usize,
     /// K: key/value heads; H when absent.
-    #[serde(default)]
     pub num_key_value_heads: Option<usize>,
     /// dh: d / H when absent.
-    #[serde(default)]
     pub head_dim: Option<usize>,
     /// Longest sequence.
-    #[serde(default = "defaults::max_position_embeddings")]
     pub max_position_embeddings: usize,
     /// Epsilon of the norms.
-    #[serde(default = "defaults::rms_norm_eps")]
     pub rms_norm_eps: f64,
-    /// Base of the rotary frequencies.
-    #[serde(default = "defaults::rope_theta")]
+    /// Base of the rotary frequencies. With `rope_scaling` it is the layout of transformers 4, which 5 reads too.
     pub rope_theta: f64,
-    /// Must be absent or null: only plain rotary embeddings are built.
-    #[serde(default)]
-    pub rope_scaling: Option<serde_json::Value>,
+    /// What becomes of the frequencies.
+    pub rope_scaling: Option<RopeScaling>,
     /// Whether the head is the token embedding.
-    #[serde(default)]
     pub tie_word_embeddings: bool,
-    /// Must be false.
-    #[serde(default)]
-    pub attention_bias: bool,
-    /// Must be false.
-    #[serde(default)]
-    pub mlp_bias: bool,
-    /// Must be `silu`.
-    #[serde(default = "defaults::hidden_act")]
+    /// The sigmoid-weighted linear unit, under one of its names.
     pub hidden_act: String,
     /// Standard deviation of freshly drawn weights.
-    #[serde(default = "defaults::initializer_range")]
     pub initializer_range: f64,
     /// First token of a text, if any.
-    #[serde(default)]
     pub bos_token_id: Option<u32>,
-    /// End of a text.
-    #[serde(default)]
-    pub eos_token_id: Option<u32>,
-}
-
-mod defaults {
-    pub fn max_position_embeddings() -> usize {
-        2048
-    }
-    pub fn rms_norm_eps() -> f64 {
-        1e-6
-    }
-    pub fn rope_theta() -> f64 {
-        10000.0
-    }
-    pub fn hidden_act() -> String {
-        "silu".into()
-    }
-    pub fn initializer_range() -> f64 {
-        0.02
-    }
+    /// Tokens that end a text.
+    #[serde(serialize_with = "ids_to_json")]
+    pub eos_token_id: Vec<u32>,
+    /// Those of `generation_config.json`.
+    #[serde(skip)]
+    pub(crate) generation_eos: Vec<u32>,
 }
 
 impl LlamaConfig {
@@ -93,6 +64,42 @@ impl LlamaConfig {
     pub(crate) fn head_width(&self) -> usize {
         self.head_dim
             .unwrap_or(self.hidden_size / self.num_attention_heads)
+    }
+
+    pub(crate) fn angles(&self) -> Angles {
+        Angles {
+            theta: self.rope_theta,
+            scaling: self.rope_scaling,
+            dh: self.head_width(),
+        }
+    }
+
+    /// Name and stored shape of every tensor, in the model's order.
+    pub(crate) fn tensors(self) -> impl Iterator<Item = (String, Vec<usize>)> {
+        let (v, d, inner) = (self.vocab_size, self.hidden_size, self.intermediate_size);
+        let dh = self.head_width();
+        let (q, kv) = (self.num_attention_heads * dh, self.kv_heads() * dh);
+        let first = ("model.embed_tokens.weight".to_owned(), vec![v, d]);
+        let layers = (0..self.num_hidden_layers).flat_map(move |i| {
+            let tensors = [
+                ("input_layernorm", vec![d]),
+                ("self_attn.q_proj", vec![q, d]),
+                ("self_attn.k_proj", vec![kv, d]),
+                ("self_attn.v_proj", vec![kv, d]),
+                ("self_attn.o_proj", vec![d, q]),
+                ("post_attention_layernorm", vec![d]),
+                ("mlp.gate_proj", vec![inner, d]),
+                ("mlp.up_proj", vec![inner, d]),
+                ("mlp.down_proj", vec![d, inner]),
+            ];
+            tensors.map(|(name, shape)| (format!("model.layers.{i}.{name}.weight"), shape))
+        });
+        let norm = ("model.norm.weight".to_owned(), vec![d]);
+        let head = (!self.tie_word_embeddings).then(|| ("lm_head.weight".to_owned(), vec![v, d]));
+        std::iter::once(first)
+            .chain(layers)
+            .chain([norm])
+            .chain(head)
     }
 }
 
@@ -124,11 +131,6 @@ impl Attention {
     }
 }
 
-/// Of the rotary embedding (Su et al. 2021): dh / 2 angles a position.
-pub(crate) fn frequencies(theta: f64, dh: usize) -> impl Iterator<Item = f64> {
-    (0..dh / 2).map(move |i| theta.powf(-(2.0 * i as f64) / dh as f64))
-}
-
 /// Cosines and sines of the rotary embedding (Su et al. 2021) for the positions of one pass.
 pub(crate) struct Rotary {
     cos: Tensor<4>, // [B or 1, 1, T, dh]
@@ -138,10 +140,10 @@ pub(crate) struct Rotary {
 impl Rotary {
     /// For positions `[rows, T]`.
     pub(crate) fn new(positions: &[usize], rows: usize, angles: Angles, device: &Device) -> Self {
-        let Angles { theta, dh } = angles;
+        let dh = angles.dh;
         let half = dh / 2;
         let width = positions.len() / rows;
-        let frequencies: Vec<f64> = frequencies(theta, dh).collect();
+        let frequencies = angles.frequencies();
         let table = |f: fn(f64) -> f64| {
             let mut values = Vec::with_capacity(positions.len() * dh);
             for &position in positions {
@@ -317,10 +319,7 @@ impl Llama {
     }
 
     pub(crate) fn angles(&self) -> Angles {
-        Angles {
-            theta: self.config.rope_theta,
-            dh: self.config.head_width(),
-        }
+        self.config.angles()
     }
 
     /// One layer: `[N, d] -> [N, d]`

@@ -4,20 +4,19 @@
 //! `W` and all else is frozen. Files have PEFT's layout (`adapter_config.json`,
 //! `adapter_model.safetensors`), so Python's `peft` loads what is written here, and the other way round.
 
-use std::collections::BTreeMap;
-use std::path::Path;
+mod peft;
 
 use abkd_host::choice;
 use burn::module::{Module, Param};
 use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::{Device, Tensor, TensorData};
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::{to_f32, write_atomically};
 use crate::layers::Linear;
-use crate::params::{mix, to_vec, transpose, unit};
+use crate::params::{mix, unit};
 use crate::{Error, LanguageModel};
+
+pub use peft::{is_adapter, load, load_trainable, save, tensors};
 
 /// Which projections are adapted, and how.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -169,6 +168,14 @@ pub fn attach(
         };
         matched[target] = true;
         let [input, output] = linear.weight.dims();
+        let widest = input.max(output);
+        if config.r > widest {
+            return Err(Error::Setting {
+                key: "lora.r".into(),
+                value: config.r.to_string(),
+                reason: format!("`{path}` is {widest} wide, and no low rank is above that"),
+            });
+        }
         let limit = 1.0 / (input as f64).sqrt();
         let key = path.bytes().fold(seed, |h, b| mix(h ^ u64::from(b)));
         let a = (0..(input * config.r) as u64)
@@ -316,212 +323,4 @@ fn each_projection<E>(
         }
     }
     Ok(())
-}
-
-/// What matters of an `adapter_config.json`.
-#[derive(Serialize, Deserialize)]
-struct PeftConfig {
-    peft_type: String,
-    task_type: Option<String>,
-    base_model_name_or_path: Option<String>,
-    r: usize,
-    lora_alpha: f64,
-    #[serde(default)]
-    lora_dropout: f64,
-    target_modules: Vec<String>,
-    #[serde(default)]
-    bias: Option<String>,
-    #[serde(default)]
-    fan_in_fan_out: bool,
-    #[serde(default)]
-    use_dora: bool,
-    #[serde(default)]
-    use_rslora: bool,
-    #[serde(default)]
-    inference_mode: bool,
-}
-
-const CONFIG: &str = "adapter_config.json";
-const WEIGHTS: &str = "adapter_model.safetensors";
-
-/// Whether the folder holds an adapter.
-pub fn is_adapter(dir: &Path) -> bool {
-    dir.join(CONFIG).exists()
-}
-
-fn peft_name(path: &str, factor: char) -> String {
-    format!("base_model.model.{path}.lora_{factor}.weight")
-}
-
-/// The adapters' tensors with PEFT's names, shapes and layout.
-pub fn tensors(model: &LanguageModel) -> Vec<(String, Vec<usize>, Vec<f32>)> {
-    let mut tensors = Vec::new();
-    let mut model = model.clone();
-    let collected: Result<(), std::convert::Infallible> =
-        each_projection(&mut model, &mut |path, _, linear| {
-            if let Some(adapter) = &linear.adapter {
-                for (factor, tensor) in [('A', &adapter.a), ('B', &adapter.b)] {
-                    let [rows, cols] = tensor.dims();
-                    // PEFT keeps [out, in], as PyTorch's Linear.
-                    let stored = transpose(&to_vec(tensor.val()), rows, cols);
-                    tensors.push((peft_name(path, factor), vec![cols, rows], stored));
-                }
-            }
-            Ok(())
-        });
-    match collected {
-        Ok(()) => tensors,
-        Err(never) => match never {},
-    }
-}
-
-/// Writes the adapters of `model` in PEFT's layout into `dir` (made if absent). `base` is what they
-/// sit on: a folder or a name on the Hub.
-///
-/// # Errors
-///
-/// When the folder cannot be written.
-pub fn save(
-    model: &LanguageModel,
-    config: &LoraConfig,
-    base: &str,
-    dir: &Path,
-) -> Result<(), Error> {
-    std::fs::create_dir_all(dir).map_err(Error::io(dir))?;
-    let tensors: Vec<(String, Vec<usize>, Vec<u8>)> = tensors(model)
-        .into_iter()
-        .map(|(name, shape, values)| {
-            let bytes = values.iter().flat_map(|x| x.to_le_bytes()).collect();
-            (name, shape, bytes)
-        })
-        .collect();
-    let views = tensors.iter().map(|(name, shape, bytes)| {
-        let view =
-            TensorView::new(Dtype::F32, shape.clone(), bytes).expect("length follows from shape");
-        (name.as_str(), view)
-    });
-    let path = dir.join(WEIGHTS);
-    let metadata = Some([("format".to_owned(), "pt".to_owned())].into());
-    let bytes = safetensors::serialize(views, metadata).map_err(|e| Error::Corrupt {
-        path: path.clone(),
-        reason: e.to_string(),
-    })?;
-    write_atomically(&path, &bytes)?;
-    let path = dir.join(CONFIG);
-    let peft = PeftConfig {
-        peft_type: "LORA".into(),
-        task_type: Some("CAUSAL_LM".into()),
-        base_model_name_or_path: Some(base.into()),
-        r: config.r,
-        lora_alpha: config.alpha,
-        lora_dropout: config.dropout,
-        target_modules: config.target_modules.clone(),
-        bias: Some("none".into()),
-        fan_in_fan_out: false,
-        use_dora: false,
-        use_rslora: false,
-        inference_mode: true,
-    };
-    let text = serde_json::to_string_pretty(&peft).map_err(Error::json(&path))? + "\n";
-    write_atomically(&path, text.as_bytes())
-}
-
-/// Reads an adapter folder onto `base`, which must be the model that it was trained on.
-///
-/// # Errors
-///
-/// Files that are missing or corrupt; a rank, shape or layer that does not fit `base`; a kind of
-/// adapter that is not built.
-pub fn load(base: LanguageModel, dir: &Path) -> Result<LanguageModel, Error> {
-    load_trainable(base, dir).map(|(model, _)| model)
-}
-
-/// As [`load`], with the adapter's configuration. `base` is frozen, the adapter's own `A` and `B` can be trained on.
-///
-/// # Errors
-///
-/// As [`load`].
-pub fn load_trainable(
-    base: LanguageModel,
-    dir: &Path,
-) -> Result<(LanguageModel, LoraConfig), Error> {
-    let path = dir.join(CONFIG);
-    let text = std::fs::read(&path).map_err(Error::io(&path))?;
-    let peft: PeftConfig = serde_json::from_slice(&text).map_err(Error::json(&path))?;
-    let unsupported = |key: &str, value: &str, hint: &str| {
-        Err(Error::Unsupported {
-            path: path.clone(),
-            key: key.into(),
-            value: value.into(),
-            hint: hint.into(),
-        })
-    };
-    if peft.peft_type != "LORA" {
-        return unsupported("peft_type", &peft.peft_type, "LORA is read");
-    }
-    let bias = peft.bias.as_deref().is_some_and(|b| b != "none");
-    for (key, set) in [
-        ("bias", bias),
-        ("fan_in_fan_out", peft.fan_in_fan_out),
-        ("use_dora", peft.use_dora),
-        ("use_rslora", peft.use_rslora),
-    ] {
-        if set {
-            return unsupported(key, "set", "plain LoRA is read");
-        }
-    }
-    let config = LoraConfig {
-        r: peft.r,
-        alpha: peft.lora_alpha,
-        dropout: peft.lora_dropout,
-        target_modules: peft.target_modules,
-        start: Start::Continue,
-    };
-    let device = base.device();
-    let mut model = attach(base, &config, 0)?;
-
-    let path = dir.join(WEIGHTS);
-    let bytes = std::fs::read(&path).map_err(Error::io(&path))?;
-    let file = SafeTensors::deserialize(&bytes).map_err(|e| Error::Corrupt {
-        path: path.clone(),
-        reason: e.to_string(),
-    })?;
-    let mut views: BTreeMap<String, TensorView> = file.tensors().into_iter().collect();
-    each_projection(&mut model, &mut |layer, _, linear| {
-        if linear.adapter.is_none() {
-            return Ok(());
-        }
-        let [input, output] = linear.weight.dims();
-        let mut factor = |letter: char, rows: usize, cols: usize| {
-            let name = peft_name(layer, letter);
-            let Some(view) = views.remove(&name) else {
-                return Err(Error::MissingTensors {
-                    path: path.clone(),
-                    names: vec![name],
-                });
-            };
-            if view.shape() != [cols, rows] {
-                return Err(Error::AdapterShape {
-                    path: path.clone(),
-                    name,
-                    expected: vec![cols, rows],
-                    found: view.shape().to_vec(),
-                });
-            }
-            Ok(transpose(&to_f32(&view, &path, &name)?, cols, rows))
-        };
-        let (a, b) = (
-            factor('A', input, config.r)?,
-            factor('B', config.r, output)?,
-        );
-        linear.adapter = Some(adapter(a, b, [input, output], &config, &device));
-        Ok(())
-    })?;
-    if !views.is_empty() {
-        return Err(Error::UnusedTensors {
-            path,
-            names: views.into_keys().collect(),
-        });
-    }
-    Ok((model, config))
 }

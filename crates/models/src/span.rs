@@ -12,6 +12,7 @@ use crate::kv_cache::KvCache;
 use crate::layers::Projected;
 use crate::llama::Rotary;
 use crate::ops::{self, Sequences};
+use crate::rope::Angles;
 
 /// Added to the score of a masked position. Finite, so that a row of padding alone gives numbers
 /// (that nobody reads) and not NaN, which would reach real rows through the values.
@@ -49,13 +50,6 @@ struct Padded {
     bias: Option<Tensor<4>>,
     /// LLaMA's rotations.
     rotary: Option<Rotary>,
-}
-
-/// What the rotations of the rotary embedding depend on.
-#[derive(Clone, Copy)]
-pub(crate) struct Angles {
-    pub theta: f64,
-    pub dh: usize,
 }
 
 impl Span {
@@ -280,6 +274,7 @@ fn repeat_kv(x: Tensor<4>, groups: usize) -> Tensor<4> {
 mod tests {
     use super::*;
     use crate::params::to_vec;
+    use crate::rope::RopeScaling;
 
     fn bias(span: Span) -> Option<Tensor<4>> {
         let Layout::Padded(padded) = span.layout else {
@@ -318,7 +313,11 @@ mod tests {
             kv_heads: 2,
             dh: 8,
         };
-        let angles = Angles { theta: 1e4, dh: 8 };
+        let angles = Angles {
+            theta: 1e4,
+            scaling: Some(RopeScaling::Linear { factor: 2.0 }),
+            dh: 8,
+        };
         for (angles, joint) in [(None, true), (Some(angles), false), (Some(angles), true)] {
             let packed = Span::packed(&lengths, angles, &device);
             assert!(matches!(packed.layout, Layout::Packed(_)));

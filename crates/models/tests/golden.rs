@@ -1,18 +1,13 @@
 //! Logits and greedy tokens against `transformers`, and what a broken checkpoint gets.
 
-use std::path::{Path, PathBuf};
+mod common;
+
+use std::path::Path;
 
 use abkd_models::generate::{Decoding, generate};
 use abkd_models::{Error, LanguageModel, Precision, checkpoint, lora, verify};
 use burn::tensor::{Device, Int, Tensor, TensorData};
-
-fn goldens() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens")
-}
-
-fn load(name: &str) -> LanguageModel {
-    checkpoint::load(&goldens().join(name), &Device::flex()).unwrap()
-}
+use common::{goldens, load};
 
 #[test]
 fn logits_and_greedy_tokens_are_those_of_transformers() {
@@ -157,7 +152,7 @@ fn an_answer_does_not_depend_on_its_batch() {
         };
         let prompts: Vec<_> = order.iter().map(|&i| prompts[i].clone()).collect();
         let keys: Vec<_> = order.iter().map(|&i| keys[i]).collect();
-        generate(&model, &prompts, &keys, 10, 96, &decoding, &mut |_| {}).unwrap()
+        generate(&model, &prompts, &keys, 10, &[96], &decoding, &mut |_| {}).unwrap()
     };
     let forward: Vec<usize> = (0..9).collect();
     let backward: Vec<usize> = (0..9).rev().collect();
@@ -169,7 +164,7 @@ fn an_answer_does_not_depend_on_its_batch() {
         max_new_tokens: 20,
         ..Decoding::sampling()
     };
-    let other = generate(&model, &prompts, &keys, 11, 96, &decoding, &mut |_| {}).unwrap();
+    let other = generate(&model, &prompts, &keys, 11, &[96], &decoding, &mut |_| {}).unwrap();
     assert_ne!(one, other, "another seed gives other answers");
 }
 

@@ -58,7 +58,7 @@ pub fn evaluate(
         prompts,
         &keys,
         seed,
-        tokenizer.eos(),
+        &[tokenizer.eos()],
         decoding,
         progress,
     )?;

@@ -140,7 +140,7 @@ impl Toy {
             ..Decoding::sampling()
         };
         let eos = self.tokenizer.eos();
-        let answers = generate(student, &prompts, &keys, 9, eos, &decoding, &mut |_| {}).unwrap();
+        let answers = generate(student, &prompts, &keys, 9, &[eos], &decoding, &mut |_| {}).unwrap();
         let sequences: Vec<Sequence> = prompts
             .iter()
             .zip(answers)
@@ -590,7 +590,7 @@ fn text_adds_a_language_modelling_term() {
             ..Decoding::greedy()
         };
         let eos = toy.tokenizer.eos();
-        generate(&student, &[vec![50]], &[0], 1, eos, &decoding, &mut |_| {}).unwrap()[0][0]
+        generate(&student, &[vec![50]], &[0], 1, &[eos], &decoding, &mut |_| {}).unwrap()[0][0]
     };
     assert_eq!(after_50(Some(&text)), 60);
     assert_ne!(after_50(None), 60);

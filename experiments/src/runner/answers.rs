@@ -67,7 +67,7 @@ pub(super) fn write(
             &prompts,
             &keys,
             seed,
-            inputs.tokenizer.eos(),
+            &[inputs.tokenizer.eos()],
             decoding,
             &mut |n| shown.more(n, sequences.len(), || "answers".into()),
         )?;

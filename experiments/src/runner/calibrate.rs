@@ -298,7 +298,7 @@ impl Measure<'_> {
         let keys: Vec<u64> = (0..prompts.len() as u64).collect();
         let begun = Instant::now();
         let eos = self.inputs.tokenizer.eos();
-        generate(model, &prompts, &keys, 1, eos, &decoding, &mut |_| {})?;
+        generate(model, &prompts, &keys, 1, &[eos], &decoding, &mut |_| {})?;
         Ok(begun.elapsed().as_secs_f64() / prompts.len() as f64)
     }
 }

@@ -228,22 +228,17 @@ impl ModelSpec {
         };
         let mut json = serde_json::to_value(table)?;
         json["model_type"] = model_type.into();
-        let config: ModelConfig = serde_json::from_value(json)
-            .with_context(|| format!("{}: section `{model_type}`", path.display()))?;
-        let known = serde_json::to_value(&config)?;
+        let known = ModelConfig::keys(model_type);
         for key in table.keys() {
-            let keys = known
-                .as_object()
-                .into_iter()
-                .flat_map(|o| o.keys().map(String::as_str));
             ensure!(
-                known.get(key).is_some(),
+                known.contains(&key.as_str()),
                 "{}: section `{model_type}`: unknown key `{key}`{}",
                 path.display(),
-                nearest(key, keys)
+                nearest(key, known.iter().copied())
             );
         }
-        config.check(path)?;
+        let config: ModelConfig = serde_json::from_value(json)
+            .with_context(|| format!("{}: section `{model_type}`", path.display()))?;
         Ok(Some(config))
     }
 

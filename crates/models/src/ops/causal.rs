@@ -16,7 +16,8 @@ use super::{Operation, apply_1, apply_3, softmax_of, softmax_slopes};
 use crate::attention::Rotary;
 use crate::layers::Projected;
 use crate::params::mix;
-use crate::span::{Angles, Heads};
+use crate::rope::Angles;
+use crate::span::Heads;
 
 /// Queries of a block, those of all heads that share a key head together. Small blocks see few keys in vain, large ones
 /// make efficient products.
@@ -36,7 +37,7 @@ impl Sequences {
         let longest = lengths.iter().copied().max().unwrap_or(0);
         Arc::new(Self {
             lengths: lengths.to_vec(),
-            rotary: angles.map(|a| Rotary::new(longest, a.theta, a.dh)),
+            rotary: angles.map(|a| Rotary::new(longest, a)),
         })
     }
 }

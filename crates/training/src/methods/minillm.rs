@@ -281,7 +281,7 @@ impl MiniLlm {
                 &prompts(&chosen),
                 &keys,
                 seed,
-                eos,
+                &[eos],
                 &decoding,
                 &mut |_| {},
             )?;

@@ -67,7 +67,7 @@ pub(super) fn sample(
     let answers = at.phases.time(Phase::Generation, || {
         let prompts = prompts(data);
         let keys: Vec<u64> = data.iter().map(|s| s.example as u64).collect();
-        generate(&student, &prompts, &keys, seed, eos, &decoding, &mut |_| {})
+        generate(&student, &prompts, &keys, seed, &[eos], &decoding, &mut |_| {})
     })?;
     Ok(with_answers(data, answers))
 }

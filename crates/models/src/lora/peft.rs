@@ -1,0 +1,270 @@
+//! Adapter folders in the layout of Python's `peft`: `adapter_config.json` and `adapter_model.safetensors`.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use abkd_host::files;
+use safetensors::tensor::{Dtype, TensorView};
+use serde_json::{Value, json};
+
+use super::{LoraConfig, Start, adapter, attach, each_projection};
+use crate::checkpoint::{ADAPTER, Mapped, Stored, write_json};
+use crate::keys::{self, Keys, Neutral};
+use crate::params::{to_vec, transpose};
+use crate::{Error, LanguageModel};
+
+const WEIGHTS: &str = "adapter_model.safetensors";
+
+/// Keys that leave the function unchanged: with any value, or with one.
+const NEUTRAL: &[(&str, Neutral)] = &[
+    ("alora_invocation_tokens", Neutral::Empty),
+    ("alpha_pattern", Neutral::Empty),
+    ("arrow_config", Neutral::Unset),
+    ("auto_mapping", Neutral::Any),
+    // what it sits on is said by whoever loads it
+    ("base_model_name_or_path", Neutral::Any),
+    ("bias", Neutral::Words(&["none"])),
+    ("corda_config", Neutral::Unset),
+    ("enable_lora", Neutral::Unset),
+    ("ensure_weight_tying", Neutral::Any),
+    // how the adapter was drawn
+    ("eva_config", Neutral::Any),
+    ("exclude_modules", Neutral::Empty),
+    ("fan_in_fan_out", Neutral::False),
+    ("inference_mode", Neutral::Any),
+    // of these the base keeps its weights; the others are a function of the base as they have changed it
+    (
+        "init_lora_weights",
+        Neutral::FlagOrWords(&["gaussian", "eva", "orthogonal"]),
+    ),
+    ("kasa_config", Neutral::Unset),
+    ("layer_replication", Neutral::Empty),
+    ("layers_pattern", Neutral::Empty),
+    ("layers_to_transform", Neutral::Empty),
+    ("loftq_config", Neutral::Empty),
+    ("lora_bias", Neutral::False),
+    ("lora_ga_config", Neutral::Unset),
+    ("megatron_config", Neutral::Unset),
+    ("megatron_core", Neutral::Any),
+    ("merge_weights", Neutral::Any),
+    ("modules_to_save", Neutral::Empty),
+    ("monteclora_config", Neutral::Unset),
+    ("peft_version", Neutral::Any),
+    ("qalora_group_size", Neutral::Any),
+    ("rank_pattern", Neutral::Empty),
+    ("revision", Neutral::Any),
+    ("runtime_config", Neutral::Any),
+    ("target_parameters", Neutral::Empty),
+    ("task_type", Neutral::Words(&["CAUSAL_LM"])),
+    ("trainable_token_indices", Neutral::Empty),
+    ("use_bdlora", Neutral::Unset),
+    ("use_dora", Neutral::False),
+    ("use_qalora", Neutral::False),
+    ("use_rslora", Neutral::False),
+    ("velora_config", Neutral::Unset),
+];
+
+/// Whether the folder holds an adapter.
+pub fn is_adapter(dir: &Path) -> bool {
+    dir.join(ADAPTER).exists()
+}
+
+fn peft_name(path: &str, factor: char) -> String {
+    format!("base_model.model.{path}.lora_{factor}.weight")
+}
+
+/// The adapters' tensors with PEFT's names, shapes and layout.
+pub fn tensors(model: &LanguageModel) -> Vec<(String, Vec<usize>, Vec<f32>)> {
+    let mut tensors = Vec::new();
+    let mut model = model.clone();
+    let collected: Result<(), std::convert::Infallible> =
+        each_projection(&mut model, &mut |path, _, linear| {
+            if let Some(adapter) = &linear.adapter {
+                for (factor, tensor) in [('A', &adapter.a), ('B', &adapter.b)] {
+                    let [rows, cols] = tensor.dims();
+                    // PEFT keeps [out, in], as PyTorch's Linear.
+                    let stored = transpose(&to_vec(tensor.val()), rows, cols);
+                    tensors.push((peft_name(path, factor), vec![cols, rows], stored));
+                }
+            }
+            Ok(())
+        });
+    match collected {
+        Ok(()) => tensors,
+        Err(never) => match never {},
+    }
+}
+
+/// Writes the adapters of `model` in PEFT's layout into `dir` (made if absent). `base` is what they
+/// sit on: a folder or a name on the Hub.
+///
+/// # Errors
+///
+/// When the folder cannot be written.
+pub fn save(
+    model: &LanguageModel,
+    config: &LoraConfig,
+    base: &str,
+    dir: &Path,
+) -> Result<(), Error> {
+    std::fs::create_dir_all(dir).map_err(Error::io(dir))?;
+    let tensors: Vec<(String, Vec<usize>, Vec<u8>)> = tensors(model)
+        .into_iter()
+        .map(|(name, shape, values)| {
+            let bytes = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+            (name, shape, bytes)
+        })
+        .collect();
+    let views = tensors.iter().map(|(name, shape, bytes)| {
+        let view =
+            TensorView::new(Dtype::F32, shape.clone(), bytes).expect("length follows from shape");
+        (name.as_str(), view)
+    });
+    let path = dir.join(WEIGHTS);
+    let metadata = Some([("format".to_owned(), "pt".to_owned())].into());
+    let bytes = safetensors::serialize(views, metadata).map_err(|e| Error::Corrupt {
+        path: path.clone(),
+        reason: e.to_string(),
+    })?;
+    files::write(&path, &bytes).map_err(Error::io(&path))?;
+    let peft = json!({
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": config.r,
+        "lora_alpha": config.alpha,
+        "lora_dropout": config.dropout,
+        "target_modules": config.target_modules,
+        "bias": "none",
+        "fan_in_fan_out": false,
+        "use_dora": false,
+        "use_rslora": false,
+        "inference_mode": true,
+    });
+    write_json(&dir.join(ADAPTER), &peft)
+}
+
+/// Reads an adapter folder onto `base`, which must be the model that it was trained on.
+///
+/// # Errors
+///
+/// Files that are missing or corrupt; a rank, shape or layer that does not fit `base`; a kind of
+/// adapter that is not built.
+pub fn load(base: LanguageModel, dir: &Path) -> Result<LanguageModel, Error> {
+    load_trainable(base, dir).map(|(model, _)| model)
+}
+
+/// As [`load`], with the adapter's configuration. `base` is frozen, the adapter's own `A` and `B` can be trained on.
+///
+/// # Errors
+///
+/// As [`load`].
+pub fn load_trainable(
+    mut base: LanguageModel,
+    dir: &Path,
+) -> Result<(LanguageModel, LoraConfig), Error> {
+    let path = dir.join(ADAPTER);
+    let config = read(&path)?;
+    let weights = dir.join(WEIGHTS);
+    let file = Mapped::open(weights.clone())?;
+    let mut stored = file.tensors()?;
+    // Before room is made for adapters of the rank that the file says.
+    let mut factors = BTreeMap::new();
+    each_projection(&mut base, &mut |layer, name, linear| {
+        if config.target_modules.iter().any(|target| target == name) {
+            let [input, output] = linear.weight.dims();
+            let a = factor(&mut stored, &weights, layer, 'A', [config.r, input])?;
+            let b = factor(&mut stored, &weights, layer, 'B', [output, config.r])?;
+            factors.insert(layer.to_owned(), (a, b));
+        }
+        Ok(())
+    })?;
+    if !factors.is_empty() && !stored.is_empty() {
+        return Err(Error::UnusedTensors {
+            path: weights,
+            names: stored.into_keys().collect(),
+        });
+    }
+    let device = base.device();
+    let mut model = attach(base, &config, 0).map_err(|error| match error {
+        Error::Setting { key, value, reason } => Error::Unsupported {
+            path,
+            key: key.trim_start_matches("lora.").into(),
+            value,
+            hint: reason,
+        },
+        error => error,
+    })?;
+    let set: Result<(), std::convert::Infallible> =
+        each_projection(&mut model, &mut |layer, _, linear| {
+            if let Some((a, b)) = factors.remove(layer) {
+                linear.adapter = Some(adapter(a, b, linear.weight.dims(), &config, &device));
+            }
+            Ok(())
+        });
+    match set {
+        Ok(()) => Ok((model, config)),
+        Err(never) => match never {},
+    }
+}
+
+/// A stored factor, `[out, in]` as in PyTorch, in the layout of a product `[in, out]`.
+fn factor(
+    stored: &mut BTreeMap<String, Stored>,
+    path: &Path,
+    layer: &str,
+    letter: char,
+    shape: [usize; 2],
+) -> Result<Vec<f32>, Error> {
+    let name = peft_name(layer, letter);
+    let Some(tensor) = stored.remove(&name) else {
+        return Err(Error::MissingTensors {
+            path: path.into(),
+            names: vec![name],
+        });
+    };
+    if tensor.shape() != shape {
+        return Err(Error::AdapterShape {
+            path: path.into(),
+            name,
+            expected: shape.to_vec(),
+            found: tensor.shape().to_vec(),
+        });
+    }
+    Ok(transpose(&tensor.values(&name)?, shape[0], shape[1]))
+}
+
+/// Reads an `adapter_config.json`: every key is honoured, known to be harmless, or refused.
+fn read(path: &Path) -> Result<LoraConfig, Error> {
+    let mut keys = Keys::new(path, keys::read(path)?)?;
+    keys.word("peft_type", "", &["LORA"])?;
+    let config = LoraConfig {
+        r: keys.size("r", None)?,
+        alpha: keys.number("lora_alpha", None, 1e-9..=1e9)?,
+        dropout: keys.number("lora_dropout", Some(0.0), 0.0..=0.999)?,
+        target_modules: targets(&mut keys)?,
+        start: Start::Continue,
+    };
+    if config.r == 0 {
+        return Err(keys.refuse("r", 0, "the rank must be 1 or more"));
+    }
+    keys.pass(NEUTRAL)?;
+    keys.finish()?;
+    Ok(config)
+}
+
+fn targets(keys: &mut Keys) -> Result<Vec<String>, Error> {
+    const KEY: &str = "target_modules";
+    let value = keys.take(KEY).unwrap_or_default();
+    let names = value.as_array().map(Vec::as_slice).unwrap_or_default();
+    let mut targets: Vec<String> = Vec::new();
+    for name in names.iter().filter_map(Value::as_str) {
+        if !targets.iter().any(|target| target == name) {
+            targets.push(name.into());
+        }
+    }
+    if targets.is_empty() || !names.iter().all(Value::is_string) {
+        return Err(keys.refuse(KEY, &value, "a list of the names of layers"));
+    }
+    Ok(targets)
+}
