@@ -15,6 +15,8 @@ use serde_json::{Value, json};
 
 mod mutate;
 
+static EMBEDDED: LazyLock<Tokenizer> = LazyLock::new(Tokenizer::embedded);
+
 /// An index and its tokens.
 static INDEXED: LazyLock<[Vec<u8>; 2]> = LazyLock::new(|| {
     let dir = tempfile::tempdir().unwrap();
@@ -49,10 +51,10 @@ proptest! {
         bounded(|| match read_jsonl(&path) {
             Ok(examples) => {
                 assert!(examples.iter().all(|e| !e.outputs.is_empty()));
-                let tokenizer = Tokenizer::embedded();
-                encode_training(&examples, &tokenizer, &limits).unwrap();
-                encode_prompts(&examples, &tokenizer, &limits, None).unwrap();
-                indexed::pack(&examples, &tokenizer).unwrap();
+                let tokenizer = &*EMBEDDED;
+                encode_training(&examples, tokenizer, &limits).unwrap();
+                encode_prompts(&examples, tokenizer, &limits, None).unwrap();
+                indexed::pack(&examples, tokenizer).unwrap();
             }
             Err(error) => {
                 assert!(error.to_string().contains("x.jsonl"), "{error}");
@@ -82,14 +84,14 @@ proptest! {
             fs::write(&path, bytes).unwrap();
         }
         let limits = Limits { max_prompt_length: 2, max_length: 3 };
-        let tokenizer = Tokenizer::embedded();
+        let tokenizer = &*EMBEDDED;
         bounded(|| match IndexedTokens::open(&prefix) {
             Ok(tokens) => {
                 for index in 0..tokens.len() {
                     let (text, sequence) = (tokens.text(index), tokens.sequence(index, &limits));
                     assert!(text.tokens.len() <= tokens.values());
                     assert!(sequence.is_none_or(|s| s.tokens.len() <= 3));
-                    tokens.line(index, &tokenizer).unwrap();
+                    tokens.line(index, tokenizer).unwrap();
                 }
                 for documents in [Documents::Text, Documents::Instructions] {
                     if tokens.check_ids(300, documents).is_ok() && documents == Documents::Text {
