@@ -1,18 +1,14 @@
 //! What a run shows on stderr: bars on a terminal, plain lines elsewhere.
 
-use std::io::Write;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use indicatif::{HumanDuration, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use crate::message::say;
+
 /// Time between plain lines of one cell.
 const PLAIN_EVERY: Duration = Duration::from_secs(20);
-
-/// A line on stderr. One that cannot be shown, because stderr is closed or full, is dropped: it is no reason to stop.
-pub fn say(text: &str) {
-    let _ = writeln!(std::io::stderr().lock(), "{text}");
-}
 
 /// The display of a run.
 pub struct Display {

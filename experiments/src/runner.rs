@@ -128,7 +128,8 @@ pub fn run(
         // found out now, and not after hours of work
         .and_then(|()| tempfile::tempfile_in(&results))
         .with_context(|| format!("results cannot be written to {}", results.display()))?;
-    for folder in [&results, &places.figures.join(&spec.profile.name)] {
+    let figures = places.figures.join(&spec.profile.name);
+    for folder in [&results, &places.partial(spec, ""), &figures] {
         files::sweep(folder).with_context(|| folder.display().to_string())?;
     }
     let device = crate::backend::device(&spec.profile.backend)?;
