@@ -259,18 +259,33 @@ fn positions_fit(spec: &Spec, teacher: &ModelConfig, student: &ModelConfig) -> R
 /// numbers, whose layers have the same names.
 fn adapters_fit(spec: &Spec, teacher: &ModelConfig, student: &ModelConfig) -> Result<()> {
     let p = &spec.profile;
-    let try_on =
-        |shape: &ModelConfig, before: Option<&Settings>, settings: &Settings| -> Result<()> {
-            let Some(config) = &settings.lora else {
-                return Ok(());
-            };
-            let mut model = small(shape)?.zeros(&Device::flex());
-            if let Some(before) = before.and_then(|s| s.lora.as_ref()) {
-                model = lora::adapt(model, before, 0)?;
-            }
-            lora::adapt(model, config, 0)?;
-            Ok(())
+    let try_on = |shape: &ModelConfig,
+                  before: Option<&Settings>,
+                  settings: &Settings|
+     -> Result<()> {
+        let Some(config) = &settings.lora else {
+            return Ok(());
         };
+        let mut model = small(shape)?.zeros(&Device::flex());
+        for config in before
+            .and_then(|s| s.lora.as_ref())
+            .into_iter()
+            .chain([config])
+        {
+            let (rank, width) = (config.r, shape.width());
+            ensure!(
+                rank <= width,
+                "`lora.r` = {rank}: the model is {width} wide, and no matrix of it has a higher rank"
+            );
+            // The tiny model is not as wide.
+            let narrow = lora::LoraConfig {
+                r: rank.min(1),
+                ..config.clone()
+            };
+            model = lora::adapt(model, &narrow, 0)?;
+        }
+        Ok(())
+    };
     for (name, settings) in spec.fine_tunings() {
         let shape = if name == "teacher_sft" {
             teacher
@@ -357,11 +372,12 @@ fn own_tokenizer_fits(root: &Path, spec: &Spec, side: Side, used: &Tokenizer) ->
     if !path.exists() || inputs::tokenizer_path(root, spec)?.as_ref() == Some(&path) {
         return Ok(());
     }
-    let own = inputs::read_tokenizer(&path, Some(used.eos()))?;
+    let place = || spec.in_profile(&[side.section(), "checkpoint"]);
+    let own = inputs::read_tokenizer(&path, Some(used.eos())).with_context(place)?;
     if let Some(how) = own.differs_from(used) {
         return Err(anyhow!(
             "{}: {}: the {} has another tokenizer than the data are encoded with: {how}; teacher and student must share one",
-            spec.in_profile(&[side.section(), "checkpoint"]),
+            place(),
             path.display(),
             side.section()
         ));

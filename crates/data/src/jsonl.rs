@@ -90,10 +90,6 @@ fn other_format(bytes: &[u8]) -> Option<&'static str> {
             b"PAR1",
             "a Parquet file; write it as JSON lines (pandas: `read_parquet(...).to_json(..., orient=\"records\", lines=True, force_ascii=False)`)",
         ),
-        (
-            b"version https://git-lfs",
-            "a git-lfs pointer, not the file itself; fetch it with `git lfs pull`",
-        ),
     ];
     let named = BEGINS.iter().find(|(begin, _)| bytes.starts_with(begin));
     if let Some((_, format)) = named {
@@ -367,10 +363,6 @@ mod tests {
             (b"\x28\xb5\x2f\xfd\0".to_vec(), "zstd"),
             (b"PAR1\x15\x04".to_vec(), "Parquet"),
             (b"PK\x03\x04\x14".to_vec(), "zip"),
-            (
-                b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n".to_vec(),
-                "git-lfs",
-            ),
             (b"<!DOCTYPE html>\n".to_vec(), "HTML"),
             (b"instruction,input,output\na,b,c\n".to_vec(), "CSV"),
             (b"instruction\toutput\na\tb\n".to_vec(), "CSV"),
@@ -395,6 +387,12 @@ mod tests {
                 "{what}: {error}"
             );
         }
+        let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n";
+        let error = read(pointer).unwrap_err();
+        assert!(
+            error.contains("x.jsonl: ") && error.contains("git-lfs"),
+            "{error}"
+        );
     }
 
     #[test]

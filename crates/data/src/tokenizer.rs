@@ -129,11 +129,6 @@ impl Tokenizer {
             reason,
         };
         let bytes = files::read(path, files::TEXT_LIMIT).map_err(Error::io(path))?;
-        if bytes.starts_with(b"version https://git-lfs") {
-            return Err(fail(
-                "a git-lfs pointer, not the file itself; fetch it with `git lfs pull`".into(),
-            ));
-        }
         let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
         let other = |e: String| fail(format!("no tokenizer.json of Hugging Face ({e})"));
         // The library panics where these parts are malformed.

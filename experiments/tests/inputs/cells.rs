@@ -139,7 +139,7 @@ fn other_content_of_any_input_makes_other_cells() {
         let vocab = json["model"]["vocab"].as_object_mut().unwrap();
         let words: Vec<String> = vocab
             .keys()
-            .filter(|w| w.len() > 3)
+            .filter(|w| w.len() > 3 && w.bytes().all(|b| b.is_ascii_alphabetic()))
             .take(2)
             .cloned()
             .collect();

@@ -94,7 +94,7 @@ fn checkpoints_and_tokenizers_are_named_with_whose_they_are_and_what_to_do() {
         let vocab = json["model"]["vocab"].as_object_mut().unwrap();
         let words: Vec<String> = vocab
             .keys()
-            .filter(|w| w.len() > 3)
+            .filter(|w| w.len() > 3 && w.bytes().all(|b| b.is_ascii_alphabetic()))
             .take(2)
             .cloned()
             .collect();
