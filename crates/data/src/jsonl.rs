@@ -65,7 +65,7 @@ fn read(path: &Path, answered: bool) -> Result<Vec<Example>, Error> {
 
 /// What a file is that is no JSONL, by how it begins, and what to do.
 fn other_format(bytes: &[u8]) -> Option<&'static str> {
-    const BEGINS: [(&[u8], &str); 10] = [
+    const BEGINS: [(&[u8], &str); 9] = [
         (
             b"\xff\xfe\0\0",
             "UTF-32, and UTF-8 is read; convert it with `iconv -f UTF-32 -t UTF-8`",
