@@ -347,7 +347,8 @@ mod tests {
                 assert_eq!(ours.len(), burns.len());
                 let largest = burns.iter().fold(0.0, |m: f32, x| m.max(x.abs()));
                 for (a, b) in ours.iter().zip(burns) {
-                    assert!((a - b).abs() <= 1e-6 * largest.max(1.0), "{a} {b}");
+                    // Gradients sum over 90 positions and three heads, in another order.
+                    assert!((a - b).abs() <= 2e-6 * largest.max(1.0), "{a} {b}");
                 }
             }
         }
