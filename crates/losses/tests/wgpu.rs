@@ -282,8 +282,9 @@ proptest! {
                     };
                     let grad = &grad[i * vocab..][..vocab];
                     let [value, grad] = common::errors(&exact, &value[i..][..1], grad);
+                    // An exponential of a shader may be off by 3 + 2 |x| units in the last place.
                     prop_assert!(
-                        value < 1e-5 && grad < 1e-5,
+                        value < 1e-5 && grad < 2e-5,
                         "{d:?} {fidelity:?} {regime:?}, {vocab} tokens, scale {scale}, offset {offset}: {value:e} {grad:e}"
                     );
                 }
