@@ -37,7 +37,7 @@ proptest! {
         let mut dice = Dice::new(seed);
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.jsonl");
-        let mut lines = vec![example(), json!({ "instruction": "b", "input": null, "output": "c" })];
+        let mut lines = [example(), json!({ "instruction": "b", "input": null, "output": "c" })];
         if dice.below(2) == 0 {
             let line = dice.below(2);
             mutate::json(&mut lines[line], &mut dice);

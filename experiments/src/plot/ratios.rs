@@ -1,6 +1,6 @@
 //! The benchmarks beside PyTorch as bars: a panel a benchmark, a bar a row, its height the number of times as fast.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use plotters::prelude::*;
@@ -55,7 +55,7 @@ pub fn ratios(results: &Path, path: &Path) -> Result<()> {
     save(path, size, |area| draw(area, &panels))
 }
 
-fn read(file: &PathBuf) -> Result<Vec<Bar>> {
+fn read(file: &Path) -> Result<Vec<Bar>> {
     let opened = abkd_host::files::open(file).with_context(|| file.display().to_string())?;
     csv::Reader::from_reader(opened)
         .into_deserialize()
