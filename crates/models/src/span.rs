@@ -348,7 +348,7 @@ mod tests {
                 let largest = burns.iter().fold(0.0, |m: f32, x| m.max(x.abs()));
                 for (a, b) in ours.iter().zip(burns) {
                     // Gradients sum over 90 positions and three heads, in another order.
-                    assert!((a - b).abs() <= 2e-6 * largest.max(1.0), "{a} {b}");
+                    assert!((a - b).abs() <= 5e-6 * largest.max(1.0), "{a} {b}");
                 }
             }
         }
