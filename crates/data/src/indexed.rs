@@ -297,12 +297,7 @@ impl IndexedTokens {
 fn parse_index(index: &[u8]) -> Result<(Kind, Vec<usize>), String> {
     let begins = &index[..index.len().min(MAGIC.len())];
     if !MAGIC.starts_with(begins) {
-        let what = if index.starts_with(b"version https://git-lfs") {
-            "a git-lfs pointer, not the file itself; fetch it with `git lfs pull`"
-        } else {
-            "not an indexed token file: it does not begin with MMIDIDX"
-        };
-        return Err(what.into());
+        return Err("not an indexed token file: it does not begin with MMIDIDX".into());
     }
     if index.len() < HEADER {
         return Err(format!(

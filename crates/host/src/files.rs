@@ -3,12 +3,19 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
 /// Largest file that is read into memory whole: text, tables, settings.
 pub const TEXT_LIMIT: u64 = 1 << 30;
+
+/// Whether a path is the name of a file and nothing else: no folder, no way up, no root, on any system.
+pub fn is_file_name(name: &str) -> bool {
+    let mut parts = Path::new(name).components();
+    let plain = matches!(parts.next(), Some(Component::Normal(part)) if part == name);
+    plain && parts.next().is_none() && !name.contains(['/', '\\', ':', '\0'])
+}
 
 /// Opens a plain file. A folder, a pipe or a device is refused before anything waits on it.
 ///
@@ -63,7 +70,12 @@ pub fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
 }
 
 /// What a git-lfs pointer begins with.
-const POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
+const POINTER: &[u8] = b"version https://git-lfs";
+
+/// Whether bytes begin as a git-lfs pointer does.
+pub fn is_pointer(bytes: &[u8]) -> bool {
+    bytes.starts_with(POINTER)
+}
 
 /// Refuses a git-lfs pointer by its first bytes: it stands for a large file in a clone that was made without git-lfs.
 ///
@@ -71,7 +83,7 @@ const POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
 ///
 /// Where `bytes` begin as such a pointer does.
 pub fn refuse_pointer(bytes: &[u8]) -> io::Result<()> {
-    if bytes.starts_with(POINTER) {
+    if is_pointer(bytes) {
         return Err(io::Error::other(
             "this is a git-lfs pointer, not the file itself; run `git lfs pull` in its folder, or fetch the file again",
         ));
@@ -297,6 +309,18 @@ mod tests {
         let folder = std::env::temp_dir().join(format!("abkd-files-{}", std::process::id()));
         fs::create_dir_all(&folder).unwrap();
         folder
+    }
+
+    #[test]
+    fn a_name_of_a_file_leads_to_no_other_folder() {
+        for good in ["model-00001-of-00002.safetensors", "a", "..a", ".a"] {
+            assert!(is_file_name(good), "{good}");
+        }
+        for bad in [
+            "", ".", "..", "../a", "/a", "a/b", "./a", "a/", "a/..", "..\\a", "c:a", "a\0",
+        ] {
+            assert!(!is_file_name(bad), "{bad}");
+        }
     }
 
     #[test]

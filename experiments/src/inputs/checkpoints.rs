@@ -13,8 +13,6 @@ use serde_json::Value;
 use super::Absent;
 use crate::spec::{ModelSpec, Spec};
 
-/// What a file of git-lfs begins with where the content was not fetched.
-const POINTER: &[u8] = b"version https://git-lfs";
 /// Largest header of a safetensors file that its readers take.
 const HEADER_LIMIT: u64 = 100_000_000;
 /// The folder that `make weights` fills.
@@ -193,7 +191,7 @@ pub fn weight_files(dir: &Path) -> Result<Option<Vec<PathBuf>>> {
     names
         .into_iter()
         .map(|name| {
-            if is_plain(name) {
+            if files::is_file_name(name) {
                 return Ok(dir.join(name));
             }
             Err(anyhow!(
@@ -205,19 +203,10 @@ pub fn weight_files(dir: &Path) -> Result<Option<Vec<PathBuf>>> {
         .map(Some)
 }
 
-/// Whether a name is that of a file in a folder, and of no other folder.
-pub fn is_plain(name: &str) -> bool {
-    let mut parts = Path::new(name).components();
-    matches!(
-        (parts.next(), parts.next()),
-        (Some(std::path::Component::Normal(part)), None) if part == name
-    ) && !name.contains('\\')
-}
-
 fn pointer(path: &Path) -> Option<Trouble> {
-    let mut begin = vec![0; POINTER.len()];
-    let file = files::open(path).and_then(|mut file| file.read_exact(&mut begin));
-    (file.is_ok() && begin == POINTER).then(|| Trouble::Broken {
+    let mut begin = Vec::new();
+    let read = files::open(path).and_then(|file| file.take(64).read_to_end(&mut begin));
+    (read.is_ok() && files::is_pointer(&begin)).then(|| Trouble::Broken {
         what: format!(
             "{}: a git-lfs pointer, not the file that it stands for",
             path.display()

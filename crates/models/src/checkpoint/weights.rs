@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use abkd_host::files;
 use half::{bf16, f16};
@@ -164,7 +164,7 @@ impl Weights {
                     reason,
                 }
             };
-            if !is_file_name(name) {
+            if !files::is_file_name(name) {
                 return Err(refuse(
                     "this is not the name of a file beside the index, and no other file is read"
                         .into(),
@@ -230,29 +230,5 @@ impl Weights {
             }
         }
         Ok(all)
-    }
-}
-
-/// Whether a path is the name of a file and nothing else: no folder, no way up, no root, on any system.
-fn is_file_name(name: &str) -> bool {
-    let mut parts = Path::new(name).components();
-    let plain = matches!(parts.next(), Some(Component::Normal(part)) if part == name);
-    plain && parts.next().is_none() && !name.contains(['/', '\\', ':', '\0'])
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_shard_is_a_file_beside_its_index() {
-        for good in ["model-00001-of-00002.safetensors", "a", "..a", ".a"] {
-            assert!(is_file_name(good), "{good}");
-        }
-        for bad in [
-            "", ".", "..", "../a", "/a", "a/b", "./a", "a/", "a/..", "..\\a", "c:a", "a\0",
-        ] {
-            assert!(!is_file_name(bad), "{bad}");
-        }
     }
 }
