@@ -17,7 +17,7 @@
 use abkd_host::rng::Rng;
 use statrs::distribution::{ContinuousCDF, StudentsT};
 
-use crate::stats::{mean, ranks, spearman};
+use crate::stats::{mean, quantiles, spearman};
 
 /// Scores of all rows of a table on one data set, all rows with the same training seeds, sampling seeds and examples.
 #[derive(Clone, Debug)]
@@ -234,7 +234,7 @@ impl Table {
         let training = self.training_of_differences()?;
         let x = self.contrast(row, Some(other));
         let squares = self.squares(&x, training);
-        let all = self.estimate(&x, training)?;
+        let all = self.estimate_of(&x, &squares)?;
         // What trainings add to the variance of the mean, now; it falls with their number.
         let [_, t, s, e] = self.counts();
         let by_training = (training.value - squares.training_example.value).max(0.0) / (t * s * e);
@@ -449,8 +449,11 @@ impl Table {
     }
 
     fn estimate(&self, x: &[f64], training: Square) -> Option<Estimate> {
+        self.estimate_of(x, &self.squares(x, training))
+    }
+
+    fn estimate_of(&self, x: &[f64], q: &Squares) -> Option<Estimate> {
         let [_, t, s, e] = self.counts();
-        let q = self.squares(x, training);
         // What a sampling seed shares over all examples is next to nothing: its draws differ from example to example. Where
         // its estimate is negative it is 0.
         let sampling =
@@ -530,24 +533,8 @@ pub fn first(redrawn: &[Vec<f64>]) -> Vec<f64> {
 /// The interval of this level of Spearman's rho between `redrawn` means and other scores of the same rows; `None` where
 /// there are fewer than two rows, or `other` is constant.
 pub fn rank_agreement(redrawn: &[Vec<f64>], other: &[f64], level: f64) -> Option<[f64; 2]> {
-    ranks(other)?;
     let rho: Option<Vec<f64>> = redrawn.iter().map(|m| spearman(m, other)).collect();
-    percentile(rho?, level)
-}
-
-/// The middle share of values.
-pub fn percentile(mut values: Vec<f64>, level: f64) -> Option<[f64; 2]> {
-    values.sort_by(f64::total_cmp);
-    let last = values.len().checked_sub(1)?;
-    let at = |q: f64| {
-        let place = q * last as f64;
-        let (low, high) = (
-            values[place.floor() as usize],
-            values[place.ceil() as usize],
-        );
-        low + (high - low) * place.fract()
-    };
-    Some([at(0.5 - 0.5 * level), at(0.5 + 0.5 * level)])
+    quantiles(&rho?, [0.5 - 0.5 * level, 0.5 + 0.5 * level])
 }
 
 #[cfg(test)]

@@ -23,10 +23,15 @@ pub fn quartiles(values: &[f64]) -> Option<[f64; 3]> {
     if !values.iter().all(|x| x.is_finite()) {
         return None;
     }
+    quantiles(values, [0.25, 0.5, 0.75])
+}
+
+/// The values at these shares of the sorted ones, interpolated as in [`quartiles`]; `None` of nothing.
+pub(crate) fn quantiles<const N: usize>(values: &[f64], shares: [f64; N]) -> Option<[f64; N]> {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     let last = sorted.len().checked_sub(1)?;
-    Some([0.25, 0.5, 0.75].map(|q| {
+    Some(shares.map(|q| {
         let at = q * last as f64;
         let (low, high) = (sorted[at.floor() as usize], sorted[at.ceil() as usize]);
         low + (high - low) * at.fract()
