@@ -9,7 +9,8 @@ use abkd_data::{
     Example, Limits, Tokenizer, encode_prompts, encode_training, from_folder, indexed,
     read_answered, read_jsonl,
 };
-use mutate::{Dice, bounded, config};
+use abkd_host::rng::Rng;
+use mutate::{bounded, config};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -34,7 +35,7 @@ proptest! {
 
     #[test]
     fn jsonl(seed: u64) {
-        let mut dice = Dice::new(seed);
+        let mut dice = Rng::new(&[seed]);
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.jsonl");
         let mut lines = [example(), json!({ "instruction": "b", "input": null, "output": "c" })];
@@ -65,7 +66,7 @@ proptest! {
 
     #[test]
     fn indexed_tokens(seed: u64) {
-        let mut dice = Dice::new(seed);
+        let mut dice = Rng::new(&[seed]);
         let dir = tempfile::tempdir().unwrap();
         let prefix = dir.path().join("x");
         for (suffix, whole) in ["idx", "bin"].iter().zip(INDEXED.iter()) {
@@ -74,7 +75,7 @@ proptest! {
             if *suffix == "idx" && dice.below(2) == 0 {
                 // a number of the header: version, type, counts
                 let at = [9, 17, 18, 26][dice.below(4)];
-                bytes[at..at + 8].copy_from_slice(&dice.next().to_le_bytes());
+                bytes[at..at + 8].copy_from_slice(&dice.bits().to_le_bytes());
                 if dice.below(2) == 0 {
                     bytes[17] = [4, 8, 9][dice.below(3)];
                 }
@@ -106,7 +107,7 @@ proptest! {
 
     #[test]
     fn tokenizers(seed: u64) {
-        let mut dice = Dice::new(seed);
+        let mut dice = Rng::new(&[seed]);
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("tokenizer.json");
         let whole = tokenizer(dice.below(4));
@@ -151,7 +152,7 @@ proptest! {
 
     #[test]
     fn folders(seed: u64) {
-        let mut dice = Dice::new(seed);
+        let mut dice = Rng::new(&[seed]);
         let dir = tempfile::tempdir().unwrap();
         for file in [
             "dolly/train.jsonl", "dolly/dev.jsonl", "dolly/valid.jsonl", "self-inst/valid.jsonl",
@@ -171,7 +172,7 @@ proptest! {
 }
 
 /// Writes a file, damaged as JSON or as bytes.
-fn damaged(path: &Path, mut content: Value, dice: &mut Dice) {
+fn damaged(path: &Path, mut content: Value, dice: &mut Rng) {
     if dice.below(3) > 0 {
         mutate::json(&mut content, dice);
         fs::write(path, content.to_string()).unwrap();

@@ -4,13 +4,14 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use abkd_host::rng::Rng;
 use abkd_models::verify::Check;
 use abkd_training::Error;
 use abkd_training::verify::{
     verify_adapter, verify_gjsd, verify_minillm, verify_schedule, verify_trajectory,
 };
 use burn::tensor::Device;
-use mutate::{Dice, bounded, config};
+use mutate::{bounded, config};
 use proptest::prelude::*;
 use serde_json::Value;
 
@@ -26,7 +27,7 @@ fn read(name: &str) -> Value {
 }
 
 /// Cuts a list to one entry: what is left is changed the more.
-fn one(list: &mut Value, dice: &mut Dice) {
+fn one(list: &mut Value, dice: &mut Rng) {
     if let Some(entries) = list.as_array_mut() {
         let chosen = dice.below(entries.len());
         entries.swap(0, chosen);
@@ -36,20 +37,12 @@ fn one(list: &mut Value, dice: &mut Dice) {
 
 /// Damages a golden file and has it checked.
 fn check(
-    mut golden: Value,
+    golden: Value,
     path: &Path,
-    dice: &mut Dice,
+    dice: &mut Rng,
     verify: impl FnOnce(&Path) -> Result<Vec<Check>, Error>,
 ) {
-    let changed = dice.below(4) > 0;
-    if changed {
-        mutate::json(&mut golden, dice);
-    }
-    let mut text = golden.to_string().into_bytes();
-    if !changed {
-        mutate::bytes(&mut text, dice);
-    }
-    fs::write(path, text).unwrap();
+    mutate::write(path, golden, dice);
     bounded(|| match verify(path) {
         Ok(checks) => {
             assert!(!checks.is_empty());
@@ -82,7 +75,7 @@ proptest! {
 
     #[test]
     fn minillm(seed: u64) {
-        let mut dice = Dice::new(seed);
+        let mut dice = Rng::new(&[seed]);
         let mut golden = read("methods/minillm.json");
         one(&mut golden["cases"], &mut dice);
         one(&mut golden["cases"][0]["variants"], &mut dice);
@@ -93,7 +86,7 @@ proptest! {
 
     #[test]
     fn gjsd(seed: u64) {
-        let mut dice = Dice::new(seed);
+        let mut dice = Rng::new(&[seed]);
         let mut golden = read("methods/gjsd.json");
         one(&mut golden["cases"], &mut dice);
         one(&mut golden["cases"][0]["results"], &mut dice);
@@ -103,7 +96,7 @@ proptest! {
 
     #[test]
     fn schedules(seed: u64) {
-        let mut dice = Dice::new(seed);
+        let mut dice = Rng::new(&[seed]);
         let names = ["schedules", "distillm_schedule", "replay_buffer"];
         let mut golden = read(&format!("methods/{}.json", names[dice.below(3)]));
         for list in ["cases", "threshold", "share", "sources", "mixed"] {
@@ -123,7 +116,7 @@ proptest! {
 
     #[test]
     fn trajectories(seed: u64) {
-        let mut dice = Dice::new(seed);
+        let mut dice = Rng::new(&[seed]);
         let dir = beside(&[("student", "trajectory-ab/student"), ("teacher", "trajectory-ab/teacher")]);
         let mut golden = read("trajectory-ab/golden.json");
         for list in ["batches", "log"] {
@@ -135,7 +128,7 @@ proptest! {
 
     #[test]
     fn adapters(seed: u64) {
-        let mut dice = Dice::new(seed);
+        let mut dice = Rng::new(&[seed]);
         let dir = beside(&[
             ("golden/base", "methods/lora_continue/base"),
             ("golden/adapter", "methods/lora_continue/adapter"),

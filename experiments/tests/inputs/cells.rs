@@ -135,18 +135,7 @@ fn other_content_of_any_input_makes_other_cells() {
         );
     });
     changed("weights/t/tokenizer.json", &|| {
-        let mut json: Value = serde_json::from_str(&root.read("weights/t/tokenizer.json")).unwrap();
-        let vocab = json["model"]["vocab"].as_object_mut().unwrap();
-        let words: Vec<String> = vocab
-            .keys()
-            .filter(|w| w.len() > 3 && w.bytes().all(|b| b.is_ascii_alphabetic()))
-            .take(2)
-            .cloned()
-            .collect();
-        let ids = [vocab[&words[0]].clone(), vocab[&words[1]].clone()];
-        vocab.insert(words[0].clone(), ids[1].clone());
-        vocab.insert(words[1].clone(), ids[0].clone());
-        root.write("weights/t/tokenizer.json", &json.to_string());
+        root.swapped_tokenizer("weights/t/tokenizer.json");
     });
 }
 

@@ -3,7 +3,6 @@
 use std::fs;
 
 use abkd_data::{Example, indexed};
-use serde_json::Value;
 
 use crate::root::{Root, gpt2, jsonl, text};
 
@@ -89,22 +88,8 @@ fn checkpoints_and_tokenizers_are_named_with_whose_they_are_and_what_to_do() {
         &["ok.toml:7", "the student has 128 positions"],
     );
     // another tokenizer of the same size; an equal one is none
-    let swapped = |root: &Root, whose: &str| {
-        let mut json: Value = serde_json::from_str(&root.read("weights/t/tokenizer.json")).unwrap();
-        let vocab = json["model"]["vocab"].as_object_mut().unwrap();
-        let words: Vec<String> = vocab
-            .keys()
-            .filter(|w| w.len() > 3 && w.bytes().all(|b| b.is_ascii_alphabetic()))
-            .take(2)
-            .cloned()
-            .collect();
-        let ids = [vocab[&words[0]].clone(), vocab[&words[1]].clone()];
-        vocab.insert(words[0].clone(), ids[1].clone());
-        vocab.insert(words[1].clone(), ids[0].clone());
-        root.write(whose, &json.to_string());
-    };
     with(
-        &|root| swapped(root, "weights/s/tokenizer.json"),
+        &|root| root.swapped_tokenizer("weights/s/tokenizer.json"),
         &[
             "ok.toml:11",
             "weights/s/tokenizer.json",
@@ -113,7 +98,7 @@ fn checkpoints_and_tokenizers_are_named_with_whose_they_are_and_what_to_do() {
     );
     with(
         &|root| {
-            swapped(root, "other.json");
+            root.swapped_tokenizer("other.json");
             root.profile(
                 "path = \"data\"",
                 "path = \"data\"\ntokenizer = \"other.json\"",

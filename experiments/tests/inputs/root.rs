@@ -124,6 +124,23 @@ impl Root {
         fs::read_to_string(self.path(name)).unwrap()
     }
 
+    /// Writes the teacher's tokenizer with the ids of two words exchanged: another one of the same size.
+    pub fn swapped_tokenizer(&self, name: &str) {
+        let mut json: serde_json::Value =
+            serde_json::from_str(&self.read("weights/t/tokenizer.json")).unwrap();
+        let vocab = json["model"]["vocab"].as_object_mut().unwrap();
+        let words: Vec<String> = vocab
+            .keys()
+            .filter(|w| w.len() > 3 && w.bytes().all(|b| b.is_ascii_alphabetic()))
+            .take(2)
+            .cloned()
+            .collect();
+        let ids = [vocab[&words[0]].clone(), vocab[&words[1]].clone()];
+        vocab.insert(words[0].clone(), ids[1].clone());
+        vocab.insert(words[1].clone(), ids[0].clone());
+        self.write(name, &json.to_string());
+    }
+
     pub fn checkpoint(&self, name: &str, model: &LanguageModel) {
         checkpoint::save(model, &self.path(name), StoredAs::F32).unwrap();
     }

@@ -2,8 +2,11 @@
 //! file by its path.
 #![allow(dead_code)] // no test uses all of it
 
+use std::fs;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
+use abkd_host::rng::Rng;
 use proptest::test_runner::Config;
 use serde_json::{Map, Value, json};
 
@@ -34,35 +37,21 @@ pub fn bounded<T>(read: impl FnOnce() -> T) -> T {
     result
 }
 
-/// Numbers from a seed.
-pub struct Dice(u64);
-
-impl Dice {
-    pub fn new(seed: u64) -> Self {
-        Self(seed)
+/// Writes a JSON document with some of its values or of its bytes changed.
+pub fn write(path: &Path, mut value: Value, dice: &mut Rng) {
+    let values = dice.below(4) > 0;
+    if values {
+        json(&mut value, dice);
     }
-
-    /// The next number (splitmix64).
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+    let mut text = value.to_string().into_bytes();
+    if !values {
+        bytes(&mut text, dice);
     }
-
-    /// A number below `n`; 0 for 0.
-    pub fn below(&mut self, n: usize) -> usize {
-        (self.next() % n.max(1) as u64) as usize
-    }
-
-    fn one<T: Clone>(&mut self, of: &[T]) -> T {
-        of[self.below(of.len())].clone()
-    }
+    fs::write(path, text).unwrap();
 }
 
 /// Changes, removes, repeats or inserts some bytes.
-pub fn bytes(bytes: &mut Vec<u8>, dice: &mut Dice) {
+pub fn bytes(bytes: &mut Vec<u8>, dice: &mut Rng) {
     for _ in 0..=dice.below(3) {
         let at = dice.below(bytes.len());
         let end = (at + dice.below(9)).min(bytes.len());
@@ -76,9 +65,9 @@ pub fn bytes(bytes: &mut Vec<u8>, dice: &mut Dice) {
                 let again = bytes[at..end].to_vec();
                 bytes.splice(at..at, again).for_each(drop);
             }
-            4 => bytes[at..end].fill(dice.one(&[0, 0x7f, 0x80, 0xff])),
+            4 => bytes[at..end].fill(*dice.pick(&[0, 0x7f, 0x80, 0xff])),
             _ => {
-                let value = dice.next() as u8;
+                let value = dice.bits() as u8;
                 if let Some(byte) = bytes.get_mut(at) {
                     *byte = value;
                 }
@@ -89,13 +78,13 @@ pub fn bytes(bytes: &mut Vec<u8>, dice: &mut Dice) {
 
 /// Changes some values of a JSON document: other types, numbers at the ends of their ranges, lists that are empty, too
 /// short or too long, keys that are gone or strange.
-pub fn json(value: &mut Value, dice: &mut Dice) {
+pub fn json(value: &mut Value, dice: &mut Rng) {
     for _ in 0..=dice.below(3) {
         damage(value, dice);
     }
 }
 
-fn damage(value: &mut Value, dice: &mut Dice) {
+fn damage(value: &mut Value, dice: &mut Rng) {
     // Down to a random value, which may be the first.
     let deeper = dice.below(8) > 0;
     match value {
@@ -138,8 +127,8 @@ fn damage(value: &mut Value, dice: &mut Dice) {
     }
 }
 
-fn strange(dice: &mut Dice) -> Value {
-    let n = dice.next();
+fn strange(dice: &mut Rng) -> Value {
+    let n = dice.bits();
     let values = [
         json!(null),
         json!(true),
@@ -170,5 +159,5 @@ fn strange(dice: &mut Dice) -> Value {
         Value::Object(Map::new()),
         json!({ "type": "Sequence" }),
     ];
-    dice.one(&values)
+    dice.pick(&values).clone()
 }
