@@ -1,5 +1,5 @@
-//! Ours against the paper: who ranks where, how well the orders agree, and by how much a row is ahead or behind. Whether a
-//! difference is one of the losses is not said here: spreads over a few trainings are no intervals.
+//! Ours against the paper: who ranks where, how well the orders agree, by how much a row is ahead or behind, and where scores
+//! of single answers are there, which differences are more than chance ([`crate::evidence`]).
 //!
 //! The two sides are measured at different scales, so scores are shown side by side but only *ranks* are compared.
 //! On each data set the ranks run over the rows that both sides have; what only one side has is listed apart, and ranked
@@ -11,6 +11,7 @@ mod write;
 use abkd_metrics::stats;
 use anyhow::{Result, ensure};
 
+use crate::evidence::Evidence;
 use crate::results::{Cell, Table, distinct};
 
 /// What rows are compared with.
@@ -115,6 +116,8 @@ pub struct Comparison {
     pub average_ranks: Vec<AverageRank>,
     /// How many of the paper's cells we have, and how many the paper has; absent without a table of it.
     pub coverage: Option<(usize, usize)>,
+    /// Intervals, differences and verdicts, where the scores of single answers are there.
+    pub evidence: Option<Evidence>,
     references: References,
 }
 
@@ -162,6 +165,7 @@ impl Comparison {
             average_ranks,
             coverage: paper
                 .map(|paper| (paper.cells.iter().filter(done).count(), paper.cells.len())),
+            evidence: None,
             references,
         })
     }

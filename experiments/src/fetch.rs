@@ -3,11 +3,11 @@
 use std::path::Path;
 
 use abkd_data::hub::{Hub, RepoKind, Request, WantedFile};
+use abkd_models::checkpoint::weight_files;
 use anyhow::{Context, Result, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
 
-use crate::inputs::checkpoints::weight_files;
 use crate::inputs::data_folder;
 use crate::results::write_atomic;
 use crate::spec::{ModelSpec, Profile, Source};

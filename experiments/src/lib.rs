@@ -4,6 +4,7 @@ pub mod audit;
 pub mod backend;
 pub mod compare;
 pub mod estimate;
+pub mod evidence;
 pub mod fetch;
 pub mod inputs;
 pub mod listing;

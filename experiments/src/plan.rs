@@ -237,6 +237,7 @@ impl Plan {
                         };
                         let cell = json!({
                             "format": FORMAT,
+                            "scores": "of each answer",
                             "model": plan.reference(who, base),
                             "dataset": [dataset.id(), hash(dataset.id())],
                             "tokenizer": hash("tokenizer"),

@@ -1,10 +1,12 @@
-//! Figures as PNG: the curves of Figure 1, the bars of Tables 1, 2 and 4, ours beside the paper's, and the stacked bars
-//! of Table 3.
+//! Figures as PNG: the curves of Figure 1, the bars, intervals and pairs of Tables 1, 2 and 4, ours beside the paper's, and the
+//! stacked bars of Table 3.
 //!
 //! The font is part of the binary, so a figure looks the same on a machine without fonts.
 
 mod bars;
 mod curves;
+mod intervals;
+mod matrix;
 mod ratios;
 mod stacks;
 
@@ -26,6 +28,8 @@ use crate::results::write_atomic;
 
 pub use bars::bars;
 pub use curves::figure1;
+pub use intervals::intervals;
+pub use matrix::matrix;
 pub use ratios::ratios;
 pub use stacks::stacks;
 

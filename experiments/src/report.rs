@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 
 use crate::compare::{Comparison, References};
+use crate::evidence::Evidence;
 use crate::plot;
-use crate::results::{CurvePoint, Table, mean_curve, read_curve};
+use crate::results::{CurvePoint, Table, mean_curve, read_curve, read_examples};
 use crate::runner::Places;
 use crate::spec::{Kind, REPLACED, STUDENT, Spec, TEACHER};
 use crate::timing;
@@ -38,11 +39,29 @@ pub fn compare(places: &Places, spec: &Spec, width: Option<u16>) -> Result<Strin
         paper.as_ref(),
         references,
     )?;
+    comparison.evidence = evidence(places, spec, paper.as_ref())?;
     if spec.starts_are_replaced() {
         comparison.remarks.push(REPLACED.into());
     }
     comparison.write(&folder(places, spec, ".csv"))?;
     Ok(comparison.terminal(width))
+}
+
+/// What the scores of single answers say, where they are there.
+fn evidence(places: &Places, spec: &Spec, paper: Option<&Table>) -> Result<Option<Evidence>> {
+    // Beside the table that they are of.
+    let path = folder(places, spec, ".csv").join(format!("{}_examples.csv", spec.experiment.name));
+    if !path.exists() {
+        return Ok(None);
+    }
+    let e = &spec.experiment;
+    let rows: Vec<&str> = e.rows.iter().map(|row| row.label.as_str()).collect();
+    Ok(Evidence::new(
+        &read_examples(&path)?,
+        &rows,
+        paper,
+        e.subject(),
+    ))
 }
 
 /// Seconds a sample and ratios to SFT, ours and the paper's.
@@ -112,7 +131,7 @@ fn quoted(text: &str) -> String {
     text.into()
 }
 
-/// Draws the picture of an experiment; gives its path.
+/// Draws the picture of an experiment, and of a table its intervals and pairs beside it; gives the first one's path.
 ///
 /// # Errors
 ///
@@ -144,6 +163,12 @@ pub fn draw(places: &Places, spec: &Spec) -> Result<PathBuf> {
             let ours = Table::read(&ours(places, spec, ".csv")).with_context(|| hint(spec))?;
             let paper = paper(places, spec, Table::read)?;
             plot::bars(&ours, paper.as_ref(), &path, &e.title, profile, e.subject())?;
+            if let Some(evidence) = evidence(places, spec, paper.as_ref())? {
+                let beside = |end: &str| path.with_file_name(format!("{}_{end}.png", e.name));
+                let (paper, to) = (paper.as_ref(), beside("intervals"));
+                plot::intervals(&evidence, paper, &to, &e.title, profile, e.subject())?;
+                plot::matrix(&evidence, &beside("pairs"), &e.title)?;
+            }
         }
     }
     Ok(path)

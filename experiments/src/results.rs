@@ -3,6 +3,7 @@
 //! | file | one line per | read and written by |
 //! |---|---|---|
 //! | `results/<profile>/<experiment>_scores.csv` | row, training seed, data set and sampling seed | [`read_scores`], [`write_scores`] |
+//! | `results/<profile>/<experiment>_examples.csv` | the same, the scores of single answers | [`read_examples`], [`write_examples`] |
 //! | `results/<profile>/<experiment>.csv` | row and data set | [`Table::read`], [`Table::write`], from [`fold`] |
 //! | `results/<profile>/figure1.csv` | loss, training seed and epoch | [`read_curve`], [`write_curve`] |
 //! | `results/paper/*.csv` | as the two above | [`Table::read`], [`read_curve`] |
@@ -11,6 +12,7 @@
 //! (F1 x 100), as in the paper.
 
 mod curve;
+mod examples;
 mod score;
 mod sheet;
 
@@ -22,6 +24,7 @@ use anyhow::{Context, Result, ensure};
 use polars::prelude::{Column, DataFrame, GroupsIndicator};
 
 pub use curve::{CurvePoint, mean_curve, read_curve, write_curve};
+pub use examples::{Examples, read_examples, write_examples};
 pub use score::{Score, read_scores, write_scores};
 pub(crate) use sheet::Sheet;
 pub use sheet::{Field, write_atomic, write_lines};
@@ -312,6 +315,7 @@ mod tests {
             rouge_l,
             exact_match: rouge_l / 10.0,
             mean_tokens: 80.0,
+            examples: Vec::new(),
         }
     }
 

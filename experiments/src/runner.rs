@@ -76,6 +76,16 @@ pub struct Trained {
     pub cached_share: Option<f64>,
 }
 
+/// What an evaluation leaves.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Evaluated {
+    /// Means over the answers.
+    #[serde(flatten)]
+    score: evaluate::Score,
+    /// ROUGE-L of each answer.
+    examples: Vec<f64>,
+}
+
 /// What a cell leaves that works something out for many others: its time, over all attempts.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 struct OneOff {
@@ -245,7 +255,7 @@ pub fn write_results(places: &Places, spec: &Spec, plan: &Plan) -> Result<()> {
                 }));
             }
             Work::Evaluate { who, dataset, seed } => {
-                let Some(score) = proof::result::<evaluate::Score>(&runs, &cell.id)? else {
+                let Some(found) = proof::result::<Evaluated>(&runs, &cell.id)? else {
                     continue;
                 };
                 let (place, training_seed) = match who {
@@ -253,6 +263,7 @@ pub fn write_results(places: &Places, spec: &Spec, plan: &Plan) -> Result<()> {
                     Who::Student => (1, None),
                     Who::Row { row, seed } => (2 + row, Some(seed)),
                 };
+                let Evaluated { score, examples } = found;
                 let score = Score {
                     experiment: name.clone(),
                     row: row_label(spec, who),
@@ -263,6 +274,7 @@ pub fn write_results(places: &Places, spec: &Spec, plan: &Plan) -> Result<()> {
                     rouge_l: score.rouge_l,
                     exact_match: score.exact_match,
                     mean_tokens: score.mean_tokens,
+                    examples,
                 };
                 scores.push((place, score));
             }
@@ -278,6 +290,7 @@ pub fn write_results(places: &Places, spec: &Spec, plan: &Plan) -> Result<()> {
         Kind::Table if !scores.is_empty() => {
             let scores = in_order(scores);
             results::write_scores(&file("_scores.csv"), &scores)?;
+            results::write_examples(&file("_examples.csv"), &scores)?;
             results::fold(&scores, &spec.experiment.row_key)?.write(&file(".csv"))
         }
         Kind::Timing if !timings.is_empty() => {

@@ -250,47 +250,6 @@ impl Table {
         })
     }
 
-    /// Means of all rows as they could have come out, `draws` times: examples drawn again (bootstrap), trainings with the
-    /// rows' common variance. With one training the trainings stay what they are.
-    pub fn redrawn(&self, draws: usize, seed: u64) -> Vec<Vec<f64>> {
-        let [rows, trainings, _, examples] = self.counts();
-        let by_row: Vec<Vec<f64>> = (0..self.shape.rows)
-            .map(|r| self.by_example(r, None))
-            .collect();
-        let (spread, degrees) = match self.training_of_differences() {
-            // Of a row, which is half that of a difference; without what resampling examples brings already.
-            Some(training) if rows > 1.0 => {
-                let residual = self.training_by_example();
-                let [_, t, s, e] = self.counts();
-                let of_row = (0.5 * training.value - residual).max(0.0) / (t * s * e);
-                (of_row.sqrt(), training.degrees)
-            }
-            _ => (0.0, trainings),
-        };
-        let mut rng = Rng::new(&[seed, 1]);
-        (0..draws)
-            .map(|_| {
-                let mut sums = vec![0.0; by_row.len()];
-                for _ in 0..self.shape.examples {
-                    let e = rng.below(self.shape.examples);
-                    for (sum, row) in sums.iter_mut().zip(&by_row) {
-                        *sum += row[e];
-                    }
-                }
-                // The variance is known from so many degrees of freedom only.
-                let chi: f64 = (0..degrees as usize).map(|_| rng.normal().powi(2)).sum();
-                let scale = if chi > 0.0 {
-                    spread * (degrees / chi).sqrt()
-                } else {
-                    0.0
-                };
-                sums.iter()
-                    .map(|sum| sum / examples + scale * rng.normal())
-                    .collect()
-            })
-            .collect()
-    }
-
     /// Rows, trainings, sampling seeds, examples.
     fn counts(&self) -> [f64; 4] {
         let s = self.shape;
@@ -353,22 +312,33 @@ impl Table {
     /// Mean square of the trainings of a difference of two rows, pooled over all pairs: twice that of the interaction of
     /// rows and trainings, since rows share a training seed's data order.
     fn training_of_differences(&self) -> Option<Square> {
-        let [rows, trainings, samplings, examples] = self.counts();
-        let degrees = (rows - 1.0) * (trainings - 1.0);
-        let z = self.by_training();
-        let of_row: Vec<f64> = z.iter().map(|z| mean(z).expect("has values")).collect();
-        let all = mean(&of_row).expect("has values");
-        let mut sum = 0.0;
-        for t in 0..self.shape.trainings {
-            let of_training = z.iter().map(|z| z[t]).sum::<f64>() / rows;
-            for (z, of_row) in z.iter().zip(&of_row) {
-                sum += (z[t] - of_row - of_training + all).powi(2);
-            }
-        }
+        let [_, _, samplings, examples] = self.counts();
+        let degrees = self.degrees_of_trainings();
+        let sum: f64 = self.residuals().iter().flatten().map(|x| x.powi(2)).sum();
         (degrees > 0.0).then(|| Square {
             value: 2.0 * samplings * examples * sum / degrees,
             degrees,
         })
+    }
+
+    /// Degrees of freedom of [`Table::residuals`].
+    fn degrees_of_trainings(&self) -> f64 {
+        let [rows, trainings, ..] = self.counts();
+        (rows - 1.0) * (trainings - 1.0)
+    }
+
+    /// Means of each training less those of its row and of its training seed: `[R][T]`.
+    fn residuals(&self) -> Vec<Vec<f64>> {
+        let mut z = self.by_training();
+        let of_row: Vec<f64> = z.iter().map(|z| mean(z).expect("has values")).collect();
+        let all = mean(&of_row).expect("has values");
+        for t in 0..self.shape.trainings {
+            let of_training = z.iter().map(|z| z[t]).sum::<f64>() / z.len() as f64;
+            for (z, of_row) in z.iter_mut().zip(&of_row) {
+                z[t] -= of_row + of_training - all;
+            }
+        }
+        z
     }
 
     /// Mean square of training x example of a row, the mean over rows.
@@ -452,8 +422,9 @@ impl Table {
         self.estimate_of(x, &self.squares(x, training))
     }
 
-    fn estimate_of(&self, x: &[f64], q: &Squares) -> Option<Estimate> {
-        let [_, t, s, e] = self.counts();
+    /// Mean squares and their signs, whose sum is the variance of a contrast's mean times the number of its values; that of
+    /// the trainings first.
+    fn terms(q: &Squares) -> Vec<(Square, f64)> {
         // What a sampling seed shares over all examples is next to nothing: its draws differ from example to example. Where
         // its estimate is negative it is 0.
         let sampling =
@@ -471,6 +442,12 @@ impl Table {
                 (q.all, 1.0),
             ]);
         }
+        terms
+    }
+
+    fn estimate_of(&self, x: &[f64], q: &Squares) -> Option<Estimate> {
+        let [_, t, s, e] = self.counts();
+        let terms = Self::terms(q);
         let sum: f64 = terms.iter().map(|(q, sign)| sign * q.value).sum();
         let known: f64 = terms
             .iter()
@@ -489,6 +466,127 @@ impl Table {
             },
         })
     }
+}
+
+/// The mean over data sets of a row less another, trainings, sampling seeds and examples varying. A training is one student on
+/// all sets; the examples of the sets are different ones. `None` with one training, or where the tables do not have the
+/// same number of rows and trainings.
+///
+/// # Panics
+///
+/// When a table has no such rows.
+pub fn difference_across(tables: &[Table], row: usize, other: usize) -> Option<Estimate> {
+    let shape = alike(tables)?;
+    let sets = tables.len() as f64;
+    let degrees = tables[0].degrees_of_trainings();
+    if degrees <= 0.0 {
+        return None;
+    }
+    let residuals: Vec<Vec<Vec<f64>>> = tables.iter().map(Table::residuals).collect();
+    let mut squares = 0.0;
+    for r in 0..shape.rows {
+        for t in 0..shape.trainings {
+            squares += (residuals.iter().map(|set| set[r][t]).sum::<f64>() / sets).powi(2);
+        }
+    }
+    let training = 2.0 * squares / degrees / shape.trainings as f64;
+    let (mut mean, mut sum, mut examples) = (0.0, training, 0.0);
+    let mut known = training.powi(2) / degrees;
+    for table in tables {
+        let x = table.contrast(row, Some(other));
+        mean += crate::stats::mean(&x)? / sets;
+        let squares = table.squares(&x, Square::default());
+        examples += squares.example.value / x.len() as f64 / sets.powi(2);
+        for (square, sign) in Table::terms(&squares).into_iter().skip(1) {
+            let part = square.value / x.len() as f64 / sets.powi(2);
+            sum += sign * part;
+            if square.degrees > 0.0 {
+                known += part.powi(2) / square.degrees;
+            }
+        }
+    }
+    Some(Estimate {
+        mean,
+        // As that of a set: no less than its largest part alone.
+        variance: sum.max(training).max(examples),
+        degrees: if known > 0.0 {
+            sum.max(0.0).powi(2) / known
+        } else {
+            degrees
+        },
+    })
+}
+
+/// Rows and trainings of tables that all have the same number of them.
+fn alike(tables: &[Table]) -> Option<Shape> {
+    let first = tables.first()?.shape;
+    let same = |t: &Table| (t.shape.rows, t.shape.trainings) == (first.rows, first.trainings);
+    tables.iter().all(same).then_some(first)
+}
+
+/// Means of all rows on all data sets as they could have come out: `[draw][set][row]`. Examples are drawn again (bootstrap);
+/// trainings deviate as those at hand do, with the rows' common variance and together on all sets, since a training is
+/// one student. With one training the trainings stay what they are. Nothing where the tables do not have the same number of
+/// rows and trainings.
+pub fn redrawn(tables: &[Table], draws: usize, seed: u64) -> Vec<Vec<Vec<f64>>> {
+    let Some(shape) = alike(tables) else {
+        return Vec::new();
+    };
+    let degrees = tables[0].degrees_of_trainings();
+    // What the mean of a row's trainings deviates by for each of the residuals: a random sum of them has their covariance.
+    let parts: Vec<Vec<f64>> = tables
+        .iter()
+        .map(|table| {
+            let Some(training) = table.training_of_differences() else {
+                return Vec::new();
+            };
+            // Without what resampling the examples brings already.
+            let own = 0.5 * training.value;
+            let kept = (own - table.training_by_example()).max(0.0);
+            let share = if own > 0.0 { kept / own } else { 0.0 };
+            let scale = (share / (degrees * shape.trainings as f64)).sqrt();
+            let residuals = table.residuals().into_iter().flatten();
+            residuals.map(|x| scale * x).collect()
+        })
+        .collect();
+    let by_example: Vec<Vec<Vec<f64>>> = tables
+        .iter()
+        .map(|t| (0..shape.rows).map(|r| t.by_example(r, None)).collect())
+        .collect();
+    let mut rng = Rng::new(&[seed, 1]);
+    let draw = |_| {
+        // The variance is known from so many degrees of freedom only.
+        let chi: f64 = (0..degrees as usize).map(|_| rng.normal().powi(2)).sum();
+        let scale = if chi > 0.0 {
+            (degrees / chi).sqrt()
+        } else {
+            0.0
+        };
+        let mut means: Vec<Vec<f64>> = by_example
+            .iter()
+            .map(|rows| {
+                let examples = rows[0].len();
+                let mut sums = vec![0.0; rows.len()];
+                for _ in 0..examples {
+                    let e = rng.below(examples);
+                    for (sum, row) in sums.iter_mut().zip(rows) {
+                        *sum += row[e];
+                    }
+                }
+                sums.iter().map(|sum| sum / examples as f64).collect()
+            })
+            .collect();
+        for row in 0..shape.rows {
+            let normal: Vec<f64> = (0..shape.rows * shape.trainings)
+                .map(|_| scale * rng.normal())
+                .collect();
+            for (means, parts) in means.iter_mut().zip(&parts) {
+                means[row] += parts.iter().zip(&normal).map(|(a, b)| a * b).sum::<f64>();
+            }
+        }
+        means
+    };
+    (0..draws).map(draw).collect()
 }
 
 /// Holm's (1979) adjustment: p values such that rejecting those below 5% makes one false rejection or more with a
@@ -514,7 +612,7 @@ pub fn interquartile_mean(values: &[f64]) -> Option<f64> {
     mean(&sorted[cut..sorted.len() - cut])
 }
 
-/// Share of `redrawn` means (see [`Table::redrawn`]) in which each row is first; ties are shared.
+/// Share of draws (see [`redrawn`]) in which each row is first; ties are shared.
 pub fn first(redrawn: &[Vec<f64>]) -> Vec<f64> {
     let rows = redrawn.first().map_or(0, Vec::len);
     let mut shares = vec![0.0; rows];
@@ -712,11 +810,82 @@ mod tests {
     }
 
     #[test]
+    fn a_difference_across_sets_is_that_of_a_set_where_there_is_one() {
+        for ratio in [0.3, 3.0, 30.0] {
+            let table = simulated(4, 3, ratio);
+            let one = table.difference(2, 5).unwrap();
+            let across = difference_across(&[table], 2, 5).unwrap();
+            for (a, b) in [
+                (one.mean, across.mean),
+                (one.variance, across.variance),
+                (one.degrees, across.degrees),
+            ] {
+                assert!((a - b).abs() < 1e-9 * b.abs(), "{one:?}, {across:?}");
+            }
+        }
+        let other = simulated(4, 2, 1.0);
+        assert!(difference_across(&[simulated(4, 3, 1.0), other], 0, 1).is_none());
+    }
+
+    /// Three sets; the trainings' parts are the same on all of them, or apart.
+    fn simulated_sets(seed: u64, ratio: f64, together: bool) -> Vec<Table> {
+        (0..3)
+            .map(|set| {
+                let mut table = simulated(1000 * seed + set, 3, 0.0);
+                let key = if together { 0 } else { set };
+                let mut rng = Rng::new(&[seed, key, 7]);
+                for values in table.values.chunks_mut(100) {
+                    let training = ratio * rng.normal();
+                    values.iter_mut().for_each(|x| *x += training);
+                }
+                table
+            })
+            .collect()
+    }
+
+    #[test]
+    fn intervals_across_sets_hold_and_draws_vary_as_the_estimates_say() {
+        for (ratio, together) in [(0.1, true), (1.0, true), (1.0, false)] {
+            let held: usize = (0..1000u64)
+                .into_par_iter()
+                .map(|seed| {
+                    let tables = simulated_sets(seed, ratio, together);
+                    let held = |r: usize| {
+                        let found = difference_across(&tables, 2 * r, 2 * r + 1).unwrap();
+                        let [low, high] = found.interval(0.95);
+                        usize::from(low <= 0.0 && 0.0 <= high)
+                    };
+                    (0..4).map(held).sum::<usize>()
+                })
+                .sum();
+            let share = held as f64 / 4000.0;
+            assert!(
+                (0.93..=0.97).contains(&share),
+                "{ratio}, {together}: {share}"
+            );
+            // The variance of a drawn difference, over that of its estimate.
+            let ratios = (0..40u64).into_par_iter().map(|seed| {
+                let tables = simulated_sets(seed, ratio, together);
+                let across = |draw: &Vec<Vec<f64>>| {
+                    draw.iter().map(|set| set[0] - set[1]).sum::<f64>() / 3.0
+                };
+                let drawn: Vec<f64> = redrawn(&tables, 500, seed).iter().map(across).collect();
+                let variance = crate::stats::std(&drawn).unwrap().powi(2);
+                variance / difference_across(&tables, 0, 1).unwrap().variance
+            });
+            let ratio = ratios.sum::<f64>() / 40.0;
+            assert!((0.85..=1.4).contains(&ratio), "{together}: {ratio}");
+        }
+    }
+
+    #[test]
     fn one_training_has_no_interval_over_trainings() {
         let table = simulated(1, 1, 1.0);
         assert!(table.row(0).is_none() && table.difference(0, 1).is_none());
         assert!(table.students(0, 1).variance > 0.0);
-        assert_eq!(table.redrawn(3, 1).len(), 3);
+        assert!(difference_across(&[table.clone()], 0, 1).is_none());
+        let draws = redrawn(&[table], 3, 1);
+        assert_eq!((draws.len(), draws[0].len(), draws[0][0].len()), (3, 1, 8));
     }
 
     #[test]
@@ -740,13 +909,14 @@ mod tests {
                 *x += 100.0 * row as f64;
             }
         }
-        let redrawn = table.redrawn(500, 3);
+        let on_one = |table: Table| -> Vec<Vec<f64>> { redrawn(&[table], 500, 3).concat() };
+        let redrawn = on_one(table);
         let shares = first(&redrawn);
         assert!(shares[7] > 0.999 && (shares.iter().sum::<f64>() - 1.0).abs() < 1e-9);
         let paper: Vec<f64> = (0..8).map(f64::from).collect();
         assert_eq!(rank_agreement(&redrawn, &paper, 0.95), Some([1.0, 1.0]));
         assert_eq!(rank_agreement(&redrawn, &[1.0; 8], 0.95), None);
-        let redrawn = simulated(3, 3, 1.0).redrawn(500, 3);
+        let redrawn = on_one(simulated(3, 3, 1.0));
         let [low, high] = rank_agreement(&redrawn, &paper, 0.95).unwrap();
         assert!(low < high, "{low}, {high}");
     }

@@ -27,7 +27,7 @@ pub fn quartiles(values: &[f64]) -> Option<[f64; 3]> {
 }
 
 /// The values at these shares of the sorted ones, interpolated as in [`quartiles`]; `None` of nothing.
-pub(crate) fn quantiles<const N: usize>(values: &[f64], shares: [f64; N]) -> Option<[f64; N]> {
+pub fn quantiles<const N: usize>(values: &[f64], shares: [f64; N]) -> Option<[f64; N]> {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     let last = sorted.len().checked_sub(1)?;

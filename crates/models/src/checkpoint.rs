@@ -14,6 +14,7 @@ use safetensors::tensor::{Dtype, TensorView};
 use crate::{Error, LanguageModel, ModelConfig, params};
 
 use weights::Weights;
+pub use weights::weight_files;
 pub(crate) use weights::{Mapped, Stored};
 
 /// What makes a folder one of an adapter.

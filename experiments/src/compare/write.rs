@@ -8,10 +8,13 @@ use comfy_table::presets;
 
 use super::terminal::{Layout, Layouts, filled, wrapped};
 use super::{Agreement, Comparison, Lead, Pair, Standing};
+use crate::evidence::LEVEL;
 use crate::results::{Field, dataset_title, write_atomic, write_lines};
 
 /// What stands for a value that does not exist.
 const NONE: &str = "–";
+const VERDICT: &str = "Verdict";
+const INTERVALS: &str = "Intervals";
 
 #[derive(Clone, Copy, PartialEq)]
 enum Side {
@@ -38,6 +41,9 @@ impl Comparison {
         let file = |end: &str| folder.join(format!("{}_{end}", self.experiment));
         self.write_pairs(&file("comparison.csv"))?;
         self.write_agreement(&file("agreement.csv"))?;
+        if let Some(evidence) = &self.evidence {
+            evidence.write(folder, &self.experiment, &self.row_key)?;
+        }
         write_atomic(&file("comparison.md"), self.markdown().as_bytes())
     }
 
@@ -128,6 +134,19 @@ impl Comparison {
     /// The comparison as a page of Markdown.
     pub fn markdown(&self) -> String {
         let mut page = format!("# {}\n\n{}\n", self.heading(), self.note());
+        if let Some(evidence) = &self.evidence {
+            if !evidence.claims.is_empty() {
+                let grid = markdown_grid(&evidence.verdict_grid());
+                let _ = write!(page, "\n## {VERDICT}\n\n{grid}");
+            }
+            let _ = write!(page, "\n{}\n", evidence.note());
+            let grid = markdown_grid(&evidence.interval_grid(&self.row_key, ' '));
+            let _ = write!(page, "\n## {INTERVALS}\n\n{}\n\n{grid}", interval_note());
+            for line in evidence.closing() {
+                let _ = write!(page, "\n- {line}");
+            }
+            page.push('\n');
+        }
         for &side in self.sides() {
             let grid = markdown_grid(&self.scores(side, Layout::Wide));
             let _ = write!(page, "\n## {}\n\n{grid}", self.title(side));
@@ -151,6 +170,27 @@ impl Comparison {
         let agreement = ("Agreement".into(), Layouts::of(|l| self.agreement(l)));
         for (title, grid) in grids.chain([agreement]) {
             let _ = write!(page, "\n{title}\n{}", grid.fitted(width));
+        }
+        if let Some(evidence) = &self.evidence {
+            let grid = Layouts::of(|l| evidence.interval_grid(&self.row_key, l.gap()));
+            let _ = write!(page, "\n{INTERVALS}\n{}", grid.fitted(width));
+            let _ = writeln!(page, "{}", paragraph(&interval_note()));
+            for line in evidence.closing() {
+                let _ = writeln!(page, "{}", paragraph(&line));
+            }
+            if !evidence.claims.is_empty() {
+                let _ = writeln!(page, "\n{VERDICT}");
+            }
+            for claim in &evidence.claims {
+                let line = format!(
+                    "{}: {}. {}.",
+                    claim.text,
+                    claim.verdict.name().to_uppercase(),
+                    claim.reason
+                );
+                let _ = writeln!(page, "{}", paragraph(&line));
+            }
+            let _ = writeln!(page, "{}", paragraph(&evidence.note()));
         }
         for line in self.closing() {
             let _ = writeln!(page, "{}", paragraph(&line));
@@ -202,8 +242,10 @@ impl Comparison {
         if self.ranks_among_ours_differ() {
             note += " Ranks among ours run over all rows of ours, also those that the paper does not have.";
         }
-        note +=
-            " Spreads are no intervals: nothing here says which differences are more than chance.";
+        if self.evidence.is_none() {
+            note += " Spreads are no intervals, and the scores of single answers are not there: nothing here says which \
+                     differences are more than chance.";
+        }
         for remark in &self.remarks {
             let _ = write!(note, " {remark}");
         }
@@ -437,6 +479,13 @@ fn lead_text(lead: Option<&Lead>, layout: Layout) -> String {
     lead.map_or(NONE.to_string(), |lead| {
         format!("{:+.2}{}({})", lead.margin, layout.gap(), lead.best_other)
     })
+}
+
+fn interval_note() -> String {
+    format!(
+        "Mean, its interval of {:.0}%, probability that the row is first; over all sets the interquartile mean.",
+        100.0 * LEVEL
+    )
 }
 
 /// A grid as Markdown, its columns padded so that the source reads as a table too.

@@ -1,13 +1,13 @@
 //! Checkpoint folders as they lie on the disk: what is wrong with one, whose it is, and what to do.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use abkd_host::files;
 use abkd_models::ModelConfig;
-use anyhow::{Context, Result, anyhow};
+use abkd_models::checkpoint::weight_files;
+use anyhow::{Result, anyhow};
 use serde_json::Value;
 
 use super::Absent;
@@ -140,7 +140,7 @@ fn trouble(dir: &Path) -> Option<Trouble> {
     }
     let files = match weight_files(dir) {
         Ok(files) => files,
-        Err(error) => return broken(format!("{error:#}")),
+        Err(error) => return broken(error.to_string()),
     };
     let Some(files) = files else {
         let pickled = ["pytorch_model.bin", "pytorch_model.bin.index.json"];
@@ -158,49 +158,11 @@ fn trouble(dir: &Path) -> Option<Trouble> {
         )));
     };
     files.iter().find_map(|file| {
-        if !file.exists() {
-            return broken(format!(
-                "{}: not there, and the index names it",
-                file.display()
-            ));
-        }
         pointer(file).or_else(|| match header(file) {
             Ok(()) => None,
             Err(error) => broken(format!("{}: {error}", file.display())),
         })
     })
-}
-
-/// The files of weights, as they are read: one file where it is there, else those that the index names; `None` where
-/// neither is.
-pub fn weight_files(dir: &Path) -> Result<Option<Vec<PathBuf>>> {
-    let single = dir.join("model.safetensors");
-    if single.exists() {
-        return Ok(Some(vec![single]));
-    }
-    let index = dir.join("model.safetensors.index.json");
-    if !index.exists() {
-        return Ok(None);
-    }
-    let place = || index.display().to_string();
-    let text = files::read_text(&index).with_context(place)?;
-    let json: Value = serde_json::from_str(&text).with_context(place)?;
-    let map = json["weight_map"].as_object();
-    let map = map.with_context(|| format!("{}: no weight_map", index.display()))?;
-    let names: BTreeSet<&str> = map.values().filter_map(Value::as_str).collect();
-    names
-        .into_iter()
-        .map(|name| {
-            if files::is_file_name(name) {
-                return Ok(dir.join(name));
-            }
-            Err(anyhow!(
-                "{}: `{name}`: a file of weights lies in the folder of its index",
-                index.display()
-            ))
-        })
-        .collect::<Result<Vec<_>>>()
-        .map(Some)
 }
 
 fn pointer(path: &Path) -> Option<Trouble> {
@@ -307,10 +269,10 @@ mod tests {
             "model.safetensors.index.json",
             index("b.safetensors").as_bytes(),
         );
-        says("the index names it");
+        says("this file is not there");
         for outside in ["../b.safetensors", "/etc/passwd", "a/b", "..", "."] {
             write("model.safetensors.index.json", index(outside).as_bytes());
-            says("lies in the folder of its index");
+            says("not the name of a file beside the index");
         }
         write("config.json", b"{");
         says("config.json");

@@ -39,6 +39,8 @@ pub struct Score {
     pub exact_match: f64,
     /// Mean length of the answers in tokens.
     pub mean_tokens: f64,
+    /// ROUGE-L of each answer, in a file of its own.
+    pub examples: Vec<f64>,
 }
 
 /// Writes raw scores, replacing the file in one step.
@@ -65,7 +67,7 @@ pub fn write_scores(path: &Path, scores: &[Score]) -> Result<()> {
     )
 }
 
-/// Reads raw scores.
+/// Reads raw scores, without those of single answers.
 ///
 /// # Errors
 /// Names the file, and the line and column where a value is wrong.
@@ -83,6 +85,7 @@ pub fn read_scores(path: &Path) -> Result<Vec<Score>> {
                 rouge_l: sheet.number(line, 6)?,
                 exact_match: sheet.number(line, 7)?,
                 mean_tokens: sheet.number(line, 8)?,
+                examples: Vec::new(),
             })
         })
         .collect()

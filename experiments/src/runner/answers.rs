@@ -16,7 +16,7 @@ use super::proof::{self, Folder};
 use crate::inputs::Inputs;
 use crate::progress::CellDisplay;
 
-/// A line of `answers.jsonl`.
+/// What is read again of a line of `answers.jsonl`.
 #[derive(Serialize, Deserialize)]
 struct Line {
     /// Index of the training example.
@@ -25,6 +25,15 @@ struct Line {
     answer: String,
     /// The answer's tokens, its end included where it has one.
     tokens: Vec<u32>,
+}
+
+/// An answer with what was asked, and what else would have been an answer; a line of every `answers.jsonl`.
+#[derive(Serialize)]
+pub(super) struct Told<'a, A: Serialize> {
+    #[serde(flatten)]
+    pub answer: A,
+    pub prompt: String,
+    pub references: &'a [String],
 }
 
 pub(super) const FILE: &str = "answers.jsonl";
@@ -62,24 +71,24 @@ pub(super) fn write(
         let begun = |s: &Sequence| abkd_data::begun(s.prompt(), &inputs.limits, inputs.bos);
         let prompts: Vec<Vec<u32>> = part.iter().map(begun).collect();
         let keys: Vec<u64> = part.iter().map(|s| s.example as u64).collect();
-        let answers = generate(
-            teacher,
-            &prompts,
-            &keys,
-            seed,
-            inputs.tokenizer.ends(),
-            decoding,
-            &mut |n| shown.more(n, sequences.len(), || "answers".into()),
-        )?;
+        let ends = inputs.tokenizer.ends();
+        let answers = generate(teacher, &prompts, &keys, seed, ends, decoding, &mut |n| {
+            shown.more(n, sequences.len(), || "answers".into())
+        })?;
         let mut text = String::new();
         for (sequence, tokens) in part.iter().zip(answers) {
-            let ends = inputs.tokenizer.ends();
             let ended = tokens.last().is_some_and(|last| ends.contains(last));
             let end = tokens.len() - usize::from(ended);
-            let line = Line {
-                example: sequence.example,
-                answer: inputs.tokenizer.decode(&tokens[..end])?,
-                tokens,
+            let (prompt, response) = sequence.tokens.split_at(sequence.prompt_len);
+            let own = response.split(|t| ends.contains(t)).next();
+            let line = Told {
+                answer: Line {
+                    example: sequence.example,
+                    answer: inputs.tokenizer.decode(&tokens[..end])?,
+                    tokens,
+                },
+                prompt: inputs.tokenizer.decode(prompt)?,
+                references: &[inputs.tokenizer.decode(own.unwrap_or_default())?],
             };
             text += &(serde_json::to_string(&line)? + "\n");
         }

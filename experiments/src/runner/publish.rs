@@ -18,7 +18,7 @@ use crate::spec::Spec;
 pub fn publish(places: &Places, spec: &Spec) -> Result<Vec<String>> {
     let name = &spec.experiment.name;
     let mut told = Vec::new();
-    for end in [".csv", "_scores.csv", ".json"] {
+    for end in [".csv", "_scores.csv", "_examples.csv", ".json"] {
         let file = format!("{name}{end}");
         let (from, to) = (places.partial(spec, &file), places.result(spec, &file));
         if !from.exists() {

@@ -15,11 +15,11 @@ use abkd_training::trainer::{student_dir, student_seal};
 use abkd_training::{Event, Method, Outcome, Settings, TrainRun, Validation, state, train};
 use anyhow::{Context, Result};
 use burn::tensor::Device;
-use serde::Serialize;
 
+use super::answers::Told;
 use super::board::{Board, Status, kind};
 use super::proof::{self, Folder};
-use super::{OneOff, Places, SCRATCH, Trained, answers, write_results};
+use super::{Evaluated, OneOff, Places, SCRATCH, Trained, answers, write_results};
 use crate::inputs::{Inputs, base_model};
 use crate::plan::{Cell, Plan, Who, Work};
 use crate::progress::{CellDisplay, Display};
@@ -172,7 +172,10 @@ impl Worker<'_> {
                 let lines = lines(&answers, examples)?;
                 folder.seal().write(answers::FILE, &lines)?;
                 let score = evaluate::score(&answers);
-                folder.finish(&score)?;
+                folder.finish(&Evaluated {
+                    score,
+                    examples: answers.iter().map(|a| a.rouge_l).collect(),
+                })?;
                 Ok(Some(format!("ROUGE-L {:.2}", score.rouge_l)))
             }
         }
@@ -441,19 +444,11 @@ fn remove_folder(dir: &Path) -> Result<()> {
     files::remove_folder(dir).with_context(|| dir.display().to_string())
 }
 
-/// A line of an evaluation's `answers.jsonl`: what was asked, what was answered, and what it was compared with.
-#[derive(Serialize)]
-struct AnswerLine<'a> {
-    #[serde(flatten)]
-    answer: &'a Answer,
-    prompt: String,
-    references: &'a [String],
-}
-
+/// An evaluation's `answers.jsonl`.
 fn lines(answers: &[Answer], examples: &[Example]) -> Result<Vec<u8>> {
     let mut text = Vec::new();
     for (answer, example) in answers.iter().zip(examples) {
-        let line = AnswerLine {
+        let line = Told {
             answer,
             prompt: abkd_data::prompt(example),
             references: &example.outputs,

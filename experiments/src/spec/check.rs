@@ -14,7 +14,16 @@ use crate::suggest::nearest;
 /// Longest name of an experiment or a profile: names of files are made of it.
 const LONGEST_NAME: usize = 100;
 /// What names of files of results end with, after the experiment's name.
-const ENDINGS: [&str; 3] = ["_scores", "_comparison", "_agreement"];
+const ENDINGS: [&str; 8] = [
+    "_scores",
+    "_examples",
+    "_comparison",
+    "_agreement",
+    "_intervals",
+    "_differences",
+    "_verdicts",
+    "_pairs",
+];
 
 /// What there is to validate with.
 #[derive(Clone, Copy, Debug)]

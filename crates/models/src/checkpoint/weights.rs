@@ -106,31 +106,93 @@ impl Stored<'_> {
     }
 }
 
+/// An index of files: its path, and the place of each tensor among them.
+type Index = (PathBuf, BTreeMap<String, usize>);
+
 /// The weights of a folder.
 pub(super) struct Weights {
     files: Vec<Mapped>,
-    /// The index that lists the files, and the place of each tensor among them.
-    index: Option<(PathBuf, BTreeMap<String, usize>)>,
+    /// The index that lists the files.
+    index: Option<Index>,
+}
+
+/// The files that `transformers` reads: model.safetensors, and only where that is not there the files of an index; `None`
+/// where there is neither.
+///
+/// # Errors
+///
+/// An index that cannot be read, or names what is no file in its folder.
+pub fn weight_files(dir: &Path) -> Result<Option<Vec<PathBuf>>, Error> {
+    Ok(find(dir)?.map(|(files, _)| files))
+}
+
+fn find(dir: &Path) -> Result<Option<(Vec<PathBuf>, Option<Index>)>, Error> {
+    let (whole, index) = (dir.join(WEIGHTS), dir.join(INDEX));
+    if there(&whole) {
+        return Ok(Some((vec![whole], None)));
+    }
+    if there(&index) {
+        let (files, places) = of_index(dir, &index)?;
+        return Ok(Some((files, Some((index, places)))));
+    }
+    Ok(None)
+}
+
+/// A link that leads nowhere is there, and is named as what is missing.
+fn there(path: &Path) -> bool {
+    path.symlink_metadata().is_ok()
+}
+
+fn of_index(dir: &Path, index: &Path) -> Result<(Vec<PathBuf>, BTreeMap<String, usize>), Error> {
+    let mut keys = Keys::new(index, keys::read(index)?)?;
+    let shards = match keys.table("weight_map")? {
+        Some(table) if !table.is_empty() => table.words()?,
+        _ => return Err(keys.refuse("weight_map", "empty", "a table of tensors and files")),
+    };
+    let mut names: Vec<&str> = shards.values().map(String::as_str).collect();
+    names.sort_unstable();
+    names.dedup();
+    let mut files = Vec::with_capacity(names.len());
+    for name in &names {
+        let refuse = |reason: &str| {
+            let of_this = shards.iter().find(|(_, shard)| shard == name);
+            Error::Index {
+                path: index.into(),
+                key: of_this.map(|(key, _)| key.clone()).unwrap_or_default(),
+                shard: (*name).into(),
+                reason: reason.into(),
+            }
+        };
+        if !files::is_file_name(name) {
+            return Err(refuse(
+                "this is not the name of a file beside the index, and no other file is read",
+            ));
+        }
+        if !dir.join(name).exists() {
+            return Err(refuse("this file is not there; fetch the checkpoint again"));
+        }
+        files.push(dir.join(name));
+    }
+    let place = |shard: &String| names.binary_search(&shard.as_str()).unwrap_or_default();
+    let places = shards
+        .iter()
+        .map(|(key, shard)| (key.clone(), place(shard)));
+    Ok((files, places.collect()))
 }
 
 impl Weights {
-    /// Opens what `transformers` reads: model.safetensors, and only where that is not there the files of an index.
+    /// Opens the [`weight_files`] of a folder.
     ///
     /// # Errors
     ///
-    /// Where there is neither, and as [`Mapped::open`]; an index that names files elsewhere than in the folder.
+    /// Where there are none, and as [`weight_files`] and [`Mapped::open`].
     pub fn open(dir: &Path) -> Result<Self, Error> {
-        let (whole, index) = (dir.join(WEIGHTS), dir.join(INDEX));
-        // A link that leads nowhere is there, and is named as what is missing.
-        let there = |path: &Path| path.symlink_metadata().is_ok();
-        if there(&whole) {
+        if let Some((files, index)) = find(dir)? {
+            let files = files.into_iter().map(Mapped::open);
             return Ok(Self {
-                files: vec![Mapped::open(whole)?],
-                index: None,
+                files: files.collect::<Result<_, _>>()?,
+                index,
             });
-        }
-        if there(&index) {
-            return Self::of_index(dir, index);
         }
         let other = OTHERS.iter().find(|name| there(&dir.join(name)));
         Err(Error::NoWeights {
@@ -141,50 +203,6 @@ impl Weights {
                 ),
                 None => String::new(),
             },
-        })
-    }
-
-    fn of_index(dir: &Path, index: PathBuf) -> Result<Self, Error> {
-        let mut keys = Keys::new(&index, keys::read(&index)?)?;
-        let shards = match keys.table("weight_map")? {
-            Some(table) if !table.is_empty() => table.words()?,
-            _ => return Err(keys.refuse("weight_map", "empty", "a table of tensors and files")),
-        };
-        let mut names: Vec<&str> = shards.values().map(String::as_str).collect();
-        names.sort_unstable();
-        names.dedup();
-        let mut files = Vec::with_capacity(names.len());
-        for name in &names {
-            let refuse = |reason: String| {
-                let of_this = shards.iter().find(|(_, shard)| shard == name);
-                Error::Index {
-                    path: index.clone(),
-                    key: of_this.map(|(key, _)| key.clone()).unwrap_or_default(),
-                    shard: (*name).into(),
-                    reason,
-                }
-            };
-            if !files::is_file_name(name) {
-                return Err(refuse(
-                    "this is not the name of a file beside the index, and no other file is read"
-                        .into(),
-                ));
-            }
-            if !dir.join(name).exists() {
-                return Err(refuse(
-                    "this file is not there; fetch the checkpoint again".into(),
-                ));
-            }
-            files.push(Mapped::open(dir.join(name))?);
-        }
-        let place = |shard: &String| names.binary_search(&shard.as_str()).unwrap_or_default();
-        let places = shards
-            .iter()
-            .map(|(key, shard)| (key.clone(), place(shard)));
-        let places = places.collect();
-        Ok(Self {
-            files,
-            index: Some((index, places)),
         })
     }
 

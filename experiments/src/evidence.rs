@@ -1,0 +1,414 @@
+//! What the scores of single answers say about the rows of a table: intervals, differences, and a verdict on each claim.
+//!
+//! Two questions are kept apart: whether *these students* differ (other examples could have been asked) and whether *the
+//! losses* differ (other trainings could have been run, too). Verdicts are about the losses. Formulas and what is assumed:
+//! [`abkd_metrics::inference`].
+
+mod claims;
+mod write;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use abkd_metrics::inference::{
+    Estimate, Shape, Table as Values, difference_across, first, holm, interquartile_mean,
+    rank_agreement, redrawn,
+};
+use abkd_metrics::stats::{mean, quantiles};
+
+pub use claims::{Claim, Verdict};
+
+use crate::results::{Examples, Table, distinct};
+
+/// Level of all intervals.
+pub const LEVEL: f64 = 0.95;
+/// Power for which the smallest difference that would be found is given.
+pub const POWER: f64 = 0.8;
+/// Exchanges of the approximate randomisation, and draws of the bootstrap.
+const DRAWS: usize = 10_000;
+/// Trainings a row beyond which it is not said how many would decide.
+const MOST: usize = 1000;
+
+/// A row on a data set.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RowMean {
+    /// Label of the row.
+    pub row: String,
+    /// Mean over the scores that count.
+    pub mean: f64,
+    /// The same with its error; absent where there is one training.
+    pub estimate: Option<Estimate>,
+    /// Probability that the row is first; absent where there is one training.
+    pub first: Option<f64>,
+}
+
+/// A row less another.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Difference {
+    /// Label of the row.
+    pub row: String,
+    /// Label of the other.
+    pub other: String,
+    /// Difference of the means.
+    pub mean: f64,
+    /// Of the losses, and its p value, adjusted for all pairs of the set (Holm); absent where there is one training.
+    pub losses: Option<(Estimate, f64)>,
+    /// p value of these students being alike, adjusted likewise; absent over all sets.
+    pub students: Option<f64>,
+    /// Difference over the standard deviation of a single answer's difference.
+    pub effect: Option<f64>,
+    /// Trainings a row with which the difference would be found at [`POWER`]; absent where there are none so many.
+    pub trainings: Option<usize>,
+}
+
+impl Difference {
+    /// The smallest true difference that would be found at [`POWER`].
+    pub fn detectable(&self) -> Option<f64> {
+        Some(self.losses.as_ref()?.0.detectable(POWER))
+    }
+
+    /// The other less the row.
+    fn reversed(&self) -> Self {
+        let turn = |e: &Estimate| Estimate {
+            mean: -e.mean,
+            ..*e
+        };
+        Self {
+            row: self.other.clone(),
+            other: self.row.clone(),
+            mean: -self.mean,
+            losses: self.losses.as_ref().map(|(e, p)| (turn(e), *p)),
+            effect: self.effect.map(|d| -d),
+            ..self.clone()
+        }
+    }
+}
+
+/// All rows on a data set, or on all of them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct OnSet {
+    /// Name of the set; `None` for the mean over all.
+    pub dataset: Option<String>,
+    /// The rows, in the table's order.
+    pub rows: Vec<RowMean>,
+    /// Each pair once, in the table's order.
+    pub pairs: Vec<Difference>,
+    /// Interval of Spearman's rho with the paper's scores.
+    pub agreement: Option<[f64; 2]>,
+    /// Trainings, sampling seeds and examples that count, those of all rows.
+    pub shape: Shape,
+    /// Rows left out since they have too few scores in common with the others.
+    pub left_out: Vec<String>,
+    /// Interquartile mean over the sets and its interval, a row; of all sets only.
+    pub middle: Vec<(f64, Option<[f64; 2]>)>,
+}
+
+impl OnSet {
+    /// A row less another.
+    pub fn difference(&self, row: &str, other: &str) -> Option<Difference> {
+        let is = |d: &&Difference, a: &str, b: &str| d.row == a && d.other == b;
+        let found = self.pairs.iter().find(|d| is(d, row, other));
+        found.cloned().or_else(|| {
+            let turned = self.pairs.iter().find(|d| is(d, other, row));
+            turned.map(Difference::reversed)
+        })
+    }
+
+    fn has(&self, row: &str) -> bool {
+        self.rows.iter().any(|r| r.row == row)
+    }
+}
+
+/// What is known of a table.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Evidence {
+    /// The data sets, and last, where there are several, their mean.
+    pub sets: Vec<OnSet>,
+    /// The claims and what becomes of them.
+    pub claims: Vec<Claim>,
+}
+
+/// The scores of some rows on a set that form a whole block.
+struct Block<'a> {
+    dataset: &'a str,
+    rows: Vec<&'a str>,
+    trainings: BTreeSet<u64>,
+    samplings: BTreeSet<u64>,
+    examples: usize,
+    scores: BTreeMap<(&'a str, u64, u64), &'a [f64]>,
+    left_out: Vec<&'a str>,
+}
+
+impl<'a> Block<'a> {
+    /// Of the rows `rows`: the training and sampling seeds that all of them have. A row with which the others have fewer
+    /// than two trainings in common is left out, where the others have that.
+    fn new(all: &'a [Examples], dataset: &'a str, rows: &[&'a str]) -> Option<Self> {
+        let of_set = all.iter().filter(|e| e.dataset == dataset);
+        let ranked = of_set.filter(|e| rows.contains(&e.row.as_str()));
+        let scores: BTreeMap<_, _> = ranked
+            .map(|e| {
+                let key = (
+                    e.row.as_str(),
+                    e.training_seed.unwrap_or(0),
+                    e.sampling_seed,
+                );
+                (key, e.rouge_l.as_slice())
+            })
+            .collect();
+        let seeds = |row: &str, of: fn(&(&str, u64, u64)) -> u64| -> BTreeSet<u64> {
+            scores.keys().filter(|k| k.0 == row).map(of).collect()
+        };
+        let common = |rows: &[&str], of| {
+            let sets = rows.iter().map(|row| seeds(row, of));
+            sets.reduce(|a, b| &a & &b).unwrap_or_default()
+        };
+        let mut kept: Vec<&str> = rows.to_vec();
+        kept.retain(|row| scores.keys().any(|k| k.0 == *row));
+        let mut left_out = Vec::new();
+        let most = kept.iter().map(|row| seeds(row, |k| k.1).len()).max()?;
+        while common(&kept, |k| k.1).len() < most.min(2) {
+            let (at, row) = kept
+                .iter()
+                .enumerate()
+                .min_by_key(|(_, row)| seeds(row, |k| k.1).len())?;
+            left_out.push(*row);
+            kept.remove(at);
+        }
+        let (trainings, samplings) = (common(&kept, |k| k.1), common(&kept, |k| k.2));
+        let mut block = Self {
+            dataset,
+            rows: kept,
+            trainings,
+            samplings,
+            examples: 0,
+            scores,
+            left_out,
+        };
+        let examples = block.lists().next()??.len();
+        block.examples = examples;
+        // A hole, or another number of examples: nothing that can be compared.
+        let whole = block
+            .lists()
+            .all(|list| list.is_some_and(|l| l.len() == block.examples));
+        whole.then_some(block)
+    }
+
+    /// Scores in the order of [`Values`].
+    fn lists(&self) -> impl Iterator<Item = Option<&'a [f64]>> {
+        self.rows.iter().flat_map(move |row| {
+            self.trainings.iter().flat_map(move |t| {
+                let of = move |s: &u64| self.scores.get(&(*row, *t, *s)).copied();
+                self.samplings.iter().map(of)
+            })
+        })
+    }
+
+    fn values(&self) -> Option<Values> {
+        let shape = Shape {
+            rows: self.rows.len(),
+            trainings: self.trainings.len(),
+            samplings: self.samplings.len(),
+            examples: self.examples,
+        };
+        let values = self.lists().flatten().flatten().copied().collect();
+        Values::new(shape, values)
+    }
+
+    /// The same of fewer rows and trainings.
+    fn of(&self, rows: &[&'a str], trainings: &BTreeSet<u64>) -> Self {
+        Self {
+            rows: rows.to_vec(),
+            trainings: trainings.clone(),
+            samplings: self.samplings.clone(),
+            scores: self.scores.clone(),
+            left_out: Vec::new(),
+            ..*self
+        }
+    }
+}
+
+impl Evidence {
+    /// Of the scores of single answers; `rows` are the rows that are compared, in the table's order, `subject` the one that
+    /// is claimed to be first where there is no table of the paper. `None` where there are no two rows to compare.
+    pub fn new(
+        scores: &[Examples],
+        rows: &[&str],
+        paper: Option<&Table>,
+        subject: Option<&str>,
+    ) -> Option<Self> {
+        let datasets = distinct(scores.iter().map(|e| e.dataset.as_str()));
+        let blocks: Vec<Block> = datasets
+            .iter()
+            .filter_map(|name| Block::new(scores, name, rows))
+            .filter(|block| block.rows.len() > 1)
+            .collect();
+        let mut sets: Vec<OnSet> = blocks.iter().filter_map(|b| on_set(b, paper)).collect();
+        if blocks.len() > 1 {
+            sets.extend(on_all(&blocks));
+        }
+        let claims = claims::claims(&sets, paper, subject);
+        (!sets.is_empty()).then_some(Self { sets, claims })
+    }
+
+    /// A data set; `None` for all.
+    pub fn on(&self, dataset: Option<&str>) -> Option<&OnSet> {
+        self.sets.iter().find(|s| s.dataset.as_deref() == dataset)
+    }
+}
+
+fn on_set(block: &Block, paper: Option<&Table>) -> Option<OnSet> {
+    let values = block.values()?;
+    let draws = redrawn(std::slice::from_ref(&values), DRAWS, 1).concat();
+    let chance = first(&draws);
+    let rows = block
+        .rows
+        .iter()
+        .enumerate()
+        .map(|(r, row)| {
+            let estimate = values.row(r);
+            RowMean {
+                row: (*row).into(),
+                mean: values.mean(r),
+                estimate,
+                first: estimate.map(|_| chance[r]),
+            }
+        })
+        .collect();
+    let indices = pairs(block.rows.len());
+    let students: Vec<f64> = indices
+        .iter()
+        .map(|&(a, b)| values.randomisation(a, b, DRAWS, 1))
+        .collect();
+    let differences = indices.iter().map(|&(a, b)| values.difference(a, b));
+    let adjusted = adjusted(differences);
+    let pairs = indices.iter().zip(adjusted).zip(holm(&students));
+    let pairs = pairs.map(|((&(a, b), losses), students)| Difference {
+        row: block.rows[a].into(),
+        other: block.rows[b].into(),
+        mean: values.students(a, b).mean,
+        losses,
+        students: Some(students),
+        effect: values.effect(a, b),
+        trainings: values.trainings_to_decide(a, b, POWER, MOST),
+    });
+    let theirs: Option<Vec<f64>> = block
+        .rows
+        .iter()
+        .map(|row| Some(paper?.cell(row, block.dataset)?.rouge_l_mean))
+        .collect();
+    let many = values.shape().trainings > 1;
+    Some(OnSet {
+        dataset: Some(block.dataset.into()),
+        rows,
+        pairs: pairs.collect(),
+        agreement: theirs
+            .filter(|_| many)
+            .and_then(|theirs| rank_agreement(&draws, &theirs, LEVEL)),
+        shape: values.shape(),
+        left_out: block.left_out.iter().map(|r| (*r).into()).collect(),
+        middle: Vec::new(),
+    })
+}
+
+/// The mean over all sets, of the rows and trainings that all sets have.
+fn on_all(blocks: &[Block]) -> Option<OnSet> {
+    let (one, others) = blocks.split_first()?;
+    let mut rows = one.rows.clone();
+    rows.retain(|row| others.iter().all(|b| b.rows.contains(row)));
+    let trainings = others
+        .iter()
+        .fold(one.trainings.clone(), |all, b| &all & &b.trainings);
+    if rows.len() < 2 || trainings.is_empty() {
+        return None;
+    }
+    let values: Option<Vec<Values>> = blocks
+        .iter()
+        .map(|b| b.of(&rows, &trainings).values())
+        .collect();
+    let values = values?;
+    let draws = redrawn(&values, DRAWS, 1);
+    let many = trainings.len() > 1;
+    let of_draws = |of: &dyn Fn(&[f64]) -> Option<f64>| -> Vec<Vec<f64>> {
+        draws
+            .iter()
+            .map(|sets| {
+                let row = |r: usize| sets.iter().map(|set| set[r]).collect::<Vec<f64>>();
+                (0..rows.len()).filter_map(|r| of(&row(r))).collect()
+            })
+            .collect()
+    };
+    let chance = first(&of_draws(&|sets| mean(sets)));
+    let middles = of_draws(&interquartile_mean);
+    let ends = [0.5 - 0.5 * LEVEL, 0.5 + 0.5 * LEVEL];
+    let middle = (0..rows.len())
+        .filter_map(|r| {
+            let means: Vec<f64> = values.iter().map(|v| v.mean(r)).collect();
+            let drawn: Vec<f64> = middles.iter().map(|draw| draw[r]).collect();
+            let interval = quantiles(&drawn, ends).filter(|_| many);
+            Some((interquartile_mean(&means)?, interval))
+        })
+        .collect();
+    let indices = pairs(rows.len());
+    let differences = indices
+        .iter()
+        .map(|&(a, b)| difference_across(&values, a, b));
+    let adjusted = adjusted(differences);
+    let of_row = |r: usize| mean(&values.iter().map(|v| v.mean(r)).collect::<Vec<_>>());
+    let shape = Shape {
+        rows: rows.len(),
+        examples: values.iter().map(|v| v.shape().examples).sum(),
+        ..values[0].shape()
+    };
+    Some(OnSet {
+        dataset: None,
+        rows: (0..rows.len())
+            .filter_map(|r| {
+                Some(RowMean {
+                    row: rows[r].into(),
+                    mean: of_row(r)?,
+                    estimate: None,
+                    first: many.then(|| chance[r]),
+                })
+            })
+            .collect(),
+        pairs: indices
+            .iter()
+            .zip(adjusted)
+            .filter_map(|(&(a, b), losses)| {
+                Some(Difference {
+                    row: rows[a].into(),
+                    other: rows[b].into(),
+                    mean: of_row(a)? - of_row(b)?,
+                    losses,
+                    students: None,
+                    effect: None,
+                    trainings: None,
+                })
+            })
+            .collect(),
+        agreement: None,
+        shape,
+        left_out: Vec::new(),
+        middle,
+    })
+}
+
+/// Each pair once.
+fn pairs(rows: usize) -> Vec<(usize, usize)> {
+    (0..rows)
+        .flat_map(|a| (a + 1..rows).map(move |b| (a, b)))
+        .collect()
+}
+
+/// The estimates with their p values, adjusted for all of them.
+fn adjusted(estimates: impl Iterator<Item = Option<Estimate>>) -> Vec<Option<(Estimate, f64)>> {
+    let estimates: Vec<Option<Estimate>> = estimates.collect();
+    let p: Vec<f64> = estimates.iter().flatten().map(Estimate::p).collect();
+    let mut p = holm(&p).into_iter();
+    estimates
+        .into_iter()
+        .map(|e| Some((e?, p.next()?)))
+        .collect()
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

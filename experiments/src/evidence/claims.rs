@@ -1,0 +1,171 @@
+//! The claims of a table, and the rule by which they are supported, refuted or left undecided.
+
+use super::{Difference, OnSet};
+use crate::results::{Table, dataset_title};
+
+/// A difference counts where its p value, adjusted for all pairs of the set, is below this.
+const SIGNIFICANT: f64 = 0.05;
+
+/// What becomes of a claim.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The row is above each row that it is claimed to be above, each time by more than chance.
+    Supported,
+    /// Some row that it is claimed to be above is above it by more than chance.
+    Refuted,
+    /// Neither.
+    Undecided,
+}
+
+impl Verdict {
+    /// As it is printed.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Supported => "supported",
+            Self::Refuted => "refuted",
+            Self::Undecided => "undecided",
+        }
+    }
+}
+
+/// A claim and its verdict.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Claim {
+    /// What is claimed, e.g. `ABKD is first on Dolly`.
+    pub text: String,
+    /// Name of the data set; `None` for all.
+    pub dataset: Option<String>,
+    /// The verdict.
+    pub verdict: Verdict,
+    /// The numbers that it rests on.
+    pub reason: String,
+}
+
+/// The paper's first and second row on each set, and the first over all; without a table of the paper the subject.
+pub(super) fn claims(sets: &[OnSet], paper: Option<&Table>, subject: Option<&str>) -> Vec<Claim> {
+    let mut claims = Vec::new();
+    for set in sets {
+        let where_ = match &set.dataset {
+            Some(name) => format!("on {}", dataset_title(name)),
+            None => "over all data sets".into(),
+        };
+        let order = match paper {
+            Some(paper) => paper_order(set, sets, paper),
+            None => subject
+                .filter(|s| set.has(s))
+                .map(|s| (vec![s], others(set, &[s])))
+                .unwrap_or_default(),
+        };
+        let (leaders, rest) = order;
+        for (place, row) in ["first", "second"].iter().zip(&leaders) {
+            let below: Vec<&str> = match *place {
+                "first" => others(set, &[row]),
+                _ => rest.clone(),
+            };
+            if below.is_empty() {
+                continue;
+            }
+            let (verdict, reason) = judge(set, row, &below);
+            claims.push(Claim {
+                text: format!("{row} is {place} {where_}"),
+                dataset: set.dataset.clone(),
+                verdict,
+                reason,
+            });
+        }
+    }
+    claims
+}
+
+fn others<'a>(set: &'a OnSet, without: &[&str]) -> Vec<&'a str> {
+    let rows = set.rows.iter().map(|r| r.row.as_str());
+    rows.filter(|row| !without.contains(row)).collect()
+}
+
+/// The paper's first and second row among ours, where no other has the same score, and the rows that are neither.
+fn paper_order<'a>(set: &'a OnSet, sets: &[OnSet], paper: &Table) -> (Vec<&'a str>, Vec<&'a str>) {
+    let score = |row: &str| -> Option<f64> {
+        let on = |name: &str| Some(paper.cell(row, name)?.rouge_l_mean);
+        match &set.dataset {
+            Some(name) => on(name),
+            None => {
+                let names = sets.iter().filter_map(|s| s.dataset.as_deref());
+                let scores: Option<Vec<f64>> = names.map(on).collect();
+                abkd_metrics::stats::mean(&scores?)
+            }
+        }
+    };
+    let mut scored: Vec<(&str, f64)> = set
+        .rows
+        .iter()
+        .filter_map(|r| Some((r.row.as_str(), score(&r.row)?)))
+        .collect();
+    scored.sort_by(|a, b| b.1.total_cmp(&a.1));
+    // Of all sets only the first place is claimed.
+    let places = if set.dataset.is_some() { 2 } else { 1 };
+    let mut leaders = Vec::new();
+    for pair in scored.windows(2).take(places) {
+        if pair[0].1 == pair[1].1 {
+            break;
+        }
+        leaders.push(pair[0].0);
+    }
+    let rest = scored.iter().map(|(row, _)| *row);
+    let rest = rest.filter(|row| !leaders.contains(row)).collect();
+    (leaders, rest)
+}
+
+/// Whether `row` is above each of `below`.
+fn judge(set: &OnSet, row: &str, below: &[&str]) -> (Verdict, String) {
+    let mut leads: Vec<Difference> = below
+        .iter()
+        .filter_map(|other| set.difference(row, other))
+        .collect();
+    leads.sort_by(|a, b| a.mean.total_cmp(&b.mean));
+    let Some(worst) = leads.first() else {
+        return (Verdict::Undecided, "nothing to compare with".into());
+    };
+    let Some((estimate, p)) = &worst.losses else {
+        let reason = format!(
+            "{} here, with one training a row: how much trainings vary is unknown",
+            told(worst, None)
+        );
+        return (Verdict::Undecided, reason);
+    };
+    let counts = |d: &Difference| d.losses.as_ref().is_some_and(|(_, p)| *p < SIGNIFICANT);
+    if leads.iter().all(|d| d.mean > 0.0 && counts(d)) {
+        return (Verdict::Supported, told(worst, Some((estimate, *p))));
+    }
+    let above: Vec<&Difference> = leads.iter().filter(|d| d.mean < 0.0 && counts(d)).collect();
+    if let Some(worst) = above.first() {
+        let numbers = worst.losses.as_ref().map(|(e, p)| (e, *p));
+        let more = match above.len() {
+            1 => String::new(),
+            n => format!("; {n} rows in all are above it by more than chance"),
+        };
+        return (Verdict::Refuted, told(worst, numbers) + &more);
+    }
+    let beaten = leads.iter().filter(|d| d.mean > 0.0 && counts(d)).count();
+    let mut reason = told(worst, Some((estimate, *p)));
+    if beaten > 0 {
+        reason += &format!("; above {beaten} of {} by more than chance", leads.len());
+    }
+    if let Some(detectable) = worst.detectable() {
+        reason += &format!("; a difference of {detectable:.1} would be found");
+    }
+    if let Some(n) = worst.trainings.filter(|_| worst.mean != 0.0) {
+        reason += &format!("; {n} trainings a row would decide between the two");
+    }
+    (Verdict::Undecided, reason)
+}
+
+/// `1.23 behind FKLD [0.20 to 2.30], p 0.021`
+fn told(d: &Difference, losses: Option<(&abkd_metrics::inference::Estimate, f64)>) -> String {
+    let direction = if d.mean < 0.0 { "behind" } else { "ahead of" };
+    let mut text = format!("{:.2} {direction} {}", d.mean.abs(), d.other);
+    if let Some((estimate, p)) = losses {
+        let [low, high] = estimate.interval(super::LEVEL);
+        text += &format!(" [{low:+.2}, {high:+.2}], p {}", super::write::p_text(p));
+    }
+    text
+}
