@@ -20,10 +20,10 @@ export LIBTORCH = $(CURDIR)/.libtorch
 export LD_LIBRARY_PATH := $(CURDIR)/.libtorch/lib:$(LD_LIBRARY_PATH)
 endif
 
-.PHONY: help table1 table2 table3 table4 figure1 all compare test faults bench weights libtorch
+.PHONY: help table1 table2 table3 table4 figure1 all compare test test-slurm mutated faults bench weights libtorch
 
 help:            ## these lines
-	@grep -E '^[a-z0-9]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+	@grep -E '^[a-z0-9-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 table1:          ## Table 1, eight divergences: run, compare, plot (PROFILE=tiny BACKEND=flex)
 	$(RUN)
 table2:          ## Table 2, seven methods on the LLaMA pair
@@ -39,9 +39,14 @@ compare:         ## our tables beside the paper's, from the CSV files
 	for t in table1 table2 table3 table4; do $(ABKD) compare $$t --profile $(PROFILE) || exit 1; done
 test:            ## all tests (TESTS="--test cli libtorch" for some)
 	cargo test --release --workspace $(FEATURES) $(TESTS)
+mutated:         ## damaged input files of 16 kinds, CASES of each: no panic, no hang, no 2 GB (CASES=6500)
+	PROPTEST_CASES=$(or $(CASES),6500) cargo test --release --workspace $(FEATURES) --test mutated
 faults:          ## runs disturbed by kills, power cuts, full disks, damaged files (MINUTES=30; docs/faults.md)
 	cargo build --release --workspace $(FEATURES)
 	$(PYTHON) tools/faults/campaign.py --abkd $(TARGET)/release/abkd --minutes $(or $(MINUTES),30)
+test-slurm:      ## a table on a real Slurm of one node, on this machine (root; apt-get install slurm-wlm munge)
+	cargo build --release --workspace $(FEATURES)
+	tools/slurm/test.sh $(TARGET)/release/abkd $(TESTS)
 bench:           ## times of divergences, updates, sampling, scoring, beside PyTorch where PYTHON has it
 	cargo build --release --workspace --all-targets $(FEATURES)
 	@for b in row_kernel rouge; do $(call BENCH,$$b) --bench || exit 1; done

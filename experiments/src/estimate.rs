@@ -8,14 +8,16 @@ mod cost;
 mod print;
 mod schedule;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use abkd_models::ModelConfig;
 use anyhow::Result;
 
 use crate::inputs::{Inputs, base_shape};
-use crate::plan::{Plan, Who, Work};
+use crate::plan::{Plan, Planned, Who};
 use crate::spec::Spec;
+use crate::task::Work;
 
 pub use cost::{Cost, Memory};
 pub use print::{Accelerator, report};
@@ -67,7 +69,7 @@ pub struct Estimate<'a> {
     student: ModelConfig,
     lengths: Lengths,
     /// Examples of each test set, by id; the paper's numbers where the data are not at hand.
-    examples: Vec<(&'static str, usize)>,
+    examples: BTreeMap<String, usize>,
 }
 
 impl<'a> Estimate<'a> {
@@ -83,17 +85,11 @@ impl<'a> Estimate<'a> {
         inputs: Option<&Inputs>,
     ) -> Result<Self> {
         let p = &spec.profile;
-        let published = [
-            ("dolly", 500),
-            ("self_instruct", 242),
-            ("vicuna", 80),
-            ("super_natural", 1694),
-            ("unnatural", 10_000),
-        ];
-        let examples = published.map(|(set, n)| {
-            let counted = inputs.and_then(|i| i.tests.get(set)).map(|(e, _)| e.len());
-            let assumed = p.data.test.map_or(n, |limit| limit.min(n));
-            (set, counted.unwrap_or(assumed))
+        let examples = spec.tests.iter().map(|set| {
+            let counted = inputs.map(|i| i.test(&set.id).0.len());
+            let all = set.examples.unwrap_or(0);
+            let assumed = p.data.test.map_or(all, |limit| limit.min(all));
+            (set.id.clone(), counted.unwrap_or(assumed))
         });
         Ok(Self {
             spec,
@@ -101,75 +97,38 @@ impl<'a> Estimate<'a> {
             teacher: base_shape(root, &p.teacher, &p.teacher)?,
             student: base_shape(root, &p.student, &p.teacher)?,
             lengths: Lengths::of(spec, inputs),
-            examples: examples.into(),
+            examples: examples.collect(),
         })
     }
 
-    /// The cost of every cell of the plan, in its order.
-    ///
-    /// # Errors
-    ///
-    /// A row that is not valid.
-    pub fn costs(&self) -> Result<Vec<Cost>> {
-        self.plan
-            .cells
-            .iter()
-            .map(|cell| self.cost(&cell.work))
-            .collect()
+    /// The cost of every task of the plan, in its order.
+    pub fn costs(&self) -> Vec<Cost> {
+        self.plan.tasks.iter().map(|task| self.cost(task)).collect()
     }
 
-    fn cost(&self, work: &Work) -> Result<Cost> {
-        let p = &self.spec.profile;
-        Ok(match work {
-            Work::Sft { who } => {
-                let (settings, shape) = match who {
-                    Who::Teacher => (&p.teacher_sft, &self.teacher),
-                    _ => (&p.student_sft, &self.student),
-                };
-                let settings = settings.as_ref().unwrap_or(&p.distill);
-                cost::training(self, &abkd_training::Method::Sft, settings, shape)
+    fn cost(&self, planned: &Planned) -> Cost {
+        let shape = match planned.of.first() {
+            Some(Who::Teacher) => &self.teacher,
+            _ => &self.student,
+        };
+        match &planned.task.work {
+            Work::Train(t) => cost::training(self, &t.method, &t.settings, shape),
+            Work::Time(timed) => {
+                let (training, timing) = (&timed.training, &timed.timing);
+                let settings = training.settings.measured(timing.warmup + timing.steps);
+                cost::training(self, &training.method, &settings, shape)
             }
-            Work::TeacherHidden => cost::hidden(self),
-            Work::TeacherAnswers { max_new_tokens } => {
-                let new = self.lengths.response.min(*max_new_tokens as f64);
-                cost::sampling(
-                    &self.teacher,
-                    self.lengths.sequences as f64,
-                    self.lengths.prompt,
-                    new,
-                    p.evaluation.batch_size,
-                )
+            Work::TeacherHidden(_) => cost::hidden(self),
+            Work::TeacherAnswers(answers) => {
+                let new = self.lengths.response.min(answers.max_new_tokens as f64);
+                let n = self.lengths.sequences as f64;
+                cost::sampling(shape, n, self.lengths.prompt, new, answers.batch_size)
             }
-            Work::Distill { row, .. } | Work::Time { row, .. } => {
-                let row = &self.spec.experiment.rows[*row];
-                let mut settings = row.training(p)?;
-                if matches!(work, Work::Time { .. }) {
-                    settings = settings.measured(p.timing.warmup + p.timing.steps);
-                }
-                cost::training(self, &row.method(p)?, &settings, &self.student)
+            Work::Evaluate(e) => {
+                let n = self.examples.get(&e.dataset).copied().unwrap_or(0) as f64;
+                let new = self.lengths.response.min(e.decoding.max_new_tokens as f64);
+                cost::sampling(shape, n, self.lengths.prompt, new, e.decoding.batch_size)
             }
-            Work::Evaluate { who, dataset, .. } => {
-                let shape = match who {
-                    Who::Teacher => &self.teacher,
-                    _ => &self.student,
-                };
-                let n = self
-                    .examples
-                    .iter()
-                    .find(|(id, _)| *id == dataset.id())
-                    .map_or(0, |(_, n)| *n);
-                let new = self
-                    .lengths
-                    .response
-                    .min(p.evaluation.max_new_tokens as f64);
-                cost::sampling(
-                    shape,
-                    n as f64,
-                    self.lengths.prompt,
-                    new,
-                    p.evaluation.batch_size,
-                )
-            }
-        })
+        }
     }
 }

@@ -10,22 +10,12 @@ use std::io::IsTerminal;
 
 use crate::inputs::data_folder;
 use crate::results::write_atomic;
-use crate::spec::{ModelSpec, Profile, Source};
+use crate::spec::{ModelSpec, Profile, Source, TestSet, test_sets};
 
-/// Files of the data sets: repository, path there, folder below the data folder.
-const DATA: [(&str, &str, &str); 6] = [
-    ("MiniLLM/dolly", "raw.jsonl", "dolly"),
-    ("MiniLLM/dolly", "valid.jsonl", "dolly"),
-    ("MiniLLM/self-inst", "valid.jsonl", "self-inst"),
-    ("MiniLLM/Vicuna", "valid.jsonl", "vicuna"),
-    ("MiniLLM/sinst", "11_/valid.jsonl", "sinst"),
-    ("MiniLLM/uinst", "11_/valid.jsonl", "uinst"),
-];
-
+/// Training and validation data: repository, path there, folder below the data folder.
+const DOLLY: (&str, &str, &str) = ("MiniLLM/dolly", "raw.jsonl", "dolly");
 /// Examples of Dolly that validate: the first of `raw.jsonl`, as in MiniLLM's preparation.
 const DEV: usize = 1000;
-/// Unnatural examples that the paper evaluates on.
-const UNNATURAL: usize = 10_000;
 
 /// Fetches the data sets that are not there yet; gives lines on what was done.
 ///
@@ -40,18 +30,32 @@ pub fn data(hub: &Hub, root: &Path, profile: &Profile) -> Result<Vec<String>> {
     );
     let folder = data_folder(root, &profile.data);
     let mut lines = Vec::new();
-    for (repo, file, target) in DATA {
+    let mut fetch = |repo: &str, file: &str, target: &Path| -> Result<()> {
         let wanted = request(RepoKind::Dataset, repo, None, file);
         lines.push(one(hub, &wanted, &folder.join(target))?);
+        Ok(())
+    };
+    let (repo, file, target) = DOLLY;
+    fetch(repo, file, Path::new(target))?;
+    let sets = test_sets(root)?;
+    for set in &sets {
+        if let (Some([repo, file]), Some(own)) = (&set.hub, &set.file) {
+            fetch(repo, file, first_folder(own))?;
+        }
     }
-    lines.extend(derive(&folder)?);
+    lines.extend(derive(&folder, &sets)?);
     Ok(lines)
 }
 
-/// Writes the files that are parts of fetched ones: training, validation and the unnatural test set.
-fn derive(folder: &Path) -> Result<Vec<String>> {
+/// The folder below the data folder that a set is fetched into.
+fn first_folder(file: &Path) -> &Path {
+    file.iter().next().map_or(file, Path::new)
+}
+
+/// Writes the files that are parts of fetched ones: training, validation and the test sets that have another place there.
+fn derive(folder: &Path, sets: &[TestSet]) -> Result<Vec<String>> {
     let mut lines = Vec::new();
-    let mut part = |from: &str, to: &str, skip: usize, take: usize| -> Result<()> {
+    let mut part = |from: &Path, to: &Path, skip: usize, take: usize| -> Result<()> {
         let target = folder.join(to);
         if target.exists() {
             return Ok(());
@@ -64,9 +68,15 @@ fn derive(folder: &Path) -> Result<Vec<String>> {
         lines.push(format!("{}: {} examples", target.display(), chosen.len()));
         Ok(())
     };
-    part("dolly/raw.jsonl", "dolly/dev.jsonl", 0, DEV)?;
-    part("dolly/raw.jsonl", "dolly/train.jsonl", DEV, usize::MAX)?;
-    part("uinst/11_/valid.jsonl", "uinst/valid.jsonl", 0, UNNATURAL)?;
+    let raw = Path::new("dolly/raw.jsonl");
+    part(raw, Path::new("dolly/dev.jsonl"), 0, DEV)?;
+    part(raw, Path::new("dolly/train.jsonl"), DEV, usize::MAX)?;
+    for set in sets {
+        if let (Some([_, file]), Some(own)) = (&set.hub, &set.file) {
+            let fetched = first_folder(own).join(file);
+            part(&fetched, own, 0, set.examples.unwrap_or(usize::MAX))?;
+        }
+    }
     Ok(lines)
 }
 
@@ -187,7 +197,9 @@ mod tests {
         }
         fs::write(dir.path().join("dolly/raw.jsonl"), lines(1010)).unwrap();
         fs::write(dir.path().join("uinst/11_/valid.jsonl"), lines(10_005)).unwrap();
-        assert_eq!(derive(dir.path()).unwrap().len(), 3);
+        let sets = test_sets(dir.path()).unwrap();
+        let some: Vec<TestSet> = sets.into_iter().filter(|s| s.id == "unnatural").collect();
+        assert_eq!(derive(dir.path(), &some).unwrap().len(), 3);
         let count = |file: &str| {
             let text = fs::read_to_string(dir.path().join(file)).unwrap();
             (
@@ -198,6 +210,6 @@ mod tests {
         assert_eq!(count("dolly/dev.jsonl"), (1000, "0".into()));
         assert_eq!(count("dolly/train.jsonl"), (10, "1000".into()));
         assert_eq!(count("uinst/valid.jsonl"), (10_000, "0".into()));
-        assert!(derive(dir.path()).unwrap().is_empty());
+        assert!(derive(dir.path(), &some).unwrap().is_empty());
     }
 }

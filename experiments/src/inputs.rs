@@ -1,4 +1,4 @@
-//! What cells work on: data, tokenizer, base models; and the hashes that tell one input from another.
+//! What tasks work on: data, tokenizer, base models; and the hashes that tell one input from another.
 
 pub mod checkpoints;
 mod companions;
@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use abkd_data::indexed::{Documents, IndexedTokens};
-use abkd_data::{DataSets, Encoding, Example, Limits, TestSet, Tokenizer};
+use abkd_data::{DataSets, Encoding, Example, Limits, TestFile, Tokenizer};
 use abkd_models::{LanguageModel, ModelConfig, checkpoint};
 use anyhow::{Context, Result, anyhow, ensure};
 use burn::tensor::Device;
@@ -16,7 +16,7 @@ use burn::tensor::Device;
 use self::checkpoints::Side;
 use self::identity::{hash_examples, hash_tokens, short};
 pub use self::identity::{hash_json, identity};
-use crate::spec::{DataSpec, Layers, ModelSpec, Profile, Source, Spec, Validated};
+use crate::spec::{DataSpec, Layers, ModelSpec, Source, Spec, TestSet, Validated};
 
 /// An input that is not there yet: a plan goes on without it, a run does not.
 #[derive(Debug, thiserror::Error)]
@@ -55,24 +55,75 @@ pub struct Inputs {
     /// Plain text for the language-modelling term.
     pub text: Option<IndexedTokens>,
     /// Test sets with prompts.
-    pub tests: BTreeMap<&'static str, (Vec<Example>, Vec<Vec<u32>>)>,
+    pub tests: BTreeMap<String, (Vec<Example>, Vec<Vec<u32>>)>,
     /// Hashes of `train`, `valid`, each test set, the text and the tokenizer.
     pub hashes: BTreeMap<String, String>,
     /// What makes a student's folder whole beside its weights.
     pub companions: Vec<companions::File>,
 }
 
+/// Which data are read, and where they are named.
+#[derive(Clone, Copy)]
+pub struct Wanted<'a> {
+    /// The project's folder.
+    pub root: &'a Path,
+    /// The data.
+    pub data: &'a DataSpec,
+    /// The teacher, whose tokenizer is used where there is no other.
+    pub teacher: &'a ModelSpec,
+    /// Validation examples, the first ones.
+    pub valid: usize,
+    /// Whether prompts begin with the beginning-of-sequence token where answers are drawn for a test or from the teacher.
+    pub bos: bool,
+    /// Test sets.
+    pub tests: &'a [TestSet],
+    /// The spec that names them; a task has none.
+    pub(crate) spec: Option<&'a Spec>,
+}
+
+impl<'a> Wanted<'a> {
+    /// What a spec needs.
+    pub fn of(root: &'a Path, spec: &'a Spec) -> Self {
+        let p = &spec.profile;
+        Self {
+            root,
+            data: &p.data,
+            teacher: &p.teacher,
+            valid: p.validation.examples,
+            bos: p.evaluation.bos,
+            tests: &spec.tests,
+            spec: Some(spec),
+        }
+    }
+
+    /// `path:line` of a key of the profile, where it is known.
+    fn place(&self, keys: &[&str]) -> String {
+        self.spec.map_or_else(
+            || format!("[{}]", keys.join(".")),
+            |spec| spec.in_profile(keys),
+        )
+    }
+}
+
 impl Inputs {
-    /// Reads and encodes what `spec` needs.
+    /// Reads and encodes what a spec needs.
+    ///
+    /// # Errors
+    ///
+    /// As [`Inputs::load`].
+    pub fn of(root: &Path, spec: &Spec) -> Result<Self> {
+        Self::load(&Wanted::of(root, spec))
+    }
+
+    /// Reads and encodes what is wanted.
     ///
     /// # Errors
     ///
     /// Data or tokenizer that cannot be read.
-    pub fn load(root: &Path, spec: &Spec) -> Result<Self> {
-        let profile = &spec.profile;
-        let data = &profile.data;
-        let (tokenizer, tokenizer_file) = load_tokenizer(root, spec)?;
-        let sets = load_sets(root, spec)?;
+    pub fn load(wanted: &Wanted) -> Result<Self> {
+        let (root, data) = (wanted.root, wanted.data);
+        let (tokenizer, tokenizer_file) = load_tokenizer(wanted)?;
+        let sets = load_sets(wanted)?;
         let limits = Limits {
             max_prompt_length: data.max_prompt_length,
             max_length: data.max_length,
@@ -85,31 +136,40 @@ impl Inputs {
                 .collect()
         };
         let train = first(&sets.train, data.train);
-        let wanted = profile.validation.examples;
-        let valid = first(
-            &sets.valid,
-            Some(data.valid.map_or(wanted, |n| n.min(wanted))),
-        );
+        let most = data.valid.map_or(wanted.valid, |n| n.min(wanted.valid));
+        let valid = first(&sets.valid, Some(most));
         let mut hashes = BTreeMap::from([
             ("train".to_owned(), hash_examples(&train)),
             ("valid".to_owned(), hash_examples(&valid)),
             ("tokenizer".to_owned(), short(&tokenizer.hash())),
         ]);
-        let bos = if profile.evaluation.bos {
+        let bos = if wanted.bos {
             Some(tokenizer.bos().with_context(|| {
-                let place = spec.in_profile(&["evaluation", "bos"]);
+                let place = wanted.place(&["evaluation", "bos"]);
                 format!("{place}: [evaluation] bos = true")
             })?)
         } else {
             None
         };
         let mut tests = BTreeMap::new();
-        for set in spec.datasets()? {
-            let examples = first(sets.test(set), data.test);
-            ensure!(!examples.is_empty(), "test set {}: no examples", set.id());
-            hashes.insert(set.id().to_owned(), hash_examples(&examples));
+        for set in wanted.tests {
+            let examples = match &set.path {
+                Some(path) => first(&abkd_data::read_jsonl(&root.join(path))?, data.test),
+                None => first(sets.test(&set.id), data.test),
+            };
+            ensure!(
+                !examples.is_empty(),
+                "test set {}: no examples{}",
+                set.id,
+                match data.source {
+                    Source::Embedded if set.path.is_none() =>
+                        "; the embedded corpus has no such set: give it `path` in experiments/datasets.toml",
+                    _ => "",
+                }
+            );
+            hashes.insert(set.id.clone(), hash_examples(&examples));
             let prompts = abkd_data::encode_prompts(&examples, &tokenizer, &limits, bos)?;
-            tests.insert(set.id(), (examples, prompts));
+            tests.insert(set.id.clone(), (examples, prompts));
         }
         let mut train_examples = train.len();
         let vocabulary = tokenizer.vocab_size();
@@ -117,7 +177,7 @@ impl Inputs {
             None => abkd_data::encode_training(&train, &tokenizer, &limits)?,
             Some(prefix) => {
                 let prefix = root.join(prefix);
-                let tokens = open_tokens(spec, "train_tokens", &prefix)?;
+                let tokens = open_tokens(wanted, "train_tokens", &prefix)?;
                 tokens.check_ids(vocabulary, Documents::Instructions)?;
                 train_examples = tokens.len().min(data.train.unwrap_or(usize::MAX));
                 let hash = hash_tokens(&prefix)?;
@@ -141,7 +201,7 @@ impl Inputs {
             None => None,
             Some(prefix) => {
                 let prefix = root.join(prefix);
-                let text = open_tokens(spec, "text", &prefix)?;
+                let text = open_tokens(wanted, "text", &prefix)?;
                 text.check_ids(vocabulary, Documents::Text)?;
                 ensure!(
                     text.longest() > 1,
@@ -152,13 +212,10 @@ impl Inputs {
                 Some(text)
             }
         };
-        let positions = base_shape(root, &profile.teacher, &profile.teacher)
+        let teacher = wanted.teacher;
+        let positions = base_shape(root, teacher, teacher)
             .map_or(data.max_length, |shape| shape.max_positions());
-        let described = profile
-            .teacher
-            .checkpoint
-            .as_ref()
-            .map(|dir| root.join(dir));
+        let described = teacher.checkpoint.as_ref().map(|dir| root.join(dir));
         let companions = companions::files(
             &tokenizer,
             tokenizer_file.as_deref(),
@@ -198,24 +255,20 @@ impl Inputs {
         vec!["no validation example has a response token: there is no validation loss".into()]
     }
 
-    /// Examples and prompts of a test set of the spec.
-    ///
-    /// # Panics
-    ///
-    /// When the spec does not have the set.
-    pub fn test(&self, set: TestSet) -> (&[Example], &[Vec<u32>]) {
-        let (examples, prompts) = &self.tests[set.id()];
-        (examples, prompts)
+    /// Examples and prompts of a test set; none of one that was not wanted.
+    pub fn test(&self, id: &str) -> (&[Example], &[Vec<u32>]) {
+        let found = self.tests.get(id);
+        found.map_or((&[], &[]), |(examples, prompts)| (examples, prompts))
     }
 }
 
-/// The tokenizer of a spec and its file; no file for the embedded one.
-fn load_tokenizer(root: &Path, spec: &Spec) -> Result<(Tokenizer, Option<PathBuf>)> {
-    let Some(path) = tokenizer_path(root, spec)? else {
+/// The tokenizer and its file; no file for the embedded one.
+fn load_tokenizer(wanted: &Wanted) -> Result<(Tokenizer, Option<PathBuf>)> {
+    let Some(path) = tokenizer_path(wanted)? else {
         return Ok((Tokenizer::embedded(), None));
     };
-    let eos = match &spec.profile.teacher.checkpoint {
-        Some(dir) => ModelConfig::read(&root.join(dir).join("config.json"))?.eos(),
+    let eos = match &wanted.teacher.checkpoint {
+        Some(dir) => ModelConfig::read(&wanted.root.join(dir).join("config.json"))?.eos(),
         None => None,
     };
     let tokenizer = read_tokenizer(&path, eos)?;
@@ -227,21 +280,21 @@ fn load_tokenizer(root: &Path, spec: &Spec) -> Result<(Tokenizer, Option<PathBuf
 /// # Errors
 ///
 /// When it is not there, or nothing says where.
-pub fn tokenizer_path(root: &Path, spec: &Spec) -> Result<Option<PathBuf>> {
-    let profile: &Profile = &spec.profile;
-    if profile.data.source == Source::Embedded && profile.data.tokenizer.is_none() {
+pub fn tokenizer_path(wanted: &Wanted) -> Result<Option<PathBuf>> {
+    let (root, data) = (wanted.root, wanted.data);
+    if data.source == Source::Embedded && data.tokenizer.is_none() {
         return Ok(None);
     }
-    let (path, place) = match (&profile.data.tokenizer, &profile.teacher.checkpoint) {
-        (Some(path), _) => (root.join(path), spec.in_profile(&["data", "tokenizer"])),
+    let (path, place) = match (&data.tokenizer, &wanted.teacher.checkpoint) {
+        (Some(path), _) => (root.join(path), wanted.place(&["data", "tokenizer"])),
         (None, Some(dir)) => (
             root.join(dir).join("tokenizer.json"),
-            spec.in_profile(&["teacher", "checkpoint"]),
+            wanted.place(&["teacher", "checkpoint"]),
         ),
         (None, None) => {
             return Err(anyhow!(
                 "{}: [data] tokenizer: name a tokenizer.json; the teacher has no checkpoint folder to take it from",
-                spec.in_profile(&["data"])
+                wanted.place(&["data"])
             ));
         }
     };
@@ -268,8 +321,8 @@ pub(crate) fn read_tokenizer(path: &Path, eos: Option<u32>) -> Result<Tokenizer>
 }
 
 /// Opens the token files of a key of `[data]`.
-fn open_tokens(spec: &Spec, key: &str, prefix: &Path) -> Result<IndexedTokens> {
-    let place = || format!("{}: [data] {key}", spec.in_profile(&["data", key]));
+fn open_tokens(wanted: &Wanted, key: &str, prefix: &Path) -> Result<IndexedTokens> {
+    let place = || format!("{}: [data] {key}", wanted.place(&["data", key]));
     for suffix in ["bin", "idx"] {
         let path = prefix.with_added_extension(suffix);
         if !path.exists() {
@@ -292,9 +345,9 @@ pub fn data_folder(root: &Path, data: &DataSpec) -> PathBuf {
     }
 }
 
-/// The sets that the spec asks for.
-fn load_sets(root: &Path, spec: &Spec) -> Result<DataSets> {
-    let data = &spec.profile.data;
+/// The sets that are wanted, but for those with a path of their own.
+fn load_sets<'a>(wanted: &Wanted<'a>) -> Result<DataSets> {
+    let (root, data) = (wanted.root, wanted.data);
     match data.source {
         Source::Embedded => Ok(abkd_data::embedded(data.seed, &sizes(data))),
         Source::Folder => {
@@ -306,11 +359,12 @@ fn load_sets(root: &Path, spec: &Spec) -> Result<DataSets> {
                 ))));
             }
             let training = data.train_tokens.is_none();
-            Ok(abkd_data::from_folder_only(
-                &folder,
-                training,
-                &spec.datasets()?,
-            )?)
+            let in_folder = |set: &'a TestSet| {
+                let file = set.file.as_deref()?;
+                Some(TestFile { id: &set.id, file })
+            };
+            let tests: Vec<TestFile> = wanted.tests.iter().filter_map(in_folder).collect();
+            Ok(abkd_data::from_folder(&folder, training, &tests)?)
         }
     }
 }
@@ -393,20 +447,20 @@ mod tests {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
         let mut spec = Spec::load(&root, "table1", "tiny").unwrap();
         spec.profile.data.train = Some(40);
-        let plain = Inputs::load(&root, &spec).unwrap();
-        let sets = load_sets(&root, &spec).unwrap();
+        let plain = Inputs::of(&root, &spec).unwrap();
+        let sets = load_sets(&Wanted::of(&root, &spec)).unwrap();
         let mut documents = pack(&sets.train, &Tokenizer::embedded()).unwrap();
         let dir = tempfile::tempdir().unwrap();
         let prefix = dir.path().join("train_0");
         write_indexed(&prefix, &documents).unwrap();
         spec.profile.data.train_tokens = Some(prefix.clone());
-        let packed = Inputs::load(&root, &spec).unwrap();
+        let packed = Inputs::of(&root, &spec).unwrap();
         assert_eq!(packed.train, plain.train);
         assert_ne!(packed.hashes["train"], plain.hashes["train"]);
 
         documents[3][0] = 9000;
         write_indexed(&prefix, &documents).unwrap();
-        let error = Inputs::load(&root, &spec).err().unwrap().to_string();
+        let error = Inputs::of(&root, &spec).err().unwrap().to_string();
         assert!(error.contains("packed with another"), "{error}");
     }
 }

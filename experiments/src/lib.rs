@@ -18,5 +18,6 @@ pub mod results;
 pub mod runner;
 pub mod spec;
 pub mod suggest;
+pub mod task;
 pub mod timing;
 pub mod verify;

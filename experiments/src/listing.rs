@@ -2,14 +2,14 @@
 
 use std::path::Path;
 
-use abkd_data::TestSet;
 use abkd_losses::Divergence;
 use abkd_training::Method;
 use anyhow::Result;
 use clap::ValueEnum;
 
-use crate::plan::{Plan, Work};
+use crate::plan::Plan;
 use crate::spec::{self, Profile};
+use crate::task::Work;
 
 /// What can be listed.
 #[derive(Clone, Copy, ValueEnum)]
@@ -26,20 +26,20 @@ pub enum Listing {
     Datasets,
 }
 
-/// The cells with what they depend on; evaluations are only counted.
-pub fn cells(plan: &Plan, done: &[bool]) -> String {
+/// The tasks with what they depend on; evaluations are only counted.
+pub fn tasks(plan: &Plan, done: &[bool]) -> String {
     let mut text = String::new();
     let mut evaluations = (0, 0);
-    for (cell, done) in plan.cells.iter().zip(done) {
-        if matches!(cell.work, Work::Evaluate { .. }) {
+    for (task, done) in plan.tasks.iter().zip(done) {
+        if matches!(task.task.work, Work::Evaluate(_)) {
             evaluations.0 += 1;
             evaluations.1 += usize::from(*done);
             continue;
         }
-        let needs: Vec<&str> = cell
+        let needs: Vec<&str> = task
             .needs
             .iter()
-            .map(|&n| plan.cells[n].id.as_str())
+            .map(|&n| plan.tasks[n].id.as_str())
             .collect();
         let needs = if needs.is_empty() {
             String::new()
@@ -47,7 +47,7 @@ pub fn cells(plan: &Plan, done: &[bool]) -> String {
             format!("  after {}", needs.join(", "))
         };
         let status = if *done { "done" } else { "to do" };
-        text += &format!("{status:8} {}{needs}\n", cell.id);
+        text += &format!("{status:8} {}{needs}\n", task.id);
     }
     if evaluations.0 > 0 {
         text += &format!(
@@ -120,8 +120,18 @@ pub fn listing(what: Option<Listing>, root: &Path) -> Result<String> {
             }
             Listing::Datasets => {
                 text += "datasets\n";
-                for set in TestSet::ALL {
-                    text += &format!("  {:16} {}\n", set.id(), set.label());
+                for set in spec::test_sets(root)? {
+                    let place = set
+                        .file
+                        .as_ref()
+                        .map(|f| format!("{} in the data folder", f.display()));
+                    let place = place.or(set.path.as_ref().map(|p| p.display().to_string()));
+                    text += &format!(
+                        "  {:16} {:16} {}\n",
+                        set.id,
+                        set.label,
+                        place.unwrap_or_default()
+                    );
                 }
             }
         }

@@ -14,7 +14,7 @@ use abkd_experiments::listing::{self, Listing};
 use abkd_experiments::message::{describe, say, terminal_width};
 use abkd_experiments::plan::Plan;
 use abkd_experiments::preflight;
-use abkd_experiments::runner::{self, Ended, Places};
+use abkd_experiments::runner::{self, Ended, How, Places, Slurm, Submission};
 use abkd_experiments::spec::{self, Spec};
 use abkd_experiments::verify::{Subject, verify};
 use abkd_experiments::{audit, backend, fetch, plot, report};
@@ -31,7 +31,7 @@ const INTERRUPTED: u8 = 130;
 /// divergence, ICML 2025).
 ///
 /// An EXPERIMENT says which rows and columns (experiments/*.toml), a PROFILE at what scale
-/// (experiments/profiles/*.toml). A run is cut into cells; a finished cell is never run again, and a
+/// (experiments/profiles/*.toml). A run is cut into tasks; a finished task is never run again, and a
 /// run that was stopped goes on where it was.
 #[derive(Parser)]
 #[command(
@@ -50,7 +50,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Show the cells of an experiment and what they will cost, without running them
+    /// Show the tasks of an experiment and what they will cost, without running them
     ///
     /// Parameters, tokens, floating-point operations, peak memory by part and disk are worked out from the
     /// profile and, where they are there, the data. Time needs a measurement or a machine's name.
@@ -68,12 +68,26 @@ enum Command {
     Run {
         #[command(flatten)]
         target: Target,
-        /// Show what would run, and stop
+        /// Show what would run, and stop; with `--executor slurm` the scripts that would be submitted
         #[arg(long)]
         dry_run: bool,
-        /// Cells run side by side [default: the profile's]
+        /// Tasks run side by side [default: the profile's]
         #[arg(long)]
         jobs: Option<usize>,
+        /// Who runs the tasks
+        #[arg(long, value_enum, default_value = "local")]
+        executor: ExecutorName,
+    },
+    /// Run one task from its folder alone: what a cluster's job does
+    ///
+    /// The folder holds `task.json`, which `abkd run` writes. Data and models are read from where it says, and must be those
+    /// that the task was planned for.
+    Task {
+        /// Folder of the task, among those of the tasks that it builds on
+        folder: PathBuf,
+        /// The project's folder, where it has another path on this machine
+        #[arg(long)]
+        root: Option<PathBuf>,
     },
     /// Compare our results with the paper's: terminal table, CSV and Markdown
     Compare(Target),
@@ -125,6 +139,16 @@ enum Command {
         #[command(flatten)]
         folders: Folders,
     },
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum ExecutorName {
+    /// This process
+    Local,
+    /// A Slurm cluster, as the profile's [slurm] says; the command submits and ends, and a last job makes the tables
+    Slurm,
+    /// Nobody: make the tables of what is done
+    Fold,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -261,9 +285,22 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Run {
             target,
             dry_run: true,
+            executor: ExecutorName::Local | ExecutorName::Fold,
             ..
         } => show_plan(&target, false, None),
-        Command::Run { target, jobs, .. } => run_experiment(&target, jobs),
+        Command::Run {
+            target,
+            dry_run,
+            jobs,
+            executor,
+        } => run_experiment(&target, jobs, executor, dry_run),
+        Command::Task { folder, root } => {
+            catch_interrupts()?;
+            match runner::run_task(&folder, root.as_deref(), &STOP)? {
+                Ended::Interrupted => Ok(interrupted()),
+                _ => Ok(ExitCode::SUCCESS),
+            }
+        }
         Command::Compare(target) => {
             let (places, spec) = (target.folders.places(), target.load()?);
             let text = report::compare(&places, &spec, terminal_width())?;
@@ -348,39 +385,111 @@ fn print(text: &str) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn run_experiment(target: &Target, jobs: Option<usize>) -> Result<ExitCode> {
-    let mut spec = target.load()?;
-    let place = match &target.backend {
-        Some(_) => "--backend".to_owned(),
-        None => spec.in_profile(&["backend"]),
-    };
-    backend::check(&spec.profile.backend).context(place)?;
-    if let Some(jobs) = jobs {
-        spec.profile.jobs = jobs;
-        spec.check_jobs("--jobs")?;
-    }
-    let places = target.folders.places();
+/// Has Ctrl-C and a termination save the state and end.
+fn catch_interrupts() -> Result<()> {
     ctrlc::set_handler(|| {
         if STOP.swap(true, Ordering::Relaxed) {
             std::process::exit(i32::from(INTERRUPTED));
         }
         say("\nstopping after the current step; the state is saved (press again to stop at once)");
     })
-    .context("Ctrl-C cannot be caught")?;
+    .context("Ctrl-C cannot be caught")
+}
+
+fn interrupted() -> ExitCode {
+    say("interrupted; the same command goes on from here");
+    ExitCode::from(INTERRUPTED)
+}
+
+/// What a cluster's jobs are made of.
+fn submission(target: &Target, spec: &Spec, dry_run: bool) -> Result<Submission> {
+    let absolute = |path: &Path| {
+        let path = std::path::absolute(path).with_context(|| path.display().to_string())?;
+        Ok::<_, anyhow::Error>(path)
+    };
+    let places = target.folders.places();
+    let file = |name: &str| -> Result<String> {
+        if name.ends_with(".toml") {
+            return Ok(absolute(Path::new(name))?.display().to_string());
+        }
+        Ok(name.to_owned())
+    };
+    let mut fold = vec![
+        "run".to_owned(),
+        file(&target.experiment)?,
+        "--profile".into(),
+        file(&target.profile)?,
+        "--executor".into(),
+        "fold".into(),
+    ];
+    for (key, folder) in [
+        ("--root", &places.root),
+        ("--runs", &places.runs),
+        ("--results", &places.results),
+        ("--figures", &places.figures),
+    ] {
+        fold.extend([key.to_owned(), absolute(folder)?.display().to_string()]);
+    }
+    if let Some(backend) = &target.backend {
+        fold.extend(["--backend".to_owned(), backend.clone()]);
+    }
+    Ok(Submission {
+        program: std::env::current_exe().context("the program's own path")?,
+        runs: absolute(&places.runs_of(spec))?,
+        experiment: spec.experiment.name.clone(),
+        fold,
+        dry_run,
+    })
+}
+
+fn run_experiment(
+    target: &Target,
+    jobs: Option<usize>,
+    executor: ExecutorName,
+    dry_run: bool,
+) -> Result<ExitCode> {
+    let mut spec = target.load()?;
+    let place = match &target.backend {
+        Some(_) => "--backend".to_owned(),
+        None => spec.in_profile(&["backend"]),
+    };
+    // A job's machine may have what this one has not.
+    if executor == ExecutorName::Local {
+        backend::check(&spec.profile.backend).context(place)?;
+    }
+    if let Some(jobs) = jobs {
+        spec.profile.jobs = jobs;
+        spec.check_jobs("--jobs")?;
+    }
+    let places = target.folders.places();
+    catch_interrupts()?;
     let inputs = preflight::load(&places, &spec)?;
     let plan = Plan::new(&places.root, &spec, &inputs.hashes)?;
-    let done = |cell| runner::is_done(&places, &spec, cell);
-    if !plan.cells.iter().all(done) {
+    let done = |task| runner::is_done(&places, &spec, task);
+    if executor != ExecutorName::Fold && !plan.tasks.iter().all(done) {
         preflight::weights(&places, &spec)?;
     }
     for note in spec.notes().into_iter().chain(inputs.notes()) {
         say(&format!("note: {note}"));
     }
-    match runner::run(&places, &spec, &plan, &inputs, &STOP)? {
-        Ended::Interrupted => {
-            say("interrupted; the same command goes on from here");
-            Ok(ExitCode::from(INTERRUPTED))
+    let how = match executor {
+        ExecutorName::Local => How::Local,
+        ExecutorName::Fold => How::Fold,
+        ExecutorName::Slurm => How::Slurm(Slurm {
+            spec: &spec.profile.slurm,
+            submission: submission(target, &spec, dry_run)?,
+        }),
+    };
+    match runner::run(&places, &spec, &plan, &inputs, how, &STOP)? {
+        Ended::Submitted => Ok(ExitCode::SUCCESS),
+        Ended::Shown(lines) => print(&lines.join("\n")),
+        Ended::Interrupted if executor == ExecutorName::Fold => {
+            let text = report::compare(&places, &spec, terminal_width())?;
+            print(&text)?;
+            say("not all tasks are done; the same command without `--executor fold` runs the rest");
+            Ok(ExitCode::FAILURE)
         }
+        Ended::Interrupted => Ok(interrupted()),
         Ended::Finished => {
             let told = runner::publish(&places, &spec)?;
             let figure = report::draw(&places, &spec)?;
@@ -419,9 +528,9 @@ fn show_plan(target: &Target, calibrate: bool, accelerator: Option<&str>) -> Res
     let hashes = inputs.as_ref().map(|inputs| inputs.hashes.clone());
     let plan = Plan::new(&places.root, &spec, &hashes.unwrap_or_default())?;
     let done: Vec<bool> = plan
-        .cells
+        .tasks
         .iter()
-        .map(|cell| runner::is_done(&places, &spec, cell))
+        .map(|task| runner::is_done(&places, &spec, task))
         .collect();
     let seconds = match (&inputs, calibrate) {
         (_, false) => None,
@@ -432,9 +541,9 @@ fn show_plan(target: &Target, calibrate: bool, accelerator: Option<&str>) -> Res
         }
         (None, true) => anyhow::bail!("--calibrate needs the inputs that are missing"),
     };
-    let mut text = listing::cells(&plan, &done);
+    let mut text = listing::tasks(&plan, &done);
     let estimate = Estimate::new(&places.root, &spec, &plan, inputs.as_ref())?;
-    text += &estimate::report(&estimate, &done, accelerator, seconds.as_deref())?;
+    text += &estimate::report(&estimate, &done, accelerator, seconds.as_deref());
     print(&text)
 }
 

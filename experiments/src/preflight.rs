@@ -10,10 +10,10 @@ use anyhow::{Context, Result, anyhow, ensure};
 use burn::tensor::Device;
 
 use crate::inputs::checkpoints::{self, Side};
-use crate::inputs::{self, Inputs, is_absent};
+use crate::inputs::{self, Inputs, Wanted, is_absent};
 use crate::results::{Table, read_curve};
 use crate::runner::Places;
-use crate::spec::{Kind, Row, Spec, Start};
+use crate::spec::{Kind, Spec, Start};
 use crate::timing;
 
 const SIDES: [Side; 2] = [Side::Teacher, Side::Student];
@@ -49,7 +49,7 @@ pub fn load(places: &Places, spec: &Spec) -> Result<Inputs> {
     if let Some(error) = absent {
         return Err(error);
     }
-    let inputs = Inputs::load(root, spec)?;
+    let inputs = Inputs::of(root, spec)?;
     data_fit(root, spec, &inputs, &teacher, &student)?;
     spec.check_run(inputs.train.sequences.len(), inputs.validated())?;
     Ok(inputs)
@@ -166,10 +166,7 @@ fn shapes_fit(
             whole.layers()
         );
     }
-    let rows = &spec.experiment.rows;
-    let methods = rows.iter().map(|row| row.method(p));
-    let methods = methods.collect::<Result<Vec<_>>>()?;
-    if methods.iter().any(|m| m.needs_teacher()) {
+    if spec.recipes.iter().any(|r| r.method.needs_teacher()) {
         let (teacher, student) = (teacher.vocab_size(), student.vocab_size());
         ensure!(
             teacher == student,
@@ -241,8 +238,8 @@ fn positions_fit(spec: &Spec, teacher: &ModelConfig, student: &ModelConfig) -> R
             refuse(place, what, &both, prompt.saturating_add(new))?;
         }
     }
-    for (index, row) in spec.experiment.rows.iter().enumerate() {
-        let Some(new) = row.method(p)?.longest_answer(p.data.max_new_tokens()) else {
+    for (index, row) in spec.recipes.iter().enumerate() {
+        let Some(new) = row.method.longest_answer(p.data.max_new_tokens()) else {
             continue;
         };
         let what = format!(
@@ -295,11 +292,10 @@ fn adapters_fit(spec: &Spec, teacher: &ModelConfig, student: &ModelConfig) -> Re
         let place = || format!("{}: [{name}]", spec.in_profile(&[name, "lora"]));
         try_on(shape, None, settings).with_context(place)?;
     }
-    for (index, row) in spec.experiment.rows.iter().enumerate() {
-        let settings = row.training(p)?;
-        let initialised = row.start(p) == Start::Init;
+    for (index, row) in spec.recipes.iter().enumerate() {
+        let initialised = row.start == Start::Init;
         let before = p.student_sft.as_ref().filter(|_| initialised);
-        try_on(student, before, &settings)
+        try_on(student, before, &row.settings)
             .with_context(|| format!("row `{}`: train", row.label))
             .map_err(|error| spec.blame(index, error))?;
     }
@@ -343,7 +339,7 @@ fn data_fit(
         own_tokenizer_fits(root, spec, side, &inputs.tokenizer)?;
     }
     if let Some(text) = &inputs.text
-        && text_is_used(spec)?
+        && spec.recipes.iter().any(|r| r.with_text)
     {
         let positions = student.max_positions();
         ensure!(
@@ -356,12 +352,6 @@ fn data_fit(
     Ok(())
 }
 
-fn text_is_used(spec: &Spec) -> Result<bool> {
-    let of = |row: &Row| row.with_text(&spec.profile);
-    let used = spec.experiment.rows.iter().map(of);
-    Ok(used.collect::<Result<Vec<_>>>()?.contains(&true))
-}
-
 /// Refuses a checkpoint that comes with another tokenizer than the one that makes the data: the same text has other ids
 /// for it.
 fn own_tokenizer_fits(root: &Path, spec: &Spec, side: Side, used: &Tokenizer) -> Result<()> {
@@ -369,7 +359,7 @@ fn own_tokenizer_fits(root: &Path, spec: &Spec, side: Side, used: &Tokenizer) ->
         return Ok(());
     };
     let path = root.join(dir).join("tokenizer.json");
-    if !path.exists() || inputs::tokenizer_path(root, spec)?.as_ref() == Some(&path) {
+    if !path.exists() || inputs::tokenizer_path(&Wanted::of(root, spec))?.as_ref() == Some(&path) {
         return Ok(());
     }
     let place = || spec.in_profile(&[side.section(), "checkpoint"]);

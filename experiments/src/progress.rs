@@ -7,7 +7,7 @@ use indicatif::{HumanDuration, MultiProgress, ProgressBar, ProgressDrawTarget, P
 
 use crate::message::say;
 
-/// Time between plain lines of one cell.
+/// Time between plain lines of one task.
 const PLAIN_EVERY: Duration = Duration::from_secs(20);
 
 /// The display of a run.
@@ -15,18 +15,18 @@ pub struct Display {
     bars: MultiProgress,
     total: ProgressBar,
     plain: bool,
-    /// Finished cells of this run: kind and duration, for the estimate.
+    /// Finished tasks of this run: kind and duration, for the estimate.
     durations: Mutex<Vec<(String, f64)>>,
     jobs: usize,
 }
 
 impl Display {
-    /// For `cells` cells of which `done` are finished already, worked on by `jobs` workers.
-    pub fn new(cells: usize, done: usize, jobs: usize) -> Self {
+    /// For `tasks` tasks of which `done` are finished already, worked on by `jobs` workers.
+    pub fn new(tasks: usize, done: usize, jobs: usize) -> Self {
         let bars = MultiProgress::with_draw_target(ProgressDrawTarget::stderr());
         let plain = bars.is_hidden();
-        let total = bars.add(ProgressBar::new(cells as u64));
-        total.set_style(style("{bar:30} {pos}/{len} cells  {elapsed} {msg}"));
+        let total = bars.add(ProgressBar::new(tasks as u64));
+        total.set_style(style("{bar:30} {pos}/{len} tasks  {elapsed} {msg}"));
         total.set_position(done as u64);
         Self {
             bars,
@@ -47,15 +47,15 @@ impl Display {
         }
     }
 
-    /// Begins a cell.
-    pub fn cell(&self, id: &str) -> CellDisplay<'_> {
+    /// Begins a task.
+    pub fn task(&self, id: &str) -> TaskDisplay<'_> {
         let bar = self.bars.add(ProgressBar::new(0));
         bar.set_style(style("  {prefix}  {bar:20} {pos}/{len}  eta {eta}  {msg}"));
         bar.set_prefix(id.to_owned());
         if self.plain {
             say(&format!("{id}: started"));
         }
-        CellDisplay {
+        TaskDisplay {
             display: self,
             bar,
             id: id.to_owned(),
@@ -64,7 +64,7 @@ impl Display {
         }
     }
 
-    /// Ends a cell; `left` are the kinds of the cells still to run.
+    /// Ends a task; `left` are the kinds of the tasks still to run.
     fn finished(&self, kind: String, seconds: f64, left: &[String]) {
         let mut durations = self
             .durations
@@ -91,10 +91,10 @@ impl Display {
         self.total.set_message(message);
     }
 
-    /// `12/262 cells, eta 3 minutes`
+    /// `12/262 tasks, eta 3 minutes`
     fn summary(&self) -> String {
         let (done, all) = (self.total.position(), self.total.length().unwrap_or(0));
-        format!("{done}/{all} cells, {}", self.total.message())
+        format!("{done}/{all} tasks, {}", self.total.message())
     }
 }
 
@@ -102,8 +102,8 @@ fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template).expect("templates are constants")
 }
 
-/// The display of one cell.
-pub struct CellDisplay<'a> {
+/// The display of one task.
+pub struct TaskDisplay<'a> {
     display: &'a Display,
     bar: ProgressBar,
     id: String,
@@ -111,8 +111,8 @@ pub struct CellDisplay<'a> {
     last: Instant,
 }
 
-impl CellDisplay<'_> {
-    /// How far the cell is.
+impl TaskDisplay<'_> {
+    /// How far the task is.
     pub fn at(&mut self, position: usize, length: usize, message: impl FnOnce() -> String) {
         self.bar.set_length(length as u64);
         self.bar.set_position(position as u64);
@@ -137,7 +137,7 @@ impl CellDisplay<'_> {
         self.display.line(&format!("{}: {text}", self.id));
     }
 
-    /// The cell is done; `kind` groups cells of like duration.
+    /// The task is done; `kind` groups tasks of like duration.
     pub fn finish(self, kind: String, left: &[String], result: &str) {
         self.bar.finish_and_clear();
         let seconds = self.begun.elapsed().as_secs_f64();

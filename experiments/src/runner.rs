@@ -1,35 +1,37 @@
-//! Runs the cells of a plan: several side by side, each at most once, resuming what was begun.
+//! Runs the tasks of a plan: several side by side, each at most once, resuming what was begun.
 
 mod answers;
-mod board;
 mod calibrate;
+mod executor;
+mod fold;
 mod proof;
 mod publish;
+mod slurm;
 mod worker;
 
-use std::any::Any;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
-use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use abkd_host::files;
 use abkd_training::ValidationRecord;
 use abkd_training::evaluate;
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde::{Deserialize, Serialize};
 
-use self::board::Board;
 pub use self::calibrate::calibrate;
+use self::executor::{Board, Executor, Local};
+pub use self::fold::write_results;
 use self::proof::Standing;
 pub use self::publish::publish;
+pub use self::slurm::{Slurm, Submission};
 use self::worker::Worker;
-use crate::inputs::Inputs;
-use crate::plan::{Cell, Plan, Who, Work, row_label};
+use crate::inputs::{Inputs, identity};
+use crate::plan::{Plan, Planned};
 use crate::progress::Display;
-use crate::results::{self, CurvePoint, Score};
-use crate::spec::{Kind, Spec};
-use crate::timing::{self, Timing};
+use crate::spec::Spec;
+use crate::task::{self, Sources};
 
 /// Where things are.
 #[derive(Clone, Debug)]
@@ -45,7 +47,7 @@ pub struct Places {
 }
 
 impl Places {
-    /// The folder of a profile's cells.
+    /// The folder of a profile's tasks.
     pub fn runs_of(&self, spec: &Spec) -> PathBuf {
         self.runs.join(&spec.profile.name)
     }
@@ -66,7 +68,7 @@ impl Places {
     }
 }
 
-/// What a training cell leaves.
+/// What a training task leaves.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Trained {
     /// One record an epoch.
@@ -86,7 +88,7 @@ struct Evaluated {
     examples: Vec<f64>,
 }
 
-/// What a cell leaves that works something out for many others: its time, over all attempts.
+/// What a task leaves that works something out for many others: its time, over all attempts.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 struct OneOff {
     /// Sequences.
@@ -95,8 +97,6 @@ struct OneOff {
 }
 
 const RESULT: &str = "result.json";
-/// What the cell is.
-const TASK: &str = "cell.json";
 /// Where updates are timed.
 const SCRATCH: &str = "scratch";
 
@@ -106,31 +106,57 @@ const PARTIAL: &str = "partial";
 /// How a run ended.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Ended {
-    /// All cells are done.
+    /// All tasks are done.
     Finished,
     /// Stopped by the user; what was done is saved.
     Interrupted,
+    /// The tasks were given to others, who run them later.
+    Submitted,
+    /// What would be submitted.
+    Shown(Vec<String>),
 }
 
-/// Whether a cell is done, as far as its files show without those that are large.
-pub fn is_done(places: &Places, spec: &Spec, cell: &Cell) -> bool {
-    let dir = places.runs_of(spec).join(&cell.id);
-    matches!(Standing::of(&dir, &cell.id), Ok(Standing::Finished(_)))
+/// Who runs the tasks.
+pub enum How<'a> {
+    /// This process.
+    Local,
+    /// A Slurm cluster.
+    Slurm(Slurm<'a>),
+    /// Nobody: what is done is folded.
+    Fold,
 }
 
-/// Runs all cells that are not done yet and writes the results after each.
+/// Whether a task is done, as far as its files show without those that are large.
+pub fn is_done(places: &Places, spec: &Spec, planned: &Planned) -> bool {
+    let dir = places.runs_of(spec).join(&planned.id);
+    matches!(Standing::of(&dir, &planned.id), Ok(Standing::Finished(_)))
+}
+
+/// Runs all tasks that are not done yet and writes the results after each.
 ///
 /// # Errors
 ///
-/// The first error of a cell; the others finish the cell that they are at.
+/// The first error of a task; the others finish the task that they are at.
 pub fn run(
     places: &Places,
     spec: &Spec,
     plan: &Plan,
     inputs: &Inputs,
+    how: How,
     stop: &AtomicBool,
 ) -> Result<Ended> {
     let runs = places.runs_of(spec);
+    if let How::Slurm(slurm) = &how
+        && slurm.submission.dry_run
+    {
+        let done: Vec<bool> = plan
+            .tasks
+            .iter()
+            .map(|t| is_done(places, spec, t))
+            .collect();
+        let lines = slurm.submit(plan, &done, &|_| Ok(()))?;
+        return Ok(Ended::Shown(lines));
+    }
     files::create_folder(&runs).with_context(|| runs.display().to_string())?;
     let _lock = lock(&runs)?;
     let results = places.result(spec, "");
@@ -145,59 +171,112 @@ pub fn run(
     let device = crate::backend::device(&spec.profile.backend)?;
     let (done, again) = proof::survey(&runs, plan)?;
     let finished = done.iter().filter(|d| **d).count();
-    let jobs = spec.jobs().min(plan.cells.len().max(1));
-    let display = Display::new(plan.cells.len(), finished, jobs);
+    let jobs = spec.jobs().min(plan.tasks.len().max(1));
+    let display = Display::new(plan.tasks.len(), finished, jobs);
     report_inputs(&display, inputs, finished, plan);
     again.iter().for_each(|line| display.line(line));
-    let board = Board::new(plan, &done);
-    let outcome: Vec<Result<()>> = std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..jobs)
-            .map(|_| {
-                scope.spawn(|| {
-                    let worker = Worker {
-                        places,
-                        spec,
-                        plan,
-                        inputs,
-                        device: device.clone(),
-                        decoding: spec.profile.validation.decoding(),
-                        display: &display,
-                        stop,
+    let sources = &Sources::of(&places.root, spec);
+    let ended = match how {
+        How::Fold if finished == plan.tasks.len() => Ended::Finished,
+        How::Fold => Ended::Interrupted,
+        How::Slurm(slurm) => {
+            let begin = |planned: &Planned| {
+                let content = task::content(&planned.id, &planned.task, sources)?;
+                proof::Folder::begin(&runs.join(&planned.id), &planned.id, &content).map(drop)
+            };
+            let lines = slurm.submit(plan, &done, &begin)?;
+            lines.iter().for_each(|line| display.line(line));
+            Ended::Submitted
+        }
+        How::Local => {
+            let worker = || {
+                let mut worker = Worker {
+                    runs: &runs,
+                    sources,
+                    inputs,
+                    device: device.clone(),
+                    stop,
+                    loaded: None,
+                };
+                let display = &display;
+                move |planned: &Planned, board: &Board| {
+                    let mut shown = display.task(&planned.id);
+                    let told = worker
+                        .perform(&planned.id, &planned.task, &mut shown)
+                        .with_context(|| format!("task {}", planned.id))?;
+                    let Some(told) = told else {
+                        return Ok(false);
                     };
-                    board.attend(|| worker.work(&board))
-                })
-            })
-            .collect();
-        workers
-            .into_iter()
-            .map(|w| w.join().unwrap_or_else(|panic| Err(panicked(&*panic))))
-            .collect()
-    });
-    outcome.into_iter().collect::<Result<()>>()?;
+                    shown.finish(planned.kind(), &board.left(planned), &told);
+                    write_results(places, spec, plan)?;
+                    Ok(true)
+                }
+            };
+            Local { jobs, stop, worker }.execute(plan, &done)?
+        }
+    };
     write_results(places, spec, plan)?;
-    Ok(if board.all_done() {
-        Ended::Finished
-    } else {
-        Ended::Interrupted
-    })
+    Ok(ended)
 }
 
-/// What a worker's panic is to the user.
-fn panicked(panic: &(dyn Any + Send)) -> anyhow::Error {
-    let said = panic.downcast_ref::<String>().map(String::as_str);
-    let said = said.or_else(|| panic.downcast_ref::<&str>().copied());
-    anyhow!(
-        "a worker panicked, which is a bug: {}",
-        said.unwrap_or("it said nothing")
-    )
+/// Runs the task of a folder, from its file alone.
+///
+/// # Errors
+///
+/// A file that is not the task's as it was planned; data or models that are others than it was planned for, or not there;
+/// another process that runs it; the errors of the task itself.
+pub fn run_task(folder: &Path, root: Option<&Path>, stop: &AtomicBool) -> Result<Ended> {
+    let (id, task, mut sources) = task::read(folder)?;
+    if let Some(root) = root {
+        sources.root = root.into();
+    }
+    let folder = fs::canonicalize(folder).with_context(|| folder.display().to_string())?;
+    let runs = files::folder_of(&folder);
+    let _shared = lock_shared(&runs)?;
+    let file = folder.join(task::FILE);
+    let mine = File::open(&file).with_context(|| file.display().to_string())?;
+    mine.try_lock()
+        .map_err(|_| anyhow!("{}: another process runs this task", folder.display()))?;
+    let display = Display::new(1, 0, 1);
+    if let Standing::Finished(_) = Standing::of(&folder, &id)? {
+        display.line(&format!("{id} is done already"));
+        return Ok(Ended::Finished);
+    }
+    for need in task.needs() {
+        proof::needed(&runs, need).with_context(|| format!("{id} needs {need}"))?;
+    }
+    for (side, planned) in task.bases() {
+        let found = identity(&sources.root, sources.model(side), &sources.teacher)?;
+        ensure!(
+            found == *planned,
+            "the {} is not the one that {id} was planned for; plan the experiment again",
+            side.section()
+        );
+    }
+    let inputs = Inputs::load(&sources.wanted(&task))?;
+    let mut worker = Worker {
+        runs: &runs,
+        sources: &sources,
+        inputs: &inputs,
+        device: crate::backend::device(&task.backend)?,
+        stop,
+        loaded: None,
+    };
+    let mut shown = display.task(&id);
+    let told = worker.perform(&id, &task, &mut shown)?;
+    let Some(told) = told else {
+        return Ok(Ended::Interrupted);
+    };
+    shown.finish(String::new(), &[], &told);
+    Ok(Ended::Finished)
 }
 
 fn report_inputs(display: &Display, inputs: &Inputs, finished: usize, plan: &Plan) {
     display.line(&format!(
-        "{} training sequences, {} validation examples; {finished} of {} cells are done",
+        "{} training sequences, {} validation examples; {finished} of {} tasks are done",
         inputs.train.sequences.len(),
         inputs.valid.len(),
-        plan.cells.len()
+        plan.tasks.len()
     ));
     if !inputs.train.skipped.is_empty() {
         display.line(&format!(
@@ -208,133 +287,36 @@ fn report_inputs(display: &Display, inputs: &Inputs, finished: usize, plan: &Pla
     }
 }
 
-/// Refuses a second run on the same folder. The lock goes when the file is closed.
-fn lock(runs: &Path) -> Result<File> {
+fn lock_file(runs: &Path) -> Result<(PathBuf, File)> {
     let path = runs.join(".lock");
     let file = File::create(&path).with_context(|| path.display().to_string())?;
+    Ok((path, file))
+}
+
+/// Refuses a second run on the same folder. The lock goes when the file is closed.
+fn lock(runs: &Path) -> Result<File> {
+    let (_, file) = lock_file(runs)?;
     file.try_lock().map_err(|_| {
         anyhow!("{}: another run works on this folder; wait for it, or give this one its own with --runs", runs.display())
     })?;
     Ok(file)
 }
 
-/// Folds what is done into the CSV files of the experiment, beside those of an earlier run: [`publish`] puts them in
-/// place. Safe to call from several workers.
-///
-/// # Errors
-///
-/// A result that cannot be read, a CSV that cannot be written.
-pub fn write_results(places: &Places, spec: &Spec, plan: &Plan) -> Result<()> {
-    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-    let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-    let runs = places.runs_of(spec);
-    let name = &spec.experiment.name;
-    let mut curves = Vec::new();
-    let mut scores = Vec::new();
-    let mut timings: Vec<(usize, Timing)> = Vec::new();
-    for (cell, work) in plan
-        .cells
-        .iter()
-        .flat_map(|c| c.works().map(move |w| (c, w)))
-    {
-        match work {
-            Work::Distill { row, seed } => {
-                let Some(trained) = proof::result::<Trained>(&runs, &cell.id)? else {
-                    continue;
-                };
-                let loss = row_label(spec, Who::Row { row, seed });
-                curves.extend(trained.curve.into_iter().filter_map(|r| {
-                    let point = CurvePoint {
-                        loss: loss.clone(),
-                        training_seed: Some(seed),
-                        epoch: r.epoch as u32,
-                        dolly_validation_rouge_l: r.validation_rouge_l?,
-                        validation_loss: r.validation_loss,
-                    };
-                    Some((row, point))
-                }));
-            }
-            Work::Evaluate { who, dataset, seed } => {
-                let Some(found) = proof::result::<Evaluated>(&runs, &cell.id)? else {
-                    continue;
-                };
-                let (place, training_seed) = match who {
-                    Who::Teacher => (0, None),
-                    Who::Student => (1, None),
-                    Who::Row { row, seed } => (2 + row, Some(seed)),
-                };
-                let Evaluated { score, examples } = found;
-                let score = Score {
-                    experiment: name.clone(),
-                    row: row_label(spec, who),
-                    training_seed,
-                    dataset: dataset.id().into(),
-                    sampling_seed: seed,
-                    n: score.n as u64,
-                    rouge_l: score.rouge_l,
-                    exact_match: score.exact_match,
-                    mean_tokens: score.mean_tokens,
-                    examples,
-                };
-                scores.push((place, score));
-            }
-            Work::Time { row, .. } => {
-                timings.extend(proof::result(&runs, &cell.id)?.map(|timing| (row, timing)));
-            }
-            Work::Sft { .. } | Work::TeacherAnswers { .. } | Work::TeacherHidden => {}
-        }
-    }
-    let file = |end: &str| places.partial(spec, &format!("{name}{end}"));
-    match spec.experiment.kind {
-        Kind::Curve if !curves.is_empty() => results::write_curve(&file(".csv"), &in_order(curves)),
-        Kind::Table if !scores.is_empty() => {
-            let scores = in_order(scores);
-            results::write_scores(&file("_scores.csv"), &scores)?;
-            results::write_examples(&file("_examples.csv"), &scores)?;
-            results::fold(&scores, &spec.experiment.row_key)?.write(&file(".csv"))
-        }
-        Kind::Timing if !timings.is_empty() => {
-            let costs = one_off_costs(&runs, plan)?;
-            timing::write(&file(""), spec, &timings, costs)
-        }
-        _ => Ok(()),
-    }
-}
+/// How long a task waits for a run that has just submitted it.
+const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What cells of rows yield, in the order of the rows: a cell that rows share comes early for the later ones.
-fn in_order<K: Ord, T>(mut keyed: Vec<(K, T)>) -> Vec<T> {
-    keyed.sort_by(|(a, _), (b, _)| a.cmp(b));
-    keyed.into_iter().map(|(_, value)| value).collect()
-}
-
-/// What the teacher's one-off cells took, seconds a sequence.
-fn one_off_costs(runs: &Path, plan: &Plan) -> Result<timing::OneOffCosts> {
-    let mut costs = timing::OneOffCosts::default();
-    for cell in &plan.cells {
-        let cost = match cell.work {
-            Work::TeacherAnswers { .. } => &mut costs.answer,
-            Work::TeacherHidden => &mut costs.hidden,
-            _ => continue,
-        };
-        if let Some(done) = proof::result::<OneOff>(runs, &cell.id)? {
-            *cost = done.seconds / done.items.max(1) as f64;
+/// Several tasks may run in the same folder, but not beside a run that does all of them.
+fn lock_shared(runs: &Path) -> Result<File> {
+    let (_, file) = lock_file(runs)?;
+    let begun = Instant::now();
+    while file.try_lock_shared().is_err() {
+        if begun.elapsed() > PATIENCE {
+            bail!(
+                "{}: a run works on all tasks of this folder; wait for it",
+                runs.display()
+            );
         }
+        std::thread::sleep(Duration::from_millis(200));
     }
-    Ok(costs)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_panic_is_reported_with_what_it_said() {
-        let fixed = std::panic::catch_unwind(|| panic!("no room")).unwrap_err();
-        let cell = 7;
-        let formatted = std::panic::catch_unwind(|| panic!("no cell {cell}")).unwrap_err();
-        for (panic, said) in [(fixed, "no room"), (formatted, "no cell 7")] {
-            let text = panicked(&*panic).to_string();
-            assert!(text.ends_with(said), "{text}");
-        }
-    }
+    Ok(file)
 }

@@ -2,6 +2,7 @@
 
 mod blame;
 mod check;
+mod datasets;
 mod experiment;
 mod file;
 mod profile;
@@ -10,35 +11,58 @@ mod shape;
 
 use std::path::{Path, PathBuf};
 
-use abkd_data::TestSet;
+use abkd_training::{Method, Settings};
 use anyhow::{Context, Result, bail};
-use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-pub use check::Validated;
+pub use check::{ENDINGS, Validated};
+pub use datasets::{TestSet, test_sets};
 pub use experiment::{Experiment, Kind, Row, STUDENT, Start, TEACHER, TextTerm};
 use file::Step::Key;
 use file::{Step, TomlFile};
 pub use profile::{
-    DataSpec, DecodingSpec, Layers, MethodSpec, ModelSpec, Profile, Source, TimingSpec,
+    DataSpec, DecodingSpec, Layers, MethodSpec, ModelSpec, Profile, SlurmSpec, Source, TimingSpec,
     ValidationSpec,
 };
 
 use crate::suggest::{nearest, with_nearest_key};
 
 /// An experiment at a scale, checked.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug)]
 pub struct Spec {
     /// The experiment.
     pub experiment: Experiment,
     /// The profile.
     pub profile: Profile,
+    /// The rows, with nothing left to look up.
+    pub recipes: Vec<Recipe>,
+    /// The test sets of the table.
+    pub tests: Vec<TestSet>,
+    /// All test sets of the project.
+    known: Vec<TestSet>,
     /// The two files, for the place of what is found wrong later.
-    #[serde(skip)]
     files: Files,
     /// The pair of the profile that is used, where it has several.
-    #[serde(skip)]
     pair: Option<String>,
+}
+
+/// How the student of a row is trained: the row over the profile's settings of its method over the profile's own.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Recipe {
+    /// The row's label.
+    pub label: String,
+    /// Short name for ids of tasks: the method, or the divergence of plain distillation.
+    pub short: String,
+    /// The method.
+    pub method: Method,
+    /// The training's settings.
+    pub settings: Settings,
+    /// Which student the training starts from.
+    pub start: Start,
+    /// Whether there is a language-modelling term on plain text.
+    pub with_text: bool,
+    /// Seeds of the trainings.
+    pub seeds: Vec<u64>,
 }
 
 /// What is said where rows ask for a base that there is not.
@@ -70,6 +94,9 @@ impl Spec {
         let mut spec = Self {
             profile,
             experiment,
+            recipes: Vec::new(),
+            tests: Vec::new(),
+            known: datasets::test_sets(root)?,
             files,
             pair,
         };
@@ -78,7 +105,36 @@ impl Spec {
         }
         spec.check()?;
         spec.check_other_pairs()?;
+        spec.resolve()?;
         Ok(spec)
+    }
+
+    /// Resolves rows and data sets, once: what they are now is what runs.
+    ///
+    /// # Errors
+    ///
+    /// A row or a data set that is not valid.
+    pub fn resolve(&mut self) -> Result<()> {
+        let p = &self.profile;
+        let recipe = |row: &Row| {
+            let settings = row.training(p)?;
+            Ok(Recipe {
+                label: row.label.clone(),
+                short: row.short().into(),
+                method: row.method(p)?,
+                start: row.start(p),
+                with_text: row.with_text(p)?,
+                seeds: p
+                    .training_seeds
+                    .clone()
+                    .unwrap_or_else(|| vec![settings.seed]),
+                settings,
+            })
+        };
+        let recipes: Result<Vec<Recipe>> = self.experiment.rows.iter().map(recipe).collect();
+        self.recipes = recipes?;
+        self.tests = datasets::chosen(&self.known, &self.experiment.datasets)?;
+        Ok(())
     }
 
     /// `path:line` of a key of the experiment's file.
@@ -131,18 +187,6 @@ impl Spec {
         Ok(())
     }
 
-    /// Seeds of the trainings of a row.
-    ///
-    /// # Errors
-    ///
-    /// A row that is not valid.
-    pub fn training_seeds(&self, row: &Row) -> Result<Vec<u64>> {
-        Ok(match &self.profile.training_seeds {
-            Some(seeds) => seeds.clone(),
-            None => vec![row.training(&self.profile)?.seed],
-        })
-    }
-
     /// Whether a row asks to start from a base that is no language model, and gets the initialised student.
     pub fn starts_are_replaced(&self) -> bool {
         let p = &self.profile;
@@ -150,25 +194,12 @@ impl Spec {
         rows.any(|row| row.asked_start(p) != row.start(p))
     }
 
-    /// Cells that run side by side: updates that are timed have the machine to themselves.
+    /// Tasks that run side by side: updates that are timed have the machine to themselves.
     pub fn jobs(&self) -> usize {
         match self.experiment.kind {
             Kind::Timing => 1,
             Kind::Table | Kind::Curve => self.profile.jobs,
         }
-    }
-
-    /// The test sets of the table.
-    ///
-    /// # Errors
-    ///
-    /// An unknown name.
-    pub fn datasets(&self) -> Result<Vec<TestSet>> {
-        self.experiment
-            .datasets
-            .iter()
-            .map(|id| Ok(id.parse::<TestSet>()?))
-            .collect()
     }
 }
 
@@ -287,8 +318,8 @@ pub fn names(folder: &Path) -> Result<Vec<String>> {
                 .strip_suffix(".toml")
                 .map(str::to_owned)
         })
-        // the runner's own manifest lies beside the experiments
-        .filter(|name| name != "Cargo")
+        // the runner's own manifest and the data sets lie beside the experiments
+        .filter(|name| !["Cargo", "datasets"].contains(&name.as_str()))
         .collect();
     names.sort();
     Ok(names)

@@ -214,7 +214,7 @@ pub fn fold(
     costs: OneOffCosts,
 ) -> Result<Vec<TimingRow>> {
     let mut rows = Vec::new();
-    for (index, r) in spec.experiment.rows.iter().enumerate() {
+    for (index, r) in spec.recipes.iter().enumerate() {
         let updates: Vec<UpdateTime> = timings
             .iter()
             .filter(|(i, _)| *i == index)
@@ -223,14 +223,12 @@ pub fn fold(
         if updates.is_empty() {
             continue;
         }
-        let method = r.method(&spec.profile)?;
-        let cost = match &method {
+        let cost = match &r.method {
             Method::SeqKd(_) => costs.answer,
-            _ if method.uses_teacher_on_data() => costs.hidden,
+            _ if r.method.uses_teacher_on_data() => costs.hidden,
             _ => 0.0,
         };
-        let epochs = r.training(&spec.profile)?.epochs;
-        rows.push(row(&r.label, &updates, cost, epochs));
+        rows.push(row(&r.label, &updates, cost, r.settings.epochs));
     }
     let sft = rows
         .iter()

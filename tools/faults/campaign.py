@@ -390,7 +390,7 @@ class Campaign:
     # -- corruption ----------------------------------------------------------------------------------------------
 
     def stopped(self, holds, **more):
-        """A project whose run was killed when `holds` was true of its folder of cells."""
+        """A project whose run was killed when `holds` was true of its folder of tasks."""
         for _ in range(30):
             project = self.project(**more)
             child = project.start(stderr=subprocess.DEVNULL)
@@ -433,13 +433,13 @@ class Campaign:
 
             def disturbed():
                 files = sorted(project.runs.glob(pattern))
-                if name != "finished":  # the log of a cell that is finished is read by nobody
+                if name != "finished":  # the log of a task that is finished is read by nobody
                     files = [f for f in files if not (project.runs / f.relative_to(project.runs).parts[0] / "seal.json").exists()]
                 if not files:
                     raise Failure("no such file")
-                for cell in project.runs.iterdir():
-                    if any(cell.name.startswith(prefix) for prefix in undone):
-                        shutil.rmtree(cell)
+                for task in project.runs.iterdir():
+                    if any(task.name.startswith(prefix) for prefix in undone):
+                        shutil.rmtree(task)
                 path = self.random.choice(files)
                 DAMAGES[damage](self, path, project, other)
                 return self.finish(project)
@@ -466,13 +466,13 @@ def cut(campaign, path, project, other):
 
 
 def swap(campaign, path, project, other):
-    """The same file of another cell: of one with other settings where there is one, else of another of this project."""
-    cell, *inner = path.relative_to(project.runs).parts
+    """The same file of another task: of one with other settings where there is one, else of another of this project."""
+    task, *inner = path.relative_to(project.runs).parts
     alike = lambda name: re.sub(r"-[0-9a-f]+$", "", name)
     numbers = lambda parts: re.sub(r"\d+", "*", "/".join(parts))
     found = [p for runs in (other.runs, project.runs) for p in sorted(runs.glob(f"*/{numbers(inner)}"))
              if p != path and p.read_bytes() != path.read_bytes()]
-    same = [p for p in found if alike(p.relative_to(p.parents[len(inner)]).parts[0]) == alike(cell)]
+    same = [p for p in found if alike(p.relative_to(p.parents[len(inner)]).parts[0]) == alike(task)]
     if same or found:
         shutil.copyfile(campaign.random.choice(same or found), path)
     else:
@@ -487,7 +487,7 @@ DAMAGES = {
     "swap": swap,
 }
 
-# (state of the run, files, cells that are not done yet: begins of their names)
+# (state of the run, files, tasks that are not done yet: begins of their names)
 LATER = ("evaluate-", "distill-")
 KINDS = [
     ("finished", "teacher-sft-*/result.json", ()),
@@ -497,8 +497,8 @@ KINDS = [
     ("finished", "teacher-hidden-*/result.json", ()),
     ("finished", "distill-*/seal.json", ()),
     ("finished", "evaluate-*/seal.json", ()),
-    ("finished", "evaluate-*/cell.json", ()),
-    ("finished", "distill-*/cell.json", ()),
+    ("finished", "evaluate-*/task.json", ()),
+    ("finished", "distill-*/task.json", ()),
     ("finished", "evaluate-*/answers.jsonl", ()),
     ("finished", "teacher-sft-*/student/model.safetensors", LATER),
     ("finished", "teacher-sft-*/student/config.json", LATER),
@@ -527,8 +527,8 @@ KINDS = [
 
 def in_training(runs):
     """A state and the best weights so far of a distillation that is under way."""
-    cells = [c for c in runs.glob("distill-*") if not (c / "seal.json").exists()]
-    return any(list(c.glob("state-*/seal.json")) and list(c.glob("validation-*/seal.json")) for c in cells)
+    tasks = [c for c in runs.glob("distill-*") if not (c / "seal.json").exists()]
+    return any(list(c.glob("state-*/seal.json")) and list(c.glob("validation-*/seal.json")) for c in tasks)
 
 
 def in_part(pattern):

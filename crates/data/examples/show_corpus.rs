@@ -1,13 +1,16 @@
 //! Prints a few examples of each split of the embedded corpus and their lengths:
 //! `cargo run --release -p abkd-data --example show_corpus`.
 
-use abkd_data::{Sizes, TestSet, Tokenizer, embedded, prompt};
+use abkd_data::{Sizes, Tokenizer, embedded, prompt};
 
 fn main() {
     let sets = embedded(1, &Sizes::default());
     let tokenizer = Tokenizer::embedded();
     println!("{} tokens in the vocabulary", tokenizer.vocab_size());
-    let tests = TestSet::ALL.map(|s| (s.id(), sets.test(s)));
+    let tests = sets
+        .tests
+        .iter()
+        .map(|(id, examples)| (id.as_str(), &examples[..]));
     for (name, examples) in [("train", &sets.train[..]), ("valid", &sets.valid)]
         .into_iter()
         .chain(tests)

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use crate::{Error, Example, Tokenizer, prompt};
 
 /// Where texts are cut.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
     /// A longer prompt is cut to its first so many tokens.
     pub max_prompt_length: usize,

@@ -19,7 +19,7 @@ pub enum Error {
         /// The file.
         path: PathBuf,
         /// What it holds.
-        what: &'static str,
+        what: String,
     },
     /// A line of a JSONL file is not an example.
     #[error("{path}:{line}: {what}")]
@@ -54,16 +54,6 @@ pub enum Error {
         url: String,
         /// What is wrong, and what to do.
         reason: String,
-    },
-    /// No test set has this name.
-    #[error(
-        "unknown data set `{name}`{nearest}; known: dolly, self_instruct, vicuna, super_natural, unnatural"
-    )]
-    UnknownSet {
-        /// The name.
-        name: String,
-        /// A suggestion, or nothing.
-        nearest: String,
     },
     /// A tokenizer could not be read or used.
     #[error("{path}: {reason}")]

@@ -18,7 +18,7 @@ pub use encode::{Encoding, Limits, Sequence, begun, encode_prompts, encode_train
 pub use error::Error;
 pub use jsonl::{read_answered, read_jsonl};
 pub use prompt::prompt;
-pub use sets::{DataSets, TestSet, from_folder, from_folder_only};
+pub use sets::{DataSets, TestFile, from_folder};
 pub use tokenizer::Tokenizer;
 
 /// An instruction with one or more reference answers.

@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 
 use abkd_data::indexed::{Documents, IndexedTokens, write_indexed};
 use abkd_data::{
-    Example, Limits, Tokenizer, encode_prompts, encode_training, from_folder, indexed,
+    Example, Limits, TestFile, Tokenizer, encode_prompts, encode_training, from_folder, indexed,
     read_answered, read_jsonl,
 };
 use abkd_host::rng::Rng;
@@ -167,7 +167,8 @@ proptest! {
                 _ => fs::write(&path, example().to_string()).unwrap(),
             }
         }
-        bounded(|| from_folder(dir.path()).map(|sets| assert!(!sets.train.is_empty())).ok());
+        let tests = ["dolly/valid.jsonl", "vicuna/valid.jsonl"].map(|file| TestFile { id: file, file: Path::new(file) });
+        bounded(|| from_folder(dir.path(), true, &tests).map(|sets| assert!(!sets.train.is_empty())).ok());
     }
 }
 

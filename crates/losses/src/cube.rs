@@ -105,7 +105,7 @@ fn describe(divergence: &Divergence, fidelity: Fidelity) -> Option<(Formula, Num
         }
         Divergence::TotalVariation => (Formula::TotalVariation, [0.0; 3]),
         Divergence::AlphaBeta { alpha, beta } => return alpha_beta(alpha, beta, fidelity),
-        Divergence::Akl { .. } | Divergence::AlphaNet { .. } => return None,
+        Divergence::Akl { .. } | Divergence::AlphaNet { .. } | Divergence::ToDi => return None,
     };
     let [a, b, c] = numbers.map(|x| x as f32);
     let odds = match *divergence {
@@ -250,7 +250,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     #[test]
-    fn wgpu_is_served_for_every_divergence_but_akl_and_flex_for_none() {
+    fn wgpu_is_served_for_every_divergence_but_two_and_flex_for_none() {
         let rows = |device: Device| Tensor::<2>::from_floats([[1.0, 2.0], [3.0, 5.0]], &device);
         let (here, there) = (
             rows(Device::wgpu(DeviceKind::DefaultDevice)),
@@ -261,7 +261,7 @@ mod tests {
             for fidelity in [Fidelity::Paper, Fidelity::Official] {
                 assert_eq!(
                     divergence(&d, fidelity, &here, &here).is_some(),
-                    id != "akl",
+                    !["akl", "todi"].contains(&id),
                     "{id}"
                 );
                 assert!(divergence(&d, fidelity, &there, &there).is_none(), "{id}");

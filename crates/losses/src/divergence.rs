@@ -10,8 +10,9 @@ use crate::Error;
 ///
 /// Each is a sum over the vocabulary; `m` is a mixture of p and q. Sources: Wang et al. 2025 (ABKD), Ko et al. 2024
 /// (DistiLLM: the skewed ones), Agarwal et al. 2024 (GKD: Jensen), Wu et al. 2024 (AKL), Wang et al. 2021 (AlphaNet),
-/// Amara et al. 2022 (BDKD), Cichocki et al. 2011 (the alpha-beta family and its limits).
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// Amara et al. 2022 (BDKD), Jung et al. 2025 (ToDi), Cichocki et al. 2011 (the alpha-beta family and its limits).
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "Parts", into = "Parts")]
 pub enum Divergence {
     /// Forward KL: `sum p log(p/q)`. Official value: the cross-entropy `-sum p log q` (same gradient).
     ForwardKl,
@@ -65,6 +66,35 @@ pub enum Divergence {
     },
     /// Total variation: `0.5 sum |p - q|`, with gradient 0 where p = q.
     TotalVariation,
+    /// ToDi: `sum w p log(p/q) + (1 - w) q log(q/p)`, where each entry's `w = sigma(log(p/q)) = p/(p + q)` is constant for
+    /// the gradient.
+    ToDi,
+}
+
+/// A divergence as files hold it.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Parts {
+    id: String,
+    #[serde(default)]
+    params: BTreeMap<String, f64>,
+}
+
+impl From<Divergence> for Parts {
+    fn from(divergence: Divergence) -> Self {
+        let params = divergence.params().into_iter();
+        Self {
+            id: divergence.id().into(),
+            params: params.map(|(name, value)| (name.into(), value)).collect(),
+        }
+    }
+}
+
+impl TryFrom<Parts> for Divergence {
+    type Error = Error;
+    fn try_from(parts: Parts) -> Result<Self, Error> {
+        Self::from_parts(&parts.id, &parts.params)
+    }
 }
 
 /// Which of two readings a computation follows where the published code departs from the formula.
@@ -100,9 +130,9 @@ impl std::str::FromStr for Fidelity {
 
 impl Divergence {
     /// Every id that [`Divergence::from_parts`] knows, in the order of the paper's tables.
-    pub const IDS: [&'static str; 11] = [
+    pub const IDS: [&'static str; 12] = [
         "fkld", "rkld", "wsd", "bdkd", "jensen", "akl", "alphanet", "ab", "skew_fkl", "skew_rkl",
-        "tvd",
+        "tvd", "todi",
     ];
 
     /// The divergence of this id with the paper's default parameters.
@@ -122,6 +152,7 @@ impl Divergence {
             "skew_fkl" => Self::SkewForwardKl { lambda: 0.1 },
             "skew_rkl" => Self::SkewReverseKl { lambda: 0.1 },
             "tvd" => Self::TotalVariation,
+            "todi" => Self::ToDi,
             _ => return None,
         })
     }
@@ -184,7 +215,9 @@ impl Divergence {
             Self::Akl { mu } => vec![("mu", mu)],
             Self::AlphaNet { a, b } => vec![("a", a), ("b", b)],
             Self::AlphaBeta { alpha, beta } => vec![("alpha", alpha), ("beta", beta)],
-            Self::ForwardKl | Self::ReverseKl | Self::Bdkd | Self::TotalVariation => vec![],
+            Self::ForwardKl | Self::ReverseKl | Self::Bdkd | Self::TotalVariation | Self::ToDi => {
+                vec![]
+            }
         }
     }
 
@@ -271,6 +304,11 @@ impl Divergence {
                 "KL(q,m), m = (1 - lambda) p + lambda q",
             ),
             Self::TotalVariation => ("tvd", "TVD", "0.5 sum |p - q|"),
+            Self::ToDi => (
+                "todi",
+                "ToDi",
+                "sum w p log(p/q) + (1 - w) q log(q/p), w = p/(p + q) of each entry",
+            ),
         }
     }
 
@@ -288,7 +326,8 @@ impl Divergence {
             | Self::AlphaBeta { .. }
             | Self::SkewForwardKl { .. }
             | Self::SkewReverseKl { .. }
-            | Self::TotalVariation => Fidelity::Paper,
+            | Self::TotalVariation
+            | Self::ToDi => Fidelity::Paper,
         }
     }
 }
@@ -322,6 +361,20 @@ mod tests {
             }
             assert_eq!(parts(id, &given).unwrap().params(), given);
         }
+    }
+
+    #[test]
+    fn files_hold_id_and_parameters() {
+        for id in Divergence::IDS {
+            let divergence = parts(id, &[]).unwrap();
+            let text = serde_json::to_string(&divergence).unwrap();
+            assert_eq!(
+                serde_json::from_str::<Divergence>(&text).unwrap(),
+                divergence
+            );
+        }
+        let error = serde_json::from_str::<Divergence>(r#"{"id":"ab","params":{"alfa":1.0}}"#);
+        assert!(error.unwrap_err().to_string().contains("alfa"));
     }
 
     #[test]

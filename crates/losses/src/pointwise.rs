@@ -11,10 +11,12 @@
 mod alpha_beta;
 mod mixture;
 mod sum_one;
+mod todi;
 
 pub(crate) use alpha_beta::{AlphaBeta, BetaZero, BothZero, SmallBeta};
 pub(crate) use mixture::{Jensen, SkewForward, SkewReverse};
 pub(crate) use sum_one::{BothValues, SumOne};
+pub(crate) use todi::ToDi;
 
 use abkd_host::math::{expm1_over_x, ln};
 

@@ -23,7 +23,7 @@ use self::softmax::{Norm, Norms, dispatch_exponentials, dispatch_log_ratio, disp
 use crate::divergence::{Divergence, Fidelity};
 use crate::error::{Error, Model};
 use crate::pointwise::{
-    AlphaBeta, BetaZero, BothZero, Jensen, Pointwise, SkewForward, SkewReverse, SmallBeta,
+    AlphaBeta, BetaZero, BothZero, Jensen, Pointwise, SkewForward, SkewReverse, SmallBeta, ToDi,
     TotalVariation, TwoKl,
 };
 
@@ -88,6 +88,7 @@ pub fn divergence<L: Logit>(
             run.rows(student, value, |_| SkewReverse::new(lambda))
         }
         Divergence::TotalVariation => run.rows(student, value, |_| TotalVariation::new()),
+        Divergence::ToDi => run.rows(student, value, |_| ToDi::new()),
     }
 }
 

@@ -63,8 +63,8 @@ proptest! {
     #[test]
     fn gradients_are_the_slopes_of_the_values((z, t) in pair()) {
         for d in all() {
-            // AKL and BDKD hold their weights constant, so that their gradient is not the slope; tvd has a kink
-            if matches!(d, Divergence::Akl { .. } | Divergence::Bdkd | Divergence::TotalVariation | Divergence::AlphaNet { .. }) {
+            // AKL, BDKD and ToDi hold their weights constant, so that their gradient is not the slope; tvd has a kink
+            if matches!(d, Divergence::Akl { .. } | Divergence::Bdkd | Divergence::ToDi | Divergence::TotalVariation | Divergence::AlphaNet { .. }) {
                 continue;
             }
             let (_, grad) = kernel(&d, Fidelity::Paper, &z, &t, z.len());

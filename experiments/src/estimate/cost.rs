@@ -1,4 +1,4 @@
-//! FLOPs, tokens, memory and disk of a cell.
+//! FLOPs, tokens, memory and disk of a task.
 
 use abkd_models::ModelConfig;
 use abkd_training::cache::CacheMode;
@@ -7,7 +7,7 @@ use abkd_training::{Method, Settings};
 
 use super::Estimate;
 
-/// What a cell costs.
+/// What a task costs.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Cost {
     /// Updates.

@@ -6,8 +6,9 @@ use abkd_models::{ModelConfig, Precision};
 use anyhow::{Result, bail};
 
 use super::{Cost, Estimate, Memory};
-use crate::plan::Work;
+use crate::plan::{Who, row_label};
 use crate::suggest::nearest;
+use crate::task::Work;
 
 /// A processor that time is estimated for.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -77,7 +78,7 @@ impl Accelerator {
         }
     }
 
-    /// Seconds for a cell: its products at the assumed share of the peak, but no less than reading the
+    /// Seconds for a task: its products at the assumed share of the peak, but no less than reading the
     /// weights for each token that is sampled.
     fn seconds(&self, cost: &Cost, precision: Precision) -> f64 {
         let compute = cost.flops / (self.tflops(precision) * 1e12 * UTILISATION);
@@ -86,19 +87,15 @@ impl Accelerator {
     }
 }
 
-/// The whole estimate. `seconds` are each cell's on this machine, measured, where they are known;
-/// `done` marks finished cells.
-///
-/// # Errors
-///
-/// A row that is not valid.
+/// The whole estimate. `seconds` are each task's on this machine, measured, where they are known;
+/// `done` marks finished tasks.
 pub fn report(
     estimate: &Estimate,
     done: &[bool],
     accelerator: Option<Accelerator>,
     seconds: Option<&[f64]>,
-) -> Result<String> {
-    let costs = estimate.costs()?;
+) -> String {
+    let costs = estimate.costs();
     let mut text = String::new();
     let lengths = estimate.lengths;
     let _ = writeln!(
@@ -122,7 +119,7 @@ pub fn report(
     let _ = writeln!(
         text,
         "\n{:34} {:>8} {:>9} {:>9} {:>9} {:>9}{}",
-        "kind of cell (number)",
+        "kind of task (number)",
         "updates",
         "trained",
         "sampled",
@@ -130,19 +127,19 @@ pub fn report(
         "peak GB",
         if seconds.is_some() { "      time" } else { "" }
     );
-    for (name, cells) in kinds(estimate) {
-        let of = |f: fn(&Cost) -> f64| cells.iter().map(|&i| f(&costs[i])).sum::<f64>();
-        let peak = cells
+    for (name, tasks) in kinds(estimate) {
+        let of = |f: fn(&Cost) -> f64| tasks.iter().map(|&i| f(&costs[i])).sum::<f64>();
+        let peak = tasks
             .iter()
             .map(|&i| costs[i].memory.total())
             .fold(0.0, f64::max);
         let time = seconds.map_or(String::new(), |s| {
-            format!("{:>10}", duration(cells.iter().map(|&i| s[i]).sum()))
+            format!("{:>10}", duration(tasks.iter().map(|&i| s[i]).sum()))
         });
         let _ = writeln!(
             text,
             "{:34} {:>8} {:>9} {:>9} {:>9.4} {:>9.3}{time}",
-            format!("{name} ({})", cells.len()),
+            format!("{name} ({})", tasks.len()),
             of(|c| c.updates as f64),
             count(of(|c| c.trained_tokens)),
             count(of(|c| c.sampled_tokens)),
@@ -156,18 +153,18 @@ pub fn report(
         .map(|c| c.memory)
         .max_by(|a, b| a.total().total_cmp(&b.total()))
         .unwrap_or_default();
-    let _ = writeln!(text, "\npeak memory of a cell, estimated: {}", parts(&peak));
+    let _ = writeln!(text, "\npeak memory of a task, estimated: {}", parts(&peak));
     if jobs > 1 {
         let _ = writeln!(
             text,
-            "{jobs} cells run side by side: up to {jobs} times that"
+            "{jobs} tasks run side by side: up to {jobs} times that"
         );
     }
     let total = |f: fn(&Cost) -> f64| costs.iter().map(f).sum::<f64>();
     let checkpoint = peak.weights + peak.optimizer;
     let _ = writeln!(
         text,
-        "disk: {:.2} GB of students, and {:.2} GB for checkpoints while a cell runs (two at a time)",
+        "disk: {:.2} GB of students, and {:.2} GB for checkpoints while a task runs (two at a time)",
         total(|c| c.disk) / 1e9,
         2.0 * checkpoint / 1e9
     );
@@ -176,7 +173,7 @@ pub fn report(
             .map(|i| if done[i] { 0.0 } else { cell_seconds(i) })
             .collect()
     };
-    let cells = &estimate.plan.cells;
+    let tasks = &estimate.plan.tasks;
     if let Some(a) = accelerator {
         let precision = estimate.spec.profile.precision;
         let seconds = left(&|i| a.seconds(&costs[i], precision));
@@ -191,7 +188,7 @@ pub fn report(
                 Precision::Bf16 => "bf16",
             },
             a.bandwidth,
-            duration(super::makespan(cells, &seconds, 1)),
+            duration(super::makespan(tasks, &seconds, 1)),
             a.memory
         );
     }
@@ -199,8 +196,8 @@ pub fn report(
         let seconds = left(&|i| measured[i]);
         let _ = writeln!(
             text,
-            "time on this machine ({jobs} cells side by side, calibrated just now): {}",
-            duration(super::makespan(cells, &seconds, jobs))
+            "time on this machine ({jobs} tasks side by side, calibrated just now): {}",
+            duration(super::makespan(tasks, &seconds, jobs))
         );
     } else if accelerator.is_none() {
         let _ = writeln!(
@@ -208,24 +205,24 @@ pub fn report(
             "time: --calibrate measures a few updates here; --accelerator NAME estimates for another machine"
         );
     }
-    Ok(text)
+    text
 }
 
-/// The cells by kind, in the plan's order.
+/// The tasks by kind, in the plan's order.
 fn kinds(estimate: &Estimate) -> Vec<(String, Vec<usize>)> {
     let mut kinds: Vec<(String, Vec<usize>)> = Vec::new();
-    for (i, cell) in estimate.plan.cells.iter().enumerate() {
-        let rows = &estimate.spec.experiment.rows;
-        let name = match &cell.work {
-            Work::Sft { who } => format!("{who:?} fine-tuning").to_lowercase(),
-            Work::TeacherHidden => "teacher's hidden states".into(),
-            Work::TeacherAnswers { .. } => "teacher's answers".into(),
-            Work::Distill { row, .. } => format!("train {}", rows[*row].label),
-            Work::Time { row, .. } => format!("time {}", rows[*row].label),
-            Work::Evaluate { dataset, .. } => format!("evaluate on {}", dataset.id()),
+    for (i, task) in estimate.plan.tasks.iter().enumerate() {
+        let label = row_label(estimate.spec, task.of[0]);
+        let name = match (&task.task.work, task.of[0]) {
+            (Work::Train(_), Who::Row { .. }) => format!("train {label}"),
+            (Work::Train(_), who) => format!("{who:?} fine-tuning").to_lowercase(),
+            (Work::TeacherHidden(_), _) => "teacher's hidden states".into(),
+            (Work::TeacherAnswers(_), _) => "teacher's answers".into(),
+            (Work::Time(_), _) => format!("time {label}"),
+            (Work::Evaluate(e), _) => format!("evaluate on {}", e.dataset),
         };
         match kinds.iter_mut().find(|(n, _)| *n == name) {
-            Some((_, cells)) => cells.push(i),
+            Some((_, tasks)) => tasks.push(i),
             None => kinds.push((name, vec![i])),
         }
     }
@@ -282,11 +279,11 @@ mod tests {
         let spec = Spec::load(&root, experiment, profile).unwrap();
         let plan = Plan::new(&root, &spec, &Default::default()).unwrap();
         let estimate = Estimate::new(&root, &spec, &plan, None).unwrap();
-        let done = vec![false; plan.cells.len()];
+        let done = vec![false; plan.tasks.len()];
         let a100 = Accelerator::named("a100").unwrap();
-        let text = report(&estimate, &done, Some(a100), None).unwrap();
+        let text = report(&estimate, &done, Some(a100), None);
         let sizes = (parameters(&estimate.teacher), parameters(&estimate.student));
-        (text, estimate.costs().unwrap(), sizes.0, sizes.1)
+        (text, estimate.costs(), sizes.0, sizes.1)
     }
 
     #[test]

@@ -1,18 +1,24 @@
-//! How long cells take side by side.
+//! How long tasks take side by side.
 
-use crate::plan::Cell;
+use crate::plan::Planned;
 
-/// Time until all cells are done when `jobs` workers take the first ready cell each, as the runner
-/// does. `seconds` gives each cell's time; a cell that is done takes none.
-pub fn makespan(cells: &[Cell], seconds: &[f64], jobs: usize) -> f64 {
-    let mut ends: Vec<Option<f64>> = vec![None; cells.len()];
+/// Time until all tasks are done when `jobs` workers take the first ready task each, as the runner
+/// does. `seconds` gives each task's time; a task that is done takes none.
+pub fn makespan(tasks: &[Planned], seconds: &[f64], jobs: usize) -> f64 {
+    let needs: Vec<&[usize]> = tasks.iter().map(|task| task.needs.as_slice()).collect();
+    end(&needs, seconds, jobs)
+}
+
+/// The same of the needs of each task.
+fn end(tasks: &[&[usize]], seconds: &[f64], jobs: usize) -> f64 {
+    let mut ends: Vec<Option<f64>> = vec![None; tasks.len()];
     let mut running: Vec<(f64, usize)> = Vec::new();
-    let mut begun = vec![false; cells.len()];
+    let mut begun = vec![false; tasks.len()];
     let mut now = 0.0;
     loop {
         while running.len() < jobs {
-            let ready = (0..cells.len())
-                .find(|&i| !begun[i] && cells[i].needs.iter().all(|&n| ends[n].is_some()));
+            let ready = (0..tasks.len())
+                .find(|&i| !begun[i] && tasks[i].iter().all(|&n| ends[n].is_some()));
             let Some(i) = ready else { break };
             begun[i] = true;
             running.push((now + seconds[i], i));
@@ -30,25 +36,13 @@ pub fn makespan(cells: &[Cell], seconds: &[f64], jobs: usize) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::{Who, Work};
-
-    fn cell(needs: &[usize]) -> Cell {
-        Cell {
-            id: String::new(),
-            work: Work::Sft { who: Who::Teacher },
-            also: Vec::new(),
-            needs: needs.into(),
-            spec: serde_json::Value::Null,
-        }
-    }
-
     #[test]
-    fn cells_wait_for_what_they_need_and_for_a_worker() {
-        let cells = [cell(&[]), cell(&[]), cell(&[0]), cell(&[0, 1])];
+    fn tasks_wait_for_what_they_need_and_for_a_worker() {
+        let tasks: [&[usize]; 4] = [&[], &[], &[0], &[0, 1]];
         let seconds = [4.0, 1.0, 2.0, 3.0];
-        assert_eq!(makespan(&cells, &seconds, 1), 10.0);
+        assert_eq!(end(&tasks, &seconds, 1), 10.0);
         // 0 and 1 side by side; 2 and 3 begin at 4
-        assert_eq!(makespan(&cells, &seconds, 2), 7.0);
-        assert_eq!(makespan(&[], &[], 2), 0.0);
+        assert_eq!(end(&tasks, &seconds, 2), 7.0);
+        assert_eq!(end(&[], &[], 2), 0.0);
     }
 }

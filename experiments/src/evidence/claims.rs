@@ -153,7 +153,8 @@ fn judge(set: &OnSet, row: &str, below: &[&str]) -> (Verdict, String) {
     if let Some(detectable) = worst.detectable() {
         reason += &format!("; a difference of {detectable:.1} would be found");
     }
-    if let Some(n) = worst.trainings.filter(|_| worst.mean != 0.0) {
+    let more = |n: &usize| worst.mean != 0.0 && *n > set.shape.trainings;
+    if let Some(n) = worst.trainings.filter(more) {
         reason += &format!("; {n} trainings a row would decide between the two");
     }
     (Verdict::Undecided, reason)

@@ -8,6 +8,7 @@ use abkd_host::files;
 use abkd_models::ModelConfig;
 use abkd_models::checkpoint::weight_files;
 use anyhow::{Result, anyhow};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::Absent;
@@ -19,7 +20,8 @@ const HEADER_LIMIT: u64 = 100_000_000;
 const MADE: &str = "weights/smollm2-135m";
 
 /// The teacher or the student of a spec.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Side {
     /// The teacher.
     Teacher,

@@ -1,4 +1,4 @@
-//! What tells one input from another: hashes over the content of all that a cell reads.
+//! What tells one input from another: hashes over the content of all that a task reads.
 
 use std::path::{Path, PathBuf};
 
@@ -18,7 +18,7 @@ const DESCRIPTIONS: [&str; 4] = [
     "adapter_config.json",
 ];
 
-/// What a base model is, for the ids of the cells that start from it.
+/// What a base model is, for the ids of the tasks that start from it.
 ///
 /// # Errors
 ///

@@ -14,7 +14,8 @@ use serde::{Deserialize, Serialize};
 use super::OneOff;
 use super::proof::{self, Folder};
 use crate::inputs::Inputs;
-use crate::progress::CellDisplay;
+use crate::progress::TaskDisplay;
+use crate::task::Answers;
 
 /// What is read again of a line of `answers.jsonl`.
 #[derive(Serialize, Deserialize)]
@@ -41,17 +42,21 @@ pub(super) const FILE: &str = "answers.jsonl";
 const CHUNK: usize = 256;
 
 /// Answers every training prompt; `None` when interrupted.
-#[allow(clippy::too_many_arguments)]
 pub(super) fn write(
     mut folder: Folder,
     id: &str,
     teacher: &LanguageModel,
     inputs: &Inputs,
-    seed: u64,
-    decoding: &Decoding,
+    settings: &Answers,
     stop: &AtomicBool,
-    shown: &mut CellDisplay,
+    shown: &mut TaskDisplay,
 ) -> Result<Option<String>> {
+    let decoding = Decoding {
+        max_new_tokens: settings.max_new_tokens,
+        batch_size: settings.batch_size,
+        ..Decoding::sampling()
+    };
+    let seed = settings.seed;
     let sequences = &inputs.train.sequences;
     let parts: Vec<&[Sequence]> = sequences.chunks(CHUNK).collect();
     let target = folder.dir.join(FILE);
@@ -72,7 +77,7 @@ pub(super) fn write(
         let prompts: Vec<Vec<u32>> = part.iter().map(begun).collect();
         let keys: Vec<u64> = part.iter().map(|s| s.example as u64).collect();
         let ends = inputs.tokenizer.ends();
-        let answers = generate(teacher, &prompts, &keys, seed, ends, decoding, &mut |n| {
+        let answers = generate(teacher, &prompts, &keys, seed, ends, &decoding, &mut |n| {
             shown.more(n, sequences.len(), || "answers".into())
         })?;
         let mut text = String::new();

@@ -1,109 +1,109 @@
-//! How long the cells of a plan will take here: a few updates and answers of each kind, measured with
-//! as many of them side by side as the plan's cells will run.
+//! How long the tasks of a plan will take here: a few updates and answers of each kind, measured with
+//! as many of them side by side as the plan's tasks will run.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::PoisonError;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use abkd_data::Sequence;
 use abkd_models::LanguageModel;
 use abkd_models::generate::{Decoding, generate};
 use abkd_training::cache::{self, CacheMode, TeacherCache};
-use abkd_training::{Event, Method, Settings, TrainRun, Validation, train};
+use abkd_training::{Event, TrainRun, Validation, train};
 use anyhow::{Result, anyhow};
 
 use super::Places;
+use crate::inputs::checkpoints::Side;
 use crate::inputs::{Inputs, base_model};
-use crate::plan::{Plan, Who, Work};
+use crate::plan::{Plan, Planned, Who};
 use crate::spec::{ModelSpec, Spec};
+use crate::task::{Timed, Training, Work};
 use crate::timing;
 
 /// Updates that are not counted, and updates that are.
 const WARMUP: usize = 2;
 const COUNTED: usize = 12;
 
-#[derive(Clone, Copy, PartialEq)]
-enum Task {
-    Updates(Trained),
-    Answers(Who),
+/// What is measured.
+#[derive(Clone, Copy)]
+enum Measured<'a> {
+    /// Seconds an update of a training.
+    Updates(&'a Training, Side),
+    /// Seconds an answer of a model.
+    Answers(Side),
 }
 
-#[derive(Clone, Copy, PartialEq)]
-enum Trained {
-    Sft(Who),
-    Row(usize),
-}
-
-/// Seconds that each cell of the plan will take.
+/// Seconds that each task of the plan will take.
 ///
 /// # Errors
 ///
 /// Models that cannot be loaded, steps that fail.
 pub fn calibrate(places: &Places, spec: &Spec, plan: &Plan, inputs: &Inputs) -> Result<Vec<f64>> {
-    let p = &spec.profile;
-    let sft = [
-        (Who::Teacher, &p.teacher_sft),
-        (Who::Student, &p.student_sft),
-    ];
-    let first: Vec<Task> = sft
-        .iter()
-        .filter(|(_, s)| s.is_some())
-        .map(|(who, _)| Task::Updates(Trained::Sft(*who)))
-        .collect();
-    let mut rest: Vec<Task> = (0..spec.experiment.rows.len())
-        .map(|i| Task::Updates(Trained::Row(i)))
-        .collect();
-    rest.extend([Task::Answers(Who::Student), Task::Answers(Who::Teacher)]);
-    // The teacher's fine-tuning has the machine to itself for most of its time.
-    let jobs = spec.jobs();
+    // One of each kind; trainings of models that others wait for have the machine to themselves.
+    let (mut first, mut rest) = (BTreeMap::new(), BTreeMap::new());
+    for (planned, work) in plan.works() {
+        let Some((training, side)) = updates(planned, work) else {
+            continue;
+        };
+        let alone = !matches!(planned.of[0], Who::Row { .. });
+        let kinds = if alone { &mut first } else { &mut rest };
+        kinds.insert(planned.kind(), Measured::Updates(training, side));
+    }
+    for side in [Side::Student, Side::Teacher] {
+        rest.insert(side.section().to_owned(), Measured::Answers(side));
+    }
     let scratch = tempfile::tempdir()?;
     let sample = Sample::new(places, spec, inputs, scratch.path())?;
     let hidden = sample.seconds_a_sequence;
     let mut rates = measure_all(places, spec, inputs, &sample, &first, 1)?;
-    rates.extend(measure_all(places, spec, inputs, &sample, &rest, jobs)?);
-    let tasks = [first, rest].concat();
-    let rate = |wanted: &dyn Fn(&Task) -> bool| {
-        let found = tasks.iter().zip(&rates).find(|(t, _)| wanted(t));
-        found.map_or(0.0, |(_, r)| *r)
-    };
-    let update = |what: Trained| rate(&|t| matches!(t, Task::Updates(w) if *w == what));
-    let answer = |teacher: bool| {
-        rate(&|t| matches!(t, Task::Answers(who) if (*who == Who::Teacher) == teacher))
-    };
+    rates.extend(measure_all(
+        places,
+        spec,
+        inputs,
+        &sample,
+        &rest,
+        spec.jobs(),
+    )?);
+    let rate = |kind: &str| rates.get(kind).copied().unwrap_or(0.0);
     let n = inputs.train.sequences.len();
-    let training = |settings: &Settings, a_step: f64, teacher: bool| {
-        let steps = settings.updates(n);
-        let answers = settings.validations(n) * inputs.valid.len();
-        steps as f64 * a_step + answers as f64 * answer(teacher)
+    let seconds = |planned: &Planned| {
+        let side = side_of(planned).section();
+        match &planned.task.work {
+            Work::Train(training) => {
+                let settings = &training.settings;
+                let answers = settings.validations(n) * inputs.valid.len();
+                settings.updates(n) as f64 * rate(&planned.kind()) + answers as f64 * rate(side)
+            }
+            Work::Time(timed) => {
+                let updates = timed.timing.warmup + timed.timing.steps;
+                updates as f64 * rate(&planned.kind())
+            }
+            Work::TeacherHidden(_) => n as f64 * hidden,
+            Work::TeacherAnswers(_) => n as f64 * rate(side),
+            Work::Evaluate(e) => inputs.test(&e.dataset).0.len() as f64 * rate(side),
+        }
     };
-    plan.cells
-        .iter()
-        .map(|cell| {
-            Ok(match &cell.work {
-                Work::Sft { who } => {
-                    let (_, settings) = sft[usize::from(*who != Who::Teacher)];
-                    settings.as_ref().map_or(0.0, |s| {
-                        training(s, update(Trained::Sft(*who)), *who == Who::Teacher)
-                    })
-                }
-                Work::TeacherHidden => n as f64 * hidden,
-                Work::TeacherAnswers { .. } => n as f64 * answer(true),
-                Work::Distill { row, .. } => {
-                    let settings = spec.experiment.rows[*row].training(p)?;
-                    training(&settings, update(Trained::Row(*row)), false)
-                }
-                Work::Time { row, .. } => {
-                    (p.timing.warmup + p.timing.steps) as f64 * update(Trained::Row(*row))
-                }
-                Work::Evaluate { who, dataset, .. } => {
-                    let examples = inputs.test(*dataset).0.len() as f64;
-                    examples * answer(*who == Who::Teacher)
-                }
-            })
-        })
-        .collect()
+    Ok(plan.tasks.iter().map(seconds).collect())
+}
+
+/// Whose model a task trains or asks.
+fn side_of(planned: &Planned) -> Side {
+    match planned.of[0] {
+        Who::Teacher => Side::Teacher,
+        _ => Side::Student,
+    }
+}
+
+/// The training whose updates a task makes.
+fn updates<'a>(planned: &'a Planned, work: &'a Work) -> Option<(&'a Training, Side)> {
+    let training = match work {
+        Work::Train(training) | Work::Time(Timed { training, .. }) => training,
+        _ => return None,
+    };
+    Some((training, side_of(planned)))
 }
 
 /// Training sequences enough for the measured updates, and the teacher's hidden states of them.
@@ -154,18 +154,18 @@ impl<'a> Sample<'a> {
     }
 }
 
-/// Measures each task, `jobs` of them side by side.
+/// Measures each, `jobs` of them side by side.
 fn measure_all(
     places: &Places,
     spec: &Spec,
     inputs: &Inputs,
     sample: &Sample,
-    tasks: &[Task],
+    wanted: &BTreeMap<String, Measured>,
     jobs: usize,
-) -> Result<Vec<f64>> {
+) -> Result<BTreeMap<String, f64>> {
     let p = &spec.profile;
-    let next = AtomicUsize::new(0);
-    let rates: Mutex<Vec<f64>> = Mutex::new(vec![0.0; tasks.len()]);
+    let next = Mutex::new(wanted.iter());
+    let rates = Mutex::new(BTreeMap::new());
     let work = || -> Result<()> {
         let device = crate::backend::device(&p.backend)?;
         let base = |model: &ModelSpec| {
@@ -179,18 +179,19 @@ fn measure_all(
             teacher: base(&p.teacher)?,
             student: base(&p.student)?,
         };
-        while let Some(task) = tasks.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let index = tasks.iter().position(|t| t == task).unwrap_or_default();
-            let rate = match task {
-                Task::Updates(what) => measure.update(*what)?,
-                Task::Answers(who) => measure.answer(*who)?,
+        let take = || next.lock().unwrap_or_else(PoisonError::into_inner).next();
+        while let Some((kind, measured)) = take() {
+            let rate = match measured {
+                Measured::Updates(training, side) => measure.update(training, *side)?,
+                Measured::Answers(side) => measure.answer(*side)?,
             };
-            rates.lock().unwrap_or_else(PoisonError::into_inner)[index] = rate;
+            let mut rates = rates.lock().unwrap_or_else(PoisonError::into_inner);
+            rates.insert(kind.clone(), rate);
         }
         Ok(())
     };
     std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..jobs.min(tasks.len()))
+        let workers: Vec<_> = (0..jobs.min(wanted.len()))
             .map(|_| scope.spawn(work))
             .collect();
         workers.into_iter().try_for_each(|w| {
@@ -210,26 +211,18 @@ struct Measure<'a> {
 }
 
 impl Measure<'_> {
-    /// Seconds an update.
-    fn update(&self, what: Trained) -> Result<f64> {
+    fn model(&self, side: Side) -> &LanguageModel {
+        match side {
+            Side::Teacher => &self.teacher,
+            Side::Student => &self.student,
+        }
+    }
+
+    /// Seconds an update of a training that starts from a base model and has a few updates.
+    fn update(&self, training: &Training, side: Side) -> Result<f64> {
         let p = &self.spec.profile;
-        let (method, settings, start) = match what {
-            Trained::Sft(who) => {
-                let (settings, model) = match who {
-                    Who::Teacher => (&p.teacher_sft, &self.teacher),
-                    _ => (&p.student_sft, &self.student),
-                };
-                let settings = settings.clone().unwrap_or_else(|| p.distill.clone());
-                (Method::Sft, settings, model)
-            }
-            Trained::Row(i) => {
-                let row = &self.spec.experiment.rows[i];
-                let settings = row.training(p)?;
-                let method = timing::method(row.method(p)?, settings.batch_size);
-                (method, settings, &self.student)
-            }
-        };
-        let settings = settings.measured(WARMUP + COUNTED);
+        let settings = training.settings.measured(WARMUP + COUNTED);
+        let method = timing::method(training.method.clone(), training.settings.batch_size);
         let scratch = tempfile::tempdir()?;
         let mut begun = None;
         let mut last = (0, Instant::now());
@@ -239,10 +232,10 @@ impl Measure<'_> {
                 fingerprint: "calibration",
                 settings: &settings,
                 method: &method,
-                kd_ratio: p.kd_ratio,
+                kd_ratio: training.kd_ratio,
                 max_new_tokens: p.data.max_new_tokens(),
                 base: "base",
-                student: start.clone(),
+                student: self.model(side).clone(),
                 teacher: Some(&self.teacher),
                 cache: self
                     .sample
@@ -281,13 +274,9 @@ impl Measure<'_> {
     }
 
     /// Seconds an answer as long as the data's are on average.
-    fn answer(&self, who: Who) -> Result<f64> {
+    fn answer(&self, side: Side) -> Result<f64> {
         let p = &self.spec.profile;
-        let model = if who == Who::Teacher {
-            &self.teacher
-        } else {
-            &self.student
-        };
+        let model = self.model(side);
         let sequences = &self.inputs.train.sequences;
         let response: usize = sequences
             .iter()

@@ -1,8 +1,8 @@
-//! Which cells are finished: those whose folder carries the seal of their id and holds what the seal says.
+//! Which tasks are finished: those whose folder carries the seal of their id and holds what the seal says.
 //!
-//! Results, answers and the cell's own file are checked at the start of a run, weights and hidden states when a cell that
-//! is still to run needs them. A finished cell that is damaged is not finished: it is done again, and this is said. The
-//! log of steps is in no seal: nothing reads it once the cell is finished.
+//! Results, answers and the task's own file are checked at the start of a run, weights and hidden states when a task that
+//! is still to run needs them. A finished task that is damaged is not finished: it is done again, and this is said. The
+//! log of steps is in no seal: nothing reads it once the task is finished.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -16,16 +16,17 @@ use anyhow::{Context, Result, anyhow};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{RESULT, SCRATCH, TASK, answers};
-use crate::plan::{Cell, Plan};
+use super::{RESULT, SCRATCH, answers};
+use crate::plan::{Plan, Planned};
+use crate::task;
 
-/// The seal of a finished cell. Once it was found, its result comes from memory.
+/// The seal of a finished task. Once it was found, its result comes from memory.
 pub(super) struct Finished {
     dir: PathBuf,
     seal: Seal,
 }
 
-/// How far a cell is.
+/// How far a task is.
 pub(super) enum Standing {
     Finished(Finished),
     /// Never begun, or begun.
@@ -35,7 +36,7 @@ pub(super) enum Standing {
 }
 
 impl Standing {
-    /// Of the cell `id` in its folder.
+    /// Of the task `id` in its folder.
     ///
     /// # Errors
     ///
@@ -54,7 +55,7 @@ impl Standing {
 /// Checks all but what is large, and of that the length.
 fn light(dir: &Path, id: &str) -> Result<Option<Finished>, Error> {
     let seal = Seal::open(dir, id)?;
-    // The teacher's hidden states are sealed before their cell.
+    // The teacher's hidden states are sealed before their task.
     if !seal.holds(RESULT) {
         return Ok(None);
     }
@@ -75,7 +76,7 @@ impl Finished {
         self.seal.check_all()
     }
 
-    /// Removes what was needed only until the cell was finished, and a kill has left.
+    /// Removes what was needed only until the task was finished, and a kill has left.
     fn sweep(&self) -> Result<()> {
         let mut left = state::checkpoints(&self.dir)?;
         left.push(self.dir.join(SCRATCH));
@@ -89,7 +90,7 @@ impl Finished {
     }
 }
 
-/// Which cells are finished, and a line for each that is to be done again.
+/// Which tasks are finished, and a line for each that is to be done again.
 ///
 /// # Errors
 ///
@@ -97,35 +98,35 @@ impl Finished {
 pub(super) fn survey(runs: &Path, plan: &Plan) -> Result<(Vec<bool>, Vec<String>)> {
     files::sweep(runs).with_context(|| runs.display().to_string())?;
     let mut lines = Vec::new();
-    let mut again = |cell: &Cell, why: &str| {
-        lines.push(format!("{} is done again: {why}", cell.id));
+    let mut again = |task: &Planned, why: &str| {
+        lines.push(format!("{} is done again: {why}", task.id));
     };
     let mut finished = Vec::new();
-    for cell in &plan.cells {
-        let dir = runs.join(&cell.id);
+    for task in &plan.tasks {
+        let dir = runs.join(&task.id);
         for folder in [&dir, &student_dir(&dir)] {
             files::sweep(folder).with_context(|| folder.display().to_string())?;
         }
-        finished.push(match Standing::of(&dir, &cell.id)? {
+        finished.push(match Standing::of(&dir, &task.id)? {
             Standing::Finished(finished) => Some(finished),
             Standing::Open => None,
             Standing::Damaged(why) => {
-                again(cell, &why);
+                again(task, &why);
                 None
             }
         });
     }
-    // From the last on: what a cell needs comes before it.
-    for (index, cell) in plan.cells.iter().enumerate().rev() {
+    // From the last on: what a task needs comes before it.
+    for (index, task) in plan.tasks.iter().enumerate().rev() {
         if finished[index].is_some() {
             continue;
         }
-        for &need in &cell.needs {
+        for &need in &task.needs {
             match finished[need].as_ref().map(Finished::check) {
                 None | Some(Ok(())) => {}
                 Some(Err(error @ Error::Io { .. })) => return Err(error.into()),
                 Some(Err(error)) => {
-                    again(&plan.cells[need], &error.to_string());
+                    again(&plan.tasks[need], &error.to_string());
                     finished[need] = None;
                 }
             }
@@ -137,7 +138,7 @@ pub(super) fn survey(runs: &Path, plan: &Plan) -> Result<(Vec<bool>, Vec<String>
     Ok((finished.iter().map(Option::is_some).collect(), lines))
 }
 
-/// What a finished cell left for others, checked: their folder.
+/// What a finished task left for others, checked: their folder.
 ///
 /// # Errors
 ///
@@ -152,7 +153,7 @@ pub(super) fn needed(runs: &Path, id: &str) -> Result<(PathBuf, Seal)> {
 pub(super) fn changed(error: Error) -> anyhow::Error {
     match error {
         Error::Io { .. } => error.into(),
-        error => anyhow!("{error}; the same command does the cell again by itself"),
+        error => anyhow!("{error}; the same command does the task again by itself"),
     }
 }
 
@@ -164,7 +165,7 @@ fn remember(dir: PathBuf, result: Vec<u8>) {
     results.insert(dir, result);
 }
 
-/// The result of a cell, if it is finished.
+/// The result of a task, if it is finished.
 ///
 /// # Errors
 ///
@@ -192,18 +193,18 @@ pub(crate) fn result<T: DeserializeOwned>(runs: &Path, id: &str) -> Result<Optio
     ))
 }
 
-/// A cell at work: what it leaves is sealed at its end.
+/// A task at work: what it leaves is sealed at its end.
 pub(super) struct Folder<'a> {
     pub dir: &'a Path,
     seal: Seal,
 }
 
 impl<'a> Folder<'a> {
-    /// Makes the folder and says in it what the cell is.
-    pub(super) fn begin(dir: &'a Path, cell: &Cell) -> Result<Self> {
+    /// Makes the folder and says in it what the task is.
+    pub(super) fn begin(dir: &'a Path, id: &str, task: &[u8]) -> Result<Self> {
         files::create_folder(dir).with_context(|| dir.display().to_string())?;
-        let mut seal = Seal::new(dir, &cell.id);
-        seal.write(TASK, &json(&cell.spec)?)?;
+        let mut seal = Seal::new(dir, id);
+        seal.write(task::FILE, task)?;
         Ok(Self { dir, seal })
     }
 
@@ -212,7 +213,7 @@ impl<'a> Folder<'a> {
         &mut self.seal
     }
 
-    /// Writes the result; from now on the cell is finished.
+    /// Writes the result; from now on the task is finished.
     pub(super) fn finish(mut self, result: &impl Serialize) -> Result<()> {
         let text = json(result)?;
         self.seal.write(RESULT, &text)?;
@@ -235,36 +236,38 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::plan::{Who, Work};
+    use crate::plan::Who;
     use crate::spec::Spec;
+    use crate::task::Work;
 
-    /// A small plan of which all cells are finished; those that train have a student.
+    /// A small plan of which all tasks are finished; those that train have a student.
     fn finished() -> (tempfile::TempDir, Plan) {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
         let mut spec = Spec::load(&root, "table1", "tiny").unwrap();
         spec.experiment.rows.truncate(1);
         spec.experiment.seeds.truncate(1);
         spec.profile.training_seeds = Some(vec![1]);
+        spec.resolve().unwrap();
         let plan = Plan::new(&root, &spec, &Default::default()).unwrap();
         let runs = tempfile::tempdir().unwrap();
-        for cell in &plan.cells {
-            let dir = runs.path().join(&cell.id);
-            let mut folder = Folder::begin(&dir, cell).unwrap();
-            if matches!(cell.work, Work::Sft { .. } | Work::Distill { .. }) {
+        for task in &plan.tasks {
+            let dir = runs.path().join(&task.id);
+            let mut folder = Folder::begin(&dir, &task.id, task.id.as_bytes()).unwrap();
+            if matches!(task.task.work, Work::Train(_)) {
                 fs::create_dir(dir.join("student")).unwrap();
                 let seal = folder.seal();
                 seal.write("student/model.safetensors", b"weights").unwrap();
             }
-            folder.finish(&json!({ "of": cell.id })).unwrap();
+            folder.finish(&json!({ "of": task.id })).unwrap();
         }
         (runs, plan)
     }
 
     fn of(plan: &Plan, work: impl Fn(&Work) -> bool) -> usize {
-        plan.cells.iter().position(|c| work(&c.work)).unwrap()
+        plan.tasks.iter().position(|c| work(&c.task.work)).unwrap()
     }
 
-    /// Cells that are to be done, and what is said.
+    /// Tasks that are to be done, and what is said.
     fn open(runs: &Path, plan: &Plan) -> (Vec<usize>, String) {
         let (done, lines) = survey(runs, plan).unwrap();
         let open = (0..done.len()).filter(|&i| !done[i]).collect();
@@ -272,14 +275,14 @@ mod tests {
     }
 
     #[test]
-    fn a_finished_cell_with_a_damaged_file_is_done_again_and_this_is_said() {
+    fn a_finished_task_with_a_damaged_file_is_done_again_and_this_is_said() {
         let (runs, plan) = finished();
         let runs = runs.path();
         assert_eq!(open(runs, &plan), (vec![], String::new()));
-        let index = of(&plan, |w| matches!(w, Work::Evaluate { .. }));
-        let (cell, other) = (&plan.cells[index].id, &plan.cells[index + 1].id);
-        for name in [RESULT, TASK, "seal.json"] {
-            let path = runs.join(cell).join(name);
+        let index = of(&plan, |w| matches!(w, Work::Evaluate(_)));
+        let (task, other) = (&plan.tasks[index].id, &plan.tasks[index + 1].id);
+        for name in [RESULT, task::FILE, "seal.json"] {
+            let path = runs.join(task).join(name);
             let content = fs::read(&path).unwrap();
             let foreign = fs::read(runs.join(other).join(name)).unwrap();
             let mut flipped = content.clone();
@@ -304,33 +307,37 @@ mod tests {
             }
             fs::write(&path, content).unwrap();
         }
-        // A whole folder of another cell.
-        fs::rename(runs.join(cell), runs.join("aside")).unwrap();
-        fs::rename(runs.join(other), runs.join(cell)).unwrap();
+        // A whole folder of another task.
+        fs::rename(runs.join(task), runs.join("aside")).unwrap();
+        fs::rename(runs.join(other), runs.join(task)).unwrap();
         let (open, said) = open(runs, &plan);
         assert_eq!(open, [index, index + 1]);
         assert!(said.contains(&format!("belongs to {other}")), "{said}");
     }
 
     #[test]
-    fn weights_are_checked_where_a_cell_that_is_still_to_run_needs_them() {
+    fn weights_are_checked_where_a_task_that_is_still_to_run_needs_them() {
         let (runs, plan) = finished();
         let runs = runs.path();
-        let teacher = of(&plan, |w| *w == Work::Sft { who: Who::Teacher });
-        let weights = runs.join(&plan.cells[teacher].id);
+        let teacher = plan
+            .tasks
+            .iter()
+            .position(|t| t.of == [Who::Teacher])
+            .unwrap();
+        let weights = runs.join(&plan.tasks[teacher].id);
         let weights = weights.join("student/model.safetensors");
         fs::write(&weights, "WEIGHTS").unwrap();
         assert!(open(runs, &plan).0.is_empty());
         let answers = plan
-            .cells
+            .tasks
             .iter()
-            .position(|c| c.needs == [teacher] && matches!(c.work, Work::Evaluate { .. }));
+            .position(|c| c.needs == [teacher] && matches!(c.task.work, Work::Evaluate(_)));
         let answers = answers.unwrap();
-        fs::remove_dir_all(runs.join(&plan.cells[answers].id)).unwrap();
+        fs::remove_dir_all(runs.join(&plan.tasks[answers].id)).unwrap();
         let (todo, said) = open(runs, &plan);
         assert_eq!(todo, [teacher, answers]);
         assert!(said.contains("model.safetensors"), "{said}");
-        let error = needed(runs, &plan.cells[teacher].id).unwrap_err();
+        let error = needed(runs, &plan.tasks[teacher].id).unwrap_err();
         assert!(format!("{error:#}").contains("model.safetensors"));
         // A length is checked always.
         fs::write(&weights, "").unwrap();
@@ -341,7 +348,7 @@ mod tests {
     fn a_result_is_read_once_and_what_a_kill_has_left_is_swept() {
         let (runs, plan) = finished();
         let runs = runs.path();
-        let (trained, evaluated) = (&plan.cells[0], plan.cells.last().unwrap());
+        let (trained, evaluated) = (&plan.tasks[0], plan.tasks.last().unwrap());
         for name in ["state-000000007", ".tmp-99999999-state-000000003", SCRATCH] {
             fs::create_dir(runs.join(&trained.id).join(name)).unwrap();
             fs::write(runs.join(&trained.id).join(name).join("x"), "").unwrap();
@@ -356,9 +363,9 @@ mod tests {
         assert_eq!(names(&runs.join(&trained.id)), 4);
         assert_eq!(names(&student), 1);
         assert_eq!(names(&runs.join(&evaluated.id)), 3);
-        assert_eq!(names(runs), plan.cells.len());
+        assert_eq!(names(runs), plan.tasks.len());
 
-        let read = |cell: &Cell| result::<Value>(runs, &cell.id).unwrap();
+        let read = |task: &Planned| result::<Value>(runs, &task.id).unwrap();
         assert_eq!(read(evaluated).unwrap()["of"], evaluated.id.as_str());
         fs::remove_dir_all(runs.join(&evaluated.id)).unwrap();
         assert!(read(evaluated).is_some());

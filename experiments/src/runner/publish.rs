@@ -7,9 +7,9 @@ use abkd_host::files;
 use anyhow::{Context, Result};
 
 use super::{PARTIAL, Places};
-use crate::spec::Spec;
+use crate::spec::{ENDINGS, Spec};
 
-/// Puts the results of an experiment, all cells of which are done, in the place of those of an earlier run; tells of each
+/// Puts the results of an experiment, all tasks of which are done, in the place of those of an earlier run; tells of each
 /// file how it compares with what was there.
 ///
 /// # Errors
@@ -41,6 +41,16 @@ pub fn publish(places: &Places, spec: &Spec) -> Result<Vec<String>> {
         });
         files::write(&to, &new).with_context(place)?;
         fs::remove_file(&from).with_context(place)?;
+    }
+    // What was made from parts is out of date.
+    for end in ENDINGS
+        .iter()
+        .flat_map(|end| [format!("{end}.csv"), format!("{end}.md")])
+    {
+        let stale = places.partial(spec, &format!("{name}{end}"));
+        if stale.exists() {
+            fs::remove_file(&stale).with_context(|| stale.display().to_string())?;
+        }
     }
     // Another experiment's may be in it.
     let _ = fs::remove_dir(places.result(spec, PARTIAL));
@@ -89,7 +99,9 @@ mod tests {
             ("two", "differs from the results that were there"),
         ] {
             write(places.partial(&spec, "table1.csv"), text);
+            write(places.partial(&spec, "table1_comparison.md"), "of parts");
             let told = publish(&places, &spec).unwrap();
+            assert!(!places.partial(&spec, "table1_comparison.md").exists());
             assert!(told.len() == 1 && told[0].ends_with(says), "{told:?}");
             let path = places.result(&spec, "table1.csv");
             assert_eq!(fs::read_to_string(path).unwrap(), text);

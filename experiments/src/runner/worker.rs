@@ -1,7 +1,7 @@
-//! Does one cell after the other.
+//! Does one task after the other.
 
 use std::borrow::Cow;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
@@ -13,189 +13,174 @@ use abkd_training::cache::{self, TeacherCache};
 use abkd_training::evaluate::{self, Answer};
 use abkd_training::trainer::{student_dir, student_seal};
 use abkd_training::{Event, Method, Outcome, Settings, TrainRun, Validation, state, train};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use burn::tensor::Device;
 
-use super::answers::Told;
-use super::board::{Board, Status, kind};
+use super::answers::{self, Told};
 use super::proof::{self, Folder};
-use super::{Evaluated, OneOff, Places, SCRATCH, Trained, answers, write_results};
+use super::{Evaluated, OneOff, SCRATCH, Trained};
 use crate::inputs::{Inputs, base_model};
-use crate::plan::{Cell, Plan, Who, Work};
-use crate::progress::{CellDisplay, Display};
-use crate::spec::{ModelSpec, Row, Spec, Start};
+use crate::progress::TaskDisplay;
+use crate::spec::{TimingSpec, ValidationSpec};
+use crate::task::{self, Evaluation, Hidden, Model, Sources, Task, TaskId, Training, Work};
 use crate::timing;
 
+/// Does one task after the other.
 pub(super) struct Worker<'a> {
-    pub places: &'a Places,
-    pub spec: &'a Spec,
-    pub plan: &'a Plan,
+    /// The folder that holds the tasks' folders.
+    pub runs: &'a Path,
+    pub sources: &'a Sources,
     pub inputs: &'a Inputs,
     pub device: Device,
-    /// How validation answers are drawn.
-    pub decoding: Decoding,
-    pub display: &'a Display,
     pub stop: &'a AtomicBool,
+    /// The model that answered last: a model's evaluations come one after the other.
+    pub loaded: Option<(Model, LanguageModel)>,
 }
 
 impl Worker<'_> {
-    pub fn work(&self, board: &Board) -> Result<()> {
-        let mut loaded: Option<(Who, LanguageModel)> = None;
-        while let Some(index) = board.next(self.stop) {
-            let cell = &self.plan.cells[index];
-            let mut shown = self.display.cell(&cell.id);
-            let result = self
-                .run_cell(cell, &mut loaded, &mut shown)
-                .with_context(|| format!("cell {}", cell.id))?;
-            let Some(result) = result else {
-                board.set(index, Status::Waiting);
-                return Ok(());
-            };
-            board.set(index, Status::Done);
-            shown.finish(kind(&cell.work), &board.left(), &result);
-            write_results(self.places, self.spec, self.plan)?;
+    /// Runs a task; gives a line about its result, or `None` when it was interrupted.
+    pub fn perform(
+        &mut self,
+        id: &TaskId,
+        task: &Task,
+        shown: &mut TaskDisplay,
+    ) -> Result<Option<String>> {
+        self.check_data(task)?;
+        let dir = self.runs.join(id);
+        let folder = Folder::begin(&dir, id, &task::content(id, task, self.sources)?)?;
+        match &task.work {
+            Work::Train(training) => {
+                let job = self.job(task, training)?;
+                self.train(id, folder, &job, shown)
+            }
+            Work::TeacherHidden(hidden) => self.teacher_hidden(id, task, hidden, folder, shown),
+            Work::TeacherAnswers(answers) => {
+                let teacher = self.asked(&answers.teacher, task)?;
+                answers::write(folder, id, &teacher, self.inputs, answers, self.stop, shown)
+            }
+            Work::Time(timed) => {
+                let mut job = self.job(task, &timed.training)?;
+                job.method = timing::method(job.method, job.settings.batch_size);
+                let seed = job.settings.seed + timed.repeat as u64;
+                job.settings = timing::settings(&job.settings, &timed.timing, seed);
+                self.time(id, folder, &job, &timed.timing, shown)
+            }
+            Work::Evaluate(evaluation) => self.evaluate(task, evaluation, folder, shown),
+        }
+    }
+
+    /// Refuses data that are not those that the task was planned for.
+    fn check_data(&self, task: &Task) -> Result<()> {
+        for (name, planned) in task.data() {
+            let found = self
+                .inputs
+                .hashes
+                .get(name)
+                .map_or("nothing", String::as_str);
+            ensure!(
+                found == planned,
+                "{name}: the data have changed since the task was planned (hash {planned}, and now {found}); plan the \
+                 experiment again"
+            );
         }
         Ok(())
     }
 
-    /// Runs a cell; gives a line about its result, or `None` when it was interrupted.
-    fn run_cell(
+    fn time(
         &self,
-        cell: &Cell,
-        loaded: &mut Option<(Who, LanguageModel)>,
-        shown: &mut CellDisplay,
+        id: &TaskId,
+        folder: Folder,
+        job: &Job,
+        spec: &TimingSpec,
+        shown: &mut TaskDisplay,
     ) -> Result<Option<String>> {
-        let dir = self.runs().join(&cell.id);
-        let mut folder = Folder::begin(&dir, cell)?;
-        let profile = &self.spec.profile;
-        match cell.work {
-            Work::Sft { who } => {
-                let (settings, model) = match who {
-                    Who::Teacher => (&profile.teacher_sft, &profile.teacher),
-                    _ => (&profile.student_sft, &profile.student),
-                };
-                let job = Job {
-                    settings: settings.clone().context("planned without its settings")?,
-                    method: Method::Sft,
-                    student: self.base(model)?,
-                    teacher: None,
-                    cache: None,
-                    sequences: Cow::Borrowed(&self.inputs.train.sequences),
-                    with_text: false,
-                };
-                self.train(cell, folder, &job, shown)
+        // Never resumed: what was timed before a stop is not comparable.
+        let scratch = folder.dir.join(SCRATCH);
+        remove_folder(&scratch)?;
+        let mut timing = timing::Timing::new(spec);
+        let run = self.run(id, &scratch, job);
+        let validation = Validation {
+            examples: &[],
+            prompts: &[],
+            seed: 0,
+            ..run.validation
+        };
+        let outcome = train(TrainRun { validation, ..run }, &mut |event| {
+            if let Event::Step {
+                step,
+                steps,
+                report,
+                ..
+            } = event
+            {
+                timing.add(step, &report);
+                shown.at(step, steps, || "timing".into());
             }
-            Work::TeacherHidden => self.teacher_hidden(cell, folder, shown),
-            Work::TeacherAnswers { max_new_tokens } => {
-                let teacher = self.model(Who::Teacher)?;
-                let decoding = Decoding {
-                    max_new_tokens,
-                    batch_size: profile.evaluation.batch_size,
-                    ..Decoding::sampling()
-                };
-                let seed = profile.distill.seed;
-                answers::write(
-                    folder,
-                    &cell.id,
-                    &teacher,
-                    self.inputs,
-                    seed,
-                    &decoding,
-                    self.stop,
-                    shown,
-                )
-            }
-            Work::Distill { row, seed } => {
-                let mut job = self.job(row)?;
-                job.settings.seed = seed;
-                self.train(cell, folder, &job, shown)
-            }
-            Work::Time { row, repeat } => {
-                let mut job = self.job(row)?;
-                job.method = timing::method(job.method, job.settings.batch_size);
-                // Never resumed: what was timed before a stop is not comparable.
-                let scratch = dir.join(SCRATCH);
-                remove_folder(&scratch)?;
-                let mut timing = timing::Timing::new(&profile.timing);
-                let seed = job.settings.seed + repeat as u64;
-                let settings = timing::settings(&job.settings, &profile.timing, seed);
-                let outcome = train(
-                    TrainRun {
-                        settings: &settings,
-                        validation: Validation {
-                            examples: &[],
-                            prompts: &[],
-                            sequences: &self.inputs.valid_sequences.sequences,
-                            decoding: &self.decoding,
-                            seed: 0,
-                        },
-                        ..self.run(cell, &scratch, &job)
-                    },
-                    &mut |event| {
-                        if let Event::Step {
-                            step,
-                            steps,
-                            report,
-                            ..
-                        } = event
-                        {
-                            timing.add(step, &report);
-                            shown.at(step, steps, || "timing".into());
-                        }
-                    },
-                )?;
-                remove_folder(&scratch)?;
-                if outcome == Outcome::Interrupted {
-                    return Ok(None);
-                }
-                folder.finish(&timing)?;
-                Ok(Some(format!(
-                    "{:.4} s a sample",
-                    timing.seconds_per_sample()
-                )))
-            }
-            Work::Evaluate { who, dataset, seed } => {
-                if loaded.as_ref().is_none_or(|(w, _)| *w != who) {
-                    *loaded = Some((who, self.model(who)?));
-                }
-                let (_, model) = loaded.as_ref().context("just loaded")?;
-                let (examples, prompts) = self.inputs.test(dataset);
-                let answers = evaluate::evaluate(
-                    model,
-                    &self.inputs.tokenizer,
-                    examples,
-                    prompts,
-                    seed,
-                    &profile.evaluation.decoding(),
-                    &mut |n| shown.more(n, examples.len(), || "answers".into()),
-                )?;
-                let lines = lines(&answers, examples)?;
-                folder.seal().write(answers::FILE, &lines)?;
-                let score = evaluate::score(&answers);
-                folder.finish(&Evaluated {
-                    score,
-                    examples: answers.iter().map(|a| a.rouge_l).collect(),
-                })?;
-                Ok(Some(format!("ROUGE-L {:.2}", score.rouge_l)))
-            }
+        })?;
+        remove_folder(&scratch)?;
+        if outcome == Outcome::Interrupted {
+            return Ok(None);
         }
+        folder.finish(&timing)?;
+        Ok(Some(format!(
+            "{:.4} s a sample",
+            timing.seconds_per_sample()
+        )))
+    }
+
+    fn evaluate(
+        &mut self,
+        task: &Task,
+        evaluation: &Evaluation,
+        mut folder: Folder,
+        shown: &mut TaskDisplay,
+    ) -> Result<Option<String>> {
+        if self
+            .loaded
+            .as_ref()
+            .is_none_or(|(m, _)| *m != evaluation.model)
+        {
+            let model = self.asked(&evaluation.model, task)?;
+            self.loaded = Some((evaluation.model.clone(), model));
+        }
+        let (_, model) = self.loaded.as_ref().context("just loaded")?;
+        let (examples, prompts) = self.inputs.test(&evaluation.dataset);
+        let answers = evaluate::evaluate(
+            model,
+            &self.inputs.tokenizer,
+            examples,
+            prompts,
+            evaluation.seed,
+            &evaluation.decoding.decoding(),
+            &mut |n| shown.more(n, examples.len(), || "answers".into()),
+        )?;
+        folder
+            .seal()
+            .write(answers::FILE, &lines(&answers, examples)?)?;
+        let score = evaluate::score(&answers);
+        folder.finish(&Evaluated {
+            score,
+            examples: answers.iter().map(|a| a.rouge_l).collect(),
+        })?;
+        Ok(Some(format!("ROUGE-L {:.2}", score.rouge_l)))
     }
 
     fn teacher_hidden(
         &self,
-        cell: &Cell,
+        id: &TaskId,
+        task: &Task,
+        hidden: &Hidden,
         mut folder: Folder,
-        shown: &mut CellDisplay,
+        shown: &mut TaskDisplay,
     ) -> Result<Option<String>> {
-        let profile = &self.spec.profile;
         let sequences = &self.inputs.train.sequences;
         let written = cache::write(
             folder.dir,
-            &cell.id,
-            &self.model(Who::Teacher)?,
+            id,
+            &self.asked(&hidden.teacher, task)?,
             sequences,
-            profile.distill.batch_size,
-            profile.teacher_cache,
+            hidden.batch_size,
+            hidden.mode,
             self.stop,
             &mut |n| shown.more(n, sequences.len(), || "hidden states".into()),
         )?;
@@ -205,7 +190,7 @@ impl Worker<'_> {
         if written.dropped > 0 {
             shown.line(&answers::again(written.dropped));
         }
-        let size = TeacherCache::open(folder.dir, &cell.id)?.size();
+        let size = TeacherCache::open(folder.dir, id)?.size();
         folder.seal().enclose("", &written.seal);
         folder.finish(&OneOff {
             items: sequences.len(),
@@ -214,55 +199,51 @@ impl Worker<'_> {
         Ok(Some(format!("{:.1} MB", size as f64 / 1e6)))
     }
 
-    /// What a row's student is trained on and with.
-    fn job(&self, row: usize) -> Result<Job<'_>> {
-        let profile = &self.spec.profile;
-        let row = &self.spec.experiment.rows[row];
-        let method = row.method(profile)?;
-        let student = self.student_of(row)?;
-        let sequences = match &method {
-            Method::SeqKd(settings) => {
-                let tokens = settings
-                    .max_new_tokens
-                    .unwrap_or(profile.data.max_new_tokens());
-                let cell = self.plan.answers(tokens).context("planned with SeqKD")?;
+    /// What a student is trained on and with.
+    fn job(&self, task: &Task, training: &Training) -> Result<Job<'_>> {
+        let student = self.load(&training.student, task)?;
+        let sequences = match &training.answers {
+            Some(id) => {
                 let sequences = &self.inputs.train.sequences;
                 let vocabulary = student.config().vocab_size();
-                let answered = answers::read(&self.runs(), &cell.id, sequences, vocabulary);
-                Cow::Owned(answered?)
+                Cow::Owned(answers::read(self.runs, id, sequences, vocabulary)?)
             }
-            _ => Cow::Borrowed(self.inputs.train.sequences.as_slice()),
+            None => Cow::Borrowed(self.inputs.train.sequences.as_slice()),
         };
-        let cache = match self.plan.hidden() {
-            Some(cell) if method.uses_teacher_on_data() => {
-                Some(TeacherCache::open(&self.runs().join(&cell.id), &cell.id)?)
-            }
-            _ => None,
+        let cache = match &training.hidden {
+            Some(id) => Some(TeacherCache::open(&self.runs.join(id), id)?),
+            None => None,
         };
+        let teacher = training.teacher.as_ref();
         Ok(Job {
+            start: training
+                .student
+                .task()
+                .map_or("base", String::as_str)
+                .into(),
             cache,
-            settings: row.training(profile)?,
-            teacher: method
-                .needs_teacher()
-                .then(|| self.model(Who::Teacher))
-                .transpose()?,
-            method,
+            settings: training.settings.clone(),
+            teacher: teacher.map(|t| self.asked(t, task)).transpose()?,
+            method: training.method.clone(),
+            kd_ratio: training.kd_ratio,
+            max_new_tokens: task.limits.max_length - task.limits.max_prompt_length,
+            validation: training.validation.clone(),
+            decoding: training.validation.decoding(),
             student,
             sequences,
-            with_text: row.with_text(profile)?,
+            with_text: training.text.is_some(),
         })
     }
 
-    fn run<'a>(&'a self, cell: &'a Cell, dir: &'a Path, job: &'a Job) -> TrainRun<'a> {
-        let profile = &self.spec.profile;
+    fn run<'a>(&'a self, id: &'a TaskId, dir: &'a Path, job: &'a Job) -> TrainRun<'a> {
         TrainRun {
             dir,
-            fingerprint: &cell.id,
+            fingerprint: id,
             settings: &job.settings,
             method: &job.method,
-            kd_ratio: profile.kd_ratio,
-            max_new_tokens: profile.data.max_new_tokens(),
-            base: cell.spec["start"].as_str().unwrap_or("base"),
+            kd_ratio: job.kd_ratio,
+            max_new_tokens: job.max_new_tokens,
+            base: &job.start,
             student: job.student.clone(),
             teacher: job.teacher.as_ref(),
             cache: job.cache.as_ref(),
@@ -273,8 +254,8 @@ impl Worker<'_> {
                 examples: &self.inputs.valid,
                 prompts: &self.inputs.valid_prompts,
                 sequences: &self.inputs.valid_sequences.sequences,
-                decoding: &self.decoding,
-                seed: profile.validation.seed,
+                decoding: &job.decoding,
+                seed: job.validation.seed,
             },
             checkpoint_every: Duration::from_secs(60),
             stop: self.stop,
@@ -283,13 +264,13 @@ impl Worker<'_> {
 
     fn train(
         &self,
-        cell: &Cell,
+        id: &TaskId,
         mut folder: Folder,
         job: &Job,
-        shown: &mut CellDisplay,
+        shown: &mut TaskDisplay,
     ) -> Result<Option<String>> {
         let dir = folder.dir;
-        let outcome = train(self.run(cell, dir, job), &mut |event| match event {
+        let outcome = train(self.run(id, dir, job), &mut |event| match event {
             Event::Resumed { step } => shown.line(&format!("goes on after step {step}")),
             Event::Step {
                 step,
@@ -319,7 +300,7 @@ impl Worker<'_> {
         else {
             return Ok(None);
         };
-        let student = student_seal(dir, &cell.id, &curve, job.settings.keep_best)?;
+        let student = student_seal(dir, id, &curve, job.settings.keep_best)?;
         let cached_share =
             (teacher_tokens > 0).then(|| cached_tokens as f64 / teacher_tokens as f64);
         let last = curve.last().and_then(|r| r.validation_rouge_l);
@@ -332,7 +313,7 @@ impl Worker<'_> {
             curve,
             cached_share,
         })?;
-        // A finished cell needs its optimizer state no longer.
+        // A finished task needs its optimizer state no longer.
         for state in state::checkpoints(dir)? {
             remove_folder(&state)?;
         }
@@ -344,100 +325,49 @@ impl Worker<'_> {
         Ok(Some(told))
     }
 
-    fn runs(&self) -> PathBuf {
-        self.places.runs_of(self.spec)
-    }
-
     /// A model to be asked, its adapter folded in.
-    fn model(&self, who: Who) -> Result<LanguageModel> {
-        let Some(dir) = self.folder(who)? else {
-            return self.base(match who {
-                Who::Teacher => &self.spec.profile.teacher,
-                _ => &self.spec.profile.student,
-            });
+    fn asked(&self, model: &Model, task: &Task) -> Result<LanguageModel> {
+        Ok(lora::merge(self.load(model, task)?))
+    }
+
+    /// A model with its adapter, if it has one; the files of a task that made it are checked.
+    fn load(&self, model: &Model, task: &Task) -> Result<LanguageModel> {
+        let (id, adapter_on) = match model {
+            Model::Base { side, .. } => {
+                let (source, teacher) = (self.sources.model(*side), &self.sources.teacher);
+                let model = base_model(&self.sources.root, source, teacher, &self.device)?;
+                return Ok(model.with_precision(task.precision));
+            }
+            Model::Trained { task, adapter_on } => (task, adapter_on),
         };
-        let model = match who {
-            Who::Teacher => self.trained(&dir, || self.base(&self.spec.profile.teacher)),
-            Who::Student => self.initialised(),
-            Who::Row { row, .. } => self.trained(&dir, || self.under_adapter(row)),
-        };
-        Ok(lora::merge(model?))
-    }
-
-    /// The folder of a model that a cell trains, its files checked.
-    fn folder(&self, who: Who) -> Result<Option<PathBuf>> {
-        let Some(cell) = self.plan.model(who) else {
-            return Ok(None);
-        };
-        let (dir, _) = proof::needed(&self.runs(), &cell.id)?;
-        Ok(Some(student_dir(&dir)))
-    }
-
-    /// The model that a training has left in `dir`: all weights, or an adapter on `base`.
-    fn trained(
-        &self,
-        dir: &Path,
-        base: impl FnOnce() -> Result<LanguageModel>,
-    ) -> Result<LanguageModel> {
-        if lora::is_adapter(dir) {
-            return Ok(lora::load(base()?, dir)?);
+        let (dir, _) = proof::needed(self.runs, id)?;
+        let dir = student_dir(&dir);
+        if let Some(on) = adapter_on {
+            return Ok(lora::load(self.asked(on, task)?, &dir)?);
         }
-        let model = checkpoint::load(dir, &self.device)?;
-        Ok(model.with_precision(self.spec.profile.precision))
-    }
-
-    /// The initialised student; an adapter that initialised it is not folded in.
-    fn initialised(&self) -> Result<LanguageModel> {
-        let base = || self.base(&self.spec.profile.student);
-        match self.folder(Who::Student)? {
-            Some(dir) => self.trained(&dir, base),
-            None => base(),
-        }
-    }
-
-    /// The student that a row starts from.
-    fn student_of(&self, row: &Row) -> Result<LanguageModel> {
-        match row.start(&self.spec.profile) {
-            Start::Init => self.initialised(),
-            Start::Base => self.base(&self.spec.profile.student),
-        }
-    }
-
-    /// What the adapter of a row's student sits on: an adapter that was trained on sits where it sat before.
-    fn under_adapter(&self, row: usize) -> Result<LanguageModel> {
-        let row = &self.spec.experiment.rows[row];
-        let lora = row.training(&self.spec.profile)?.lora;
-        let goes_on = lora.is_some_and(|l| l.start == lora::Start::Continue)
-            && row.start(&self.spec.profile) == Start::Init
-            && self
-                .folder(Who::Student)?
-                .is_some_and(|dir| lora::is_adapter(&dir));
-        if goes_on {
-            return self.base(&self.spec.profile.student);
-        }
-        Ok(lora::merge(self.student_of(row)?))
-    }
-
-    fn base(&self, model: &ModelSpec) -> Result<LanguageModel> {
-        let profile = &self.spec.profile;
-        let model = base_model(&self.places.root, model, &profile.teacher, &self.device)?;
-        Ok(model.with_precision(profile.precision))
+        Ok(checkpoint::load(&dir, &self.device)?.with_precision(task.precision))
     }
 }
 
 /// What a training works on.
 struct Job<'a> {
+    /// The task that made the model it starts from, or `base`.
+    start: String,
     settings: Settings,
     method: Method,
+    kd_ratio: f64,
+    max_new_tokens: usize,
+    validation: ValidationSpec,
+    decoding: Decoding,
     student: LanguageModel,
     teacher: Option<LanguageModel>,
     cache: Option<TeacherCache>,
     sequences: Cow<'a, [Sequence]>,
-    /// Whether the language-modelling term is added, where the profile has text.
+    /// Whether the language-modelling term is added.
     with_text: bool,
 }
 
-/// Name of the student's folder in that of its cell.
+/// Name of the student's folder in that of its task.
 const STUDENT: &str = "student";
 
 fn remove_folder(dir: &Path) -> Result<()> {

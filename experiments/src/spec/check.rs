@@ -4,6 +4,7 @@ use abkd_training::Settings;
 use anyhow::{Context, Result, anyhow, ensure};
 
 use super::blame::names;
+use super::datasets::chosen;
 use super::experiment::{STUDENT, TEACHER};
 use super::file::Step::{Index, Key};
 use super::file::TomlFile;
@@ -14,7 +15,7 @@ use crate::suggest::nearest;
 /// Longest name of an experiment or a profile: names of files are made of it.
 const LONGEST_NAME: usize = 100;
 /// What names of files of results end with, after the experiment's name.
-const ENDINGS: [&str; 8] = [
+pub const ENDINGS: [&str; 8] = [
     "_scores",
     "_examples",
     "_comparison",
@@ -71,7 +72,7 @@ impl Spec {
             "{}: `datasets` is empty; `abkd list datasets` shows them",
             place("datasets")
         );
-        self.datasets().with_context(|| place("datasets"))?;
+        chosen(&self.known, &e.datasets).with_context(|| place("datasets"))?;
         for (index, set) in e.datasets.iter().enumerate() {
             ensure!(
                 !e.datasets[..index].contains(set),
@@ -166,16 +167,16 @@ impl Spec {
             check(settings).map_err(|error| self.blame_section(name, anyhow!(error)))?;
         }
         let timed = self.experiment.kind == Kind::Timing;
-        for (index, row) in self.experiment.rows.iter().enumerate() {
-            let settings = row.training(p)?;
-            let method = row.method(p)?;
+        for (index, recipe) in self.recipes.iter().enumerate() {
+            let (settings, method) = (&recipe.settings, &recipe.method);
+            let row = &self.experiment.rows[index];
             let checked = if timed {
                 settings.check_run(sequences)
             } else {
-                check(&settings)
+                check(settings)
             };
             checked
-                .and_then(|()| method.check_run(&settings))
+                .and_then(|()| method.check_run(settings))
                 .with_context(|| format!("row `{}`", row.label))
                 .map_err(|error| self.blame(index, error))?;
             if timed {

@@ -165,7 +165,7 @@ impl Row {
     /// # Errors
     ///
     /// An unknown method, divergence, parameter or form; a setting that is unknown or out of range.
-    pub fn method(&self, profile: &Profile) -> Result<Method> {
+    pub(super) fn method(&self, profile: &Profile) -> Result<Method> {
         self.method_settings(profile)
             .with_context(|| format!("row `{}`", self.label))
     }
@@ -217,7 +217,7 @@ impl Row {
     /// # Errors
     ///
     /// An unknown key or a value out of range.
-    pub fn training(&self, profile: &Profile) -> Result<Settings> {
+    pub(super) fn training(&self, profile: &Profile) -> Result<Settings> {
         self.training_settings(profile)
             .with_context(|| format!("row `{}`: train", self.label))
     }
@@ -236,13 +236,13 @@ impl Row {
     }
 
     /// Which student the training starts from, as the files say.
-    pub fn asked_start(&self, profile: &Profile) -> Start {
+    pub(super) fn asked_start(&self, profile: &Profile) -> Start {
         let own = profile.methods.get(&self.method);
         self.start.or(own.and_then(|m| m.start)).unwrap_or_default()
     }
 
     /// Which student the training starts from: the initialised one, too, where the base is no language model.
-    pub fn start(&self, profile: &Profile) -> Start {
+    pub(super) fn start(&self, profile: &Profile) -> Start {
         if profile.student.is_pretrained() {
             self.asked_start(profile)
         } else {
@@ -255,7 +255,7 @@ impl Row {
     /// # Errors
     ///
     /// A row that must have it, and a profile without a corpus.
-    pub fn with_text(&self, profile: &Profile) -> Result<bool> {
+    pub(super) fn with_text(&self, profile: &Profile) -> Result<bool> {
         let own = profile.methods.get(&self.method);
         let given = profile.data.text.is_some();
         match self.text.or(own.and_then(|m| m.text)).unwrap_or_default() {
@@ -270,8 +270,8 @@ impl Row {
         }
     }
 
-    /// Short name for ids of cells: the method, or the divergence of plain distillation.
-    pub fn short(&self) -> &str {
+    /// Short name for ids of tasks: the method, or the divergence of plain distillation.
+    pub(super) fn short(&self) -> &str {
         match (&self.divergence, self.method.as_str()) {
             (Some(divergence), "kd") => divergence,
             (_, method) => method,

@@ -39,6 +39,14 @@ impl TomlFile {
         })
     }
 
+    /// A text that stands for a file.
+    pub fn of(path: &Path, text: &str) -> Self {
+        Self {
+            path: path.into(),
+            text: text.into(),
+        }
+    }
+
     /// Its path.
     pub fn path(&self) -> &Path {
         &self.path

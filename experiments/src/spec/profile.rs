@@ -30,7 +30,7 @@ pub struct Profile {
     /// divergences are f32 either way.
     #[serde(default)]
     pub precision: Precision,
-    /// Cells run side by side.
+    /// Tasks run side by side.
     #[serde(default = "defaults::jobs")]
     pub jobs: usize,
     /// Replaces an experiment's seeds.
@@ -71,6 +71,9 @@ pub struct Profile {
     /// How steps are timed (Table 3).
     #[serde(default)]
     pub timing: TimingSpec,
+    /// How jobs are submitted with `--executor slurm`.
+    #[serde(default)]
+    pub slurm: SlurmSpec,
     /// Keys of this file that differ for an experiment that names a pair.
     #[serde(default, skip_serializing)]
     pub pairs: BTreeMap<String, toml::Table>,
@@ -94,8 +97,38 @@ pub struct MethodSpec {
     pub text: Option<TextTerm>,
 }
 
+/// How jobs are submitted to Slurm; what is absent is left to the cluster.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SlurmSpec {
+    /// Partition.
+    #[serde(default)]
+    pub partition: Option<String>,
+    /// Generic resources of a task, e.g. `gpu:1`.
+    #[serde(default)]
+    pub gres: Option<String>,
+    /// Time limit of a task, as sbatch takes it. A task that is cut off goes on when it is submitted again.
+    #[serde(default)]
+    pub time: Option<String>,
+    /// Account.
+    #[serde(default)]
+    pub account: Option<String>,
+    /// Memory of a task, e.g. `32G`.
+    #[serde(default)]
+    pub mem: Option<String>,
+    /// Cores of a task.
+    #[serde(default)]
+    pub cpus_per_task: Option<usize>,
+    /// Tasks of an array that run at a time.
+    #[serde(default)]
+    pub at_once: Option<usize>,
+    /// Lines of shell before the task, e.g. `module load cuda`.
+    #[serde(default)]
+    pub setup: Vec<String>,
+}
+
 /// How steps are timed.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TimingSpec {
     /// Updates that are not counted, at the start of each repeat.
@@ -120,7 +153,7 @@ impl Default for TimingSpec {
 }
 
 /// Where data come from.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataSpec {
     /// `embedded` (generated, needs no file) or `folder`.
@@ -178,7 +211,7 @@ pub enum Source {
 
 /// Where a model comes from: `checkpoint`, `layers` or a shape (`gpt2`, `llama`) for fresh weights. Beside a
 /// checkpoint a shape says what it must be, so that a plan can be made before the weights are there.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelSpec {
     /// A Hugging Face folder.
@@ -344,7 +377,7 @@ impl ModelSpec {
 }
 
 /// What is measured after each epoch.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ValidationSpec {
     /// Use the first so many validation examples.
@@ -371,7 +404,7 @@ impl ValidationSpec {
 }
 
 /// How answers are drawn.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DecodingSpec {
     /// Whether prompts begin with the beginning-of-sequence token, as those of the released OpenLLaMA2 evaluation do, and

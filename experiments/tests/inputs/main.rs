@@ -1,12 +1,12 @@
 //! What a run reads: all that is wrong is said before anything runs, by `plan` and `run` alike, and nothing is silently
 //! different. Everything is made in a folder of the test's own.
 
-mod cells;
 mod checkpoints;
 mod files;
 mod root;
 mod rows;
 mod streams;
+mod tasks;
 
 use std::path::Path;
 use std::process::Command;

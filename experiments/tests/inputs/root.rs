@@ -98,10 +98,7 @@ impl Root {
         );
         root.write("data/dolly/train.jsonl", &jsonl(&sets.train));
         root.write("data/dolly/dev.jsonl", &jsonl(&sets.valid));
-        root.write(
-            "data/dolly/valid.jsonl",
-            &jsonl(sets.test(abkd_data::TestSet::Dolly)),
-        );
+        root.write("data/dolly/valid.jsonl", &jsonl(sets.test("dolly")));
         root.checkpoint("weights/t", &gpt2(2, 192, 512));
         root.checkpoint("weights/s", &gpt2(1, 192, 512));
         Tokenizer::embedded()
@@ -189,7 +186,7 @@ impl Root {
         }
     }
 
-    /// Whether every cell of the plan is done.
+    /// Whether every task of the plan is done.
     pub fn is_done(&self) -> bool {
         let output = self.abkd("plan");
         let said = text(&output);
@@ -199,8 +196,8 @@ impl Root {
         evaluations.ends_with(&format!(", {all} of them done")) && !said.contains("to do ")
     }
 
-    /// Folders of cells whose name begins so.
-    pub fn cells(&self, name: &str) -> Vec<PathBuf> {
+    /// Folders of tasks whose name begins so.
+    pub fn tasks(&self, name: &str) -> Vec<PathBuf> {
         let entries = fs::read_dir(self.path("runs/ok")).unwrap();
         let paths = entries.map(|e| e.unwrap().path());
         paths

@@ -106,13 +106,16 @@ fn a_row_wins_over_the_profiles_settings_of_its_method() {
     let own = "[methods.gkd]\nsettings = { lambda = 0.25, capacity = 77 }\ntrain = { epochs = 2, weight_decay = 0.5 }\n";
     root.profile("[validation]", &format!("{own}[validation]"));
     let spec = Spec::load(root.dir.path(), "small", "ok").unwrap();
-    let row = &spec.experiment.rows[0];
-    let method = row.method(&spec.profile).unwrap().identity();
+    let row = &spec.recipes[0];
+    let method = serde_json::to_value(&row.method).unwrap();
     assert_eq!(
-        (&method["gkd"]["lambda"], &method["gkd"]["capacity"]),
+        (
+            &method["settings"]["lambda"],
+            &method["settings"]["capacity"]
+        ),
         (&json!(0.75), &json!(77))
     );
-    let train = row.training(&spec.profile).unwrap();
+    let train = &row.settings;
     assert_eq!(
         (train.epochs, train.batch_size, train.weight_decay),
         (3, 4, 0.5)
@@ -127,8 +130,7 @@ fn a_seed_that_the_profiles_list_would_replace_is_refused() {
         "method = \"kd\"\ntrain = { seed = 5 }",
     );
     let spec = Spec::load(root.dir.path(), "small", "ok").unwrap();
-    let row = &spec.experiment.rows[0];
-    assert_eq!(spec.training_seeds(row).unwrap(), [5]);
+    assert_eq!(spec.recipes[0].seeds, [5]);
     root.profile("[data]", "training_seeds = [1, 2]\n[data]");
     root.refuses(&["small.toml:11", "`seed`", "ok.toml:3"]);
     let root = Root::new();

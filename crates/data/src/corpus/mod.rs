@@ -20,7 +20,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use families::{FAMILIES, Wording, composed, letter, long_story};
 
 use crate::rng::Rng;
-use crate::{DataSets, Example, TestSet, prompt};
+use crate::{DataSets, Example, prompt};
 
 /// Sizes of the splits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,15 +64,15 @@ pub fn embedded(seed: u64, sizes: &Sizes) -> DataSets {
     };
     let tests = BTreeMap::from([
         (
-            TestSet::Dolly,
+            "dolly",
             split(1, sizes.test, |rng, i| family(rng, i, Wording::Known)),
         ),
         (
-            TestSet::SelfInstruct,
+            "self_instruct",
             split(2, sizes.test, |rng, i| family(rng, i, Wording::Other)),
         ),
         (
-            TestSet::Vicuna,
+            "vicuna",
             split(3, sizes.test, |rng, i| {
                 if i % 4 == 0 {
                     letter(rng, Wording::Other)
@@ -82,21 +82,18 @@ pub fn embedded(seed: u64, sizes: &Sizes) -> DataSets {
             }),
         ),
         (
-            TestSet::SuperNatural,
+            "super_natural",
             split(4, sizes.test, |rng, i| family(rng, i, Wording::Definition)),
         ),
-        (
-            TestSet::Unnatural,
-            split(5, sizes.test, |rng, _| composed(rng)),
-        ),
+        ("unnatural", split(5, sizes.test, |rng, _| composed(rng))),
     ]);
     let tests = tests.into_iter().map(|(set, examples)| {
         // Super-Natural alone has several references.
-        let several = set == TestSet::SuperNatural;
+        let several = set == "super_natural";
         let examples = examples
             .into_iter()
             .map(|e| if several { e } else { one_reference(e) });
-        (set, examples.collect())
+        (set.to_owned(), examples.collect())
     });
     let tests = tests.collect();
     let known: fn(&mut Rng, usize) -> Example = |rng, i| family(rng, i, Wording::Known);

@@ -38,6 +38,7 @@ pub(super) fn formulas(divergence: &Divergence, fidelity: Fidelity, pair: &Pair)
         Divergence::SkewForwardKl { lambda: 0.0 } => fixed(1.0, 0.0),
         Divergence::SkewForwardKl { lambda } => skew_forward(lambda, entropy, pair),
         Divergence::SkewReverseKl { lambda } => skew_reverse(lambda, pair),
+        Divergence::ToDi => todi(pair),
         Divergence::TotalVariation => {
             let gap = pair.q.prob.clone() - pair.p.prob.clone();
             let g = pair.at_peak.d.clone().sign() * -0.5;
@@ -62,6 +63,25 @@ fn two_kl(forward: Tensor<2>, reverse: Tensor<2>, entropy: f64, pair: &Pair) -> 
         f: forward * (p.prob.clone() * log_ratio) - reverse * back,
         h: h.neg(),
         g: g.neg(),
+    }
+}
+
+fn todi(pair: &Pair) -> Terms {
+    let (p, q, d) = (&pair.p.prob, &pair.q.prob, &pair.d);
+    let (share, other) = (sigmoid(d.clone()), sigmoid(d.clone().neg()));
+    let peak = &pair.at_peak.d;
+    let (share_peak, other_peak) = (sigmoid(peak.clone()), sigmoid(peak.clone().neg()));
+    // w less that at the peak; the smaller shares have the digits.
+    let near = share.clone() * other_peak.clone() * expm1(pair.r.clone().neg()).neg();
+    let [n, vocab] = d.dims();
+    let teacher_leads = peak.clone().greater_elem(0.0).expand([n, vocab]);
+    let by_teacher = share.clone() - share_peak.clone();
+    let by_student = other_peak.clone() - other.clone();
+    let weight = where_near(pair, near, by_teacher.mask_where(teacher_leads, by_student));
+    Terms {
+        f: d.clone() * (share * p.clone() - other.clone() * q.clone()),
+        h: q.clone() * (weight * peak.clone() - other * pair.r.clone()) - pair.gap(),
+        g: other_peak * (peak.clone().neg() + 1.0) - share_peak * pair.at_peak.ratio.clone(),
     }
 }
 

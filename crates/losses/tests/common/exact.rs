@@ -112,6 +112,11 @@ impl Row {
                 }
                 self.alpha_beta(alpha, beta, official)
             }
+            Divergence::ToDi => self.sum(|Entry { p, q, lp, lq }| {
+                let (w, d) = (p / (p + q), lp - lq);
+                let rest = q / (p + q);
+                (w * p * d - rest * q * d, rest * q - rest * q * d - w * p)
+            }),
             Divergence::TotalVariation => {
                 let found = self.sum(|Entry { p, q, .. }| {
                     let sign = (q.partial_cmp(&p)).expect("numbers") as i8;

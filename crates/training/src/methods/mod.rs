@@ -10,11 +10,11 @@ pub mod minillm;
 mod on_policy;
 mod replay;
 
-use std::collections::BTreeMap;
-
 use abkd_data::{Sequence, Tokenizer};
 use abkd_losses::{Divergence, Fidelity};
 use abkd_models::LanguageModel;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use crate::head::Objective;
 use crate::step::Term;
@@ -29,7 +29,7 @@ pub use on_policy::Labels;
 pub use replay::ReplayBuffer;
 
 /// A divergence in one of its forms.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Loss {
     /// Which.
     pub divergence: Divergence,
@@ -56,7 +56,8 @@ impl Loss {
 }
 
 /// A method with its settings.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "Parts", into = "Parts")]
 pub enum Method {
     /// Fine-tuning on the data: cross-entropy, no teacher.
     Sft,
@@ -242,23 +243,6 @@ impl Method {
         }
     }
 
-    /// All that tells this method from another, for the id of a cell.
-    pub fn identity(&self) -> serde_json::Value {
-        let loss = |l: &Loss| {
-            let params: BTreeMap<&str, f64> = l.divergence.params().into_iter().collect();
-            serde_json::json!([l.divergence.id(), params, l.fidelity])
-        };
-        match self {
-            Self::Sft => serde_json::json!("sft"),
-            Self::Data(l) => serde_json::json!({ "data": loss(l) }),
-            // `answers` is filled in by whoever knows where they come from
-            Self::SeqKd(s) => serde_json::json!({ "seqkd": s, "answers": null }),
-            Self::Gkd(l, s) => serde_json::json!({ "gkd": s, "loss": loss(l) }),
-            Self::MiniLlm(s) => serde_json::json!({ "minillm": s }),
-            Self::DistiLlm(l, s) => serde_json::json!({ "distillm": s, "loss": loss(l) }),
-        }
-    }
-
     /// What runs the method; `kd_ratio` is the share of the divergence in the loss on the data.
     pub fn driver(&self, kd_ratio: f64) -> Box<dyn Driver> {
         match self {
@@ -271,6 +255,49 @@ impl Method {
                 Box::new(distillm::DistiLlm::new(loss.objective(kd_ratio), s.clone()))
             }
         }
+    }
+}
+
+/// A method as files hold it: equal where what is done is equal, whatever name it went by.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Parts {
+    id: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    loss: Option<Loss>,
+    #[serde(default)]
+    settings: Value,
+}
+
+impl From<Method> for Parts {
+    fn from(method: Method) -> Self {
+        let parts = |id: &str, loss: Option<Loss>, settings: Value| Self {
+            id: id.into(),
+            loss,
+            settings,
+        };
+        let json = |settings: serde_json::Result<Value>| settings.unwrap_or_default();
+        match method {
+            Method::Sft => parts("sft", None, json!({})),
+            Method::Data(loss) => parts("kd", Some(loss), json!({})),
+            Method::SeqKd(s) => parts("seqkd", None, json(serde_json::to_value(s))),
+            // `beta` is in the loss already.
+            Method::Gkd(loss, s) => {
+                let settings = GkdSettings { beta: None, ..s };
+                parts("gkd", Some(loss), json(serde_json::to_value(settings)))
+            }
+            Method::MiniLlm(s) => parts("minillm", None, json(serde_json::to_value(s))),
+            Method::DistiLlm(loss, s) => {
+                parts("distillm", Some(loss), json(serde_json::to_value(s)))
+            }
+        }
+    }
+}
+
+impl TryFrom<Parts> for Method {
+    type Error = Error;
+    fn try_from(parts: Parts) -> Result<Self, Error> {
+        Self::from_parts(&parts.id, parts.loss, parts.settings)
     }
 }
 
@@ -374,13 +401,29 @@ mod tests {
     }
 
     #[test]
-    fn a_setting_changes_the_identity() {
+    fn a_setting_changes_what_files_hold_and_another_name_does_not() {
         let identity = |id, settings| {
-            Method::from_parts(id, None, settings)
-                .unwrap()
-                .identity()
-                .to_string()
+            let method = Method::from_parts(id, None, settings).unwrap();
+            serde_json::to_string(&method).unwrap()
         };
+        for (id, _) in Method::IDS {
+            let text = identity(id, serde_json::json!({}));
+            let again: Method = serde_json::from_str(&text).unwrap();
+            assert_eq!(serde_json::to_string(&again).unwrap(), text, "{id}");
+        }
+        let paper = Divergence::AlphaBeta {
+            alpha: 0.2,
+            beta: 0.7,
+        };
+        let kd = Method::from_parts("kd", Some(Loss::new(paper)), serde_json::json!({}));
+        assert_eq!(
+            serde_json::to_string(&kd.unwrap()).unwrap(),
+            identity("abkd", serde_json::json!({}))
+        );
+        assert_ne!(
+            identity("gkd", serde_json::json!({ "beta": 0.5 })),
+            identity("gkd", serde_json::json!({}))
+        );
         for (id, changed) in [
             ("gkd", serde_json::json!({ "answers": "fresh" })),
             ("gkd", serde_json::json!({ "capacity": 4000 })),

@@ -1,162 +1,15 @@
 //! Drives the binary as a user does, on a profile of seconds.
 
+mod project;
+#[cfg(unix)]
+mod slurm;
+
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
-const EXPERIMENT: &str = r#"
-name = "small"
-title = "Two losses"
-kind = "table"
-paper = "table1.csv"
-datasets = ["dolly", "vicuna"]
-seeds = [10, 20]
-references = true
-[[rows]]
-label = "FKLD"
-divergence = "fkld"
-[[rows]]
-label = "ABKD"
-divergence = "ab"
-params = { alpha = 0.2, beta = 0.7 }
-"#;
-
-const PROFILE: &str = r#"
-name = "micro"
-description = "seconds"
-[data]
-source = "embedded"
-train = 96
-test = 6
-max_prompt_length = 96
-max_length = 192
-[teacher.gpt2]
-vocab_size = 1024
-n_positions = 192
-n_embd = 32
-n_layer = 2
-n_head = 2
-[student.gpt2]
-vocab_size = 1024
-n_positions = 192
-n_embd = 16
-n_layer = 1
-n_head = 2
-[teacher_sft]
-epochs = 2
-batch_size = 8
-learning_rate = 2e-3
-[student_sft]
-epochs = 1
-batch_size = 8
-learning_rate = 2e-3
-[distill]
-epochs = 3
-batch_size = 8
-learning_rate = 1e-3
-[validation]
-examples = 6
-max_new_tokens = 12
-[evaluation]
-max_new_tokens = 12
-"#;
-
-struct Project {
-    dir: tempfile::TempDir,
-}
-
-impl Project {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        fs::write(dir.path().join("small.toml"), EXPERIMENT).unwrap();
-        fs::write(dir.path().join("micro.toml"), PROFILE).unwrap();
-        Self { dir }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn command(&self, verb: &str) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_abkd"));
-        command.args([verb, self.path("small.toml").to_str().unwrap(), "--profile"]);
-        command
-            .arg(self.path("micro.toml"))
-            .arg("--root")
-            .arg(root());
-        for folder in ["runs", "results", "figures"] {
-            command.arg(format!("--{folder}")).arg(self.path(folder));
-        }
-        command
-    }
-
-    fn run(&self) -> Output {
-        self.command("run").output().unwrap()
-    }
-
-    fn start(&self) -> Child {
-        self.command("run")
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap()
-    }
-
-    /// The teacher's newest checkpoint, if there is one.
-    fn checkpoint(&self) -> Option<PathBuf> {
-        let entries = |dir: PathBuf| fs::read_dir(dir).into_iter().flatten().flatten();
-        entries(self.path("runs/micro"))
-            .flat_map(|cell| entries(cell.path()))
-            .map(|e| e.path())
-            .find(|p| {
-                let name = p.file_name().unwrap_or_default().to_string_lossy();
-                name.starts_with("state-")
-            })
-    }
-
-    fn edit(&self, file: &str, from: &str, to: &str) {
-        let text = fs::read_to_string(self.path(file)).unwrap();
-        assert!(text.contains(from), "{from}");
-        fs::write(self.path(file), text.replacen(from, to, 1)).unwrap();
-    }
-
-    /// Every result file, and the weights of every student.
-    fn outcome(&self) -> Vec<(String, Vec<u8>)> {
-        let mut found = Vec::new();
-        for entry in fs::read_dir(self.path("results/micro")).unwrap() {
-            let path = entry.unwrap().path();
-            found.push((
-                path.file_name().unwrap().to_string_lossy().into_owned(),
-                fs::read(&path).unwrap(),
-            ));
-        }
-        for entry in fs::read_dir(self.path("runs/micro")).unwrap() {
-            let entry = entry.unwrap();
-            let weights = entry.path().join("student/model.safetensors");
-            if weights.exists() {
-                found.push((
-                    entry.file_name().to_string_lossy().into_owned(),
-                    fs::read(weights).unwrap(),
-                ));
-            }
-        }
-        found.sort();
-        found
-    }
-}
-
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
-}
-
-fn text(output: &Output) -> String {
-    format!(
-        "{}{}",
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    )
-}
+use project::{Project, root, text};
 
 #[test]
 fn a_run_gives_table_comparison_and_picture_and_is_not_repeated() {
@@ -183,7 +36,7 @@ fn a_run_gives_table_comparison_and_picture_and_is_not_repeated() {
     let before = project.outcome();
     let again = project.run();
     assert!(
-        text(&again).contains("21 of 21 cells are done"),
+        text(&again).contains("21 of 21 tasks are done"),
         "{}",
         text(&again)
     );
@@ -581,21 +434,21 @@ fn an_adapter_is_evaluated_on_what_it_was_trained_on() {
         assert!(output.status.success(), "{}", text(&output));
         let adapters = fs::read_dir(project.path("runs/micro")).unwrap().flatten();
         let adapters =
-            adapters.filter(|cell| cell.path().join("student/adapter_config.json").exists());
+            adapters.filter(|task| task.path().join("student/adapter_config.json").exists());
         assert_eq!(adapters.count(), 3);
         let answers = |who: &str| -> Vec<u8> {
-            let mut cells: Vec<PathBuf> = fs::read_dir(project.path("runs/micro"))
+            let mut tasks: Vec<PathBuf> = fs::read_dir(project.path("runs/micro"))
                 .unwrap()
-                .map(|cell| cell.unwrap().path())
-                .filter(|cell| {
-                    let name = cell.file_name().unwrap().to_string_lossy();
+                .map(|task| task.unwrap().path())
+                .filter(|task| {
+                    let name = task.file_name().unwrap().to_string_lossy();
                     name.starts_with(&format!("evaluate-{who}-"))
                 })
                 .collect();
-            cells.sort();
-            assert_eq!(cells.len(), 4, "{who}");
-            let read = |cell: &PathBuf| fs::read(cell.join("answers.jsonl")).unwrap();
-            cells.iter().flat_map(read).collect()
+            tasks.sort();
+            assert_eq!(tasks.len(), 4, "{who}");
+            let read = |task: &PathBuf| fs::read(task.join("answers.jsonl")).unwrap();
+            tasks.iter().flat_map(read).collect()
         };
         let initialised = answers("student");
         assert_ne!(answers("teacher"), initialised);

@@ -1,4 +1,4 @@
-//! What makes a cell, and what one leaves.
+//! What makes a task, and what one leaves.
 
 use std::fs;
 use std::process::Stdio;
@@ -15,10 +15,10 @@ fn a_run_leaves_whole_folders_and_answers_that_can_be_read() {
     let said = root.runs();
     assert!(said.contains("small.csv: written"), "{said}");
     assert!(!root.path("results/ok/partial").exists());
-    for cell in ["teacher-sft", "student-sft", "distill-fkld"] {
-        let cells = root.cells(cell);
-        assert_eq!(cells.len(), 1, "{cell}");
-        let student = cells[0].join("student");
+    for task in ["teacher-sft", "student-sft", "distill-fkld"] {
+        let tasks = root.tasks(task);
+        assert_eq!(tasks.len(), 1, "{task}");
+        let student = tasks[0].join("student");
         let tokenizer = Tokenizer::from_file(&student.join("tokenizer.json"), None).unwrap();
         assert_eq!(tokenizer.hash(), Tokenizer::embedded().hash());
         let json = |name: &str| -> Value {
@@ -28,7 +28,7 @@ fn a_run_leaves_whole_folders_and_answers_that_can_be_read() {
         assert_eq!(json("generation_config.json")["eos_token_id"], 0);
         assert!(student.join("config.json").exists() && student.join("model.safetensors").exists());
     }
-    let answers = root.cells("evaluate-fkld")[0].join("answers.jsonl");
+    let answers = root.tasks("evaluate-fkld")[0].join("answers.jsonl");
     let lines = fs::read_to_string(answers).unwrap();
     for (line, example) in lines
         .lines()
@@ -48,7 +48,7 @@ fn a_run_leaves_whole_folders_and_answers_that_can_be_read() {
     few.profile("max_length = 192", "max_length = 192\nvalid = 2");
     assert!(few.runs().contains("2 validation examples"));
     // A student is a teacher of another run, without any more files.
-    let student = root.cells("distill-fkld")[0].join("student");
+    let student = root.tasks("distill-fkld")[0].join("student");
     let relative = student
         .strip_prefix(root.dir.path())
         .unwrap()
@@ -60,7 +60,7 @@ fn a_run_leaves_whole_folders_and_answers_that_can_be_read() {
 }
 
 #[test]
-fn other_content_of_any_input_makes_other_cells() {
+fn other_content_of_any_input_makes_other_tasks() {
     let root = Root::new();
     let documents = |values: [u16; 4]| -> Vec<Vec<u16>> { vec![values.to_vec(); 6] };
     indexed::write_indexed(&root.path("text"), documents([5, 6, 7, 8])).unwrap();
@@ -88,11 +88,11 @@ fn other_content_of_any_input_makes_other_cells() {
         );
         assert!(
             !root.is_done(),
-            "{name}: another content, and the same cells"
+            "{name}: another content, and the same tasks"
         );
         fs::write(root.path(&name.replace(".bin", ".idx")), idx).unwrap();
         fs::write(root.path(name), kept).unwrap();
-        assert!(root.is_done(), "{name}: the same content, and other cells");
+        assert!(root.is_done(), "{name}: the same content, and other tasks");
     };
     // of the same size
     changed("text.bin", &|| {
@@ -146,7 +146,7 @@ fn rows_with_equal_settings_are_trained_once_and_both_have_the_result() {
     root.write("experiments/small.toml", &format!("{EXPERIMENT}{again}"));
     root.profile("[data]", "jobs = 2\n[data]");
     root.runs();
-    assert_eq!(root.cells("distill-").len(), 2);
+    assert_eq!(root.tasks("distill-").len(), 2);
     let csv = root.read("results/ok/small.csv");
     let of = |label: &str| {
         let line = csv

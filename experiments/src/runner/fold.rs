@@ -1,0 +1,129 @@
+//! Finished tasks as the CSV files of an experiment.
+
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+use anyhow::Result;
+
+use super::{Evaluated, OneOff, Places, Trained, proof};
+use crate::plan::{Plan, Who, row_label};
+use crate::results::{self, CurvePoint, Score};
+use crate::spec::{Kind, Spec};
+use crate::task::Work;
+use crate::timing::{self, Timing};
+
+/// Folds what is done into the CSV files of the experiment, beside those of an earlier run:
+/// [`publish`](super::publish()) puts them in place. Safe to call from several workers.
+///
+/// # Errors
+///
+/// A result that cannot be read, a CSV that cannot be written.
+pub fn write_results(places: &Places, spec: &Spec, plan: &Plan) -> Result<()> {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let runs = places.runs_of(spec);
+    let name = &spec.experiment.name;
+    let mut curves = Vec::new();
+    let mut scores = Vec::new();
+    let mut timings: Vec<(usize, Timing)> = Vec::new();
+    for (planned, work) in plan.works() {
+        let id = &planned.id;
+        match work {
+            Work::Train(_) => {
+                let Some(trained) = proof::result::<Trained>(&runs, id)? else {
+                    continue;
+                };
+                for &who in &planned.of {
+                    let Who::Row { row, seed } = who else {
+                        continue;
+                    };
+                    let loss = row_label(spec, who);
+                    curves.extend(trained.curve.iter().filter_map(|r| {
+                        let point = CurvePoint {
+                            loss: loss.clone(),
+                            training_seed: Some(seed),
+                            epoch: r.epoch as u32,
+                            dolly_validation_rouge_l: r.validation_rouge_l?,
+                            validation_loss: r.validation_loss,
+                        };
+                        Some((row, point))
+                    }));
+                }
+            }
+            Work::Evaluate(evaluation) => {
+                let Some(found) = proof::result::<Evaluated>(&runs, id)? else {
+                    continue;
+                };
+                for &who in &planned.of {
+                    let (place, training_seed) = match who {
+                        Who::Teacher => (0, None),
+                        Who::Student => (1, None),
+                        Who::Row { row, seed } => (2 + row, Some(seed)),
+                    };
+                    let Evaluated { score, examples } = found.clone();
+                    let score = Score {
+                        experiment: name.clone(),
+                        row: row_label(spec, who),
+                        training_seed,
+                        dataset: evaluation.dataset.clone(),
+                        sampling_seed: evaluation.seed,
+                        n: score.n as u64,
+                        rouge_l: score.rouge_l,
+                        exact_match: score.exact_match,
+                        mean_tokens: score.mean_tokens,
+                        examples,
+                    };
+                    scores.push((place, score));
+                }
+            }
+            Work::Time(_) => {
+                let Some(timing) = proof::result::<Timing>(&runs, id)? else {
+                    continue;
+                };
+                let rows = planned.of.iter().filter_map(|who| match who {
+                    Who::Row { row, .. } => Some(*row),
+                    _ => None,
+                });
+                timings.extend(rows.map(|row| (row, timing.clone())));
+            }
+            Work::TeacherAnswers(_) | Work::TeacherHidden(_) => {}
+        }
+    }
+    let file = |end: &str| places.partial(spec, &format!("{name}{end}"));
+    match spec.experiment.kind {
+        Kind::Curve if !curves.is_empty() => results::write_curve(&file(".csv"), &in_order(curves)),
+        Kind::Table if !scores.is_empty() => {
+            let scores = in_order(scores);
+            results::write_scores(&file("_scores.csv"), &scores)?;
+            results::write_examples(&file("_examples.csv"), &scores)?;
+            results::fold(&scores, &spec.experiment.row_key)?.write(&file(".csv"))
+        }
+        Kind::Timing if !timings.is_empty() => {
+            let costs = one_off_costs(&runs, plan)?;
+            timing::write(&file(""), spec, &timings, costs)
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What tasks of rows yield, in the order of the rows: a task that rows share comes early for the later ones.
+fn in_order<K: Ord, T>(mut keyed: Vec<(K, T)>) -> Vec<T> {
+    keyed.sort_by(|(a, _), (b, _)| a.cmp(b));
+    keyed.into_iter().map(|(_, value)| value).collect()
+}
+
+/// What the teacher's one-off tasks took, seconds a sequence.
+fn one_off_costs(runs: &Path, plan: &Plan) -> Result<timing::OneOffCosts> {
+    let mut costs = timing::OneOffCosts::default();
+    for (planned, work) in plan.works() {
+        let cost = match work {
+            Work::TeacherAnswers(_) => &mut costs.answer,
+            Work::TeacherHidden(_) => &mut costs.hidden,
+            _ => continue,
+        };
+        if let Some(done) = proof::result::<OneOff>(runs, &planned.id)? {
+            *cost = done.seconds / done.items.max(1) as f64;
+        }
+    }
+    Ok(costs)
+}

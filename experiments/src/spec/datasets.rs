@@ -1,0 +1,139 @@
+//! The test sets: `experiments/datasets.toml`.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, bail, ensure};
+use serde::{Deserialize, Serialize};
+
+use super::file::Step::Key;
+use super::file::TomlFile;
+use crate::suggest::nearest;
+
+/// The sets of a project that has no file of its own.
+const BUILT_IN: &str = include_str!("../../datasets.toml");
+/// Names of other inputs, and of the mean over all sets.
+const TAKEN: [&str; 5] = ["train", "valid", "text", "tokenizer", "all"];
+
+/// A test set.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TestSet {
+    /// Name in experiments and result files: that of its table.
+    #[serde(default)]
+    pub id: String,
+    /// Name in lists and messages.
+    pub label: String,
+    /// JSONL file in the data folder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<PathBuf>,
+    /// JSONL file from the project's folder on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathBuf>,
+    /// How many examples the paper evaluates on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub examples: Option<usize>,
+    /// Repository and file on the Hugging Face Hub.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hub: Option<[String; 2]>,
+}
+
+/// All test sets of a project.
+///
+/// # Errors
+///
+/// A file with an unknown key, or a set that is nowhere, in two places, or has a name that cannot be one.
+pub fn test_sets(root: &Path) -> Result<Vec<TestSet>> {
+    let path = root.join("experiments/datasets.toml");
+    let file = if path.exists() {
+        TomlFile::read(&path)?
+    } else {
+        TomlFile::of(&path, BUILT_IN)
+    };
+    let tables: BTreeMap<String, TestSet> = file.parse()?;
+    let mut sets = Vec::new();
+    for (id, set) in tables {
+        let place = file.place(&[Key(&id)]);
+        let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_' || c == '-';
+        ensure!(
+            !id.is_empty() && id.len() <= 60 && id.chars().all(good),
+            "{place}: [{id}]: the id of a set has up to 60 small letters, digits, _ and -"
+        );
+        ensure!(
+            !TAKEN.contains(&id.as_str()),
+            "{place}: [{id}]: this name is taken; give the set another"
+        );
+        ensure!(
+            set.id.is_empty(),
+            "{place}: [{id}] id: the id is the table's name; leave the key out"
+        );
+        ensure!(
+            set.file.is_some() != set.path.is_some(),
+            "{place}: [{id}]: it needs one of `file` (in the data folder) and `path` (from the project's folder)"
+        );
+        ensure!(!set.label.trim().is_empty(), "{place}: [{id}] label: empty");
+        sets.push(TestSet { id, ..set });
+    }
+    Ok(sets)
+}
+
+/// The sets of these ids, in their order.
+pub(super) fn chosen(known: &[TestSet], ids: &[String]) -> Result<Vec<TestSet>> {
+    let set = |id: &String| match known.iter().find(|set| set.id == *id) {
+        Some(set) => Ok(set.clone()),
+        None => {
+            let ids: Vec<&str> = known.iter().map(|set| set.id.as_str()).collect();
+            bail!(
+                "unknown data set `{id}`{}; known: {}; a set of your own is a table in experiments/datasets.toml",
+                nearest(id, ids.iter().copied()),
+                ids.join(", ")
+            )
+        }
+    };
+    ids.iter().map(set).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn the_papers_five_are_there_without_a_file_and_what_is_wrong_in_one_is_named() {
+        let root = tempfile::tempdir().unwrap();
+        assert_eq!(test_sets(root.path()).unwrap().len(), 5);
+        fs::create_dir(root.path().join("experiments")).unwrap();
+        let path = root.path().join("experiments/datasets.toml");
+        let read = |text: &str| {
+            fs::write(&path, text).unwrap();
+            test_sets(root.path())
+        };
+        let own = read("[mine]\nlabel = \"Mine\"\npath = \"a.jsonl\"\n").unwrap();
+        assert_eq!((own.len(), own[0].id.as_str()), (1, "mine"));
+        for (text, says) in [
+            ("[Mine]\nlabel = \"a\"\npath = \"a\"\n", "small letters"),
+            ("[\"a/b\"]\nlabel = \"a\"\npath = \"a\"\n", "small letters"),
+            ("[train]\nlabel = \"a\"\npath = \"a\"\n", "taken"),
+            ("[a]\nlabel = \"a\"\n", "one of `file`"),
+            (
+                "[a]\nlabel = \"a\"\npath = \"a\"\nfile = \"b\"\n",
+                "one of `file`",
+            ),
+            ("[a]\nlabel = \" \"\npath = \"a\"\n", "label: empty"),
+            (
+                "[a]\nid = \"b\"\nlabel = \"a\"\npath = \"a\"\n",
+                "leave the key out",
+            ),
+            ("[a]\nlabel = \"a\"\npaht = \"a\"\n", "did you mean `path`"),
+        ] {
+            let error = format!("{:#}", read(text).unwrap_err());
+            assert!(
+                error.contains(says) && error.contains("datasets.toml:"),
+                "{text}: {error}"
+            );
+        }
+        let error = chosen(&own, &["mien".into()]).unwrap_err().to_string();
+        assert!(error.contains("did you mean `mine`"), "{error}");
+    }
+}
