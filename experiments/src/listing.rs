@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use abkd_losses::Divergence;
-use abkd_training::Method;
+use abkd_training::methods;
 use anyhow::Result;
 use clap::ValueEnum;
 
@@ -97,8 +97,8 @@ pub fn listing(what: Option<Listing>, root: &Path) -> Result<String> {
             }
             Listing::Methods => {
                 text += "methods\n";
-                for (id, line) in Method::IDS {
-                    text += &format!("  {id:10} {line}\n");
+                for method in methods::ALL {
+                    text += &format!("  {:10} {}\n", method.id, method.about);
                 }
             }
             Listing::Losses => {

@@ -230,7 +230,7 @@ impl Planner<'_> {
         let training = Training {
             student: base.clone(),
             teacher: None,
-            method: Method::Sft,
+            method: Method::sft(),
             kd_ratio: self.spec.profile.kd_ratio,
             settings: settings.clone(),
             train: self.hash("train"),
@@ -248,19 +248,19 @@ impl Planner<'_> {
     fn training(&mut self, recipe: &Recipe, start: &Model, teacher: &Model) -> Result<Training> {
         let p = &self.spec.profile;
         let method = &recipe.method;
-        let answers = match method {
-            Method::SeqKd(settings) => {
+        let answers = match method.teacher_answers() {
+            Some(longest) => {
                 let work = Work::TeacherAnswers(Answers {
                     teacher: teacher.clone(),
                     train: self.hash("train"),
-                    max_new_tokens: settings.max_new_tokens.unwrap_or(p.data.max_new_tokens()),
+                    max_new_tokens: longest.unwrap_or(p.data.max_new_tokens()),
                     bos: p.evaluation.bos,
                     batch_size: p.evaluation.batch_size,
                     seed: p.distill.seed,
                 });
                 Some(self.add("teacher-answers", work, Who::Teacher)?)
             }
-            _ => None,
+            None => None,
         };
         let hidden = if method.uses_teacher_on_data() && p.teacher_cache != CacheMode::Off {
             let work = Work::TeacherHidden(Hidden {

@@ -7,10 +7,9 @@
 use std::path::Path;
 
 use abkd_metrics::stats;
-use abkd_training::methods::{DistiLlmSettings, MiniLlmSettings};
+use abkd_training::Settings;
 use abkd_training::step::StepReport;
 use abkd_training::timing::Phase;
-use abkd_training::{Method, Settings};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -87,26 +86,6 @@ pub fn settings(row: &Settings, spec: &TimingSpec, seed: u64) -> Settings {
     Settings {
         seed,
         ..row.measured(spec.warmup + spec.steps)
-    }
-}
-
-/// The method as it is timed. MiniLLM's round is a batch, so that a timed window holds whole rounds; one
-/// answer for every `inner_epochs` sequences is sampled as ever. DistiLLM's buffer is a batch, so that it
-/// is full after the first answers and the share of fresh ones falls over the window as over a run.
-pub fn method(row: Method, batch_size: usize) -> Method {
-    match row {
-        Method::MiniLlm(settings) => Method::MiniLlm(MiniLlmSettings {
-            rollouts: batch_size,
-            ..settings
-        }),
-        Method::DistiLlm(loss, settings) => Method::DistiLlm(
-            loss,
-            DistiLlmSettings {
-                capacity: batch_size,
-                ..settings
-            },
-        ),
-        other => other,
     }
 }
 
@@ -223,10 +202,12 @@ pub fn fold(
         if updates.is_empty() {
             continue;
         }
-        let cost = match &r.method {
-            Method::SeqKd(_) => costs.answer,
-            _ if r.method.uses_teacher_on_data() => costs.hidden,
-            _ => 0.0,
+        let cost = if r.method.teacher_answers().is_some() {
+            costs.answer
+        } else if r.method.uses_teacher_on_data() {
+            costs.hidden
+        } else {
+            0.0
         };
         rows.push(row(&r.label, &updates, cost, r.settings.epochs));
     }

@@ -883,7 +883,7 @@ mod tests {
         let table = simulated(1, 1, 1.0);
         assert!(table.row(0).is_none() && table.difference(0, 1).is_none());
         assert!(table.students(0, 1).variance > 0.0);
-        assert!(difference_across(&[table.clone()], 0, 1).is_none());
+        assert!(difference_across(std::slice::from_ref(&table), 0, 1).is_none());
         let draws = redrawn(&[table], 3, 1);
         assert_eq!((draws.len(), draws[0].len(), draws[0][0].len()), (3, 1, 8));
     }

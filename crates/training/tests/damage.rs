@@ -39,7 +39,7 @@ fn run(dir: &Path, fingerprint: &str, stop_after: Option<usize>) -> Result<Outco
             dir,
             fingerprint,
             settings: &settings,
-            method: &Method::Sft,
+            method: &Method::sft(),
             kd_ratio: 0.0,
             max_new_tokens: 4,
             base: "base",

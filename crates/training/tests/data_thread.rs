@@ -35,7 +35,7 @@ fn run(
             dir: dir.path(),
             fingerprint: "toy",
             settings: &settings,
-            method: &Method::Sft,
+            method: &Method::sft(),
             kd_ratio: 0.0,
             max_new_tokens: 4,
             base: "base",

@@ -66,7 +66,7 @@ impl Toy {
             sequences,
         };
         let dir = tempfile::tempdir().unwrap();
-        let sft = Method::Sft;
+        let sft = Method::sft();
         let untrained = std::mem::replace(&mut toy.student, model(24, 1, 0.02));
         toy.run(dir.path(), &sft, &settings(), None);
         toy.student = untrained;
@@ -178,6 +178,7 @@ fn methods() -> Vec<(&'static str, Method)> {
         ("kd", json!({})),
         ("abkd", json!({})),
         ("seqkd", json!({ "kd_ratio": 0.5 })),
+        ("imitkd", json!({ "last_share": 0.1 })),
         // a buffer that forgets after three updates on the student's answers
         ("gkd", json!({ "lambda": 0.5, "capacity": 24 })),
         ("minillm", json!({ "rollouts": 32, "inner_epochs": 2 })),
@@ -311,7 +312,7 @@ fn the_last_validations_weights_can_be_kept() {
         schedule: Schedule::ConstantWarmup,
         ..settings()
     };
-    let sft = Method::Sft;
+    let sft = Method::sft();
     let dir = tempfile::tempdir().unwrap();
     let outcome = toy.run(dir.path(), &sft, &settings(KeepBest::Loss, None), None);
     let Outcome::Finished { curve, .. } = outcome else {

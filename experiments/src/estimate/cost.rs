@@ -2,7 +2,6 @@
 
 use abkd_models::ModelConfig;
 use abkd_training::cache::CacheMode;
-use abkd_training::methods::minillm::DataTerm;
 use abkd_training::{Method, Settings};
 
 use super::Estimate;
@@ -97,7 +96,7 @@ pub(super) fn hidden(estimate: &Estimate) -> Cost {
     }
 }
 
-/// Training a student (or a teacher: `Method::Sft`) of the given shape.
+/// Training a student (or fine-tuning a teacher) of the given shape.
 pub(super) fn training(
     estimate: &Estimate,
     method: &Method,
@@ -134,11 +133,7 @@ pub(super) fn training(
         }
         a_sample += head_flops(teacher) * lengths.response;
     }
-    // MiniLLM trains on its rollouts, and may train on the data too.
-    if matches!(method, Method::MiniLlm(s) if s.data_term == DataTerm::Data) {
-        a_sample *= 2.0;
-    }
-    cost.flops = samples * a_sample;
+    cost.flops = samples * a_sample * method.passes();
     for (shape, answers, new) in sampled(estimate, method, samples) {
         let part = sampling(shape, answers, lengths.prompt, new, settings.batch_size);
         cost.flops += part.flops;
@@ -212,16 +207,13 @@ fn sampled<'a>(
         let limit = limit.unwrap_or(p.data.max_new_tokens()) as f64;
         estimate.lengths.response.min(limit)
     };
-    let student = &estimate.student;
-    match method {
-        Method::Gkd(_, s) => vec![(student, s.lambda * samples, length(s.max_new_tokens))],
-        // the threshold is not known beforehand; half of its range, half of that fresh
-        Method::DistiLlm(_, s) => vec![(student, 0.25 * samples, length(s.max_new_tokens))],
-        Method::MiniLlm(s) => {
-            let answers = samples / s.inner_epochs as f64;
-            let new = length(s.max_new_tokens);
-            vec![(student, answers, new), (&estimate.teacher, answers, new)]
-        }
-        Method::Sft | Method::Data(_) | Method::SeqKd(_) => Vec::new(),
-    }
+    let sampled = method.sampled().into_iter().map(|sampled| {
+        let model = if sampled.by_teacher {
+            &estimate.teacher
+        } else {
+            &estimate.student
+        };
+        (model, sampled.share * samples, length(sampled.longest))
+    });
+    sampled.collect()
 }

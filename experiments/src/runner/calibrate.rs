@@ -21,7 +21,6 @@ use crate::inputs::{Inputs, base_model};
 use crate::plan::{Plan, Planned, Who};
 use crate::spec::{ModelSpec, Spec};
 use crate::task::{Timed, Training, Work};
-use crate::timing;
 
 /// Updates that are not counted, and updates that are.
 const WARMUP: usize = 2;
@@ -222,7 +221,7 @@ impl Measure<'_> {
     fn update(&self, training: &Training, side: Side) -> Result<f64> {
         let p = &self.spec.profile;
         let settings = training.settings.measured(WARMUP + COUNTED);
-        let method = timing::method(training.method.clone(), training.settings.batch_size);
+        let method = training.method.timed(training.settings.batch_size);
         let scratch = tempfile::tempdir()?;
         let mut begun = None;
         let mut last = (0, Instant::now());

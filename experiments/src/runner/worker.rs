@@ -60,7 +60,7 @@ impl Worker<'_> {
             }
             Work::Time(timed) => {
                 let mut job = self.job(task, &timed.training)?;
-                job.method = timing::method(job.method, job.settings.batch_size);
+                job.method = job.method.timed(job.settings.batch_size);
                 let seed = job.settings.seed + timed.repeat as u64;
                 job.settings = timing::settings(&job.settings, &timed.timing, seed);
                 self.time(id, folder, &job, &timed.timing, shown)

@@ -178,11 +178,11 @@ impl Row {
         let settings = serde_json::to_value(settings)?;
         let loss = self.loss()?;
         Method::from_parts(&self.method, loss, settings).map_err(|error| {
-            let ids = Method::IDS.map(|(id, _)| id);
+            let ids: Vec<&str> = Method::ids().collect();
             if ids.contains(&self.method.as_str()) {
                 return anyhow::anyhow!(with_nearest_key(&error.to_string()));
             }
-            let near = nearest(&self.method, ids);
+            let near = nearest(&self.method, ids.iter().copied());
             anyhow::anyhow!("{error}{near}; known: {}", ids.join(", "))
         })
     }

@@ -126,12 +126,12 @@ impl Spec {
 
     /// What is wrong with `[methods.ID]`, whatever the rows set.
     fn check_method(&self, id: &str) -> Result<()> {
-        let ids = Method::IDS.map(|(id, _)| id);
+        let ids: Vec<&str> = Method::ids().collect();
         ensure!(
             ids.contains(&id),
             "{}: [methods.{id}]: no such method{}; known: {}",
             self.in_profile(&["methods", id]),
-            nearest(id, ids),
+            nearest(id, ids.iter().copied()),
             ids.join(", ")
         );
         let own = &self.profile.methods[id];

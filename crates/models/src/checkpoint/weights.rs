@@ -126,7 +126,10 @@ pub fn weight_files(dir: &Path) -> Result<Option<Vec<PathBuf>>, Error> {
     Ok(find(dir)?.map(|(files, _)| files))
 }
 
-fn find(dir: &Path) -> Result<Option<(Vec<PathBuf>, Option<Index>)>, Error> {
+/// Files, and the index that lists them.
+type Found = (Vec<PathBuf>, Option<Index>);
+
+fn find(dir: &Path) -> Result<Option<Found>, Error> {
     let (whole, index) = (dir.join(WEIGHTS), dir.join(INDEX));
     if there(&whole) {
         return Ok(Some((vec![whole], None)));

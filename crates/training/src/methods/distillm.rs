@@ -7,14 +7,69 @@
 
 use abkd_data::Sequence;
 use abkd_host::choice;
+use abkd_losses::Divergence;
 use serde::{Deserialize, Serialize};
 
 use super::on_policy::{self, Labels, Sampling};
 use super::replay::{self, ReplayBuffer};
-use super::{Driver, Moment};
+use super::{Behaviour, Driver, Entry, Loss, Moment, Parts, Sampled, parse};
 use crate::head::Objective;
 use crate::step::Term;
-use crate::{Error, Prepared};
+use crate::{Error, Prepared, Settings};
+
+pub(super) const ENTRY: Entry = Entry {
+    id: "distillm",
+    about: "replay buffer of the student's answers, adaptive share; default skew reverse KL",
+    build: |loss, settings| {
+        let settings: DistiLlmSettings = parse(settings)?;
+        settings.check()?;
+        let skew = Divergence::SkewReverseKl { lambda: 0.1 };
+        let loss = loss.unwrap_or(Loss::new(skew));
+        Ok(Box::new(Method { loss, settings }))
+    },
+};
+
+#[derive(Debug)]
+struct Method {
+    loss: Loss,
+    settings: DistiLlmSettings,
+}
+
+impl Behaviour for Method {
+    fn parts(&self) -> Parts {
+        Parts::new(ENTRY.id, Some(self.loss), &self.settings)
+    }
+
+    fn driver(&self, kd_ratio: f64) -> Box<dyn Driver> {
+        let objective = self.loss.objective(kd_ratio);
+        Box::new(DistiLlm::new(objective, self.settings.clone()))
+    }
+
+    fn check_run(&self, settings: &Settings) -> Result<(), String> {
+        replay::check_batch(self.settings.capacity, settings.batch_size)
+    }
+
+    fn sampled(&self) -> Vec<Sampled> {
+        // The threshold is not known beforehand: half of its range, half of that fresh.
+        vec![Sampled::by_student(0.25, self.settings.max_new_tokens)]
+    }
+
+    fn follows_validation_loss(&self) -> bool {
+        self.settings.threshold_step > 0.0
+    }
+
+    /// The buffer is a batch, so that it is full after the first answers and the share of fresh ones falls over the window
+    /// as over a run.
+    fn timed(&self, batch_size: usize) -> Option<Box<dyn Behaviour>> {
+        Some(Box::new(Self {
+            loss: self.loss,
+            settings: DistiLlmSettings {
+                capacity: batch_size,
+                ..self.settings.clone()
+            },
+        }))
+    }
+}
 
 choice! {
     "replay_ratio"
@@ -87,7 +142,7 @@ mod defaults {
 }
 
 impl DistiLlmSettings {
-    pub(super) fn check(&self) -> Result<(), String> {
+    fn check(&self) -> Result<(), String> {
         replay::check_capacity(self.capacity)?;
         on_policy::check_sampling(self.temperature, self.max_new_tokens)?;
         for (key, value) in [

@@ -12,10 +12,60 @@ use serde::{Deserialize, Serialize};
 
 use super::on_policy::{self, Labels, Sampling};
 use super::replay::{self, ReplayBuffer};
-use super::{Driver, Loss, Moment};
+use super::{Behaviour, Driver, Entry, Loss, Moment, Parts, Sampled, parse};
 use crate::head::Objective;
 use crate::step::Term;
-use crate::{Error, Prepared};
+use crate::{Error, Prepared, Settings};
+
+pub(super) const ENTRY: Entry = Entry {
+    id: "gkd",
+    about: "with probability lambda the student's own answers, by default through a replay buffer; Jensen divergence",
+    build: |loss, settings| {
+        let settings: GkdSettings = parse(settings)?;
+        if loss.is_some() && settings.beta.is_some() {
+            return Err(
+                "`beta` is the Jensen divergence's; with a `divergence` of the row leave it out"
+                    .into(),
+            );
+        }
+        settings.check()?;
+        let loss = loss.unwrap_or_else(|| settings.default_loss());
+        // It is in the divergence.
+        let settings = GkdSettings {
+            beta: None,
+            ..settings
+        };
+        Ok(Box::new(Method { loss, settings }))
+    },
+};
+
+#[derive(Debug)]
+struct Method {
+    loss: Loss,
+    settings: GkdSettings,
+}
+
+impl Behaviour for Method {
+    fn parts(&self) -> Parts {
+        Parts::new(ENTRY.id, Some(self.loss), &self.settings)
+    }
+
+    fn driver(&self, kd_ratio: f64) -> Box<dyn Driver> {
+        Box::new(Gkd::new(
+            self.loss.objective(kd_ratio),
+            self.settings.clone(),
+        ))
+    }
+
+    fn check_run(&self, settings: &Settings) -> Result<(), String> {
+        self.settings.check_batch(settings.batch_size)
+    }
+
+    fn sampled(&self) -> Vec<Sampled> {
+        let s = &self.settings;
+        vec![Sampled::by_student(s.lambda, s.max_new_tokens)]
+    }
+}
 
 choice! {
     "answers"
@@ -72,7 +122,7 @@ fn capacity() -> usize {
 }
 
 impl GkdSettings {
-    pub(super) fn check(&self) -> Result<(), String> {
+    fn check(&self) -> Result<(), String> {
         if !(0.0..=1.0).contains(&self.lambda) {
             return Err(format!(
                 "lambda = {}: it must lie between 0 and 1",
@@ -88,7 +138,7 @@ impl GkdSettings {
         replay::check_capacity(self.capacity)
     }
 
-    pub(super) fn check_batch(&self, batch_size: usize) -> Result<(), String> {
+    fn check_batch(&self, batch_size: usize) -> Result<(), String> {
         match self.answers {
             Answers::Buffer => replay::check_batch(self.capacity, batch_size),
             Answers::Fresh => Ok(()),
@@ -106,14 +156,14 @@ impl GkdSettings {
     }
 }
 
-pub(super) struct Gkd {
+struct Gkd {
     objective: Objective,
     settings: GkdSettings,
     buffer: ReplayBuffer<Sequence>,
 }
 
 impl Gkd {
-    pub(super) fn new(objective: Objective, settings: GkdSettings) -> Self {
+    fn new(objective: Objective, settings: GkdSettings) -> Self {
         Self {
             objective,
             buffer: ReplayBuffer::new(settings.capacity),

@@ -20,11 +20,67 @@ use burn::module::Module;
 use serde::{Deserialize, Serialize};
 
 use super::on_policy::{self, Sampling, prompts, with_answers};
-use super::{Driver, Moment};
+use super::{Behaviour, Driver, Entry, Moment, Parts, Sampled, no_loss, parse};
 use crate::head::{CHUNK_BYTES, Objective, PolicyRows, log_probs};
 use crate::step::{Term, labels, rows_of};
 use crate::timing::Phase;
 use crate::{Error, Prepared, Settings};
+
+pub(super) const ENTRY: Entry = Entry {
+    id: "minillm",
+    about: "policy gradient on reverse KL: teacher-mixed rollouts, PPO clip, length norm",
+    build: |loss, settings| {
+        no_loss(loss)?;
+        let settings: MiniLlmSettings = parse(settings)?;
+        settings.check()?;
+        Ok(Box::new(settings))
+    },
+};
+
+impl Behaviour for MiniLlmSettings {
+    fn parts(&self) -> Parts {
+        Parts::new(ENTRY.id, None, self)
+    }
+
+    fn driver(&self, _: f64) -> Box<dyn Driver> {
+        Box::new(MiniLlm::new(self.clone()))
+    }
+
+    fn sampled(&self) -> Vec<Sampled> {
+        let share = 1.0 / self.inner_epochs as f64;
+        let by_student = Sampled::by_student(share, self.max_new_tokens);
+        let by_teacher = Sampled {
+            by_teacher: true,
+            ..by_student
+        };
+        vec![by_student, by_teacher]
+    }
+
+    fn trains_with_dropout(&self) -> bool {
+        self.dropout
+    }
+
+    fn uses_teacher_on_data(&self) -> bool {
+        self.data_term == DataTerm::Data
+    }
+
+    /// It trains on its rollouts, and may train on the data too.
+    fn passes(&self) -> f64 {
+        match self.data_term {
+            DataTerm::Data => 2.0,
+            DataTerm::Text | DataTerm::None => 1.0,
+        }
+    }
+
+    /// A round is a batch, so that a timed window holds whole rounds; one answer for every `inner_epochs` sequences is
+    /// sampled as ever.
+    fn timed(&self, batch_size: usize) -> Option<Box<dyn Behaviour>> {
+        Some(Box::new(Self {
+            rollouts: batch_size,
+            ..self.clone()
+        }))
+    }
+}
 
 choice! {
     "whitening"

@@ -3,18 +3,26 @@
 //! A method says what the terms of the next update are: which sequences, and what is minimised on
 //! them. Whatever it remembers between updates is part of the checkpoint.
 
+mod data;
 pub mod distillm;
 mod fixed;
 pub mod gkd;
+mod imitkd;
 pub mod minillm;
 mod on_policy;
 mod replay;
+mod seqkd;
+mod sft;
+
+use std::borrow::Cow;
+use std::fmt::Debug;
+use std::sync::Arc;
 
 use abkd_data::{Sequence, Tokenizer};
 use abkd_losses::{Divergence, Fidelity};
 use abkd_models::LanguageModel;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::head::Objective;
 use crate::step::Term;
@@ -22,11 +30,12 @@ use crate::timing::Phases;
 use crate::{Error, Prepared, Settings};
 
 pub use distillm::DistiLlmSettings;
-pub use fixed::{NoSettings, SeqKdSettings};
+pub use fixed::NoSettings;
 pub use gkd::GkdSettings;
 pub use minillm::MiniLlmSettings;
 pub use on_policy::Labels;
 pub use replay::ReplayBuffer;
+pub use seqkd::SeqKdSettings;
 
 /// A divergence in one of its forms.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -55,128 +64,153 @@ impl Loss {
     }
 }
 
+/// What `abkd list methods` says of a method, and how it is built. A method is a file with one of these and a line in [`ALL`].
+pub struct Entry {
+    /// Id in experiments and profiles.
+    pub id: &'static str,
+    /// A line on it.
+    pub about: &'static str,
+    /// Builds it from a divergence, where a row names one, and its settings (a JSON object).
+    build: fn(Option<Loss>, Value) -> Built,
+}
+
+/// A method, or what is wrong with its parts.
+type Built = Result<Box<dyn Behaviour>, String>;
+
+/// The methods.
+pub const ALL: [&Entry; 8] = [
+    &sft::ENTRY,
+    &data::KD,
+    &seqkd::ENTRY,
+    &imitkd::ENTRY,
+    &gkd::ENTRY,
+    &minillm::ENTRY,
+    &distillm::ENTRY,
+    &data::ABKD,
+];
+
+/// What a method does. The defaults are those of a divergence on the data.
+pub trait Behaviour: Debug + Send + Sync {
+    /// Id, divergence and settings: equal where what is done is equal, whatever name it went by.
+    fn parts(&self) -> Parts;
+
+    /// What runs the method; `kd_ratio` is the share of the divergence in the loss on the data.
+    fn driver(&self, kd_ratio: f64) -> Box<dyn Driver>;
+
+    /// What is wrong with its settings for a training with these.
+    fn check_run(&self, _: &Settings) -> Result<(), String> {
+        Ok(())
+    }
+
+    /// The answers that it samples while it trains.
+    fn sampled(&self) -> Vec<Sampled> {
+        Vec::new()
+    }
+
+    /// The teacher's answers that it trains on, and their longest; absent: what `max_length` leaves after
+    /// `max_prompt_length`.
+    fn teacher_answers(&self) -> Option<Option<usize>> {
+        None
+    }
+
+    /// Whether what it does depends on the validation loss.
+    fn follows_validation_loss(&self) -> bool {
+        false
+    }
+
+    /// Whether the student's dropout acts while it is trained.
+    fn trains_with_dropout(&self) -> bool {
+        true
+    }
+
+    /// Whether updates need the teacher.
+    fn needs_teacher(&self) -> bool {
+        true
+    }
+
+    /// Whether updates compare with the teacher on the data as they are.
+    fn uses_teacher_on_data(&self) -> bool {
+        true
+    }
+
+    /// Batches of the data's size that go through the models in an update.
+    fn passes(&self) -> f64 {
+        1.0
+    }
+
+    /// The method as it is timed, where that is another: what comes round once in many updates must come round in a window
+    /// of few.
+    fn timed(&self, _batch_size: usize) -> Option<Box<dyn Behaviour>> {
+        None
+    }
+}
+
+/// Answers that a method samples while it trains.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sampled {
+    /// Whether the teacher samples, and not the student.
+    pub by_teacher: bool,
+    /// Answers for each sequence of an update, on average.
+    pub share: f64,
+    /// Most tokens of an answer; absent: what `max_length` leaves after `max_prompt_length`.
+    pub longest: Option<usize>,
+}
+
+impl Sampled {
+    /// By the student.
+    fn by_student(share: f64, longest: Option<usize>) -> Self {
+        Self {
+            by_teacher: false,
+            share,
+            longest,
+        }
+    }
+}
+
 /// A method with its settings.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(try_from = "Parts", into = "Parts")]
-pub enum Method {
-    /// Fine-tuning on the data: cross-entropy, no teacher.
-    Sft,
-    /// Distillation on the data: KD with forward KL (Hinton et al. 2015), ABKD with the alpha-beta
-    /// divergence (Wang et al. 2025), or any other.
-    Data(Loss),
-    /// Training on the teacher's answers (Kim and Rush 2016).
-    SeqKd(SeqKdSettings),
-    /// On-policy distillation (Agarwal et al. 2024).
-    Gkd(Loss, GkdSettings),
-    /// Policy gradient on the reverse KL (Gu et al. 2024).
-    MiniLlm(MiniLlmSettings),
-    /// Adaptive off-policy sampling (Ko et al. 2024), by default with skew reverse KL.
-    DistiLlm(Loss, DistiLlmSettings),
+pub struct Method(Arc<dyn Behaviour>);
+
+impl std::ops::Deref for Method {
+    type Target = dyn Behaviour;
+    fn deref(&self) -> &Self::Target {
+        &*self.0
+    }
+}
+
+impl PartialEq for Method {
+    fn eq(&self, other: &Self) -> bool {
+        self.parts() == other.parts()
+    }
 }
 
 impl Method {
-    /// Ids of the methods, with a line on each.
-    pub const IDS: [(&'static str, &'static str); 7] = [
-        ("sft", "cross-entropy on the data"),
-        (
-            "kd",
-            "a divergence on the data, kd_ratio from the profile; default forward KL",
-        ),
-        (
-            "seqkd",
-            "cross-entropy on the teacher's answers; kd_ratio adds forward KL on them",
-        ),
-        (
-            "gkd",
-            "with probability lambda the student's own answers, by default through a replay buffer; Jensen divergence",
-        ),
-        (
-            "minillm",
-            "policy gradient on reverse KL: teacher-mixed rollouts, PPO clip, length norm",
-        ),
-        (
-            "distillm",
-            "replay buffer of the student's answers, adaptive share; default skew reverse KL",
-        ),
-        (
-            "abkd",
-            "the alpha-beta divergence on the data; `distillm` with divergence `ab` samples adaptively",
-        ),
-    ];
+    /// Ids of the methods.
+    pub fn ids() -> impl Iterator<Item = &'static str> {
+        ALL.iter().map(|entry| entry.id)
+    }
 
-    /// Builds a method from its id, an optional loss and its settings (a JSON object).
+    /// Fine-tuning on the data.
+    pub fn sft() -> Self {
+        Self(Arc::new(sft::Sft))
+    }
+
+    /// Builds a method from its id, an optional divergence and its settings (a JSON object).
     ///
     /// # Errors
     ///
     /// [`Error::Method`]: an unknown id; a setting that the method does not have or that is out of
-    /// range; a loss given to a method that has none to choose.
-    pub fn from_parts(
-        id: &str,
-        loss: Option<Loss>,
-        settings: serde_json::Value,
-    ) -> Result<Self, Error> {
+    /// range; a divergence given to a method that has none to choose.
+    pub fn from_parts(id: &str, loss: Option<Loss>, settings: Value) -> Result<Self, Error> {
         let refuse = |reason: String| Error::Method {
             method: id.into(),
             reason,
         };
-        let no_loss = |loss: Option<Loss>| match loss {
-            Some(_) => Err(refuse(
-                "its loss is its own; remove `divergence` and `params`".into(),
-            )),
-            None => Ok(()),
-        };
-        let method = match id {
-            "sft" => {
-                no_loss(loss)?;
-                parse::<NoSettings>(id, settings)?;
-                Self::Sft
-            }
-            "kd" => {
-                parse::<NoSettings>(id, settings)?;
-                Self::Data(loss.unwrap_or(Loss::new(Divergence::ForwardKl)))
-            }
-            "abkd" => {
-                parse::<NoSettings>(id, settings)?;
-                let paper = Divergence::AlphaBeta {
-                    alpha: 0.2,
-                    beta: 0.7,
-                };
-                Self::Data(loss.unwrap_or(Loss::new(paper)))
-            }
-            "seqkd" => {
-                no_loss(loss)?;
-                Self::SeqKd(parse(id, settings)?)
-            }
-            "gkd" => {
-                let settings: GkdSettings = parse(id, settings)?;
-                if loss.is_some() && settings.beta.is_some() {
-                    return Err(refuse(
-                        "`beta` is the Jensen divergence's; with a `divergence` of the row leave it out"
-                            .into(),
-                    ));
-                }
-                let loss = loss.unwrap_or_else(|| settings.default_loss());
-                Self::Gkd(loss, settings)
-            }
-            "minillm" => {
-                no_loss(loss)?;
-                Self::MiniLlm(parse(id, settings)?)
-            }
-            "distillm" => {
-                let skew = Divergence::SkewReverseKl { lambda: 0.1 };
-                Self::DistiLlm(loss.unwrap_or(Loss::new(skew)), parse(id, settings)?)
-            }
-            _ => return Err(refuse("no such method".into())),
-        };
-        let checked = match &method {
-            Self::SeqKd(s) => s.check(),
-            Self::Gkd(_, s) => s.check(),
-            Self::MiniLlm(s) => s.check(),
-            Self::DistiLlm(_, s) => s.check(),
-            Self::Sft | Self::Data(_) => Ok(()),
-        };
-        checked.map_err(refuse)?;
-        Ok(method)
+        let entry = ALL.iter().find(|entry| entry.id == id);
+        let entry = entry.ok_or_else(|| refuse("no such method".into()))?;
+        let built = (entry.build)(loss, settings).map_err(refuse)?;
+        Ok(Self(built.into()))
     }
 
     /// Checks the method's settings against those of the training.
@@ -185,16 +219,8 @@ impl Method {
     ///
     /// A replay buffer that is smaller than a batch.
     pub fn check_run(&self, settings: &Settings) -> Result<(), Error> {
-        let (method, checked) = match self {
-            Self::Gkd(_, s) => ("gkd", s.check_batch(settings.batch_size)),
-            Self::DistiLlm(_, s) => (
-                "distillm",
-                replay::check_batch(s.capacity, settings.batch_size),
-            ),
-            Self::Sft | Self::Data(_) | Self::SeqKd(_) | Self::MiniLlm(_) => return Ok(()),
-        };
-        checked.map_err(|reason| Error::Method {
-            method: method.into(),
+        self.0.check_run(settings).map_err(|reason| Error::Method {
+            method: self.parts().id.into(),
             reason,
         })
     }
@@ -202,95 +228,45 @@ impl Method {
     /// Most tokens of the answers that it samples or that are sampled for it, `default` where its settings do not say;
     /// `None` for a method without answers.
     pub fn longest_answer(&self, default: usize) -> Option<usize> {
-        let said = match self {
-            Self::SeqKd(s) => s.max_new_tokens,
-            Self::Gkd(_, s) => s.max_new_tokens,
-            Self::MiniLlm(s) => s.max_new_tokens,
-            Self::DistiLlm(_, s) => s.max_new_tokens,
-            Self::Sft | Self::Data(_) => return None,
-        };
-        Some(said.unwrap_or(default))
+        let sampled = self.sampled().into_iter().map(|sampled| sampled.longest);
+        let all = sampled.chain(self.teacher_answers());
+        all.map(|longest| longest.unwrap_or(default)).max()
     }
 
-    /// Whether what it does depends on the validation loss.
-    pub fn follows_validation_loss(&self) -> bool {
-        matches!(self, Self::DistiLlm(_, s) if s.threshold_step > 0.0)
-    }
-
-    /// Whether the student's dropout acts while it is trained.
-    pub fn trains_with_dropout(&self) -> bool {
-        match self {
-            Self::MiniLlm(s) => s.dropout,
-            _ => true,
-        }
-    }
-
-    /// Whether updates need the teacher.
-    pub fn needs_teacher(&self) -> bool {
-        match self {
-            Self::Sft => false,
-            Self::SeqKd(s) => s.kd_ratio > 0.0,
-            _ => true,
-        }
-    }
-
-    /// Whether updates compare with the teacher on the data as they are.
-    pub fn uses_teacher_on_data(&self) -> bool {
-        match self {
-            Self::Sft | Self::SeqKd(_) => false,
-            Self::MiniLlm(s) => s.data_term == minillm::DataTerm::Data,
-            Self::Data(_) | Self::Gkd(..) | Self::DistiLlm(..) => true,
-        }
-    }
-
-    /// What runs the method; `kd_ratio` is the share of the divergence in the loss on the data.
-    pub fn driver(&self, kd_ratio: f64) -> Box<dyn Driver> {
-        match self {
-            Self::Sft => Box::new(fixed::Fixed::new(Objective::CrossEntropy)),
-            Self::Data(loss) => Box::new(fixed::Fixed::new(loss.objective(kd_ratio))),
-            Self::SeqKd(s) => Box::new(fixed::Fixed::new(s.objective())),
-            Self::Gkd(loss, s) => Box::new(gkd::Gkd::new(loss.objective(kd_ratio), s.clone())),
-            Self::MiniLlm(s) => Box::new(minillm::MiniLlm::new(s.clone())),
-            Self::DistiLlm(loss, s) => {
-                Box::new(distillm::DistiLlm::new(loss.objective(kd_ratio), s.clone()))
-            }
+    /// The method as it is timed.
+    pub fn timed(&self, batch_size: usize) -> Self {
+        match self.0.timed(batch_size) {
+            Some(other) => Self(other.into()),
+            None => self.clone(),
         }
     }
 }
 
-/// A method as files hold it: equal where what is done is equal, whatever name it went by.
-#[derive(Serialize, Deserialize)]
+/// A method as files hold it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Parts {
-    id: String,
+pub struct Parts {
+    id: Cow<'static, str>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     loss: Option<Loss>,
     #[serde(default)]
     settings: Value,
 }
 
-impl From<Method> for Parts {
-    fn from(method: Method) -> Self {
-        let parts = |id: &str, loss: Option<Loss>, settings: Value| Self {
+impl Parts {
+    fn new(id: &'static str, loss: Option<Loss>, settings: &impl Serialize) -> Self {
+        Self {
             id: id.into(),
             loss,
-            settings,
-        };
-        let json = |settings: serde_json::Result<Value>| settings.unwrap_or_default();
-        match method {
-            Method::Sft => parts("sft", None, json!({})),
-            Method::Data(loss) => parts("kd", Some(loss), json!({})),
-            Method::SeqKd(s) => parts("seqkd", None, json(serde_json::to_value(s))),
-            // `beta` is in the loss already.
-            Method::Gkd(loss, s) => {
-                let settings = GkdSettings { beta: None, ..s };
-                parts("gkd", Some(loss), json(serde_json::to_value(settings)))
-            }
-            Method::MiniLlm(s) => parts("minillm", None, json(serde_json::to_value(s))),
-            Method::DistiLlm(loss, s) => {
-                parts("distillm", Some(loss), json(serde_json::to_value(s)))
-            }
+            // Settings are numbers and words.
+            settings: serde_json::to_value(settings).unwrap_or_default(),
         }
+    }
+}
+
+impl From<Method> for Parts {
+    fn from(method: Method) -> Self {
+        method.parts()
     }
 }
 
@@ -301,14 +277,16 @@ impl TryFrom<Parts> for Method {
     }
 }
 
-fn parse<T: serde::de::DeserializeOwned>(
-    method: &str,
-    settings: serde_json::Value,
-) -> Result<T, Error> {
-    serde_json::from_value(settings).map_err(|e| Error::Method {
-        method: method.into(),
-        reason: format!("settings: {e}"),
-    })
+/// Refuses a divergence where a method has its own.
+fn no_loss(loss: Option<Loss>) -> Result<(), String> {
+    match loss {
+        Some(_) => Err("its loss is its own; remove `divergence` and `params`".into()),
+        None => Ok(()),
+    }
+}
+
+fn parse<T: serde::de::DeserializeOwned>(settings: Value) -> Result<T, String> {
+    serde_json::from_value(settings).map_err(|e| format!("settings: {e}"))
 }
 
 /// What the next update is made from.
@@ -377,7 +355,7 @@ mod tests {
 
     #[test]
     fn every_id_builds_with_defaults() {
-        for (id, _) in Method::IDS {
+        for id in Method::ids() {
             Method::from_parts(id, None, serde_json::json!({})).unwrap();
         }
     }
@@ -406,7 +384,7 @@ mod tests {
             let method = Method::from_parts(id, None, settings).unwrap();
             serde_json::to_string(&method).unwrap()
         };
-        for (id, _) in Method::IDS {
+        for id in Method::ids() {
             let text = identity(id, serde_json::json!({}));
             let again: Method = serde_json::from_str(&text).unwrap();
             assert_eq!(serde_json::to_string(&again).unwrap(), text, "{id}");
@@ -445,10 +423,7 @@ mod tests {
     fn distillms_divergence_is_the_rows() {
         let skew = Divergence::SkewForwardKl { lambda: 0.1 };
         let method = Method::from_parts("distillm", Some(Loss::new(skew)), serde_json::json!({}));
-        let Method::DistiLlm(loss, _) = method.unwrap() else {
-            panic!("another method");
-        };
-        assert_eq!(loss.divergence, skew);
+        assert_eq!(method.unwrap().parts().loss, Some(Loss::new(skew)));
     }
 
     /// Hands an update of `steps` to `f`: a toy model as student and teacher, two sequences.
