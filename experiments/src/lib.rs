@@ -9,6 +9,7 @@ pub mod fetch;
 pub mod inputs;
 pub mod listing;
 pub mod message;
+pub mod page;
 pub mod plan;
 pub mod plot;
 pub mod preflight;

@@ -17,7 +17,7 @@ use abkd_experiments::preflight;
 use abkd_experiments::runner::{self, Ended, How, Places, Slurm, Submission};
 use abkd_experiments::spec::{self, Spec};
 use abkd_experiments::verify::{Subject, verify};
-use abkd_experiments::{audit, backend, fetch, plot, report};
+use abkd_experiments::{audit, backend, fetch, page, plot, report};
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -40,7 +40,8 @@ const INTERRUPTED: u8 = 130;
   abkd list                                  what there is
   abkd run table1                            Table 1 on the default profile
   abkd run table1 --profile smollm2-smoke    the same on a real model and real data
-  abkd compare table1                        ours beside the paper's
+  abkd compare table1                        ours beside the paper's, with intervals and a verdict
+  abkd report table1                         the same on one page, with pictures and answers
   abkd verify losses crates/losses/tests/goldens/losses.json"
 )]
 struct Cli {
@@ -93,6 +94,14 @@ enum Command {
     Compare(Target),
     /// Draw the picture of an experiment from its CSV
     Plot(Target),
+    /// Write a report: one HTML file with verdicts, tables, pictures, trainings and answers, which needs no network
+    Report {
+        #[command(flatten)]
+        target: Target,
+        /// Where to write it [default: RESULTS/PROFILE/EXPERIMENT_report.html]
+        #[arg(long)]
+        out: Option<PathBuf>,
+    },
     /// List experiments, profiles, methods, losses or datasets
     List {
         /// What to list; all when absent
@@ -310,6 +319,7 @@ fn run(command: Command) -> Result<ExitCode> {
             let path = report::draw(&target.folders.places(), &target.load()?)?;
             print(&format!("{}\n", path.display()))
         }
+        Command::Report { target, out } => write_report(&target, out.as_deref()),
         Command::List { what, folders } => print(&listing::listing(what, &folders.root)?),
         Command::Verify {
             subject,
@@ -501,6 +511,18 @@ fn run_experiment(
             ))
         }
     }
+}
+
+fn write_report(target: &Target, out: Option<&Path>) -> Result<ExitCode> {
+    let spec = target.load()?;
+    let places = target.folders.places();
+    let plan = match preflight::load(&places, &spec) {
+        Ok(inputs) => Some(Plan::new(&places.root, &spec, &inputs.hashes)?),
+        Err(error) if is_absent(&error) => None,
+        Err(error) => return Err(error),
+    };
+    let path = page::write(&places, &spec, plan.as_ref(), out)?;
+    print(&format!("{}\n", path.display()))
 }
 
 fn show_plan(target: &Target, calibrate: bool, accelerator: Option<&str>) -> Result<ExitCode> {

@@ -4,11 +4,14 @@
 //! The font is part of the binary, so a figure looks the same on a machine without fonts.
 
 mod bars;
+mod canvas;
 mod curves;
+mod grid;
 mod intervals;
 mod matrix;
 mod ratios;
 mod stacks;
+mod training;
 
 use std::io::Cursor;
 use std::ops::Range;
@@ -25,13 +28,16 @@ use plotters::style::register_font;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use crate::results::write_atomic;
+use canvas::Canvas;
 
 pub use bars::bars;
 pub use curves::figure1;
+pub use grid::grid;
 pub use intervals::intervals;
 pub use matrix::matrix;
 pub use ratios::ratios;
 pub use stacks::stacks;
+pub use training::{Update, training};
 
 static DEJAVU_SANS: &[u8] = include_bytes!("../assets/DejaVuSans.ttf");
 
@@ -67,7 +73,7 @@ const OTHERS: [(RGBColor, Marker); 4] = [
     (RGBColor(68, 170, 153), Marker::Square),
 ];
 
-type Area<'a> = DrawingArea<BitMapBackend<'a>, Shift>;
+type Area<'a> = DrawingArea<Canvas<'a>, Shift>;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Marker {
@@ -211,7 +217,7 @@ fn tick_text(value: f64, step: f64) -> String {
     format!("{value:.decimals$}")
 }
 
-type Chart<'a> = ChartContext<'a, BitMapBackend<'a>, Cartesian2d<Axis, Axis>>;
+type Chart<'a> = ChartContext<'a, Canvas<'a>, Cartesian2d<Axis, Axis>>;
 
 /// A titled panel with its axes and grid; `descriptions` are those of x (may be empty) and y.
 fn axes<'a>(
@@ -254,7 +260,8 @@ fn render((width, height): (u32, u32), draw: impl Fn(&Area) -> Result<()>) -> Re
     let canvas = (width * OVERSAMPLING, height * OVERSAMPLING);
     let mut pixels = vec![0; 3 * canvas.0 as usize * canvas.1 as usize];
     {
-        let area = BitMapBackend::with_buffer(&mut pixels, canvas).into_drawing_area();
+        let backend = BitMapBackend::with_buffer(&mut pixels, canvas);
+        let area = Canvas::Pixels(backend).into_drawing_area();
         area.fill(&WHITE)?;
         draw(&area)?;
         area.present()?;
@@ -262,10 +269,28 @@ fn render((width, height): (u32, u32), draw: impl Fn(&Area) -> Result<()>) -> Re
     Ok(average_down(&pixels, canvas))
 }
 
-/// Draws a figure and puts it in place in one step. It is encoded in memory: an encoder that writes to a file drops the
+/// A figure of the given size as SVG.
+fn vectors((width, height): (u32, u32), draw: impl Fn(&Area) -> Result<()>) -> Result<String> {
+    embed_font()?;
+    let mut text = String::new();
+    {
+        let size = (width * OVERSAMPLING, height * OVERSAMPLING);
+        let area = Canvas::Vectors(SVGBackend::with_string(&mut text, size)).into_drawing_area();
+        area.fill(&WHITE)?;
+        draw(&area)?;
+        area.present()?;
+    }
+    Ok(text)
+}
+
+/// Draws a figure, as SVG where the path ends so and else as PNG, and puts it in place in one step. It is encoded in memory: an encoder that writes to a file drops the
 /// error of a disk that is full at its end.
 fn save(path: &Path, size: (u32, u32), draw: impl Fn(&Area) -> Result<()>) -> Result<()> {
     let context = || format!("draw {}", path.display());
+    if path.extension().is_some_and(|end| end == "svg") {
+        let text = vectors(size, draw).with_context(context)?;
+        return write_atomic(path, text.as_bytes());
+    }
     let pixels = render(size, draw).with_context(context)?;
     let mut png = Cursor::new(Vec::new());
     let (width, height) = size;

@@ -1,6 +1,6 @@
 //! What is made from the CSV files once they are there: comparison and pictures.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
@@ -25,6 +25,18 @@ pub fn compare(places: &Places, spec: &Spec, width: Option<u16>) -> Result<Strin
         Kind::Timing => return compare_timings(places, spec),
         Kind::Table => {}
     }
+    let comparison = comparison(places, spec)?;
+    comparison.write(&folder(places, spec, ".csv"))?;
+    Ok(comparison.terminal(width))
+}
+
+/// A table beside the paper's, where the experiment names one, with what the scores of single answers say.
+///
+/// # Errors
+///
+/// When there are no results yet, or a file is not what it should be.
+pub fn comparison(places: &Places, spec: &Spec) -> Result<Comparison> {
+    let e = &spec.experiment;
     let ours = Table::read(&ours(places, spec, ".csv")).with_context(|| hint(spec))?;
     let paper = paper(places, spec, Table::read)?;
     let references = References {
@@ -43,8 +55,7 @@ pub fn compare(places: &Places, spec: &Spec, width: Option<u16>) -> Result<Strin
     if spec.starts_are_replaced() {
         comparison.remarks.push(REPLACED.into());
     }
-    comparison.write(&folder(places, spec, ".csv"))?;
-    Ok(comparison.terminal(width))
+    Ok(comparison)
 }
 
 /// What the scores of single answers say, where they are there.
@@ -135,43 +146,68 @@ fn quoted(text: &str) -> String {
 ///
 /// # Errors
 ///
-/// When there are no results yet, or the picture cannot be written.
+/// When there are no results yet, or a picture cannot be written.
 pub fn draw(places: &Places, spec: &Spec) -> Result<PathBuf> {
-    let e = &spec.experiment;
     let path = places
         .figures
         .join(&spec.profile.name)
-        .join(format!("{}.png", e.name));
+        .join(format!("{}.png", spec.experiment.name));
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
     }
+    draw_into(places, spec, &path)?;
+    Ok(path)
+}
+
+/// Draws the same as PNG or SVG, as the path ends; gives the paths of all pictures.
+pub(crate) fn draw_into(places: &Places, spec: &Spec, path: &Path) -> Result<Vec<PathBuf>> {
+    let e = &spec.experiment;
+    let mut drawn = vec![path.to_owned()];
     let profile = &spec.profile.name;
     match e.kind {
         Kind::Curve => {
             let ours = read_curve(&ours(places, spec, ".csv")).with_context(|| hint(spec))?;
             let paper = paper(places, spec, read_curve)?;
-            plot::figure1(&ours, paper.as_deref(), &path, profile, e.subject())?;
+            plot::figure1(&ours, paper.as_deref(), path, profile, e.subject())?;
         }
         Kind::Timing => {
             let ours = timing::read(&ours(places, spec, ".json")).with_context(|| hint(spec))?;
             let paper = paper(places, spec, timing::read_paper)?.unwrap_or_default();
             let of = |method: &str| paper.iter().find(|(m, _)| m == method).map(|(_, s)| *s);
             let ratio = |method: &str| Some(of(method)? / of("SFT")?);
-            plot::stacks(&ours.rows, ratio, &path, &e.title, profile)?;
+            plot::stacks(&ours.rows, ratio, path, &e.title, profile)?;
         }
         Kind::Table => {
             let ours = Table::read(&ours(places, spec, ".csv")).with_context(|| hint(spec))?;
             let paper = paper(places, spec, Table::read)?;
-            plot::bars(&ours, paper.as_ref(), &path, &e.title, profile, e.subject())?;
+            if !spec.grid.keys.is_empty() {
+                let evidence = evidence(places, spec, paper.as_ref())?;
+                let curves = folder(places, spec, ".csv").join(format!("{}_curves.csv", e.name));
+                let curves = if curves.exists() {
+                    read_curve(&curves)?
+                } else {
+                    Vec::new()
+                };
+                let labels: Vec<&str> = e.rows.iter().map(|row| row.label.as_str()).collect();
+                let evidence = evidence.as_ref();
+                plot::grid(
+                    &spec.grid, &labels, &ours, evidence, &curves, path, &e.title,
+                )?;
+                return Ok(drawn);
+            }
+            plot::bars(&ours, paper.as_ref(), path, &e.title, profile, e.subject())?;
             if let Some(evidence) = evidence(places, spec, paper.as_ref())? {
-                let beside = |end: &str| path.with_file_name(format!("{}_{end}.png", e.name));
+                let format = path.extension().unwrap_or_default().to_string_lossy();
+                let beside = |end: &str| path.with_file_name(format!("{}_{end}.{format}", e.name));
                 let (paper, to) = (paper.as_ref(), beside("intervals"));
                 plot::intervals(&evidence, paper, &to, &e.title, profile, e.subject())?;
-                plot::matrix(&evidence, &beside("pairs"), &e.title)?;
+                let pairs = beside("pairs");
+                plot::matrix(&evidence, &pairs, &e.title)?;
+                drawn.extend([to, pairs]);
             }
         }
     }
-    Ok(path)
+    Ok(drawn)
 }
 
 /// The paper's file, where the experiment names one.

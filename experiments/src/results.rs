@@ -5,7 +5,7 @@
 //! | `results/<profile>/<experiment>_scores.csv` | row, training seed, data set and sampling seed | [`read_scores`], [`write_scores`] |
 //! | `results/<profile>/<experiment>_examples.csv` | the same, the scores of single answers | [`read_examples`], [`write_examples`] |
 //! | `results/<profile>/<experiment>.csv` | row and data set | [`Table::read`], [`Table::write`], from [`fold`] |
-//! | `results/<profile>/figure1.csv` | loss, training seed and epoch | [`read_curve`], [`write_curve`] |
+//! | `results/<profile>/figure1.csv`, `<experiment>_curves.csv` | loss, training seed and epoch | [`read_curve`], [`write_curve`] |
 //! | `results/paper/*.csv` | as the two above | [`Table::read`], [`read_curve`] |
 //!
 //! Floats are written with four decimals and lines end in LF, so equal results are equal files. Scores are in percent

@@ -5,6 +5,7 @@ mod check;
 mod datasets;
 mod experiment;
 mod file;
+mod grid;
 mod profile;
 mod profile_check;
 mod shape;
@@ -20,6 +21,7 @@ pub use datasets::{TestSet, test_sets};
 pub use experiment::{Experiment, Kind, Row, STUDENT, Start, TEACHER, TextTerm};
 use file::Step::Key;
 use file::{Step, TomlFile};
+pub use grid::{Grid, Point};
 pub use profile::{
     DataSpec, DecodingSpec, Layers, MethodSpec, ModelSpec, Profile, SlurmSpec, Source, TimingSpec,
     ValidationSpec,
@@ -38,6 +40,8 @@ pub struct Spec {
     pub recipes: Vec<Recipe>,
     /// The test sets of the table.
     pub tests: Vec<TestSet>,
+    /// The grid that the rows come from, if they do.
+    pub grid: Grid,
     /// All test sets of the project.
     known: Vec<TestSet>,
     /// The two files, for the place of what is found wrong later.
@@ -89,13 +93,16 @@ impl Spec {
             experiment: TomlFile::read(&find(&folder, experiment, "experiment")?)?,
             profile: TomlFile::read(&find(&folder.join("profiles"), profile, "profile")?)?,
         };
-        let experiment: Experiment = files.experiment.parse()?;
+        let mut experiment: Experiment = files.experiment.parse()?;
+        let (rows, grid) = grid::expand(&files.experiment, &experiment.rows, &experiment.grid)?;
+        experiment.rows = rows;
         let (profile, pair) = parse_profile(&files, experiment.pair.as_deref())?;
         let mut spec = Self {
             profile,
             experiment,
             recipes: Vec::new(),
             tests: Vec::new(),
+            grid,
             known: datasets::test_sets(root)?,
             files,
             pair,

@@ -303,7 +303,7 @@ fn micro(seconds: f64) -> Field<'static> {
 }
 
 /// The processor's name and the number of threads, as far as the system tells.
-fn machine() -> String {
+pub(crate) fn machine() -> String {
     let name = std::fs::read_to_string("/proc/cpuinfo")
         .ok()
         .and_then(|text| {

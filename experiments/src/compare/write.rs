@@ -141,7 +141,11 @@ impl Comparison {
             }
             let _ = write!(page, "\n{}\n", evidence.note());
             let grid = markdown_grid(&evidence.interval_grid(&self.row_key, ' '));
-            let _ = write!(page, "\n## {INTERVALS}\n\n{}\n\n{grid}", interval_note());
+            let _ = write!(
+                page,
+                "\n## {INTERVALS}\n\n{}\n\n{grid}",
+                self.interval_note()
+            );
             for line in evidence.closing() {
                 let _ = write!(page, "\n- {line}");
             }
@@ -174,7 +178,7 @@ impl Comparison {
         if let Some(evidence) = &self.evidence {
             let grid = Layouts::of(|l| evidence.interval_grid(&self.row_key, l.gap()));
             let _ = write!(page, "\n{INTERVALS}\n{}", grid.fitted(width));
-            let _ = writeln!(page, "{}", paragraph(&interval_note()));
+            let _ = writeln!(page, "{}", paragraph(&self.interval_note()));
             for line in evidence.closing() {
                 let _ = writeln!(page, "{}", paragraph(&line));
             }
@@ -196,6 +200,22 @@ impl Comparison {
             let _ = writeln!(page, "{}", paragraph(&line));
         }
         page
+    }
+
+    /// What the cells of the intervals' grid hold.
+    pub fn interval_note(&self) -> String {
+        format!(
+            "Mean, its interval of {:.0}%, probability that the row is first; over all sets the interquartile mean.",
+            100.0 * LEVEL
+        )
+    }
+
+    /// All tables with their headings: ours, the paper's, how they agree.
+    pub fn grids(&self) -> Vec<(String, Vec<Vec<String>>)> {
+        let sides = self.sides().iter();
+        let scores = sides.map(|&side| (self.title(side), self.scores(side, Layout::Wide)));
+        let agreement = ("Agreement".to_owned(), self.agreement(Layout::Wide));
+        scores.chain([agreement]).collect()
     }
 
     fn sides(&self) -> &'static [Side] {
@@ -223,7 +243,7 @@ impl Comparison {
     }
 
     /// What must be known to read the numbers.
-    fn note(&self) -> String {
+    pub fn note(&self) -> String {
         let scale = match self.scale.as_str() {
             "" => String::new(),
             text => format!(" ({text})"),
@@ -383,7 +403,7 @@ impl Comparison {
     }
 
     /// The lines beneath the tables: the whole table in one number, and what only one side has.
-    fn closing(&self) -> Vec<String> {
+    pub fn closing(&self) -> Vec<String> {
         let mut lines = Vec::new();
         if let Some(rho) = self.overall_spearman() {
             lines.push(format!("Spearman ρ of the average ranks: {rho:+.2}"));
@@ -479,13 +499,6 @@ fn lead_text(lead: Option<&Lead>, layout: Layout) -> String {
     lead.map_or(NONE.to_string(), |lead| {
         format!("{:+.2}{}({})", lead.margin, layout.gap(), lead.best_other)
     })
-}
-
-fn interval_note() -> String {
-    format!(
-        "Mean, its interval of {:.0}%, probability that the row is first; over all sets the interquartile mean.",
-        100.0 * LEVEL
-    )
 }
 
 /// A grid as Markdown, its columns padded so that the source reads as a table too.

@@ -94,6 +94,9 @@ pub fn write_results(places: &Places, spec: &Spec, plan: &Plan) -> Result<()> {
         Kind::Curve if !curves.is_empty() => results::write_curve(&file(".csv"), &in_order(curves)),
         Kind::Table if !scores.is_empty() => {
             let scores = in_order(scores);
+            if !curves.is_empty() {
+                results::write_curve(&file("_curves.csv"), &in_order(curves))?;
+            }
             results::write_scores(&file("_scores.csv"), &scores)?;
             results::write_examples(&file("_examples.csv"), &scores)?;
             results::fold(&scores, &spec.experiment.row_key)?.write(&file(".csv"))

@@ -18,7 +18,13 @@ use crate::spec::{ENDINGS, Spec};
 pub fn publish(places: &Places, spec: &Spec) -> Result<Vec<String>> {
     let name = &spec.experiment.name;
     let mut told = Vec::new();
-    for end in [".csv", "_scores.csv", "_examples.csv", ".json"] {
+    for end in [
+        ".csv",
+        "_scores.csv",
+        "_examples.csv",
+        "_curves.csv",
+        ".json",
+    ] {
         let file = format!("{name}{end}");
         let (from, to) = (places.partial(spec, &file), places.result(spec, &file));
         if !from.exists() {

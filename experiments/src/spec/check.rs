@@ -15,7 +15,7 @@ use crate::suggest::nearest;
 /// Longest name of an experiment or a profile: names of files are made of it.
 const LONGEST_NAME: usize = 100;
 /// What names of files of results end with, after the experiment's name.
-pub const ENDINGS: [&str; 8] = [
+pub const ENDINGS: [&str; 10] = [
     "_scores",
     "_examples",
     "_comparison",
@@ -23,6 +23,8 @@ pub const ENDINGS: [&str; 8] = [
     "_intervals",
     "_differences",
     "_verdicts",
+    "_curves",
+    "_report",
     "_pairs",
 ];
 
@@ -103,7 +105,7 @@ impl Spec {
         let e = &self.experiment;
         let row = &e.rows[index];
         let label = || {
-            let at = [Key("rows"), Index(index), Key("label")];
+            let at = [Key("rows"), Index(self.origin(index)), Key("label")];
             self.files.experiment.place(&at)
         };
         check_label(&row.label).with_context(label)?;
@@ -129,7 +131,12 @@ impl Spec {
         let (p, row) = (&self.profile, &self.experiment.rows[index]);
         let own = p.methods.get(&row.method).map(|own| &own.train);
         let place = if row.train.contains_key("seed") {
-            let path = [Key("rows"), Index(index), Key("train"), Key("seed")];
+            let path = [
+                Key("rows"),
+                Index(self.origin(index)),
+                Key("train"),
+                Key("seed"),
+            ];
             self.files.experiment.place(&path)
         } else if own.is_some_and(|train| train.contains_key("seed")) {
             self.in_profile(&["methods", &row.method, "train", "seed"])
@@ -218,9 +225,14 @@ impl Spec {
         .filter_map(|(name, settings)| Some((name, settings.as_ref()?)))
     }
 
+    /// The row of the file that a row comes from.
+    fn origin(&self, index: usize) -> usize {
+        self.grid.points.get(index).map_or(index, |point| point.row)
+    }
+
     /// `path:line` of a row.
     pub fn row_place(&self, index: usize) -> String {
-        let at = [Key("rows"), Index(index)];
+        let at = [Key("rows"), Index(self.origin(index))];
         self.files.experiment.place(&at)
     }
 
@@ -234,6 +246,15 @@ impl Spec {
     fn place_of(&self, index: usize, message: &str) -> String {
         let row = &self.experiment.rows[index];
         let file = &self.files.experiment;
+        let named = |key: &&String| {
+            key.split('.')
+                .next_back()
+                .is_some_and(|k| names(message, k))
+        };
+        if let Some(key) = self.experiment.grid.keys().find(named) {
+            return file.place(&[Key("grid"), Key(key)]);
+        }
+        let index = self.origin(index);
         let sections = ["settings", "train", "params"];
         let at = |more: &[&str]| -> Vec<String> { more.iter().map(|s| (*s).to_owned()).collect() };
         let in_row = |keys: &[String]| {

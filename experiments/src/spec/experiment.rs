@@ -44,6 +44,9 @@ pub struct Experiment {
     /// Whether teacher and initialised student are evaluated too.
     #[serde(default)]
     pub references: bool,
+    /// Lists of settings by their keys, e.g. `"params.alpha" = [0.2, 0.5]`: each row is run at each point of their product.
+    #[serde(default)]
+    pub grid: toml::Table,
     /// Rows of the table, or curves of the figure.
     pub rows: Vec<Row>,
 }

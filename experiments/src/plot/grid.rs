@@ -1,0 +1,408 @@
+//! Tables over a grid of settings: lines over one key, a heat map over two.
+
+use std::path::Path;
+
+use abkd_metrics::inference::holm;
+use anyhow::{Result, ensure};
+use plotters::prelude::*;
+use plotters::style::text_anchor::{HPos, VPos};
+
+use super::{Area, Axis, Key, Look, axes, frame, px, save, text_style, ticks};
+use crate::evidence::{Evidence, LEVEL, OnSet};
+use crate::results::{CurvePoint, Table, dataset_title};
+use crate::spec::{Grid, Point};
+
+/// A number for each point of the grid, under a heading.
+struct Layer<'a> {
+    title: String,
+    /// In the order of the grid's points; absent where there is no result yet.
+    values: Vec<Option<f64>>,
+    /// Whether more is better.
+    rises: bool,
+    set: Option<&'a OnSet>,
+}
+
+/// Draws the scores over a grid of one or two keys: the mean over all sets, each set and the validation loss.
+///
+/// # Errors
+/// A grid of more keys, or the file cannot be written.
+pub fn grid(
+    grid: &Grid,
+    labels: &[&str],
+    table: &Table,
+    evidence: Option<&Evidence>,
+    curves: &[CurvePoint],
+    path: &Path,
+    title: &str,
+) -> Result<()> {
+    let layers = layers(labels, table, evidence, curves);
+    match grid.keys.len() {
+        1 => lines(grid, labels, &layers, path, title),
+        2 => maps(grid, labels, &layers, path, title),
+        n => {
+            ensure!(n > 2, "a grid without keys");
+            // Too many keys for a picture: the CSV has all.
+            lines(grid, labels, &layers, path, title)
+        }
+    }
+}
+
+fn layers<'a>(
+    labels: &[&str],
+    table: &Table,
+    evidence: Option<&'a Evidence>,
+    curves: &[CurvePoint],
+) -> Vec<Layer<'a>> {
+    let datasets = table.datasets();
+    let mean = |row: &str, sets: &[&str]| -> Option<f64> {
+        let scores: Option<Vec<f64>> = sets
+            .iter()
+            .map(|set| Some(table.cell(row, set)?.rouge_l_mean))
+            .collect();
+        abkd_metrics::stats::mean(&scores?)
+    };
+    let on = |name: Option<&str>| evidence.and_then(|e| e.on(name));
+    let mut layers = Vec::new();
+    if datasets.len() > 1 {
+        layers.push(Layer {
+            title: "ROUGE-L, mean over all sets".into(),
+            values: labels.iter().map(|row| mean(row, &datasets)).collect(),
+            rises: true,
+            set: on(None),
+        });
+    }
+    for name in &datasets {
+        layers.push(Layer {
+            title: format!("ROUGE-L on {}", dataset_title(name)),
+            values: labels.iter().map(|row| mean(row, &[*name])).collect(),
+            rises: true,
+            set: on(Some(*name)),
+        });
+    }
+    let loss = |row: &str| {
+        let of_row = curves.iter().filter(|p| p.loss == row);
+        let last = of_row.clone().map(|p| p.epoch).max()?;
+        let losses: Vec<f64> = of_row
+            .filter(|p| p.epoch == last)
+            .filter_map(|p| p.validation_loss)
+            .collect();
+        abkd_metrics::stats::mean(&losses)
+    };
+    layers.push(Layer {
+        title: "validation loss at the end, nats a token".into(),
+        values: labels.iter().map(|row| loss(row)).collect(),
+        rises: false,
+        set: None,
+    });
+    layers
+}
+
+const LINES: (u32, u32) = (760, 400);
+const COLUMNS: usize = 2;
+
+/// A curve for each row of the file, over the last key on a logarithmic axis where its values span decades.
+fn lines(grid: &Grid, labels: &[&str], layers: &[Layer], path: &Path, title: &str) -> Result<()> {
+    let mut rows: Vec<&str> = Vec::new();
+    for point in &grid.points {
+        if !rows.contains(&point.label.as_str()) {
+            rows.push(&point.label);
+        }
+    }
+    let looks: Vec<Look> = rows
+        .iter()
+        .enumerate()
+        .map(|(i, row)| Look::of(i, row, None))
+        .collect();
+    let panels = layers.len().div_ceil(COLUMNS);
+    let size = (COLUMNS as u32 * LINES.0, 90 + panels as u32 * LINES.1);
+    save(path, size, |area| {
+        let body = frame(area, title, &looks, Key::Line)?;
+        for (layer, part) in layers.iter().zip(body.split_evenly((panels, COLUMNS))) {
+            panel(&part, grid, labels, layer, &looks)?;
+        }
+        Ok(())
+    })
+}
+
+fn panel(area: &Area, grid: &Grid, labels: &[&str], layer: &Layer, looks: &[Look]) -> Result<()> {
+    let key = grid.keys.last().map_or("", String::as_str);
+    let at: Vec<f64> = grid
+        .points
+        .iter()
+        .filter_map(|p| p.values.last().copied())
+        .collect();
+    let (least, most) = ends(at.iter().copied());
+    let decades = least > 0.0 && most / least >= 10.0;
+    let x = |value: f64| if decades { value.log10() } else { value };
+    let interval = |label: &str| {
+        let row = layer.set?.rows.iter().find(|r| r.row == label)?;
+        Some(row.estimate?.interval(LEVEL))
+    };
+    let known = layer.values.iter().flatten().copied();
+    let (low, high) = ends(known);
+    if low > high {
+        return Ok(());
+    }
+    let margin = (0.08 * (high - low)).max(0.05);
+    let (marks, step) = ticks(low - margin, high + margin, 6.0);
+    let pad = 0.04 * (x(most) - x(least)).max(0.1);
+    let mut own: Vec<f64> = at.iter().map(|v| x(*v)).collect();
+    own.sort_by(f64::total_cmp);
+    own.dedup();
+    let mut chart = axes(
+        area,
+        &layer.title,
+        Axis::new(x(least) - pad..x(most) + pad, own),
+        Axis::new(low - margin..high + margin, marks),
+        [key, ""],
+        &|at| {
+            if decades {
+                format!("{:.0e}", 10f64.powf(at))
+            } else {
+                format!("{at}")
+            }
+        },
+        step,
+    )?;
+    for look in looks {
+        let mut points: Vec<(f64, f64)> = Vec::new();
+        for (index, point) in grid.points.iter().enumerate() {
+            let (true, Some(value)) = (point.label == look.row, layer.values[index]) else {
+                continue;
+            };
+            let at = x(point.values.last().copied().unwrap_or_default());
+            points.push((at, value));
+            if let Some([a, b]) = interval(labels[index]) {
+                let (a, b) = (a.max(low - margin), b.min(high + margin));
+                chart.draw_series([PathElement::new(
+                    [(at, a), (at, b)],
+                    look.color.mix(0.35).stroke_width(px(1) as u32),
+                )])?;
+            }
+        }
+        points.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let dots = points
+            .iter()
+            .map(|p| Circle::new(*p, px(3), look.color.filled()));
+        chart.draw_series(dots)?;
+        chart.draw_series([PathElement::new(points, look.line())])?;
+    }
+    Ok(())
+}
+
+fn ends(values: impl Iterator<Item = f64>) -> (f64, f64) {
+    values.fold((f64::INFINITY, f64::NEG_INFINITY), |(a, b), v| {
+        (a.min(v), b.max(v))
+    })
+}
+
+const MAP: (u32, u32) = (720, 560);
+/// Points of the alpha-beta plane that have names.
+const NAMED: [(&str, f64, f64); 5] = [
+    ("FKL", 1.0, 0.0),
+    ("RKL", 0.0, 1.0),
+    ("Hellinger", 0.5, 0.5),
+    ("chi²", 2.0, -1.0),
+    ("ABKD", 0.2, 0.7),
+];
+
+/// A heat map for each layer; what does not differ from the best by more than chance has a frame.
+fn maps(grid: &Grid, labels: &[&str], layers: &[Layer], path: &Path, title: &str) -> Result<()> {
+    let panels = layers.len().div_ceil(COLUMNS);
+    let size = (COLUMNS as u32 * MAP.0, 60 + panels as u32 * MAP.1);
+    save(path, size, |area| {
+        let body = frame(area, title, &[], Key::Box)?;
+        for (layer, part) in layers.iter().zip(body.split_evenly((panels, COLUMNS))) {
+            map(&part, grid, labels, layer)?;
+        }
+        Ok(())
+    })
+}
+
+/// Whether each point is the best or does not differ from it by more than chance (Holm over the others).
+fn as_the_best(labels: &[&str], layer: &Layer) -> Vec<bool> {
+    let best = (0..labels.len())
+        .filter(|&i| layer.values[i].is_some())
+        .max_by(|&a, &b| layer.values[a].total_cmp_option(layer.values[b]));
+    let (Some(best), Some(set)) = (best, layer.set) else {
+        return vec![false; labels.len()];
+    };
+    let others: Vec<usize> = (0..labels.len()).filter(|&i| i != best).collect();
+    let p: Option<Vec<f64>> = others
+        .iter()
+        .map(|&i| Some(set.difference(labels[best], labels[i])?.losses?.0.p()))
+        .collect();
+    let Some(p) = p else {
+        return vec![false; labels.len()];
+    };
+    let mut alike = vec![true; labels.len()];
+    for (index, p) in others.into_iter().zip(holm(&p)) {
+        alike[index] = p >= 0.05;
+    }
+    alike
+}
+
+/// Order of scores that may be absent.
+trait TotalCmp {
+    fn total_cmp_option(self, other: Self) -> std::cmp::Ordering;
+}
+
+impl TotalCmp for Option<f64> {
+    fn total_cmp_option(self, other: Self) -> std::cmp::Ordering {
+        self.unwrap_or(f64::NEG_INFINITY)
+            .total_cmp(&other.unwrap_or(f64::NEG_INFINITY))
+    }
+}
+
+fn map(area: &Area, grid: &Grid, labels: &[&str], layer: &Layer) -> Result<()> {
+    let (width, height) = area.dim_in_pixel();
+    let (width, height) = (width as i32, height as i32);
+    let (left, top, bottom) = (px(78), px(44), px(52));
+    let axis = |key: usize| {
+        let mut values: Vec<f64> = grid.points.iter().map(|p| p.values[key]).collect();
+        values.sort_by(f64::total_cmp);
+        values.dedup();
+        values
+    };
+    let (columns, rows) = (axis(0), axis(1));
+    let w = (width - left - px(16)) / columns.len() as i32;
+    let h = (height - top - bottom) / rows.len() as i32;
+    let centred = |size| text_style(size, HPos::Center, VPos::Center);
+    area.draw(&Text::new(
+        layer.title.clone(),
+        (width / 2, px(20)),
+        centred(17),
+    ))?;
+    let (low, high) = ends(layer.values.iter().flatten().copied());
+    let alike = as_the_best(labels, layer);
+    let corner = |point: &Point| {
+        let column = columns
+            .iter()
+            .position(|v| *v == point.values[0])
+            .unwrap_or_default();
+        let row = rows
+            .iter()
+            .position(|v| *v == point.values[1])
+            .unwrap_or_default();
+        (
+            left + w * column as i32,
+            top + h * (rows.len() - 1 - row) as i32,
+        )
+    };
+    for (index, point) in grid.points.iter().enumerate() {
+        let Some(value) = layer.values[index] else {
+            continue;
+        };
+        let (x, y) = corner(point);
+        let part = if high > low {
+            (value - low) / (high - low)
+        } else {
+            0.5
+        };
+        let good = if layer.rises { part } else { 1.0 - part };
+        let corners = [(x, y), (x + w - px(1), y + h - px(1))];
+        area.draw(&Rectangle::new(corners, shade(good).filled()))?;
+        if alike[index] {
+            let inner = [(x + px(2), y + px(2)), (x + w - px(3), y + h - px(3))];
+            area.draw(&Rectangle::new(inner, BLACK.stroke_width(px(2) as u32)))?;
+        }
+        let name = NAMED.iter().find(|(_, a, b)| point.values == [*a, *b]);
+        let shift = if name.is_some() { px(7) } else { 0 };
+        let ink = if good > 0.55 { &WHITE } else { &BLACK };
+        let style = centred(12).color(ink);
+        area.draw(&Text::new(
+            format!("{value:.2}"),
+            (x + w / 2, y + h / 2 - shift),
+            style.clone(),
+        ))?;
+        if let Some((name, ..)) = name {
+            area.draw(&Text::new(
+                (*name).to_owned(),
+                (x + w / 2, y + h / 2 + shift),
+                style,
+            ))?;
+        }
+    }
+    for (i, value) in columns.iter().enumerate() {
+        let at = (left + w * i as i32 + w / 2, height - bottom + px(14));
+        area.draw(&Text::new(format!("{value}"), at, centred(13)))?;
+    }
+    for (i, value) in rows.iter().enumerate() {
+        let at = (left - px(8), top + h * (rows.len() - 1 - i) as i32 + h / 2);
+        area.draw(&Text::new(
+            format!("{value}"),
+            at,
+            text_style(13, HPos::Right, VPos::Center),
+        ))?;
+    }
+    area.draw(&Text::new(
+        grid.keys[0].clone(),
+        (left + (width - left) / 2, height - px(16)),
+        centred(15),
+    ))?;
+    area.draw(&Text::new(
+        grid.keys[1].clone(),
+        (px(22), top - px(12)),
+        centred(15),
+    ))?;
+    Ok(())
+}
+
+/// White to dark blue.
+fn shade(part: f64) -> RGBColor {
+    let mix = |from: f64, to: f64| (from + (to - from) * part.clamp(0.0, 1.0)) as u8;
+    RGBColor(mix(247.0, 8.0), mix(251.0, 69.0), mix(255.0, 148.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::png_size;
+    use super::*;
+    use crate::results::Cell;
+
+    fn table(labels: &[&str]) -> Table {
+        let cell = |(i, row): (usize, &&str)| Cell {
+            row: row.to_string(),
+            dataset: "dolly".into(),
+            rouge_l_mean: i as f64,
+            training_std: None,
+            sampling_std: None,
+            training_seeds: None,
+            sampling_seeds: None,
+            exact_match_mean: None,
+        };
+        Table {
+            row_key: "loss".into(),
+            cells: labels.iter().enumerate().map(cell).collect(),
+        }
+    }
+
+    #[test]
+    fn one_key_gives_lines_and_two_give_maps() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.png");
+        let labels = ["a", "b", "c", "d"];
+        for (keys, values) in [
+            (1, vec![vec![1e-3], vec![1e-2]]),
+            (2, vec![vec![0.2, 0.7], vec![1.0, 0.0]]),
+        ] {
+            let points = ["x", "y"].iter().enumerate().flat_map(|(row, label)| {
+                values.iter().map(move |values| Point {
+                    row,
+                    label: (*label).into(),
+                    values: values.clone(),
+                })
+            });
+            let made = Grid {
+                keys: ["alpha", "beta"][..keys]
+                    .iter()
+                    .map(|k| (*k).to_owned())
+                    .collect(),
+                points: points.collect(),
+            };
+            grid(&made, &labels, &table(&labels), None, &[], &path, "x").unwrap();
+            let (panel, head) = if keys == 1 { (LINES, 90) } else { (MAP, 60) };
+            assert_eq!(png_size(&path), (2 * panel.0, head + panel.1));
+        }
+    }
+}
