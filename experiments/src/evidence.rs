@@ -15,7 +15,9 @@ use abkd_metrics::inference::{
 };
 use abkd_metrics::stats::{mean, quantiles};
 
-pub use claims::{Claim, Verdict};
+pub use claims::Claim;
+#[cfg(test)]
+use claims::Verdict;
 
 use crate::results::{Examples, Table, distinct};
 

@@ -1,10 +1,10 @@
-//! The runner behind the `abkd` command: specs, plans, cells, results, comparisons, pictures.
+//! The runner behind the `abkd` command: specs, plans, tasks, results, comparisons, pictures.
 
 pub mod audit;
 pub mod backend;
-pub mod compare;
+mod compare;
 pub mod estimate;
-pub mod evidence;
+mod evidence;
 pub mod fetch;
 pub mod inputs;
 pub mod listing;
@@ -13,12 +13,12 @@ pub mod page;
 pub mod plan;
 pub mod plot;
 pub mod preflight;
-pub mod progress;
+mod progress;
 pub mod report;
 pub mod results;
 pub mod runner;
 pub mod spec;
-pub mod suggest;
+mod suggest;
 pub mod task;
-pub mod timing;
+mod timing;
 pub mod verify;

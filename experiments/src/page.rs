@@ -47,7 +47,8 @@ struct Section {
     title: String,
     anchor: String,
     text: String,
-    grids: Vec<Vec<Vec<String>>>,
+    /// Tables with their headings, which may be empty.
+    grids: Vec<(String, Vec<Vec<String>>)>,
     lines: Vec<String>,
     /// SVG.
     pictures: Vec<String>,
@@ -171,17 +172,14 @@ fn tables(places: &Places, spec: &Spec, page: &mut Page) -> Result<()> {
         page.notes.push(evidence.note());
         let mut section = Section::new("Intervals");
         section.text = comparison.interval_note();
-        section
-            .grids
-            .push(evidence.interval_grid(&comparison.row_key, ' '));
+        let grid = evidence.interval_grid(&comparison.row_key, ' ');
+        section.grids.push((String::new(), grid));
         section.lines = evidence.closing();
         page.sections.push(section);
     }
     let mut section = Section::new("Scores");
     section.text = comparison.note();
-    for (_, grid) in comparison.grids() {
-        section.grids.push(grid);
-    }
+    section.grids = comparison.grids();
     section.lines = comparison.closing();
     page.sections.push(section);
     Ok(())

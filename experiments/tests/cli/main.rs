@@ -1,6 +1,7 @@
 //! Drives the binary as a user does, on a profile of seconds.
 
 mod project;
+mod report;
 #[cfg(unix)]
 mod slurm;
 

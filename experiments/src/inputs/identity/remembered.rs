@@ -1,0 +1,152 @@
+//! Hashes of large files, remembered from one command to the next: a checkpoint of gigabytes is read once, and not at every
+//! plan. A file is the same as long as its size, its inode and the times of its last changes are; the time at which the inode
+//! changed cannot be set back by copying.
+//!
+//! Kept in `abkd/hashes.json` in the user's cache folder (`XDG_CACHE_HOME`, else `~/.cache`). What cannot be read or written
+//! there is as if it were not remembered.
+
+use std::collections::BTreeMap;
+use std::fs::Metadata;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use abkd_host::files;
+use serde::{Deserialize, Serialize};
+
+/// Smaller files are read faster than looked up.
+const WORTH: u64 = 1 << 20;
+/// A file that has changed less than this long ago may change again within the same tick of the clock, in nanoseconds.
+const SETTLED: i128 = 2_000_000_000;
+
+/// What a file was like when it was hashed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Known {
+    bytes: u64,
+    inode: u64,
+    /// Nanoseconds since 1970.
+    modified: i128,
+    changed: i128,
+    sha256: String,
+}
+
+/// SHA-256 of a file.
+pub(super) fn sha256(path: &Path) -> io::Result<String> {
+    in_cache(cache().as_deref(), path)
+}
+
+fn cache() -> Option<PathBuf> {
+    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+    let folder = set("XDG_CACHE_HOME").map(PathBuf::from);
+    let folder = folder.or_else(|| Some(PathBuf::from(set("HOME")?).join(".cache")))?;
+    Some(folder.join("abkd/hashes.json"))
+}
+
+fn in_cache(cache: Option<&Path>, path: &Path) -> io::Result<String> {
+    let like = |sha256: String| Some(known(&std::fs::metadata(path).ok()?, sha256));
+    let (Some(cache), Some(now)) = (cache, like(String::new()).flatten()) else {
+        return files::sha256_of_file(path);
+    };
+    let Ok(path) = std::fs::canonicalize(path) else {
+        return files::sha256_of_file(path);
+    };
+    let key = path.display().to_string();
+    let read = || files::read(cache, files::TEXT_LIMIT).ok();
+    let parse = |bytes: Vec<u8>| serde_json::from_slice::<BTreeMap<String, Known>>(&bytes).ok();
+    let mut all = read().and_then(parse).unwrap_or_default();
+    if let Some(known) = all.get(&key)
+        && *known
+            == (Known {
+                sha256: known.sha256.clone(),
+                ..now.clone()
+            })
+        && known.sha256.len() == 64
+    {
+        return Ok(known.sha256.clone());
+    }
+    let sha256 = files::sha256_of_file(&path)?;
+    let age = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |since| since.as_nanos() as i128 - now.changed);
+    // What was hashed is still what is there.
+    let after = std::fs::metadata(&path)
+        .ok()
+        .and_then(|m| known(&m, String::new()));
+    if age > SETTLED && after.as_ref() == Some(&now) {
+        all.insert(
+            key,
+            Known {
+                sha256: sha256.clone(),
+                ..now
+            },
+        );
+        if let Ok(text) = serde_json::to_vec_pretty(&all) {
+            let _ = files::create_folder(&files::folder_of(cache))
+                .and_then(|()| files::write(cache, &text));
+        }
+    }
+    Ok(sha256)
+}
+
+/// Of a large file, on systems that tell one file from another.
+#[cfg(unix)]
+fn known(found: &Metadata, sha256: String) -> Option<Known> {
+    use std::os::unix::fs::MetadataExt;
+    let nanoseconds = |s: i64, ns: i64| i128::from(s) * 1_000_000_000 + i128::from(ns);
+    (found.is_file() && found.len() >= WORTH).then(|| Known {
+        bytes: found.len(),
+        inode: found.ino(),
+        modified: nanoseconds(found.mtime(), found.mtime_nsec()),
+        changed: nanoseconds(found.ctime(), found.ctime_nsec()),
+        sha256,
+    })
+}
+
+#[cfg(not(unix))]
+fn known(_: &Metadata, _: String) -> Option<Known> {
+    None
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use std::fs;
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_file_is_read_once_until_it_changes() {
+        let dir = tempfile::tempdir().unwrap();
+        let (cache, path) = (dir.path().join("c/hashes.json"), dir.path().join("weights"));
+        let hash = || in_cache(Some(&cache), &path).unwrap();
+        let content = vec![7u8; WORTH as usize];
+        fs::write(&path, &content).unwrap();
+        // It has just been written, and may change again.
+        assert_eq!(hash(), files::sha256(&content));
+        assert!(!cache.exists());
+        std::thread::sleep(Duration::from_millis(2100));
+        assert_eq!(hash(), files::sha256(&content));
+        // From now on the hash comes from there.
+        let lie = "0".repeat(64);
+        let text = fs::read_to_string(&cache).unwrap();
+        fs::write(&cache, text.replace(&files::sha256(&content), &lie)).unwrap();
+        assert_eq!(hash(), lie);
+        // Other content of the same size with the old time.
+        let time = fs::metadata(&path).unwrap().modified().unwrap();
+        let mut other = content.clone();
+        other[5] = 8;
+        fs::write(&path, &other).unwrap();
+        fs::File::options()
+            .write(true)
+            .open(&path)
+            .unwrap()
+            .set_modified(time)
+            .unwrap();
+        assert_eq!(hash(), files::sha256(&other));
+        // A cache that is none.
+        fs::write(&cache, "{").unwrap();
+        assert_eq!(hash(), files::sha256(&other));
+        // Small files are not looked up.
+        fs::write(&path, "small").unwrap();
+        assert_eq!(hash(), files::sha256(b"small"));
+    }
+}
