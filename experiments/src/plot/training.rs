@@ -37,7 +37,7 @@ pub fn training(rows: &[(String, Vec<Update>)], path: &Path, subject: Option<&st
     save(path, SIZE, |area| {
         let body = frame(area, "Training", &looks, Key::Line)?;
         let panels = body.split_evenly((1, 3));
-        let values: [(&str, fn(&Update) -> f64); 3] = [
+        let values: [(&str, Value); 3] = [
             ("loss, nats a token", |u| u.loss),
             ("norm of the gradient", |u| u.grad_norm),
             ("share of clipped updates", |u| {
@@ -55,8 +55,11 @@ pub fn training(rows: &[(String, Vec<Update>)], path: &Path, subject: Option<&st
     })
 }
 
+/// What is drawn of an update.
+type Value = fn(&Update) -> f64;
+
 /// Means over equal parts of the training.
-fn binned(updates: &[Update], value: fn(&Update) -> f64) -> Vec<(f64, f64)> {
+fn binned(updates: &[Update], value: Value) -> Vec<(f64, f64)> {
     let mut sums = vec![(0.0, 0usize); BINS];
     for update in updates {
         let bin = ((update.at * BINS as f64) as usize).min(BINS - 1);

@@ -51,6 +51,8 @@ pub fn test_sets(root: &Path) -> Result<Vec<TestSet>> {
         TomlFile::of(&path, BUILT_IN)
     };
     let tables: BTreeMap<String, TestSet> = file.parse()?;
+    let mut tables: Vec<(String, TestSet)> = tables.into_iter().collect();
+    tables.sort_by_key(|(id, _)| file.line_of(&[Key(id)]));
     let mut sets = Vec::new();
     for (id, set) in tables {
         let place = file.place(&[Key(&id)]);

@@ -77,6 +77,11 @@ impl TomlFile {
         }
     }
 
+    /// Line of a value, if it is there.
+    pub fn line_of(&self, steps: &[Step]) -> Option<usize> {
+        self.walk(steps, |_| ()).map(|at| self.line(at))
+    }
+
     /// Whether a value is there.
     pub fn has(&self, steps: &[Step]) -> bool {
         let mut there = false;
