@@ -14,9 +14,10 @@ use crate::attention::{self, Rotary, Rows, Store};
 use crate::ops::{gelu, silu};
 use crate::packed::{Factors, Packed, Put};
 use crate::params::to_vec;
+use crate::rope::Angles;
 use crate::{LanguageModel, Precision, gpt2, llama};
 
-/// A model made ready to decode, and room for the keys and values of a batch.
+/// A model made ready to decode: what its precision rounds is rounded once; and room for the keys and values of a batch.
 pub(crate) struct HostModel {
     /// `[V, d]`
     tokens: Tensor<2>,
@@ -29,6 +30,9 @@ pub(crate) struct HostModel {
     gated: bool,
     kv_heads: usize,
     dh: usize,
+    precision: Precision,
+    /// Where positions are rotations.
+    angles: Option<Angles>,
     cache: Cache,
     work: Work,
 }
@@ -73,7 +77,10 @@ struct Layer {
     down: Dense,
 }
 
+#[derive(Default)]
 struct Cache {
+    /// Rows and positions that there is room for.
+    room: (usize, usize),
     layers: Vec<Box<dyn Store>>,
     /// Where positions are rotations.
     rotary: Option<Rotary>,
@@ -83,27 +90,32 @@ struct Cache {
     length: usize,
 }
 
-impl Cache {
-    fn new(layers: Vec<Box<dyn Store>>, rotary: Option<Rotary>) -> Self {
-        Self {
-            layers,
-            rotary,
-            places: Vec::new(),
-            length: 0,
-        }
-    }
-}
-
 impl HostModel {
-    /// With room for batches of at most `batch` rows and `capacity` positions.
-    pub fn new(model: &LanguageModel, batch: usize, capacity: usize) -> Self {
+    /// Without room for a batch yet.
+    pub fn new(model: &LanguageModel) -> Self {
         match model {
-            LanguageModel::Gpt2(m) => Self::gpt2(m, batch, capacity),
-            LanguageModel::Llama(m) => Self::llama(m, batch, capacity),
+            LanguageModel::Gpt2(m) => Self::gpt2(m),
+            LanguageModel::Llama(m) => Self::llama(m),
         }
     }
 
-    fn gpt2(model: &gpt2::Gpt2, batch: usize, capacity: usize) -> Self {
+    /// Has room for batches of at most `batch` rows and `capacity` positions.
+    pub fn make_room(&mut self, batch: usize, capacity: usize) {
+        let (rows, positions) = self.cache.room;
+        if batch <= rows && capacity <= positions {
+            return;
+        }
+        let (batch, capacity) = (batch.max(rows), capacity.max(positions));
+        let store = |_| attention::store(self.precision, batch, self.kv_heads, capacity, self.dh);
+        self.cache = Cache {
+            room: (batch, capacity),
+            layers: self.layers.iter().map(store).collect(),
+            rotary: self.angles.map(|angles| Rotary::new(capacity, angles)),
+            ..Cache::default()
+        };
+    }
+
+    fn gpt2(model: &gpt2::Gpt2) -> Self {
         let (stack, config, precision) = (&model.transformer, &model.config, model.precision);
         let epsilon = config.layer_norm_epsilon;
         let layers = stack.h.iter().map(|block| Layer {
@@ -118,7 +130,6 @@ impl HostModel {
         let d = config.n_embd;
         let work = Work::new(d, d, config.inner(), precision);
         let (count, dh) = (config.n_head, d / config.n_head);
-        let store = |_| attention::store(precision, batch, count, capacity, dh);
         Self {
             positions: Some(to_vec(stack.wpe.weight.val())),
             layers: layers.collect(),
@@ -128,12 +139,14 @@ impl HostModel {
             gated: false,
             kv_heads: count,
             dh,
-            cache: Cache::new(stack.h.iter().map(store).collect(), None),
+            precision,
+            angles: None,
+            cache: Cache::default(),
             work,
         }
     }
 
-    fn llama(model: &llama::Llama, batch: usize, capacity: usize) -> Self {
+    fn llama(model: &llama::Llama) -> Self {
         let (stack, config, precision) = (&model.model, &model.config, model.precision);
         let epsilon = config.rms_norm_eps;
         let layers = stack.layers.iter().map(|layer| {
@@ -150,8 +163,6 @@ impl HostModel {
         let tokens = stack.embed_tokens.weight.val();
         let (count, dh) = (config.kv_heads(), config.head_width());
         let heads = config.num_attention_heads * dh;
-        let store = |_| attention::store(precision, batch, count, capacity, dh);
-        let rotary = Rotary::new(capacity, model.angles());
         let work = Work::new(
             config.hidden_size,
             heads,
@@ -167,7 +178,9 @@ impl HostModel {
             gated: true,
             kv_heads: count,
             dh,
-            cache: Cache::new(stack.layers.iter().map(store).collect(), Some(rotary)),
+            precision,
+            angles: Some(model.angles()),
+            cache: Cache::default(),
             work,
         }
     }
@@ -331,7 +344,10 @@ mod tests {
     }
 
     fn on_host(model: &LanguageModel) -> Vec<f32> {
-        let mut host = HostModel::new(model, 3, 11);
+        let mut host = HostModel::new(model);
+        host.make_room(1, 4);
+        host.make_room(3, 11);
+        host.make_room(2, 5);
         // A batch before this one leaves nothing behind.
         host.begin(2);
         host.last_logits(&[1, 2, 3, 4, 5, 6], &[0, 1], &mut Vec::new());

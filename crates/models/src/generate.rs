@@ -80,15 +80,11 @@ impl Decoding {
     }
 }
 
-/// Answers `prompts`; each answer ends with one of `ends` unless it was cut at `max_new_tokens`.
-///
-/// `examples` names the prompts for the random numbers and for errors. `progress` is called with the
-/// number of answers finished since the last call.
+/// Answers `prompts` once, see [`Sampler::generate`].
 ///
 /// # Errors
 ///
-/// A setting out of range, an empty prompt, one too long for the model or with a token that the model has not, weights
-/// that give no finite logit.
+/// As there.
 pub fn generate(
     model: &LanguageModel,
     prompts: &[Vec<u32>],
@@ -98,126 +94,144 @@ pub fn generate(
     decoding: &Decoding,
     progress: &mut dyn FnMut(usize),
 ) -> Result<Vec<Vec<u32>>, Error> {
-    generate_from_mixture(
-        &[(model, 1.0)],
-        prompts,
-        examples,
-        seed,
-        ends,
-        decoding,
-        progress,
-    )
+    Sampler::new(model).generate(prompts, examples, seed, ends, decoding, progress)
 }
 
-/// As [`generate`], each token from a mixture of models: `sum_i w_i p_i`, e.g. MiniLLM's
-/// teacher-mixed sampling. Temperature, top-k and the like act on the mixture.
-///
-/// # Errors
-///
-/// As [`generate`], and vocabularies that differ.
-///
-/// # Panics
-///
-/// Without a model.
-pub fn generate_from_mixture(
-    models: &[(&LanguageModel, f64)],
-    prompts: &[Vec<u32>],
-    examples: &[u64],
-    seed: u64,
-    ends: &[u32],
-    decoding: &Decoding,
-    progress: &mut dyn FnMut(usize),
-) -> Result<Vec<Vec<u32>>, Error> {
-    decoding.check()?;
-    let positions = models
-        .iter()
-        .map(|(m, _)| m.config().max_positions())
-        .min()
-        .expect("a mixture has a model");
-    let vocabulary = models[0].0.config().vocab_size();
-    for (model, _) in models {
-        let other = model.config().vocab_size();
-        if other != vocabulary {
-            return Err(Error::Setting {
-                key: "vocab_size".into(),
-                value: other.to_string(),
-                reason: format!("another model of the mixture has {vocabulary}"),
-            });
-        }
-    }
-    for (prompt, &example) in prompts.iter().zip(examples) {
-        let length = prompt.len().saturating_add(decoding.max_new_tokens);
-        if prompt.is_empty() || length > positions {
-            return Err(Error::TooLong {
-                example,
-                prompt: prompt.len(),
-                new: decoding.max_new_tokens,
-                positions,
-            });
-        }
-        if let Some(&token) = prompt.iter().find(|&&t| t as usize >= vocabulary) {
-            return Err(Error::Vocabulary {
-                example,
-                token,
-                vocabulary,
-            });
-        }
-    }
-    let rows = decoding.batch_size.min(prompts.len());
-    let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
-    let room = (rows, longest + decoding.max_new_tokens);
-    let mut decoders: Vec<Decoder> = models
-        .iter()
-        .map(|(model, share)| Decoder::new(model, *share, room))
-        .collect();
-    // Prompts of like length share a batch, so that there is little padding.
-    let mut order: Vec<usize> = (0..prompts.len()).collect();
-    order.sort_by_key(|&i| (prompts[i].len(), i));
-    let mut answers = vec![Vec::new(); prompts.len()];
-    for batch in order.chunks(decoding.batch_size) {
-        let mut rows: Vec<Row> = batch
-            .iter()
-            .map(|&index| Row {
-                index,
-                key: mix(mix(seed) ^ examples[index]),
-                example: examples[index],
-                prompt: &prompts[index],
-                answer: Vec::new(),
-            })
-            .collect();
-        decode_batch(&mut decoders, &mut rows, ends, decoding, &mut |row| {
-            answers[row.index] = row.answer;
-            progress(1);
-        })?;
-    }
-    Ok(answers)
+/// A model made ready to answer, or a mixture of models: `sum_i w_i p_i`, e.g. MiniLLM's teacher-mixed sampling. Weights are
+/// rearranged and rounded once for all that is asked.
+pub struct Sampler {
+    decoders: Vec<Decoder>,
+    /// Most positions of a prompt and its answer.
+    positions: usize,
+    vocabulary: usize,
 }
 
-/// A model made ready to decode: what its precision rounds is rounded once.
+impl Sampler {
+    /// Of one model.
+    pub fn new(model: &LanguageModel) -> Self {
+        Self {
+            decoders: vec![Decoder::new(model, 1.0)],
+            positions: model.config().max_positions(),
+            vocabulary: model.config().vocab_size(),
+        }
+    }
+
+    /// Of models with their weights in the mixture. Temperature, top-k and the like act on the mixture.
+    ///
+    /// # Errors
+    ///
+    /// Vocabularies that differ.
+    ///
+    /// # Panics
+    ///
+    /// Without a model.
+    pub fn mixture(models: &[(&LanguageModel, f64)]) -> Result<Self, Error> {
+        let vocabulary = models[0].0.config().vocab_size();
+        for (model, _) in models {
+            let other = model.config().vocab_size();
+            if other != vocabulary {
+                return Err(Error::Setting {
+                    key: "vocab_size".into(),
+                    value: other.to_string(),
+                    reason: format!("another model of the mixture has {vocabulary}"),
+                });
+            }
+        }
+        let positions = models.iter().map(|(m, _)| m.config().max_positions());
+        Ok(Self {
+            positions: positions.min().expect("a mixture has a model"),
+            vocabulary,
+            decoders: models
+                .iter()
+                .map(|(model, share)| Decoder::new(model, *share))
+                .collect(),
+        })
+    }
+
+    /// Answers `prompts`; each answer ends with one of `ends` unless it was cut at `max_new_tokens`.
+    ///
+    /// `examples` names the prompts for the random numbers and for errors. `progress` is called with the
+    /// number of answers finished since the last call.
+    ///
+    /// # Errors
+    ///
+    /// A setting out of range, an empty prompt, one too long for the model or with a token that the model has not, weights
+    /// that give no finite logit.
+    pub fn generate(
+        &mut self,
+        prompts: &[Vec<u32>],
+        examples: &[u64],
+        seed: u64,
+        ends: &[u32],
+        decoding: &Decoding,
+        progress: &mut dyn FnMut(usize),
+    ) -> Result<Vec<Vec<u32>>, Error> {
+        decoding.check()?;
+        for (prompt, &example) in prompts.iter().zip(examples) {
+            let length = prompt.len().saturating_add(decoding.max_new_tokens);
+            if prompt.is_empty() || length > self.positions {
+                return Err(Error::TooLong {
+                    example,
+                    prompt: prompt.len(),
+                    new: decoding.max_new_tokens,
+                    positions: self.positions,
+                });
+            }
+            let vocabulary = self.vocabulary;
+            if let Some(&token) = prompt.iter().find(|&&t| t as usize >= vocabulary) {
+                return Err(Error::Vocabulary {
+                    example,
+                    token,
+                    vocabulary,
+                });
+            }
+        }
+        let rows = decoding.batch_size.min(prompts.len());
+        let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
+        let capacity = longest + decoding.max_new_tokens;
+        let decoders = &mut self.decoders;
+        decoders
+            .iter_mut()
+            .for_each(|d| d.engine.make_room(rows, capacity));
+        // Prompts of like length share a batch, so that there is little padding.
+        let mut order: Vec<usize> = (0..prompts.len()).collect();
+        order.sort_by_key(|&i| (prompts[i].len(), i));
+        let mut answers = vec![Vec::new(); prompts.len()];
+        for batch in order.chunks(decoding.batch_size) {
+            let mut rows: Vec<Row> = batch
+                .iter()
+                .map(|&index| Row {
+                    index,
+                    key: mix(mix(seed) ^ examples[index]),
+                    example: examples[index],
+                    prompt: &prompts[index],
+                    answer: Vec::new(),
+                })
+                .collect();
+            decode_batch(decoders, &mut rows, ends, decoding, &mut |row| {
+                answers[row.index] = row.answer;
+                progress(1);
+            })?;
+        }
+        Ok(answers)
+    }
+}
+
+/// A model of a mixture at work.
 struct Decoder {
-    engine: Engine,
+    engine: Box<dyn Engine>,
     /// Weight in the mixture.
     share: f64,
     /// After the last column: `[B, V]`
     logits: Vec<f32>,
 }
 
-#[allow(clippy::large_enum_variant)] // one a model
-enum Engine {
-    /// Where tensors lie in host memory.
-    Host(HostModel),
-    /// Elsewhere; the head is `[d, V]`.
-    Device(LanguageModel, Tensor<2>, KvCache),
-}
-
 impl Decoder {
-    /// With room for so many rows and positions.
-    fn new(model: &LanguageModel, share: f64, (batch, capacity): (usize, usize)) -> Self {
-        let engine = if abkd_host::serves(&model.device()) {
-            Engine::Host(HostModel::new(model, batch, capacity))
+    fn new(model: &LanguageModel, share: f64) -> Self {
+        let engine: Box<dyn Engine> = if abkd_host::serves(&model.device()) {
+            Box::new(HostModel::new(model))
         } else {
-            let (model, head) = model.clone().for_decoding();
-            Engine::Device(model, head, KvCache::new(0, 0))
+            Box::new(OnDevice::new(model))
         };
         Self {
             engine,
@@ -225,52 +239,93 @@ impl Decoder {
             logits: Vec::new(),
         }
     }
+}
+
+/// What decodes: packed weights where tensors lie in host memory, the model's own tensors elsewhere.
+trait Engine {
+    /// Has room for batches of at most so many rows and positions.
+    fn make_room(&mut self, rows: usize, capacity: usize);
 
     /// Forgets what was seen; from here on it is `batch` rows of at most `capacity` positions.
-    fn begin(&mut self, batch: usize, capacity: usize) {
-        match &mut self.engine {
-            Engine::Host(model) => model.begin(batch),
-            Engine::Device(model, _, cache) => {
-                *cache = KvCache::new(model.config().layers(), capacity);
-            }
-        }
+    fn begin(&mut self, batch: usize, capacity: usize);
+
+    /// Goes on by the columns of `ids` `[B, T]`, of which `pads` begin a row; `logits` `[B, V]` are those after the last.
+    fn step(&mut self, ids: &[i32], pads: &[usize], logits: &mut Vec<f32>);
+
+    /// Keeps only the given rows of the batch, in that order.
+    fn keep_rows(&mut self, rows: &[usize]);
+
+    /// Whether rows are worth being left behind when so many of `batch` are still open.
+    fn leaves(&self, open: usize, batch: usize) -> bool;
+}
+
+impl Engine for HostModel {
+    fn make_room(&mut self, rows: usize, capacity: usize) {
+        Self::make_room(self, rows, capacity);
     }
 
-    /// Whether rows are worth being left behind when so many of `batch` are still open: elsewhere than in host memory
-    /// that copies the cache.
-    fn leaves(&self, open: usize, batch: usize) -> bool {
-        match &self.engine {
-            Engine::Host(_) => open < batch,
-            Engine::Device(..) => open * 8 <= batch * 7,
-        }
+    fn begin(&mut self, batch: usize, _: usize) {
+        Self::begin(self, batch);
+    }
+
+    fn step(&mut self, ids: &[i32], pads: &[usize], logits: &mut Vec<f32>) {
+        // On a thread of the pool, so that only the others have to be woken for each product.
+        rayon::scope(|_| self.last_logits(ids, pads, logits));
     }
 
     fn keep_rows(&mut self, rows: &[usize]) {
-        match &mut self.engine {
-            Engine::Host(model) => model.keep_rows(rows),
-            Engine::Device(_, _, cache) => cache.keep_rows(rows),
-        }
+        Self::keep_rows(self, rows);
     }
 
-    /// Goes on by the columns of `ids` `[B, T]`.
-    fn step(&mut self, ids: &[i32], pads: &[usize]) {
-        match &mut self.engine {
-            // On a thread of the pool, so that only the others have to be woken for each product.
-            Engine::Host(model) => {
-                rayon::scope(|_| model.last_logits(ids, pads, &mut self.logits));
-            }
-            Engine::Device(model, head, cache) => {
-                let [batch, columns] = [pads.len(), ids.len() / pads.len()];
-                let ids = TensorData::new(ids.to_vec(), [batch, columns]);
-                let input = Tensor::<2, Int>::from_data(ids, &model.device());
-                let hidden = model.hidden(input, pads, Some(cache));
-                let d = hidden.dims()[2];
-                let last = hidden
-                    .slice([0..batch, columns - 1..columns, 0..d])
-                    .reshape([batch, d]);
-                self.logits = to_vec(model.precision().matmul(last, head.clone()));
-            }
+    fn leaves(&self, open: usize, batch: usize) -> bool {
+        open < batch
+    }
+}
+
+struct OnDevice {
+    model: LanguageModel,
+    /// `[d, V]`
+    head: Tensor<2>,
+    cache: KvCache,
+}
+
+impl OnDevice {
+    fn new(model: &LanguageModel) -> Self {
+        let (model, head) = model.clone().for_decoding();
+        Self {
+            model,
+            head,
+            cache: KvCache::new(0, 0),
         }
+    }
+}
+
+impl Engine for OnDevice {
+    fn make_room(&mut self, _: usize, _: usize) {}
+
+    fn begin(&mut self, _: usize, capacity: usize) {
+        self.cache = KvCache::new(self.model.config().layers(), capacity);
+    }
+
+    fn step(&mut self, ids: &[i32], pads: &[usize], logits: &mut Vec<f32>) {
+        let [batch, columns] = [pads.len(), ids.len() / pads.len()];
+        let ids = TensorData::new(ids.to_vec(), [batch, columns]);
+        let input = Tensor::<2, Int>::from_data(ids, &self.model.device());
+        let hidden = self.model.hidden(input, pads, Some(&mut self.cache));
+        let d = hidden.dims()[2];
+        let last = hidden
+            .slice([0..batch, columns - 1..columns, 0..d])
+            .reshape([batch, d]);
+        *logits = to_vec(self.model.precision().matmul(last, self.head.clone()));
+    }
+
+    fn keep_rows(&mut self, rows: &[usize]) {
+        self.cache.keep_rows(rows);
+    }
+
+    /// That copies the cache.
+    fn leaves(&self, open: usize, batch: usize) -> bool {
+        open * 8 <= batch * 7
     }
 }
 
@@ -296,7 +351,7 @@ fn decode_batch(
     let capacity = width + decoding.max_new_tokens;
     decoders
         .iter_mut()
-        .for_each(|d| d.begin(rows.len(), capacity));
+        .for_each(|d| d.engine.begin(rows.len(), capacity));
     let mut pads: Vec<usize> = rows.iter().map(|r| width - r.prompt.len()).collect();
     let mut ids: Vec<i32> = Vec::with_capacity(rows.len() * width);
     for row in rows.iter() {
@@ -311,7 +366,9 @@ fn decode_batch(
     let mut open: Vec<Option<Row>> = rows.drain(..).map(Some).collect();
     for step in 0..decoding.max_new_tokens {
         let batch = alive.len();
-        decoders.iter_mut().for_each(|d| d.step(&ids, &pads));
+        decoders
+            .iter_mut()
+            .for_each(|d| d.engine.step(&ids, &pads, &mut d.logits));
         let mixed;
         let logits = if let [one] = decoders {
             &one.logits
@@ -350,8 +407,8 @@ fn decode_batch(
         if kept.is_empty() {
             break;
         }
-        if decoders.iter().all(|d| d.leaves(kept.len(), batch)) {
-            decoders.iter_mut().for_each(|d| d.keep_rows(&kept));
+        if decoders.iter().all(|d| d.engine.leaves(kept.len(), batch)) {
+            decoders.iter_mut().for_each(|d| d.engine.keep_rows(&kept));
             pads = kept.iter().map(|&i| pads[i]).collect();
             alive = kept.iter().map(|&i| alive[i]).collect();
             tokens = kept.iter().map(|&i| tokens[i]).collect();
@@ -363,16 +420,20 @@ fn decode_batch(
 
 /// `log sum_i w_i softmax(z_i)`, row by row.
 fn log_mixture(decoders: &[Decoder], batch: usize) -> Vec<f32> {
-    let vocab = decoders[0].logits.len() / batch;
+    let parts: Vec<(f64, &[f32])> = decoders
+        .iter()
+        .map(|d| (d.share, d.logits.as_slice()))
+        .collect();
+    let vocab = parts[0].1.len() / batch;
     let mut out = vec![0.0f32; vocab * batch];
     out.par_chunks_exact_mut(vocab)
         .enumerate()
         .for_each(|(row, out)| {
-            for decoder in decoders {
-                let logits = &decoder.logits[row * vocab..(row + 1) * vocab];
+            for (share, logits) in &parts {
+                let logits = &logits[row * vocab..(row + 1) * vocab];
                 let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
                 let total: f64 = logits.iter().map(|&x| f64::from((x - max).exp())).sum();
-                let scale = (decoder.share / total) as f32;
+                let scale = (share / total) as f32;
                 for (o, &x) in out.iter_mut().zip(logits) {
                     *o += scale * (x - max).exp();
                 }

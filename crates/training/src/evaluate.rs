@@ -3,8 +3,7 @@
 use abkd_data::{Example, Tokenizer};
 use abkd_metrics::exact_match::exact_match_max;
 use abkd_metrics::rouge::rouge_l_max;
-use abkd_models::LanguageModel;
-use abkd_models::generate::{Decoding, generate};
+use abkd_models::generate::{Decoding, Sampler};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -42,9 +41,9 @@ pub struct Score {
 ///
 /// # Errors
 ///
-/// See [`generate`].
+/// See [`Sampler::generate`].
 pub fn evaluate(
-    model: &LanguageModel,
+    model: &mut Sampler,
     tokenizer: &Tokenizer,
     examples: &[Example],
     prompts: &[Vec<u32>],
@@ -53,15 +52,7 @@ pub fn evaluate(
     progress: &mut dyn FnMut(usize),
 ) -> Result<Vec<Answer>, Error> {
     let keys: Vec<u64> = (0..examples.len() as u64).collect();
-    let answers = generate(
-        model,
-        prompts,
-        &keys,
-        seed,
-        tokenizer.ends(),
-        decoding,
-        progress,
-    )?;
+    let answers = model.generate(prompts, &keys, seed, tokenizer.ends(), decoding, progress)?;
     answers
         .into_par_iter()
         .zip(examples)

@@ -9,7 +9,7 @@ use abkd_data::{Batch, Example, Sequence, Tokenizer, collate};
 use abkd_host::files;
 use abkd_models::LanguageModel;
 use abkd_models::checkpoint::{self, StoredAs};
-use abkd_models::generate::Decoding;
+use abkd_models::generate::{Decoding, Sampler};
 use abkd_models::lora;
 use burn::module::Module;
 use burn::optim::ModuleOptimizer;
@@ -325,7 +325,7 @@ fn validate(
         None
     } else {
         let answers = evaluate::evaluate(
-            &plain,
+            &mut Sampler::new(&plain),
             run.tokenizer,
             validation.examples,
             validation.prompts,

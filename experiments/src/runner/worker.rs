@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use abkd_data::{Example, Sequence};
 use abkd_host::files;
-use abkd_models::generate::Decoding;
+use abkd_models::generate::{Decoding, Sampler};
 use abkd_models::{LanguageModel, checkpoint, lora};
 use abkd_training::cache::{self, TeacherCache};
 use abkd_training::evaluate::{self, Answer};
@@ -34,7 +34,7 @@ pub(super) struct Worker<'a> {
     pub device: Device,
     pub stop: &'a AtomicBool,
     /// The model that answered last: a model's evaluations come one after the other.
-    pub loaded: Option<(Model, LanguageModel)>,
+    pub loaded: Option<(Model, Sampler)>,
 }
 
 impl Worker<'_> {
@@ -46,6 +46,10 @@ impl Worker<'_> {
         shown: &mut TaskDisplay,
     ) -> Result<Option<String>> {
         self.check_data(task)?;
+        if !matches!(task.work, Work::Evaluate(_)) {
+            // A training has better use for its memory.
+            self.loaded = None;
+        }
         let dir = self.runs.join(id);
         let folder = Folder::begin(&dir, id, &task::content(id, task, self.sources)?)?;
         match &task.work {
@@ -141,9 +145,9 @@ impl Worker<'_> {
             .is_none_or(|(m, _)| *m != evaluation.model)
         {
             let model = self.asked(&evaluation.model, task)?;
-            self.loaded = Some((evaluation.model.clone(), model));
+            self.loaded = Some((evaluation.model.clone(), Sampler::new(&model)));
         }
-        let (_, model) = self.loaded.as_ref().context("just loaded")?;
+        let (_, model) = self.loaded.as_mut().context("just loaded")?;
         let (examples, prompts) = self.inputs.test(&evaluation.dataset);
         let answers = evaluate::evaluate(
             model,

@@ -15,7 +15,7 @@ use abkd_data::rng::Rng;
 use abkd_data::{Sequence, collate};
 use abkd_host::choice;
 use abkd_losses::{Divergence, Fidelity};
-use abkd_models::generate::generate_from_mixture;
+use abkd_models::generate::Sampler;
 use burn::module::Module;
 use serde::{Deserialize, Serialize};
 
@@ -339,8 +339,7 @@ impl MiniLlm {
         let step = at.step;
         let settings = &self.settings;
         self.state.rollouts = at.phases.time(Phase::Generation, || {
-            let answers = generate_from_mixture(
-                models,
+            let answers = Sampler::mixture(models)?.generate(
                 &prompts(&chosen),
                 &keys,
                 seed,
