@@ -17,16 +17,48 @@ fn twelve_steps_follow_the_golden_trajectory() {
 }
 
 #[test]
+fn at_large_rates_too_every_update_is_pytorchs() {
+    let goldens = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens");
+    let from = goldens.join("trajectory-ab");
+    let read = |path: &Path| -> serde_json::Value {
+        serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+    };
+    // Made by tools/golden_trajectory.py from the same batches, in turn.
+    let logs = read(&goldens.join("trajectory-rates.json"));
+    for (rate, log) in logs.as_object().unwrap() {
+        let dir = tempfile::tempdir().unwrap();
+        copy_models(&from, dir.path());
+        let mut golden = read(&from.join("golden.json"));
+        let batches = golden["batches"].as_array().unwrap();
+        let updates = log.as_array().unwrap().len();
+        let repeated: Vec<_> = batches.iter().cycle().take(updates).cloned().collect();
+        golden["batches"] = repeated.into();
+        golden["log"] = log.clone();
+        golden["lr"] = rate.parse::<f64>().unwrap().into();
+        std::fs::write(dir.path().join("golden.json"), golden.to_string()).unwrap();
+        let checks = verify_trajectory(dir.path(), &Device::flex()).unwrap();
+        assert_eq!(checks.len(), 3 * updates);
+        for check in checks {
+            assert!(check.error <= 2e-5, "rate {rate}: {check:?}");
+        }
+    }
+}
+
+fn copy_models(from: &Path, to: &Path) {
+    for model in ["student", "teacher"] {
+        std::fs::create_dir(to.join(model)).unwrap();
+        for file in ["config.json", "model.safetensors"] {
+            let file = Path::new(model).join(file);
+            std::fs::copy(from.join(&file), to.join(&file)).unwrap();
+        }
+    }
+}
+
+#[test]
 fn the_file_says_what_is_minimised() {
     let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/trajectory-ab");
     let dir = tempfile::tempdir().unwrap();
-    for model in ["student", "teacher"] {
-        std::fs::create_dir(dir.path().join(model)).unwrap();
-        for file in ["config.json", "model.safetensors"] {
-            let file = Path::new(model).join(file);
-            std::fs::copy(from.join(&file), dir.path().join(&file)).unwrap();
-        }
-    }
+    copy_models(&from, dir.path());
     let text = std::fs::read(from.join("golden.json")).unwrap();
     let plain: serde_json::Value = serde_json::from_slice(&text).unwrap();
     let failed = |change: &dyn Fn(&mut serde_json::Value)| {
