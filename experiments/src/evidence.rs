@@ -14,6 +14,7 @@ use abkd_metrics::inference::{
     rank_agreement, redrawn,
 };
 use abkd_metrics::stats::{mean, quantiles};
+use rayon::prelude::*;
 
 pub use claims::Claim;
 #[cfg(test)]
@@ -277,12 +278,15 @@ fn on_set(block: &Block, paper: Option<&Table>) -> Option<OnSet> {
         .collect();
     let indices = pairs(block.rows.len());
     let students: Vec<f64> = indices
-        .iter()
+        .par_iter()
         .map(|&(a, b)| values.randomisation(a, b, DRAWS, 1))
         .collect();
-    let differences = indices.iter().map(|&(a, b)| values.difference(a, b));
-    let adjusted = adjusted(differences);
-    let pairs = indices.iter().zip(adjusted).zip(holm(&students));
+    let differences: Vec<Option<Estimate>> = indices
+        .par_iter()
+        .map(|&(a, b)| values.difference(a, b))
+        .collect();
+    let adjusted = adjusted(differences.into_iter());
+    let pairs = indices.par_iter().zip(adjusted).zip(holm(&students));
     let pairs = pairs.map(|((&(a, b), losses), students)| Difference {
         row: block.rows[a].into(),
         other: block.rows[b].into(),

@@ -209,6 +209,7 @@ class Campaign:
             if run.code < 0 or run.code == 101:
                 raise Failure(f"ends with {run.code}: {run.text[-600:]}")
             refusals += 1
+            self.refusal = run.text.strip()[-600:]
             if refusals > 4:
                 raise Failure(f"the remedies do not help: {run.text[-600:]}")
             remedy = re.search(r"remove (/\S+)", run.text)
@@ -281,7 +282,7 @@ class Campaign:
         """What was only stopped is never refused."""
         verdict = self.finish(project)
         if verdict == "refused":
-            raise Failure("refused what was only stopped")
+            raise Failure(f"refused what was only stopped: {self.refusal}")
         return verdict
 
     def killed(self, minutes, most):

@@ -239,7 +239,7 @@ impl Table {
         let [_, t, s, e] = self.counts();
         let by_training = (training.value - squares.training_example.value).max(0.0) / (t * s * e);
         let rest = (all.variance - by_training).max(0.0);
-        (2..=most).find(|&n| {
+        let found = |n: usize| {
             let grown = n as f64 / now;
             let estimate = Estimate {
                 mean: all.mean,
@@ -247,7 +247,21 @@ impl Table {
                 degrees: all.degrees * (n as f64 - 1.0) / (now - 1.0),
             };
             estimate.detectable(power) <= all.mean.abs()
-        })
+        };
+        // What would be found falls with their number.
+        let (mut too_few, mut enough) = (1, most);
+        if most < 2 || !found(most) {
+            return None;
+        }
+        while enough - too_few > 1 {
+            let middle = too_few.midpoint(enough);
+            if found(middle) {
+                enough = middle;
+            } else {
+                too_few = middle;
+            }
+        }
+        Some(enough)
     }
 
     /// Rows, trainings, sampling seeds, examples.

@@ -84,6 +84,9 @@ pub struct TrainRun<'a> {
     pub tokenizer: &'a Tokenizer,
     /// What is measured at each validation.
     pub validation: Validation<'a>,
+    /// Files beside the student's weights, with their content: the tokenizer and the like. They are in its folder from the
+    /// first on, under its seal.
+    pub beside: &'a [(&'static str, Vec<u8>)],
     /// Time between checkpoints from one validation to the next.
     pub checkpoint_every: Duration,
     /// Set from outside to stop after the current step.
@@ -353,7 +356,10 @@ fn validate(
                 Some(config) => lora::save(&plain, config, run.base, dir)?,
                 None => checkpoint::save(&plain, dir, StoredAs::F32)?,
             }
-            Ok(())
+            run.beside.iter().try_for_each(|(name, content)| {
+                let path = dir.join(name);
+                std::fs::write(&path, content).map_err(Error::io(&path))
+            })
         })?;
     }
     observe(Event::Validated(record));

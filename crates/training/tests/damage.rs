@@ -9,8 +9,10 @@ use std::time::Duration;
 use abkd_data::{Sequence, Tokenizer};
 use abkd_models::ModelConfig;
 use abkd_models::generate::Decoding;
-use abkd_training::trainer::student_dir;
-use abkd_training::{Error, Event, Method, Outcome, Settings, TrainRun, Validation, train};
+use abkd_training::trainer::{student_dir, student_seal};
+use abkd_training::{
+    Error, Event, KeepBest, Method, Outcome, Settings, TrainRun, Validation, train,
+};
 use burn::tensor::Device;
 use serde_json::json;
 
@@ -56,6 +58,8 @@ fn run(dir: &Path, fingerprint: &str, stop_after: Option<usize>) -> Result<Outco
                 decoding: &Decoding::greedy(),
                 seed: 1,
             },
+            // In place of the one that is written with the weights.
+            beside: &[("generation_config.json", BESIDE.to_vec())],
             checkpoint_every: Duration::from_secs(1000),
             stop: &stop,
         },
@@ -66,6 +70,9 @@ fn run(dir: &Path, fingerprint: &str, stop_after: Option<usize>) -> Result<Outco
         },
     )
 }
+
+/// A file that the runner wants beside the weights.
+const BESIDE: &[u8] = b"{\"eos_token_id\": 7}";
 
 /// A run stopped in its second epoch: a state and the weights of the first validation.
 fn stopped(dir: &Path) -> Vec<PathBuf> {
@@ -165,6 +172,24 @@ fn a_damaged_file_is_refused_and_the_remedy_works() {
             let outcome = run(dir.path(), "one", None).unwrap();
             assert_eq!((outcome, left(dir.path())), expected, "{what}");
         }
+    }
+}
+
+#[test]
+fn files_beside_the_weights_are_under_the_students_seal_from_the_first_on() {
+    let dir = tempfile::tempdir().unwrap();
+    stopped(dir.path());
+    let read =
+        |folder: &str| fs::read(dir.path().join(folder).join("generation_config.json")).unwrap();
+    assert_eq!(read("validation-1"), BESIDE);
+    // At its end a run may be killed, and goes on any number of times.
+    for _ in 0..2 {
+        let Outcome::Finished { curve, .. } = run(dir.path(), "one", None).unwrap() else {
+            panic!("it was not stopped");
+        };
+        let seal = student_seal(dir.path(), "one", &curve, KeepBest::Loss).unwrap();
+        assert!(seal.holds("generation_config.json"));
+        assert_eq!(read("student"), BESIDE);
     }
 }
 

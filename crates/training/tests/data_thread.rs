@@ -52,6 +52,7 @@ fn run(
                 decoding: &Decoding::greedy(),
                 seed: 1,
             },
+            beside: &[],
             checkpoint_every: Duration::from_secs(1000),
             stop: &stop,
         },

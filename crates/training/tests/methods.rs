@@ -115,6 +115,7 @@ impl Toy {
                     decoding: &Decoding::greedy(),
                     seed: 1,
                 },
+                beside: &[],
                 checkpoint_every: Duration::from_secs(1000),
                 stop: &stop,
             },

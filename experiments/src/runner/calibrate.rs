@@ -256,6 +256,7 @@ impl Measure<'_> {
                     decoding: &Decoding::greedy(),
                     seed: 0,
                 },
+                beside: &[],
                 checkpoint_every: Duration::MAX,
                 stop: &AtomicBool::new(false),
             },

@@ -10,7 +10,6 @@ use std::sync::{Mutex, PoisonError};
 
 use abkd_host::seal::{Error, Seal};
 use abkd_host::{chunks, files};
-use abkd_training::trainer::student_dir;
 use abkd_training::{cache, state};
 use anyhow::{Context, Result, anyhow};
 use serde::Serialize;
@@ -104,9 +103,7 @@ pub(super) fn survey(runs: &Path, plan: &Plan) -> Result<(Vec<bool>, Vec<String>
     let mut finished = Vec::new();
     for task in &plan.tasks {
         let dir = runs.join(&task.id);
-        for folder in [&dir, &student_dir(&dir)] {
-            files::sweep(folder).with_context(|| folder.display().to_string())?;
-        }
+        files::sweep(&dir).with_context(|| dir.display().to_string())?;
         finished.push(match Standing::of(&dir, &task.id)? {
             Standing::Finished(finished) => Some(finished),
             Standing::Open => None,
@@ -353,15 +350,11 @@ mod tests {
             fs::create_dir(runs.join(&trained.id).join(name)).unwrap();
             fs::write(runs.join(&trained.id).join(name).join("x"), "").unwrap();
         }
-        let student = student_dir(&runs.join(&trained.id));
-        for folder in [runs, &student] {
-            fs::write(folder.join(".tmp-99999999-x"), "").unwrap();
-        }
+        fs::write(runs.join(".tmp-99999999-x"), "").unwrap();
         fs::write(runs.join(&evaluated.id).join("answers.jsonl.sums"), "").unwrap();
         assert!(open(runs, &plan).0.is_empty());
         let names = |dir: &Path| fs::read_dir(dir).unwrap().count();
         assert_eq!(names(&runs.join(&trained.id)), 4);
-        assert_eq!(names(&student), 1);
         assert_eq!(names(&runs.join(&evaluated.id)), 3);
         assert_eq!(names(runs), plan.tasks.len());
 

@@ -261,6 +261,7 @@ impl Worker<'_> {
                 decoding: &job.decoding,
                 seed: job.validation.seed,
             },
+            beside: &self.inputs.companions,
             checkpoint_every: Duration::from_secs(60),
             stop: self.stop,
         }
@@ -309,10 +310,6 @@ impl Worker<'_> {
             (teacher_tokens > 0).then(|| cached_tokens as f64 / teacher_tokens as f64);
         let last = curve.last().and_then(|r| r.validation_rouge_l);
         folder.seal().enclose(STUDENT, &student);
-        // What makes the student's folder a whole Hugging Face folder.
-        for (name, bytes) in &self.inputs.companions {
-            folder.seal().write(&format!("{STUDENT}/{name}"), bytes)?;
-        }
         folder.finish(&Trained {
             curve,
             cached_share,
