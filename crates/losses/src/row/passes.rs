@@ -77,30 +77,60 @@ fn all_formulas<D: Pointwise, const NEAR: bool>(
     q: &[f32],
     norms: Norms,
 ) -> Sums {
-    let eval = |z: f32, t: f32, p: f32, q: f32| d.eval::<NEAR>(norms.entry::<NEAR>(z, t, p, q));
-    if !norms.masked() {
-        return sums::<D>(eval, d.teacher_is_far(), z, t, p, q, norms.q.peak);
+    let (far, peak) = (d.teacher_is_far(), norms.q.peak);
+    let plain = Plain::<D, NEAR> { d, norms };
+    if !plain.norms.masked() {
+        return sums::<D>(plain, far, z, t, p, q, peak);
     }
-    let left_out = if norms.disjoint {
+    let left_out = if plain.norms.disjoint {
         0.0
     } else {
-        d.left_out() * norms.q.scale
+        d.left_out() * plain.norms.q.scale
     };
-    let eval = |z: f32, t: f32, p: f32, q: f32| {
-        let (f, h) = eval(z, t, p, q);
+    sums::<D>(Masked { plain, left_out }, far, z, t, p, q, peak)
+}
+
+/// f and h of an entry of logits and exponentials. No closures: the compiler makes those without the features of the
+/// processor that their function has, where it does not inline them.
+trait Eval {
+    fn eval(&self, z: f32, t: f32, p: f32, q: f32) -> (f32, f32);
+}
+
+struct Plain<D, const NEAR: bool> {
+    d: D,
+    norms: Norms,
+}
+
+impl<D: Pointwise, const NEAR: bool> Eval for Plain<D, NEAR> {
+    #[inline(always)]
+    fn eval(&self, z: f32, t: f32, p: f32, q: f32) -> (f32, f32) {
+        self.d.eval::<NEAR>(self.norms.entry::<NEAR>(z, t, p, q))
+    }
+}
+
+/// The same where entries are masked.
+struct Masked<D, const NEAR: bool> {
+    plain: Plain<D, NEAR>,
+    /// h / q of an entry that is left out.
+    left_out: f32,
+}
+
+impl<D: Pointwise, const NEAR: bool> Eval for Masked<D, NEAR> {
+    #[inline(always)]
+    fn eval(&self, z: f32, t: f32, p: f32, q: f32) -> (f32, f32) {
+        let (f, h) = self.plain.eval(z, t, p, q);
         // By bits: a branch would keep the compiler from vector code.
         let there = (z != f32::NEG_INFINITY) & (t != f32::NEG_INFINITY);
         let mask = u32::from(there).wrapping_neg();
         let keep = |x: f32, or: f32| f32::from_bits((x.to_bits() & mask) | (or.to_bits() & !mask));
-        (keep(f, 0.0), keep(h, left_out * q))
-    };
-    sums::<D>(eval, d.teacher_is_far(), z, t, p, q, norms.q.peak)
+        (keep(f, 0.0), keep(h, self.left_out * q))
+    }
 }
 
 /// See [`formulas`].
 #[inline(always)]
 fn sums<D: Pointwise>(
-    eval: impl Fn(f32, f32, f32, f32) -> (f32, f32),
+    entry: impl Eval,
     teacher_is_far: bool,
     z: &[f32],
     t: &[f32],
@@ -129,7 +159,7 @@ fn sums<D: Pointwise>(
                     prefetch(t);
                 }
                 for i in 0..LANES {
-                    let (f, h) = eval(z[i], t[i], p[i], q[i]);
+                    let (f, h) = entry.eval(z[i], t[i], p[i], q[i]);
                     sum_f[i] += f;
                     sum_h[i] += h;
                     if D::HAS_NEAR {
@@ -139,7 +169,7 @@ fn sums<D: Pointwise>(
                 }
             }
             for (((z, t), p), q) in z_rest.iter().zip(t_rest).zip(p_rest).zip(q_rest) {
-                let (f, h) = eval(*z, *t, *p, *q);
+                let (f, h) = entry.eval(*z, *t, *p, *q);
                 sum_f[0] += f;
                 sum_h[0] += h;
                 most[0] = larger(most[0], h.abs());
@@ -149,7 +179,7 @@ fn sums<D: Pointwise>(
             add(&mut total_h, sum_h);
         }
     }
-    let (f, h) = eval(z[peak], t[peak], p[peak], q[peak]);
+    let (f, h) = entry.eval(z[peak], t[peak], p[peak], q[peak]);
     Sums {
         f: total_f.iter().sum::<f64>() + f64::from(f),
         h: total_h.iter().sum(),

@@ -350,22 +350,26 @@ fn wide_exp(x: f64) -> f64 {
 /// log(p/q) of an entry by two normalisers in f64: how far distributions differ may be less than those in f32 err.
 #[inline(always)]
 fn log_ratio(z: &[f32], t: &[f32], at: usize) -> f64 {
-    let others = |x: &[f32]| -> f64 {
-        let mut lanes = [0.0f64; LANES];
-        for side in around(at, x.len()) {
-            let (chunks, rest) = x[side].as_chunks::<LANES>();
-            for chunk in chunks {
-                for i in 0..LANES {
-                    lanes[i] += wide_exp(f64::from(chunk[i]) - f64::from(x[at]));
-                }
-            }
-            for &other in rest {
-                lanes[0] += wide_exp(f64::from(other) - f64::from(x[at]));
+    others(z, at).ln_1p() - others(t, at).ln_1p()
+}
+
+/// Sum of all exponentials but that of an entry, relative to it. No closure: the compiler makes one without the features of
+/// the processor that its function has.
+#[inline(always)]
+fn others(x: &[f32], at: usize) -> f64 {
+    let mut lanes = [0.0f64; LANES];
+    for side in around(at, x.len()) {
+        let (chunks, rest) = x[side].as_chunks::<LANES>();
+        for chunk in chunks {
+            for i in 0..LANES {
+                lanes[i] += wide_exp(f64::from(chunk[i]) - f64::from(x[at]));
             }
         }
-        lanes.iter().sum()
-    };
-    others(z).ln_1p() - others(t).ln_1p()
+        for &other in rest {
+            lanes[0] += wide_exp(f64::from(other) - f64::from(x[at]));
+        }
+    }
+    lanes.iter().sum()
 }
 
 dispatch!(pub(super) dispatch_log_ratio => log_ratio(z: &[f32], t: &[f32], at: usize) -> f64);
