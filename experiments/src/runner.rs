@@ -287,15 +287,14 @@ fn report_inputs(display: &Display, inputs: &Inputs, finished: usize, plan: &Pla
     }
 }
 
-fn lock_file(runs: &Path) -> Result<(PathBuf, File)> {
+fn lock_file(runs: &Path) -> Result<File> {
     let path = runs.join(".lock");
-    let file = File::create(&path).with_context(|| path.display().to_string())?;
-    Ok((path, file))
+    File::create(&path).with_context(|| path.display().to_string())
 }
 
 /// Refuses a second run on the same folder. The lock goes when the file is closed.
 fn lock(runs: &Path) -> Result<File> {
-    let (_, file) = lock_file(runs)?;
+    let file = lock_file(runs)?;
     file.try_lock().map_err(|_| {
         anyhow!("{}: another run works on this folder; wait for it, or give this one its own with --runs", runs.display())
     })?;
@@ -307,7 +306,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Several tasks may run in the same folder, but not beside a run that does all of them.
 fn lock_shared(runs: &Path) -> Result<File> {
-    let (_, file) = lock_file(runs)?;
+    let file = lock_file(runs)?;
     let begun = Instant::now();
     while file.try_lock_shared().is_err() {
         if begun.elapsed() > PATIENCE {
