@@ -29,6 +29,9 @@ pub use score::{Score, read_scores, write_scores};
 pub(crate) use sheet::Sheet;
 pub use sheet::{Field, write_atomic, write_lines};
 
+/// The folder of results that are not whole yet, below those of their profile.
+pub(crate) const PARTIAL: &str = "partial";
+
 const CELL_COLUMNS: [&str; 7] = [
     "dataset",
     "rouge_l_mean",

@@ -30,6 +30,7 @@ use self::worker::Worker;
 use crate::inputs::{Inputs, identity};
 use crate::plan::{Plan, Planned};
 use crate::progress::Display;
+use crate::results::PARTIAL;
 use crate::spec::Spec;
 use crate::task::{self, Sources};
 
@@ -99,9 +100,6 @@ struct OneOff {
 const RESULT: &str = "result.json";
 /// Where updates are timed.
 const SCRATCH: &str = "scratch";
-
-/// The folder of results that are not whole yet, below those of their profile.
-const PARTIAL: &str = "partial";
 
 /// How a run ended.
 #[derive(Debug, PartialEq, Eq)]

@@ -134,8 +134,26 @@ pub fn hex(bytes: &[u8]) -> String {
 ///
 /// When the folder cannot be written; the file is then as it was.
 pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    by_temporary(path, bytes, |temporary| publish(temporary, path, &[]))
+}
+
+/// As [`write`](fn@write), but a power cut may lose the file until it is [synchronised](sync): for many files that count
+/// together, or that are made again from others.
+///
+/// # Errors
+///
+/// When the folder cannot be written; the file is then as it was.
+pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    by_temporary(path, bytes, |temporary| fs::rename(temporary, path))
+}
+
+fn by_temporary(
+    path: &Path,
+    bytes: &[u8],
+    name: impl FnOnce(&Path) -> io::Result<()>,
+) -> io::Result<()> {
     let temporary = temporary(path)?;
-    let written = fs::write(&temporary, bytes).and_then(|()| publish(&temporary, path, &[]));
+    let written = fs::write(&temporary, bytes).and_then(|()| name(&temporary));
     if written.is_err() {
         // What is left is swept later; the first error is the one to tell.
         let _ = fs::remove_file(&temporary);
@@ -267,11 +285,20 @@ fn runs(process: u32) -> bool {
     }
 }
 
+/// Has the content of a file survive a power cut.
+///
+/// # Errors
+///
+/// When it cannot be opened or synchronised.
+pub fn sync(path: &Path) -> io::Result<()> {
+    // Opened to write, which Windows needs for it.
+    fs::OpenOptions::new().write(true).open(path)?.sync_all()
+}
+
 /// Has a file, or a folder with all that is in it, survive a power cut.
 fn sync_below(path: &Path) -> io::Result<()> {
     if !path.is_dir() {
-        // Opened to write, which Windows needs for it.
-        return fs::OpenOptions::new().write(true).open(path)?.sync_all();
+        return sync(path);
     }
     for entry in fs::read_dir(path)? {
         sync_below(&entry?.path())?;

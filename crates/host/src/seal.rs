@@ -3,7 +3,7 @@
 //! `seal.json` names the task and gives, for each file, its length and SHA-256, and a SHA-256 of itself. It is written
 //! last: a folder without one is not finished. A reader checks what it reads against it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -87,6 +87,9 @@ pub struct Seal {
     sha256: String,
     #[serde(skip)]
     folder: PathBuf,
+    /// Files that [`close`](Self::close) has to synchronise.
+    #[serde(skip)]
+    written: BTreeSet<PathBuf>,
 }
 
 impl Seal {
@@ -97,17 +100,20 @@ impl Seal {
             files: BTreeMap::new(),
             sha256: String::new(),
             folder: folder.into(),
+            written: BTreeSet::new(),
         }
     }
 
-    /// Writes a file of the folder; its checksum is of what is in memory.
+    /// Writes a file of the folder; its checksum is of what is in memory. It survives a power cut from
+    /// [`close`](Self::close) on.
     ///
     /// # Errors
     ///
     /// When it cannot be written.
     pub fn write(&mut self, name: &str, content: &[u8]) -> Result<(), Error> {
         let path = self.folder.join(name);
-        files::write(&path, content).map_err(Error::io(path))?;
+        files::replace(&path, content).map_err(Error::io(&path))?;
+        self.written.insert(path);
         self.add(name, Proof::of(content));
         Ok(())
     }
@@ -134,6 +140,14 @@ impl Seal {
     ///
     /// When it cannot be written.
     pub fn close(mut self) -> Result<Self, Error> {
+        let written = std::mem::take(&mut self.written);
+        for path in &written {
+            files::sync(path).map_err(Error::io(path))?;
+        }
+        let folders: BTreeSet<_> = written.iter().map(|path| files::folder_of(path)).collect();
+        for folder in folders {
+            files::sync_folder(&folder).map_err(Error::io(&folder))?;
+        }
         self.sha256 = self.digest();
         let path = self.folder.join(SEAL);
         files::write(&path, self.text().as_bytes()).map_err(Error::io(path))?;

@@ -7,6 +7,8 @@ use abkd_host::files;
 use anyhow::{Context, Result, anyhow, bail};
 use csv::StringRecord;
 
+use super::PARTIAL;
+
 /// One field of a line to be written.
 #[derive(Clone, Copy, Debug)]
 pub enum Field<'a> {
@@ -81,13 +83,20 @@ pub fn write_lines<'a, const N: usize>(
     write_atomic(path, &bytes)
 }
 
-/// Writes a file whole or not at all, in a folder that is made if absent.
+/// Writes a file whole or not at all, in a folder that is made if absent. Those of an unfinished experiment are written
+/// after each task, and again from the tasks if a power cut takes them.
 ///
 /// # Errors
 /// Names the file.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
-    files::create_folder(&files::folder_of(path))
-        .and_then(|()| files::write(path, bytes))
+    let folder = files::folder_of(path);
+    let write = if folder.ends_with(PARTIAL) {
+        files::replace
+    } else {
+        files::write
+    };
+    files::create_folder(&folder)
+        .and_then(|()| write(path, bytes))
         .with_context(|| format!("write {}", path.display()))
 }
 

@@ -6,7 +6,8 @@ use std::path::Path;
 use abkd_host::files;
 use anyhow::{Context, Result};
 
-use super::{PARTIAL, Places};
+use super::Places;
+use crate::results::PARTIAL;
 use crate::spec::{ENDINGS, Spec};
 
 /// Puts the results of an experiment, all tasks of which are done, in the place of those of an earlier run; tells of each
