@@ -87,11 +87,15 @@ pub struct TrainRun<'a> {
     /// Files beside the student's weights, with their content: the tokenizer and the like. They are in its folder from the
     /// first on, under its seal.
     pub beside: &'a [(&'static str, Vec<u8>)],
-    /// Time between checkpoints from one validation to the next.
+    /// Least time between checkpoints from one validation to the next; it is longer where a save takes more than a
+    /// twentieth of it.
     pub checkpoint_every: Duration,
     /// Set from outside to stop after the current step.
     pub stop: &'a AtomicBool,
 }
+
+/// Time between checkpoints, in times of a save: saving is at most 5% of a training.
+const SAVES: u32 = 20;
 
 /// What a run tells while it goes on.
 #[derive(Clone, Debug)]
@@ -171,7 +175,7 @@ pub fn train(run: TrainRun, observe: &mut dyn FnMut(Event)) -> Result<Outcome, E
         model,
         cache: run.cache,
     });
-    let mut saved = (state.step, Instant::now());
+    let (mut saved, mut interval) = ((state.step, Instant::now()), run.checkpoint_every);
     std::thread::scope(|scope| {
         let (prepared, thread) = ahead::prepare(scope, &run, state.step..steps);
         while state.step < steps {
@@ -240,13 +244,15 @@ pub fn train(run: TrainRun, observe: &mut dyn FnMut(Event)) -> Result<Outcome, E
                 }
             }
             let stop = run.stop.load(Ordering::Relaxed);
-            let due = stop || validates || saved.1.elapsed() > run.checkpoint_every;
+            let due = stop || validates || saved.1.elapsed() > interval;
             if due && saved.0 != state.step {
+                let begun = Instant::now();
                 state.method = driver.state();
                 state.log = log.mark()?;
                 // Surpassed only now: until then the checkpoint before may still be what the run goes on from.
                 let surpassed = kept::surpassed(run.dir, &state.curve, settings.keep_best)?;
                 state::save(run.dir, &state, &student, &optimizer, surpassed)?;
+                interval = run.checkpoint_every.max(SAVES * begun.elapsed());
                 saved = (state.step, Instant::now());
             }
             if stop && state.step < steps {
