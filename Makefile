@@ -20,7 +20,7 @@ export LIBTORCH = $(CURDIR)/.libtorch
 export LD_LIBRARY_PATH := $(CURDIR)/.libtorch/lib:$(LD_LIBRARY_PATH)
 endif
 
-.PHONY: help table1 table2 table3 table4 figure1 all compare test test-slurm mutated faults bench weights libtorch
+.PHONY: help table1 table2 table3 table4 figure1 all compare test test-slurm mutated mutants faults bench weights libtorch
 
 help:            ## these lines
 	@grep -E '^[a-z0-9-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -41,6 +41,8 @@ test:            ## all tests (TESTS="--test cli libtorch" for some)
 	cargo test --release --workspace $(FEATURES) $(TESTS)
 mutated:         ## damaged input files of 16 kinds, CASES of each: no panic, no hang, no 2 GB (CASES=6500)
 	PROPTEST_CASES=$(or $(CASES),6500) cargo test --release --workspace $(FEATURES) --test mutated
+mutants:         ## the program broken on purpose: a test must fail for each fault (MUTANTS=faults for the first part; cargo install cargo-mutants)
+	FEATURES=abkd-host/faults tools/mutants.sh $(MUTANTS)
 faults:          ## runs disturbed by kills, power cuts, full disks, damaged files (MINUTES=30; docs/faults.md)
 	cargo build --release --workspace $(FEATURES)
 	$(PYTHON) tools/faults/campaign.py --abkd $(TARGET)/release/abkd --minutes $(or $(MINUTES),30)

@@ -1,3 +1,5 @@
+use abkd_host::fault;
+
 use crate::Sequence;
 use crate::rng::Rng;
 
@@ -22,7 +24,10 @@ pub fn collate(sequences: &[&Sequence]) -> Batch {
     for (s, length) in sequences.iter().zip(&lengths) {
         let start = input_ids.len();
         input_ids.extend(&s.tokens[..*length]);
-        targets.extend((s.prompt_len..s.tokens.len()).map(|t| (start + t - 1, s.tokens[t])));
+        targets.extend((s.prompt_len..s.tokens.len()).map(|t| {
+            let at = fault!("targets at their own places", start + t - 1, start + t);
+            (at, s.tokens[t])
+        }));
     }
     Batch {
         examples: sequences.iter().map(|s| s.example).collect(),

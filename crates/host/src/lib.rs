@@ -4,6 +4,7 @@
 
 mod choice;
 pub mod chunks;
+pub mod fault;
 pub mod files;
 pub mod math;
 pub mod rng;

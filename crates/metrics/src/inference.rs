@@ -14,6 +14,7 @@
 //! Two questions are kept apart: whether *these trained students* differ, where only examples and sampling vary
 //! ([`Table::students`]), and whether *the losses* differ, where the trainings vary, too ([`Table::difference`]).
 
+use abkd_host::fault;
 use abkd_host::rng::Rng;
 use statrs::distribution::{ContinuousCDF, StudentsT};
 
@@ -83,7 +84,8 @@ impl Estimate {
 }
 
 fn student(degrees: f64) -> StudentsT {
-    StudentsT::new(0.0, 1.0, degrees.max(1.0)).expect("one degree of freedom at least")
+    let degrees = fault!("normal intervals", degrees.max(1.0), 1e9);
+    StudentsT::new(0.0, 1.0, degrees).expect("one degree of freedom at least")
 }
 
 fn quantile(degrees: f64, p: f64) -> f64 {
@@ -611,7 +613,8 @@ pub fn holm(p: &[f64]) -> Vec<f64> {
     let mut adjusted = vec![0.0; p.len()];
     let mut before = 0.0f64;
     for (k, &i) in order.iter().enumerate() {
-        before = before.max(((p.len() - k) as f64 * p[i]).min(1.0));
+        let among = fault!("every p as the smallest", p.len() - k, p.len());
+        before = before.max((among as f64 * p[i]).min(1.0));
         adjusted[i] = before;
     }
     adjusted

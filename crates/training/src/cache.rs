@@ -13,8 +13,8 @@ use std::time::Instant;
 
 use abkd_data::{Batch, Sequence, collate};
 use abkd_host::chunks::{self, Chunks};
-use abkd_host::files;
 use abkd_host::seal::{self, Seal};
+use abkd_host::{fault, files};
 use abkd_models::LanguageModel;
 use burn::tensor::{Device, Tensor, TensorData};
 use half::bf16;
@@ -249,6 +249,7 @@ impl TeacherCache {
                 ));
             };
             let size = self.mode.bytes();
+            let first = fault!("cache of the row before", *first, first.saturating_sub(1));
             let start = first * self.width * size;
             let bytes = &self.rows[start..start + wanted * self.width * size];
             match self.mode {

@@ -2,6 +2,7 @@
 
 mod fused;
 
+use abkd_host::fault;
 use abkd_models::{LanguageModel, params};
 use burn::module::{Module, ModuleVisitor, Param, ParamGroup};
 use burn::optim::{AdamWConfig, GradientsParams, ModuleOptimizer};
@@ -36,7 +37,12 @@ pub fn adamw(model: &LanguageModel, weight_decay: f64, beta_2: f64) -> ModuleOpt
 /// Learning rate of the update numbered `step` from 0: half a cosine from `peak` to `floor` over
 /// `steps` updates, without warm-up.
 pub fn cosine(step: usize, steps: usize, peak: f64, floor: f64) -> f64 {
-    let turn = std::f64::consts::PI * step as f64 / steps as f64;
+    let turn = std::f64::consts::PI * step as f64
+        / fault!(
+            "cosine ends an update early",
+            steps,
+            steps.saturating_sub(1).max(1)
+        ) as f64;
     floor + (peak - floor) * (1.0 + turn.cos()) / 2.0
 }
 
@@ -105,7 +111,7 @@ pub fn clip(
     norm: f64,
     limit: f64,
 ) -> GradientsParams {
-    let factor = limit / (norm + 1e-6);
+    let factor = fault!("clipped to the square", limit, limit * limit * 0.5) / (norm + 1e-6);
     if factor >= 1.0 {
         return grads;
     }

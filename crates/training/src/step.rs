@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use abkd_data::Batch;
+use abkd_host::fault;
 use abkd_models::{Checkpoints, LanguageModel};
 use burn::module::Module;
 use burn::optim::{GradientsAccumulator, GradientsParams, ModuleOptimizer};
@@ -246,12 +247,13 @@ fn parts<'a>(terms: &'a [Term], how: &Update) -> Vec<Part<'a>> {
     let mut parts = Vec::new();
     for term in terms.iter().filter(|t| !t.batch.targets.is_empty()) {
         let scale = term.weight / term.batch.targets.len() as f64;
-        let mut push = |batch, objective, first_row| {
+        let mut push = |batch: Cow<'a, Batch>, objective, first_row| {
+            let of_part = term.weight / batch.targets.len() as f64;
             parts.push(Part {
                 batch,
                 objective,
                 first_row,
-                scale,
+                scale: fault!("mean of each micro-batch", scale, of_part),
                 from_data: term.from_data,
                 seed: how.seed.wrapping_add(parts.len() as u64),
             });

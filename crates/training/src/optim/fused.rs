@@ -3,7 +3,7 @@
 //! Burn's own works through some fifteen operations, each a pass over memory of its own. The numbers are the same, bit
 //! by bit, and so is the state.
 
-use abkd_host::{LANES, dispatch};
+use abkd_host::{LANES, dispatch, fault};
 use burn::backend::Flex;
 use burn::optim::{AdamW, AdamWState, AdaptiveMomentumState, LearningRate, Optimizer};
 use burn::tensor::{DType, Device, Tensor, TensorData};
@@ -50,9 +50,14 @@ impl Optimizer for FusedAdamW {
             beta_1: self.beta_1,
             beta_2: self.beta_2,
             bias_1: 1.0 - self.beta_1.powi(time as i32),
-            bias_2: 1.0 - self.beta_2.powi(time as i32),
+            bias_2: fault!(
+                "second moment not corrected",
+                1.0 - self.beta_2.powi(time as i32),
+                1.0
+            ),
             epsilon: self.epsilon,
-            keep: (1.0 - lr * f64::from(self.weight_decay)) as f32,
+            keep: (1.0 - f64::from(self.weight_decay) * fault!("decay without the rate", lr, 1.0))
+                as f32,
             lr: lr as f32,
         };
         floats(&mut weights)
