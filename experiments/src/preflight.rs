@@ -263,7 +263,7 @@ fn adapters_fit(spec: &Spec, teacher: &ModelConfig, student: &ModelConfig) -> Re
         let Some(config) = &settings.lora else {
             return Ok(());
         };
-        let mut model = small(shape)?.zeros(&Device::flex());
+        let mut model = shape.smallest().zeros(&Device::flex());
         for config in before
             .and_then(|s| s.lora.as_ref())
             .into_iter()
@@ -300,20 +300,6 @@ fn adapters_fit(spec: &Spec, teacher: &ModelConfig, student: &ModelConfig) -> Re
             .map_err(|error| spec.blame(index, error))?;
     }
     Ok(())
-}
-
-/// A configuration of the same architecture, and tiny.
-fn small(shape: &ModelConfig) -> Result<ModelConfig> {
-    let json = match shape {
-        ModelConfig::Gpt2(_) => serde_json::json!({
-            "model_type": "gpt2", "vocab_size": 2, "n_positions": 2, "n_embd": 2, "n_layer": 1, "n_head": 1,
-        }),
-        ModelConfig::Llama(_) => serde_json::json!({
-            "model_type": "llama", "vocab_size": 2, "hidden_size": 2, "intermediate_size": 2,
-            "num_hidden_layers": 1, "num_attention_heads": 1, "max_position_embeddings": 2,
-        }),
-    };
-    Ok(serde_json::from_value(json)?)
 }
 
 /// Whether tokenizer and texts fit the models.

@@ -5,7 +5,7 @@ mod cell;
 
 use std::ops::Range;
 
-use abkd_host::{LANES, dispatch, prefetch};
+use abkd_host::{LANES, dispatch, fault, prefetch};
 use rayon::prelude::*;
 
 #[cfg(target_arch = "x86_64")]
@@ -15,6 +15,15 @@ use cell::{Cell, Pair};
 use crate::Precision;
 use crate::ops::softmax_of;
 use crate::rope::Angles;
+
+/// What scores are multiplied by (Vaswani et al. 2017): 1 / sqrt(dh).
+pub(crate) fn score_scale(dh: usize) -> f32 {
+    fault!(
+        "scores by the width",
+        1.0 / (dh as f32).sqrt(),
+        1.0 / dh as f32
+    )
+}
 
 /// Keys and values of one layer.
 pub(crate) trait Store: Send + Sync {
@@ -330,7 +339,7 @@ fn over_cache<T: Cell, const G: usize>(
     let end = (first..first + G).map(|i| new.seen(i).end).max();
     let end = end.expect("a group has a query");
     let columns = end.next_multiple_of(LANES);
-    let scale = 1.0 / (dh as f32).sqrt();
+    let scale = score_scale(dh);
     cells.clear();
     for q in q[first * dh..].chunks_exact(dh).take(G) {
         T::cells(q, cells);

@@ -1,4 +1,4 @@
-//! Decoding where tensors lie in host memory: the pass of either architecture over packed weights and rows of numbers.
+//! Decoding where tensors lie in host memory: the pass of any architecture over packed weights and rows of numbers.
 //!
 //! A step has one token a row, so that an operation on a tensor costs more in its calls than in its numbers. Here a
 //! layer is eight loops, each in parallel: norm, queries with keys and values, attention, its output, norm, the two halves
@@ -8,14 +8,15 @@ mod parts;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
-use parts::{Dense, Norm};
+pub(crate) use parts::{Dense, Norm};
 
 use crate::attention::{self, Rotary, Rows, Store};
 use crate::ops::{gelu, silu};
 use crate::packed::{Factors, Packed, Put};
 use crate::params::to_vec;
 use crate::rope::Angles;
-use crate::{LanguageModel, Precision, gpt2, llama};
+use crate::span::Heads;
+use crate::{LanguageModel, Precision};
 
 /// A model made ready to decode: what its precision rounds is rounded once; and room for the keys and values of a batch.
 pub(crate) struct HostModel {
@@ -66,15 +67,29 @@ impl Work {
     }
 }
 
-struct Layer {
-    norm_1: Norm,
+/// What an architecture gives: packed weights, and how they are used.
+pub(crate) struct Parts {
+    /// `[positions, d]`, where positions are embedded.
+    pub positions: Option<Vec<f32>>,
+    pub layers: Vec<Layer>,
+    pub norm: Norm,
+    /// Whether the activation is SwiGLU; GELU if not.
+    pub gated: bool,
+    pub heads: Heads,
+    /// Width of the feed-forward network.
+    pub inner: usize,
+}
+
+/// A pre-norm layer.
+pub(crate) struct Layer {
+    pub norm_1: Norm,
     /// Queries, keys and values.
-    qkv: Dense,
-    out: Dense,
-    norm_2: Norm,
+    pub qkv: Dense,
+    pub out: Dense,
+    pub norm_2: Norm,
     /// Gate and value side by side, where there is a gate.
-    up: Dense,
-    down: Dense,
+    pub up: Dense,
+    pub down: Dense,
 }
 
 #[derive(Default)]
@@ -93,9 +108,30 @@ struct Cache {
 impl HostModel {
     /// Without room for a batch yet.
     pub fn new(model: &LanguageModel) -> Self {
-        match model {
-            LanguageModel::Gpt2(m) => Self::gpt2(m),
-            LanguageModel::Llama(m) => Self::llama(m),
+        let Parts {
+            positions,
+            layers,
+            norm,
+            gated,
+            heads,
+            inner,
+        } = model.inner().parts();
+        let precision = model.precision();
+        let tokens = model.embedding().val();
+        let d = tokens.dims()[1];
+        Self {
+            tokens: tokens.to_device(&Device::flex()),
+            positions,
+            layers,
+            norm,
+            head: Packed::transposed(model.head().val(), precision),
+            gated,
+            kv_heads: heads.kv_heads,
+            dh: heads.dh,
+            precision,
+            angles: model.angles(),
+            cache: Cache::default(),
+            work: Work::new(d, heads.heads * heads.dh, inner, precision),
         }
     }
 
@@ -113,76 +149,6 @@ impl HostModel {
             rotary: self.angles.map(|angles| Rotary::new(capacity, angles)),
             ..Cache::default()
         };
-    }
-
-    fn gpt2(model: &gpt2::Gpt2) -> Self {
-        let (stack, config, precision) = (&model.transformer, &model.config, model.precision);
-        let epsilon = config.layer_norm_epsilon;
-        let layers = stack.h.iter().map(|block| Layer {
-            norm_1: Norm::layer(&block.ln_1, epsilon),
-            qkv: Dense::conv(&block.attn.c_attn),
-            out: Dense::conv(&block.attn.c_proj),
-            norm_2: Norm::layer(&block.ln_2, epsilon),
-            up: Dense::conv(&block.mlp.c_fc),
-            down: Dense::conv(&block.mlp.c_proj),
-        });
-        let tokens = stack.wte.weight.val();
-        let d = config.n_embd;
-        let work = Work::new(d, d, config.inner(), precision);
-        let (count, dh) = (config.n_head, d / config.n_head);
-        Self {
-            positions: Some(to_vec(stack.wpe.weight.val())),
-            layers: layers.collect(),
-            norm: Norm::layer(&stack.ln_f, epsilon),
-            head: Packed::transposed(model.head().val(), precision),
-            tokens: tokens.to_device(&Device::flex()),
-            gated: false,
-            kv_heads: count,
-            dh,
-            precision,
-            angles: None,
-            cache: Cache::default(),
-            work,
-        }
-    }
-
-    fn llama(model: &llama::Llama) -> Self {
-        let (stack, config, precision) = (&model.model, &model.config, model.precision);
-        let epsilon = config.rms_norm_eps;
-        let layers = stack.layers.iter().map(|layer| {
-            let (attn, mlp) = (&layer.self_attn, &layer.mlp);
-            Layer {
-                norm_1: Norm::rms(&layer.input_layernorm, epsilon),
-                qkv: Dense::side_by_side(&[&attn.q_proj, &attn.k_proj, &attn.v_proj]),
-                out: Dense::side_by_side(&[&attn.o_proj]),
-                norm_2: Norm::rms(&layer.post_attention_layernorm, epsilon),
-                up: Dense::side_by_side(&[&mlp.gate_proj, &mlp.up_proj]),
-                down: Dense::side_by_side(&[&mlp.down_proj]),
-            }
-        });
-        let tokens = stack.embed_tokens.weight.val();
-        let (count, dh) = (config.kv_heads(), config.head_width());
-        let heads = config.num_attention_heads * dh;
-        let work = Work::new(
-            config.hidden_size,
-            heads,
-            config.intermediate_size,
-            precision,
-        );
-        Self {
-            positions: None,
-            layers: layers.collect(),
-            norm: Norm::rms(&stack.norm, epsilon),
-            head: Packed::transposed(model.head().val(), precision),
-            tokens: tokens.to_device(&Device::flex()),
-            gated: true,
-            kv_heads: count,
-            dh,
-            precision,
-            angles: Some(model.angles()),
-            cache: Cache::default(),
-            work,
-        }
     }
 
     /// Forgets what was seen; from here on it is `batch` rows.

@@ -1,7 +1,7 @@
 //! One token from a row of logits.
 
 use abkd_host::math::shifted_exp;
-use abkd_host::{LANES, dispatch};
+use abkd_host::{LANES, dispatch, fault};
 
 use crate::generate::Decoding;
 
@@ -17,7 +17,8 @@ pub(crate) fn draw(logits: &[f32], u: f64, decoding: &Decoding) -> Option<u32> {
         let best = logits.iter().position(|&x| x == max)?;
         return Some(best as u32);
     }
-    let scale = 1.0 / decoding.temperature as f32;
+    let temperature = decoding.temperature as f32;
+    let scale = 1.0 / fault!("temperature twice", temperature, temperature * temperature);
     if whole {
         return Some(draw_from_all(logits, max, scale, u));
     }

@@ -8,12 +8,47 @@ use burn::module::{Module, Param};
 use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::{Device, Tensor};
 use serde::Serialize;
+use serde_json::{Value, json};
 
+use crate::Error;
 use crate::activation::gelu_new;
-use crate::keys::ids_to_json;
+use crate::architecture::{Architecture, Facts, Shape};
+use crate::config::{MOST, Parameters, known};
+use crate::decoder::{Dense, Layer, Norm, Parts};
+use crate::keys::{Keys, Neutral, ids_to_json};
 use crate::kv_cache::KvCache;
 use crate::layers::{Conv1D, Embedding, LayerNorm, Precision, Projected};
+use crate::params::to_vec;
 use crate::span::{Heads, Span};
+
+/// Names of one activation in `transformers`: the tanh form of GELU.
+const ACTIVATIONS: &[&str] = &[
+    "gelu_new",
+    "gelu_pytorch_tanh",
+    "gelu_python_tanh",
+    "gelu_fast",
+    "gelu_accurate",
+];
+
+/// Names that `transformers` takes for those of GPT-2.
+const OTHER_NAMES: &[(&str, &str)] = &[
+    ("hidden_size", "n_embd"),
+    ("max_position_embeddings", "n_positions"),
+    ("num_attention_heads", "n_head"),
+    ("num_hidden_layers", "n_layer"),
+];
+
+/// Keys that leave the function unchanged with one value.
+const NEUTRAL: &[(&str, Neutral)] = &[
+    // once the width of the mask; `n_positions` alone counts today
+    ("n_ctx", Neutral::Any),
+    ("n_special", Neutral::Zero),
+    ("predict_special_tokens", Neutral::Any),
+    // the order of the same operations
+    ("reorder_and_upcast_attn", Neutral::Any),
+    ("scale_attn_by_inverse_layer_idx", Neutral::False),
+    ("scale_attn_weights", Neutral::True),
+];
 
 /// The keys of a GPT-2 `config.json` that matter here.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -55,13 +90,134 @@ pub struct Gpt2Config {
 }
 
 impl Gpt2Config {
-    /// Width of the MLP.
-    pub(crate) fn inner(&self) -> usize {
-        self.n_inner.unwrap_or(4 * self.n_embd)
+    /// The keys that matter.
+    pub(crate) const KEYS: &'static [&'static str] = &[
+        "vocab_size",
+        "n_positions",
+        "n_embd",
+        "n_layer",
+        "n_head",
+        "n_inner",
+        "layer_norm_epsilon",
+        "activation_function",
+        "embd_pdrop",
+        "attn_pdrop",
+        "resid_pdrop",
+        "initializer_range",
+        "tie_word_embeddings",
+        "bos_token_id",
+        "eos_token_id",
+    ];
+
+    /// Takes all keys, with the defaults of `transformers`.
+    pub(crate) fn take(keys: &mut Keys) -> Result<Self, Error> {
+        for (other, key) in OTHER_NAMES {
+            keys.rename(other, key)?;
+        }
+        let vocab_size = keys.size("vocab_size", Some(50257))?;
+        let config = Self {
+            vocab_size,
+            n_positions: keys.size("n_positions", Some(1024))?,
+            n_embd: keys.size("n_embd", Some(768))?,
+            n_layer: keys.size("n_layer", Some(12))?,
+            n_head: keys.size("n_head", Some(12))?,
+            n_inner: keys.optional_size("n_inner")?,
+            layer_norm_epsilon: keys.number("layer_norm_epsilon", Some(1e-5), 0.0..=1.0)?,
+            activation_function: keys.word("activation_function", "gelu_new", ACTIVATIONS)?,
+            embd_pdrop: keys.number("embd_pdrop", Some(0.1), 0.0..=1.0)?,
+            attn_pdrop: keys.number("attn_pdrop", Some(0.1), 0.0..=1.0)?,
+            resid_pdrop: keys.number("resid_pdrop", Some(0.1), 0.0..=1.0)?,
+            initializer_range: keys.number("initializer_range", Some(0.02), 0.0..=1e3)?,
+            tie_word_embeddings: keys.flag("tie_word_embeddings", true)?,
+            bos_token_id: keys.id("bos_token_id"),
+            eos_token_id: keys.ids("eos_token_id", vocab_size)?,
+            generation_eos: Vec::new(),
+        };
+        keys.pass(NEUTRAL)?;
+        // heads for other tasks
+        keys.pass_where(|key| key.starts_with("summary_"));
+        known::pass(keys)?;
+        Ok(config)
     }
 
-    /// Name and shape of every tensor, in the model's order.
-    pub(crate) fn tensors(self) -> impl Iterator<Item = (String, Vec<usize>)> {
+    /// Width of the MLP.
+    fn inner(&self) -> usize {
+        self.n_inner.unwrap_or(4 * self.n_embd)
+    }
+}
+
+impl Shape for Gpt2Config {
+    fn sizes(&self) -> Vec<(&'static str, Option<usize>, usize)> {
+        vec![
+            ("vocab_size", Some(self.vocab_size), MOST.vocabulary),
+            ("n_positions", Some(self.n_positions), MOST.positions),
+            ("n_embd", Some(self.n_embd), MOST.width),
+            ("n_layer", Some(self.n_layer), MOST.layers),
+            ("n_head", Some(self.n_head), MOST.heads),
+            ("n_inner", self.n_inner, MOST.inner),
+        ]
+    }
+
+    fn conflict(&self) -> Option<(&'static str, String, String)> {
+        if !self.n_embd.is_multiple_of(self.n_head) {
+            let hint = format!("it must divide n_embd, which is {}", self.n_embd);
+            return Some(("n_head", self.n_head.to_string(), hint));
+        }
+        let dropouts = [
+            ("embd_pdrop", self.embd_pdrop),
+            ("attn_pdrop", self.attn_pdrop),
+            ("resid_pdrop", self.resid_pdrop),
+        ];
+        let (key, p) = dropouts.into_iter().find(|(_, p)| *p >= 1.0)?;
+        Some((key, p.to_string(), "a probability below 1".into()))
+    }
+
+    fn parameters(&self) -> Parameters {
+        let (d, inner) = (self.n_embd, self.inner());
+        let attention = 4 * d * d + 4 * d;
+        let mlp = 2 * d * inner + inner + d;
+        Parameters {
+            embedding: (self.vocab_size + self.n_positions) * d,
+            layer: attention + mlp + 4 * d,
+            layers: self.n_layer,
+            norm: 2 * d,
+            head: if self.tie_word_embeddings {
+                0
+            } else {
+                self.vocab_size * d
+            },
+        }
+    }
+
+    fn facts(&self) -> Facts {
+        Facts {
+            vocab_size: self.vocab_size,
+            positions: self.n_positions,
+            width: self.n_embd,
+            heads: self.n_head,
+            layers: self.n_layer,
+            initializer_range: self.initializer_range,
+            tied: self.tie_word_embeddings,
+            bos: self.bos_token_id,
+            class: "GPT2LMHeadModel",
+            prefix: "transformer.",
+            embedding: "transformer.wte.weight",
+        }
+    }
+
+    fn set_layers(&mut self, layers: usize) {
+        self.n_layer = layers;
+    }
+
+    fn eos(&self) -> (&[u32], &[u32]) {
+        (&self.eos_token_id, &self.generation_eos)
+    }
+
+    fn set_generation_eos(&mut self, ids: Vec<u32>) {
+        self.generation_eos = ids;
+    }
+
+    fn tensors(&self) -> Box<dyn Iterator<Item = (String, Vec<usize>)>> {
         let (v, d, inner) = (self.vocab_size, self.n_embd, self.inner());
         let first = [
             ("transformer.wte.weight".to_owned(), vec![v, d]),
@@ -89,7 +245,15 @@ impl Gpt2Config {
         });
         let norm = ["weight", "bias"].map(|name| (format!("transformer.ln_f.{name}"), vec![d]));
         let head = (!self.tie_word_embeddings).then(|| ("lm_head.weight".to_owned(), vec![v, d]));
-        first.into_iter().chain(layers).chain(norm).chain(head)
+        Box::new(first.into_iter().chain(layers).chain(norm).chain(head))
+    }
+
+    fn is_buffer(&self, name: &str) -> bool {
+        name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias")
+    }
+
+    fn smallest(&self) -> Value {
+        json!({"model_type": "gpt2", "vocab_size": 2, "n_positions": 2, "n_embd": 2, "n_layer": 1, "n_head": 1})
     }
 }
 
@@ -205,38 +369,6 @@ pub struct Gpt2 {
 }
 
 impl Gpt2 {
-    pub(crate) fn set_precision(&mut self, precision: Precision) {
-        self.precision = precision;
-        self.projections_mut().for_each(|p| p.precision = precision);
-    }
-
-    pub(crate) fn projections_mut(&mut self) -> impl Iterator<Item = &mut Conv1D> {
-        self.transformer.h.iter_mut().flat_map(|block| {
-            let (attn, mlp) = (&mut block.attn, &mut block.mlp);
-            [
-                &mut attn.c_attn,
-                &mut attn.c_proj,
-                &mut mlp.c_fc,
-                &mut mlp.c_proj,
-            ]
-        })
-    }
-
-    /// Turns dropout off; the configuration keeps its probabilities.
-    pub(crate) fn without_dropout(&mut self) {
-        self.transformer.drop.prob = 0.0;
-        for block in &mut self.transformer.h {
-            let (attn, mlp) = (&mut block.attn, &mut block.mlp);
-            for dropout in [
-                &mut attn.attn_dropout,
-                &mut attn.resid_dropout,
-                &mut mlp.dropout,
-            ] {
-                dropout.prob = 0.0;
-            }
-        }
-    }
-
     /// A model of the given shape on `device`; norms are the identity, all else is zero.
     pub fn zeros(config: &Gpt2Config, device: &Device) -> Self {
         let d = config.n_embd;
@@ -257,13 +389,35 @@ impl Gpt2 {
         }
     }
 
-    pub(crate) fn head(&self) -> &Param<Tensor<2>> {
+    fn projections_mut(&mut self) -> impl Iterator<Item = &mut Conv1D> {
+        self.transformer.h.iter_mut().flat_map(|block| {
+            let (attn, mlp) = (&mut block.attn, &mut block.mlp);
+            [
+                &mut attn.c_attn,
+                &mut attn.c_proj,
+                &mut mlp.c_fc,
+                &mut mlp.c_proj,
+            ]
+        })
+    }
+}
+
+impl Architecture for Gpt2 {
+    fn embedding(&self) -> &Param<Tensor<2>> {
+        &self.transformer.wte.weight
+    }
+
+    fn head(&self) -> &Param<Tensor<2>> {
         let head = self.lm_head.as_ref();
         &head.unwrap_or(&self.transformer.wte).weight
     }
 
+    fn layers(&self) -> usize {
+        self.transformer.h.len()
+    }
+
     /// Adds the embeddings of the positions: `[N, d] -> [N, d]`.
-    pub(crate) fn enter(&self, tokens: Tensor<2>, span: &Span) -> Tensor<2> {
+    fn enter(&self, tokens: Tensor<2>, span: &Span) -> Tensor<2> {
         let ([n, d], stack) = (tokens.dims(), &self.transformer);
         let places = stack.wpe.forward(span.ids(&tokens.device())); // [B or 1, T, d]
         let width = places.dims()[1];
@@ -271,8 +425,7 @@ impl Gpt2 {
         stack.drop.forward(x.reshape([n, d]))
     }
 
-    /// One block: `[N, d] -> [N, d]`
-    pub(crate) fn layer(
+    fn layer(
         &self,
         index: usize,
         x: Tensor<2>,
@@ -287,9 +440,67 @@ impl Gpt2 {
         x + block.mlp.forward(normed)
     }
 
-    pub(crate) fn norm(&self, x: Tensor<2>) -> Tensor<2> {
+    fn norm(&self, x: Tensor<2>) -> Tensor<2> {
         self.transformer
             .ln_f
             .forward(x, self.config.layer_norm_epsilon)
+    }
+
+    fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    fn set_precision(&mut self, precision: Precision) {
+        self.precision = precision;
+        self.projections_mut().for_each(|p| p.precision = precision);
+    }
+
+    fn without_dropout(&mut self) {
+        self.transformer.drop.prob = 0.0;
+        for block in &mut self.transformer.h {
+            let (attn, mlp) = (&mut block.attn, &mut block.mlp);
+            for dropout in [
+                &mut attn.attn_dropout,
+                &mut attn.resid_dropout,
+                &mut mlp.dropout,
+            ] {
+                dropout.prob = 0.0;
+            }
+        }
+    }
+
+    fn each_weight(&mut self, f: &mut dyn FnMut(&mut Param<Tensor<2>>)) {
+        self.projections_mut().for_each(|p| f(&mut p.weight));
+    }
+
+    fn keep_layers(&mut self, keep: &[usize]) {
+        let layers = &self.transformer.h;
+        self.transformer.h = keep.iter().map(|&i| layers[i].clone()).collect();
+        self.config.n_layer = keep.len();
+    }
+
+    fn parts(&self) -> Parts {
+        let (stack, config) = (&self.transformer, &self.config);
+        let epsilon = config.layer_norm_epsilon;
+        let layers = stack.h.iter().map(|block| Layer {
+            norm_1: Norm::layer(&block.ln_1, epsilon),
+            qkv: Dense::conv(&block.attn.c_attn),
+            out: Dense::conv(&block.attn.c_proj),
+            norm_2: Norm::layer(&block.ln_2, epsilon),
+            up: Dense::conv(&block.mlp.c_fc),
+            down: Dense::conv(&block.mlp.c_proj),
+        });
+        Parts {
+            positions: Some(to_vec(stack.wpe.weight.val())),
+            layers: layers.collect(),
+            norm: Norm::layer(&stack.ln_f, epsilon),
+            gated: false,
+            heads: Heads {
+                heads: config.n_head,
+                kv_heads: config.n_head,
+                dh: config.n_embd / config.n_head,
+            },
+            inner: config.inner(),
+        }
     }
 }

@@ -7,6 +7,7 @@
 #![allow(clippy::module_name_repetitions)]
 
 mod activation;
+mod architecture;
 mod attention;
 pub mod checkpoint;
 mod checkpointing;
@@ -25,30 +26,22 @@ mod ops;
 mod packed;
 pub mod params;
 mod rope;
+mod rotary;
 mod span;
 pub mod verify;
 
-use burn::module::{Module, Param};
+use burn::module::Param;
 use burn::tensor::{Device, Int, Tensor};
 
+pub use architecture::{LanguageModel, ModelConfig};
 pub use checkpointing::Checkpoints;
-pub use config::{ModelConfig, Parameters};
+pub use config::Parameters;
 pub use error::Error;
 pub use kv_cache::KvCache;
 pub use layers::Precision;
 use rope::Angles;
 pub use rope::RopeScaling;
 use span::Span;
-
-/// A causal language model of one of the supported architectures.
-#[derive(Module, Debug)]
-#[allow(clippy::large_enum_variant)]
-pub enum LanguageModel {
-    /// GPT-2 (Radford et al. 2019).
-    Gpt2(gpt2::Gpt2),
-    /// LLaMA (Touvron et al. 2023).
-    Llama(llama::Llama),
-}
 
 impl LanguageModel {
     /// Final hidden states, after the last norm.
@@ -109,26 +102,17 @@ impl LanguageModel {
 
     /// The token embedding `[V, d]`.
     pub fn embedding(&self) -> &Param<Tensor<2>> {
-        match self {
-            Self::Gpt2(m) => &m.transformer.wte.weight,
-            Self::Llama(m) => &m.model.embed_tokens.weight,
-        }
+        self.inner().embedding()
     }
 
     /// Of the rotary embedding, where there is one.
     fn angles(&self) -> Option<Angles> {
-        match self {
-            Self::Gpt2(_) => None,
-            Self::Llama(m) => Some(m.angles()),
-        }
+        self.inner().angles()
     }
 
     /// What the first layer gets of the tokens: `[N, d] -> [N, d]`.
     fn enter(&self, tokens: Tensor<2>, span: &Span) -> Tensor<2> {
-        match self {
-            Self::Gpt2(m) => m.enter(tokens, span),
-            Self::Llama(_) => tokens,
-        }
+        self.inner().enter(tokens, span)
     }
 
     fn layer(
@@ -138,32 +122,20 @@ impl LanguageModel {
         span: &Span,
         cache: Option<&mut KvCache>,
     ) -> Tensor<2> {
-        match self {
-            Self::Gpt2(m) => m.layer(index, x, span, cache),
-            Self::Llama(m) => m.layer(index, x, span, cache),
-        }
+        self.inner().layer(index, x, span, cache)
     }
 
     fn norm(&self, x: Tensor<2>) -> Tensor<2> {
-        match self {
-            Self::Gpt2(m) => m.norm(x),
-            Self::Llama(m) => m.norm(x),
-        }
+        self.inner().norm(x)
     }
 
     fn layers(&self) -> usize {
-        match self {
-            Self::Gpt2(m) => m.transformer.h.len(),
-            Self::Llama(m) => m.model.layers.len(),
-        }
+        self.inner().layers()
     }
 
     /// The head's weight `[V, d]`: the token embedding itself where the two are tied.
     pub fn head(&self) -> &Param<Tensor<2>> {
-        match self {
-            Self::Gpt2(m) => m.head(),
-            Self::Llama(m) => m.head(),
-        }
+        self.inner().head()
     }
 
     /// Logits of hidden states: `[N, d] -> [N, V]`.
@@ -174,27 +146,19 @@ impl LanguageModel {
 
     /// Numbers of the matrix products.
     pub fn precision(&self) -> Precision {
-        match self {
-            Self::Gpt2(m) => m.precision,
-            Self::Llama(m) => m.precision,
-        }
+        self.inner().precision()
     }
 
     /// The same model with other numbers in its matrix products.
     pub fn with_precision(mut self, precision: Precision) -> Self {
-        match &mut self {
-            Self::Gpt2(m) => m.set_precision(precision),
-            Self::Llama(m) => m.set_precision(precision),
-        }
+        self.inner_mut().set_precision(precision);
         self
     }
 
     /// The same model without dropout, also while it is trained (PyTorch's eval mode with gradients). The configuration
     /// keeps its probabilities.
     pub fn without_dropout(mut self) -> Self {
-        if let Self::Gpt2(m) = &mut self {
-            m.without_dropout();
-        }
+        self.inner_mut().without_dropout();
         lora::without_dropout(&mut self);
         self
     }
@@ -204,24 +168,13 @@ impl LanguageModel {
     pub(crate) fn for_decoding(mut self) -> (Self, Tensor<2>) {
         let precision = self.precision();
         if precision != Precision::F32 {
-            let ready = |weight: &mut Param<Tensor<2>>| {
+            let mut ready = |weight: &mut Param<Tensor<2>>| {
                 *weight = Param::from_tensor(precision.round(weight.val()));
             };
-            match &mut self {
-                Self::Gpt2(m) => m.projections_mut().for_each(|p| ready(&mut p.weight)),
-                Self::Llama(m) => m.projections_mut().for_each(|p| ready(&mut p.weight)),
-            }
+            self.inner_mut().each_weight(&mut ready);
         }
         let head = precision.round(self.head().val()).transpose();
         (self, head)
-    }
-
-    /// The configuration that the model was built from.
-    pub fn config(&self) -> ModelConfig {
-        match self {
-            Self::Gpt2(m) => ModelConfig::Gpt2((*m.config).clone()),
-            Self::Llama(m) => ModelConfig::Llama((*m.config).clone()),
-        }
     }
 
     /// The device of the parameters.
@@ -273,18 +226,8 @@ impl LanguageModel {
                 ),
             });
         }
-        let count = keep.len();
-        Ok(match self.clone() {
-            Self::Gpt2(mut m) => {
-                m.transformer.h = keep.iter().map(|&i| m.transformer.h[i].clone()).collect();
-                m.config.n_layer = count;
-                Self::Gpt2(m)
-            }
-            Self::Llama(mut m) => {
-                m.model.layers = keep.iter().map(|&i| m.model.layers[i].clone()).collect();
-                m.config.num_hidden_layers = count;
-                Self::Llama(m)
-            }
-        })
+        let mut model = self.clone();
+        model.inner_mut().keep_layers(keep);
+        Ok(model)
     }
 }

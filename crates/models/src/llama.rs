@@ -5,15 +5,46 @@
 //! sequences, d = `hidden_size`, H = query heads, K = key/value heads, dh = head width.
 
 use burn::module::{Module, Param};
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, Tensor};
 use serde::Serialize;
+use serde_json::{Value, json};
 
+use crate::Error;
 use crate::activation::swiglu;
-use crate::keys::ids_to_json;
+use crate::architecture::{Architecture, Facts, Shape};
+use crate::config::{MOST, Parameters, known};
+use crate::decoder::{self, Dense, Norm, Parts};
+use crate::keys::{Keys, Neutral, ids_to_json};
 use crate::kv_cache::KvCache;
 use crate::layers::{Embedding, Linear, Precision, RmsNorm};
-use crate::rope::{Angles, RopeScaling};
+use crate::rope::{self, Angles, RopeScaling};
 use crate::span::{Heads, Span};
+
+/// Names of one activation in `transformers`.
+const ACTIVATIONS: &[&str] = &["silu", "swish"];
+
+/// Keys that leave the function unchanged with one value.
+const NEUTRAL: &[(&str, Neutral)] = &[
+    ("attention_bias", Neutral::False),
+    ("attention_dropout", Neutral::Zero),
+    ("attn_pdrop", Neutral::Zero),
+    ("embd_pdrop", Neutral::Zero),
+    ("hidden_dropout", Neutral::Zero),
+    ("is_llama_config", Neutral::Any),
+    // of the first LLaMA files; `max_position_embeddings` alone counts today
+    ("max_sequence_length", Neutral::Any),
+    // which layers have a sliding window, where there is one
+    ("max_window_layers", Neutral::Any),
+    ("mlp_bias", Neutral::False),
+    ("partial_rotary_factor", Neutral::One),
+    // in how many pieces the same products are computed
+    ("pretraining_tp", Neutral::Any),
+    ("qk_layernorm", Neutral::False),
+    ("qkv_bias", Neutral::False),
+    ("resid_pdrop", Neutral::Zero),
+    ("rope_interleaved", Neutral::False),
+    ("use_qk_norm", Neutral::False),
+];
 
 /// The keys of a LLaMA `config.json` that matter here.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -57,25 +88,164 @@ pub struct LlamaConfig {
 }
 
 impl LlamaConfig {
-    pub(crate) fn kv_heads(&self) -> usize {
+    /// The keys that matter.
+    pub(crate) const KEYS: &'static [&'static str] = &[
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+        "max_position_embeddings",
+        "rms_norm_eps",
+        "rope_theta",
+        "rope_scaling",
+        "rope_parameters",
+        "tie_word_embeddings",
+        "hidden_act",
+        "initializer_range",
+        "bos_token_id",
+        "eos_token_id",
+    ];
+
+    /// Takes all keys, with the defaults of `transformers` but for the sizes.
+    pub(crate) fn take(keys: &mut Keys) -> Result<Self, Error> {
+        let vocab_size = keys.size("vocab_size", None)?;
+        let max_position_embeddings = keys.size("max_position_embeddings", Some(2048))?;
+        let (rope_theta, rope_scaling) = rope::take(keys, max_position_embeddings)?;
+        let config = Self {
+            vocab_size,
+            hidden_size: keys.size("hidden_size", None)?,
+            intermediate_size: keys.size("intermediate_size", None)?,
+            num_hidden_layers: keys.size("num_hidden_layers", None)?,
+            num_attention_heads: keys.size("num_attention_heads", None)?,
+            num_key_value_heads: keys.optional_size("num_key_value_heads")?,
+            head_dim: keys.optional_size("head_dim")?,
+            max_position_embeddings,
+            rms_norm_eps: keys.number("rms_norm_eps", Some(1e-6), 0.0..=1.0)?,
+            rope_theta,
+            rope_scaling,
+            tie_word_embeddings: keys.flag("tie_word_embeddings", false)?,
+            hidden_act: keys.word("hidden_act", "silu", ACTIVATIONS)?,
+            initializer_range: keys.number("initializer_range", Some(0.02), 0.0..=1e3)?,
+            bos_token_id: keys.id("bos_token_id"),
+            eos_token_id: keys.ids("eos_token_id", vocab_size)?,
+            generation_eos: Vec::new(),
+        };
+        keys.pass(NEUTRAL)?;
+        known::pass(keys)?;
+        Ok(config)
+    }
+
+    fn kv_heads(&self) -> usize {
         self.num_key_value_heads.unwrap_or(self.num_attention_heads)
     }
 
-    pub(crate) fn head_width(&self) -> usize {
+    fn head_width(&self) -> usize {
         self.head_dim
             .unwrap_or(self.hidden_size / self.num_attention_heads)
     }
 
-    pub(crate) fn angles(&self) -> Angles {
-        Angles {
-            theta: self.rope_theta,
-            scaling: self.rope_scaling,
+    fn shape(&self) -> Heads {
+        Heads {
+            heads: self.num_attention_heads,
+            kv_heads: self.kv_heads(),
             dh: self.head_width(),
         }
     }
+}
 
-    /// Name and stored shape of every tensor, in the model's order.
-    pub(crate) fn tensors(self) -> impl Iterator<Item = (String, Vec<usize>)> {
+impl Shape for LlamaConfig {
+    fn sizes(&self) -> Vec<(&'static str, Option<usize>, usize)> {
+        let positions = Some(self.max_position_embeddings);
+        vec![
+            ("vocab_size", Some(self.vocab_size), MOST.vocabulary),
+            ("hidden_size", Some(self.hidden_size), MOST.width),
+            (
+                "intermediate_size",
+                Some(self.intermediate_size),
+                MOST.inner,
+            ),
+            (
+                "num_hidden_layers",
+                Some(self.num_hidden_layers),
+                MOST.layers,
+            ),
+            (
+                "num_attention_heads",
+                Some(self.num_attention_heads),
+                MOST.heads,
+            ),
+            ("num_key_value_heads", self.num_key_value_heads, MOST.heads),
+            ("head_dim", self.head_dim, MOST.head),
+            ("max_position_embeddings", positions, MOST.positions),
+        ]
+    }
+
+    fn conflict(&self) -> Option<(&'static str, String, String)> {
+        let (heads, kv) = (self.num_attention_heads, self.kv_heads());
+        if !heads.is_multiple_of(kv) {
+            let hint = format!("it must divide num_attention_heads, which is {heads}");
+            return Some(("num_key_value_heads", kv.to_string(), hint));
+        }
+        if self.head_dim.is_none() && !self.hidden_size.is_multiple_of(heads) {
+            let hint = format!(
+                "it must divide hidden_size, which is {}, or head_dim must be given",
+                self.hidden_size
+            );
+            return Some(("num_attention_heads", heads.to_string(), hint));
+        }
+        let dh = self.head_width();
+        if dh == 0 || !dh.is_multiple_of(2) {
+            let hint = "rotary embeddings need an even width; absent, it is hidden_size / num_attention_heads";
+            return Some(("head_dim", dh.to_string(), hint.into()));
+        }
+        None
+    }
+
+    fn parameters(&self) -> Parameters {
+        let (d, heads) = (self.hidden_size, self.shape());
+        let attention = 2 * d * heads.dh * (heads.heads + heads.kv_heads);
+        let table = self.vocab_size * d;
+        Parameters {
+            embedding: table,
+            layer: attention + 3 * d * self.intermediate_size + 2 * d,
+            layers: self.num_hidden_layers,
+            norm: d,
+            head: if self.tie_word_embeddings { 0 } else { table },
+        }
+    }
+
+    fn facts(&self) -> Facts {
+        Facts {
+            vocab_size: self.vocab_size,
+            positions: self.max_position_embeddings,
+            width: self.hidden_size,
+            heads: self.num_attention_heads,
+            layers: self.num_hidden_layers,
+            initializer_range: self.initializer_range,
+            tied: self.tie_word_embeddings,
+            bos: self.bos_token_id,
+            class: "LlamaForCausalLM",
+            prefix: "model.",
+            embedding: "model.embed_tokens.weight",
+        }
+    }
+
+    fn set_layers(&mut self, layers: usize) {
+        self.num_hidden_layers = layers;
+    }
+
+    fn eos(&self) -> (&[u32], &[u32]) {
+        (&self.eos_token_id, &self.generation_eos)
+    }
+
+    fn set_generation_eos(&mut self, ids: Vec<u32>) {
+        self.generation_eos = ids;
+    }
+
+    fn tensors(&self) -> Box<dyn Iterator<Item = (String, Vec<usize>)>> {
         let (v, d, inner) = (self.vocab_size, self.hidden_size, self.intermediate_size);
         let dh = self.head_width();
         let (q, kv) = (self.num_attention_heads * dh, self.kv_heads() * dh);
@@ -96,10 +266,19 @@ impl LlamaConfig {
         });
         let norm = ("model.norm.weight".to_owned(), vec![d]);
         let head = (!self.tie_word_embeddings).then(|| ("lm_head.weight".to_owned(), vec![v, d]));
-        std::iter::once(first)
-            .chain(layers)
-            .chain([norm])
-            .chain(head)
+        let first = std::iter::once(first);
+        Box::new(first.chain(layers).chain([norm]).chain(head))
+    }
+
+    fn is_buffer(&self, name: &str) -> bool {
+        name.ends_with("rotary_emb.inv_freq")
+    }
+
+    fn smallest(&self) -> Value {
+        json!({
+            "model_type": "llama", "vocab_size": 2, "hidden_size": 2, "intermediate_size": 2,
+            "num_hidden_layers": 1, "num_attention_heads": 1, "max_position_embeddings": 2,
+        })
     }
 }
 
@@ -128,44 +307,6 @@ impl Attention {
         let qkv = Linear::together([&self.q_proj, &self.k_proj, &self.v_proj], x);
         let y = span.attend(qkv, self.shape, cache, None);
         self.o_proj.forward(y)
-    }
-}
-
-/// Cosines and sines of the rotary embedding (Su et al. 2021) for the positions of one pass.
-pub(crate) struct Rotary {
-    cos: Tensor<4>, // [B or 1, 1, T, dh]
-    sin: Tensor<4>,
-}
-
-impl Rotary {
-    /// For positions `[rows, T]`.
-    pub(crate) fn new(positions: &[usize], rows: usize, angles: Angles, device: &Device) -> Self {
-        let dh = angles.dh;
-        let half = dh / 2;
-        let width = positions.len() / rows;
-        let frequencies = angles.frequencies();
-        let table = |f: fn(f64) -> f64| {
-            let mut values = Vec::with_capacity(positions.len() * dh);
-            for &position in positions {
-                values.extend(frequencies.iter().map(|x| f(position as f64 * x) as f32));
-                values.extend_from_within(values.len() - half..);
-            }
-            Tensor::from_data(TensorData::new(values, [rows, 1, width, dh]), device)
-        };
-        Self {
-            cos: table(f64::cos),
-            sin: table(f64::sin),
-        }
-    }
-
-    /// Rotates the pair (i, i + dh/2) of every head: `x cos + (-x2, x1) sin`.
-    pub(crate) fn apply(&self, x: Tensor<4>) -> Tensor<4> {
-        let [b, h, t, dh] = x.dims();
-        let half = dh / 2;
-        let first = x.clone().slice([0..b, 0..h, 0..t, 0..half]);
-        let second = x.clone().slice([0..b, 0..h, 0..t, half..dh]);
-        let turned = Tensor::cat(vec![second.neg(), first], 3);
-        x * self.cos.clone() + turned * self.sin.clone()
     }
 }
 
@@ -203,11 +344,7 @@ pub struct Layer {
 impl Layer {
     fn new(config: &LlamaConfig, device: &Device) -> Self {
         let (d, inner) = (config.hidden_size, config.intermediate_size);
-        let shape = Heads {
-            heads: config.num_attention_heads,
-            kv_heads: config.kv_heads(),
-            dh: config.head_width(),
-        };
+        let shape = config.shape();
         let (q, kv) = (shape.heads * shape.dh, shape.kv_heads * shape.dh);
         Self {
             input_layernorm: RmsNorm::new(d, device),
@@ -230,7 +367,7 @@ impl Layer {
 
 impl Layer {
     /// The projections by name.
-    pub(crate) fn projections(&self) -> [(&'static str, &Linear); 7] {
+    fn projections(&self) -> [(&'static str, &Linear); 7] {
         let (attn, mlp) = (&self.self_attn, &self.mlp);
         [
             ("q_proj", &attn.q_proj),
@@ -244,7 +381,7 @@ impl Layer {
     }
 
     /// The same to be changed, with the block that they are in.
-    pub(crate) fn projections_mut(&mut self) -> [(&'static str, &'static str, &mut Linear); 7] {
+    fn projections_mut(&mut self) -> [(&'static str, &'static str, &mut Linear); 7] {
         let (attn, mlp) = (&mut self.self_attn, &mut self.mlp);
         [
             ("self_attn", "q_proj", &mut attn.q_proj),
@@ -283,16 +420,6 @@ pub struct Llama {
 }
 
 impl Llama {
-    pub(crate) fn set_precision(&mut self, precision: Precision) {
-        self.precision = precision;
-        self.projections_mut().for_each(|p| p.precision = precision);
-    }
-
-    pub(crate) fn projections_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
-        let layers = self.model.layers.iter_mut();
-        layers.flat_map(|l| l.projections_mut().map(|(_, _, linear)| linear))
-    }
-
     /// A model of the given shape on `device`; norms are the identity, all else is zero.
     pub fn zeros(config: &LlamaConfig, device: &Device) -> Self {
         let (v, d) = (config.vocab_size, config.hidden_size);
@@ -309,8 +436,14 @@ impl Llama {
             precision: Precision::F32,
         }
     }
+}
 
-    pub(crate) fn head(&self) -> &Param<Tensor<2>> {
+impl Architecture for Llama {
+    fn embedding(&self) -> &Param<Tensor<2>> {
+        &self.model.embed_tokens.weight
+    }
+
+    fn head(&self) -> &Param<Tensor<2>> {
         &self
             .lm_head
             .as_ref()
@@ -318,12 +451,11 @@ impl Llama {
             .weight
     }
 
-    pub(crate) fn angles(&self) -> Angles {
-        self.config.angles()
+    fn layers(&self) -> usize {
+        self.model.layers.len()
     }
 
-    /// One layer: `[N, d] -> [N, d]`
-    pub(crate) fn layer(
+    fn layer(
         &self,
         index: usize,
         x: Tensor<2>,
@@ -338,7 +470,79 @@ impl Llama {
         x + layer.mlp.forward(normed)
     }
 
-    pub(crate) fn norm(&self, x: Tensor<2>) -> Tensor<2> {
+    fn norm(&self, x: Tensor<2>) -> Tensor<2> {
         self.model.norm.forward(x, self.config.rms_norm_eps)
+    }
+
+    fn angles(&self) -> Option<Angles> {
+        Some(Angles {
+            theta: self.config.rope_theta,
+            scaling: self.config.rope_scaling,
+            dh: self.config.head_width(),
+        })
+    }
+
+    fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    fn set_precision(&mut self, precision: Precision) {
+        self.precision = precision;
+        for (_, _, linear) in self.adaptable_mut() {
+            linear.precision = precision;
+        }
+    }
+
+    fn each_weight(&mut self, f: &mut dyn FnMut(&mut Param<Tensor<2>>)) {
+        for (_, _, linear) in self.adaptable_mut() {
+            f(&mut linear.weight);
+        }
+    }
+
+    fn keep_layers(&mut self, keep: &[usize]) {
+        let layers = &self.model.layers;
+        self.model.layers = keep.iter().map(|&i| layers[i].clone()).collect();
+        self.config.num_hidden_layers = keep.len();
+    }
+
+    fn adaptable(&self) -> Vec<(&'static str, &Linear)> {
+        let layers = self.model.layers.iter();
+        layers.flat_map(|layer| layer.projections()).collect()
+    }
+
+    fn adaptable_mut(&mut self) -> Vec<(String, &'static str, &mut Linear)> {
+        let layers = self.model.layers.iter_mut().enumerate();
+        let each = layers.flat_map(|(i, layer)| {
+            let projections = layer.projections_mut();
+            projections.map(|(block, name, linear)| {
+                let path = format!("model.layers.{i}.{block}.{name}");
+                (path, name, linear)
+            })
+        });
+        each.collect()
+    }
+
+    fn parts(&self) -> Parts {
+        let (stack, config) = (&self.model, &self.config);
+        let epsilon = config.rms_norm_eps;
+        let layers = stack.layers.iter().map(|layer| {
+            let (attn, mlp) = (&layer.self_attn, &layer.mlp);
+            decoder::Layer {
+                norm_1: Norm::rms(&layer.input_layernorm, epsilon),
+                qkv: Dense::side_by_side(&[&attn.q_proj, &attn.k_proj, &attn.v_proj]),
+                out: Dense::side_by_side(&[&attn.o_proj]),
+                norm_2: Norm::rms(&layer.post_attention_layernorm, epsilon),
+                up: Dense::side_by_side(&[&mlp.gate_proj, &mlp.up_proj]),
+                down: Dense::side_by_side(&[&mlp.down_proj]),
+            }
+        });
+        Parts {
+            positions: None,
+            layers: layers.collect(),
+            norm: Norm::rms(&stack.norm, epsilon),
+            gated: true,
+            heads: config.shape(),
+            inner: config.intermediate_size,
+        }
     }
 }

@@ -226,11 +226,8 @@ pub fn adapt(model: LanguageModel, config: &LoraConfig, seed: u64) -> Result<Lan
 
 /// Rank, scale, dropout and targets of the adapters of `model`, if it has some.
 pub fn config_of(model: &LanguageModel) -> Option<LoraConfig> {
-    let LanguageModel::Llama(m) = model else {
-        return None;
-    };
     let mut config: Option<LoraConfig> = None;
-    for (name, linear) in m.model.layers.iter().flat_map(|l| l.projections()) {
+    for (name, linear) in model.inner().adaptable() {
         let Some(adapter) = &linear.adapter else {
             continue;
         };
@@ -314,13 +311,6 @@ fn each_projection<E>(
     model: &mut LanguageModel,
     f: &mut dyn FnMut(&str, &'static str, &mut Linear) -> Result<(), E>,
 ) -> Result<(), E> {
-    let LanguageModel::Llama(m) = model else {
-        return Ok(());
-    };
-    for (i, layer) in m.model.layers.iter_mut().enumerate() {
-        for (block, name, linear) in layer.projections_mut() {
-            f(&format!("model.layers.{i}.{block}.{name}"), name, linear)?;
-        }
-    }
-    Ok(())
+    let mut adaptable = model.inner_mut().adaptable_mut().into_iter();
+    adaptable.try_for_each(|(path, name, linear)| f(&path, name, linear))
 }

@@ -1,6 +1,6 @@
 //! A model's parameters by their Hugging Face names.
 
-use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
+use burn::module::{ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::tensor::{Tensor, TensorData};
 
 use crate::LanguageModel;
@@ -61,7 +61,7 @@ pub fn values(model: &LanguageModel) -> Vec<(String, Vec<usize>, Vec<f32>)> {
         path: Path::default(),
         out: &mut out,
     };
-    visit_inner(model, &mut reader);
+    model.visit_parameters(&mut reader);
     out
 }
 
@@ -117,11 +117,7 @@ pub(crate) fn replace<E>(
         f,
         error: None,
     };
-    // The enum is left out of the walk, so that names begin as in a checkpoint.
-    let model = match model {
-        LanguageModel::Gpt2(m) => LanguageModel::Gpt2(m.map(&mut writer)),
-        LanguageModel::Llama(m) => LanguageModel::Llama(m.map(&mut writer)),
-    };
+    let model = model.map_parameters(&mut writer);
     match writer.error {
         Some(error) => Err(error),
         None => Ok(model),
@@ -249,20 +245,10 @@ fn walk(model: &LanguageModel, f: &mut dyn FnMut(Seen, bool)) {
             (self.f)(seen, self.path.transposed());
         }
     }
-    visit_inner(
-        model,
-        &mut Walker {
-            path: Path::default(),
-            f,
-        },
-    );
-}
-
-fn visit_inner<V: ModuleVisitor>(model: &LanguageModel, visitor: &mut V) {
-    match model {
-        LanguageModel::Gpt2(m) => m.visit(visitor),
-        LanguageModel::Llama(m) => m.visit(visitor),
-    }
+    model.visit_parameters(&mut Walker {
+        path: Path::default(),
+        f,
+    });
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 
 use std::f64::consts::TAU;
 
+use abkd_host::fault;
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
@@ -47,7 +48,10 @@ impl Angles {
     /// Radians a position, for each of the dh / 2 pairs.
     pub fn frequencies(self) -> Vec<f64> {
         let dh = self.dh as f64;
-        let plain = (0..self.dh / 2).map(|i| self.theta.powf(-(2.0 * i as f64) / dh));
+        let plain = (0..self.dh / 2).map(|i| {
+            self.theta
+                .powf(-(fault!("half the exponent", 2.0, 1.0) * i as f64) / dh)
+        });
         plain.map(|f| self.scaled(f)).collect()
     }
 

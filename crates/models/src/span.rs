@@ -10,9 +10,9 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use crate::kv_cache::KvCache;
 use crate::layers::Projected;
-use crate::llama::Rotary;
 use crate::ops::{self, Sequences};
 use crate::rope::Angles;
+use crate::rotary::Rotary;
 
 /// Added to the score of a masked position. Finite, so that a row of padding alone gives numbers
 /// (that nobody reads) and not NaN, which would reach real rows through the values.

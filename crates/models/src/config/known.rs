@@ -122,7 +122,7 @@ const NEUTRAL: &[(&str, Neutral)] = &[
 /// # Errors
 ///
 /// One whose value would change what the model computes.
-pub(super) fn pass(keys: &mut Keys) -> Result<(), Error> {
+pub(crate) fn pass(keys: &mut Keys) -> Result<(), Error> {
     keys.pass_where(|key| {
         ANY.contains(&key) || SAMPLING.contains(&key) || key.starts_with("unsloth_")
     });

@@ -1,6 +1,6 @@
 //! Projections and norms of a layer, over rows of numbers.
 
-use abkd_host::{LANES, dispatch};
+use abkd_host::{LANES, dispatch, fault};
 use burn::tensor::Tensor;
 
 use crate::Precision;
@@ -9,7 +9,7 @@ use crate::packed::{Factors, Packed, Put};
 use crate::params::to_vec;
 
 /// A projection, or several of the same input side by side.
-pub(super) struct Dense {
+pub(crate) struct Dense {
     pub weight: Packed,
     /// The first column of each, and what it adds there.
     adapters: Vec<(usize, Adapter)>,
@@ -71,7 +71,7 @@ impl Dense {
 }
 
 /// A norm over a row.
-pub(super) struct Norm {
+pub(crate) struct Norm {
     weight: Vec<f32>,
     /// Where there is one, the mean is taken off.
     bias: Option<Vec<f32>>,
@@ -91,7 +91,7 @@ impl Norm {
         Self {
             weight: to_vec(norm.weight.val()),
             bias: None,
-            epsilon: epsilon as f32,
+            epsilon: fault!("epsilon of the decoder", epsilon as f32, 0.0),
         }
     }
 

@@ -13,7 +13,7 @@ use rayon::prelude::*;
 
 use super::products::{Factor, gemm_f32};
 use super::{Operation, apply_1, apply_3, softmax_of, softmax_slopes};
-use crate::attention::Rotary;
+use crate::attention::{Rotary, score_scale};
 use crate::layers::Projected;
 use crate::params::mix;
 use crate::rope::Angles;
@@ -381,7 +381,7 @@ impl Scratch {
     fn weigh(&mut self, how: &Causal, block: &Block, q: Columns) {
         let dh = how.shape.dh;
         room(&mut self.q, block.queries() * dh);
-        let scale = 1.0 / (dh as f32).sqrt();
+        let scale = score_scale(dh);
         load(q, block.places(), how, scale, &mut self.q);
         room(&mut self.weights, block.queries() * block.keys());
         let k = Matrix::dense(&self.k[..block.keys() * dh], dh);
@@ -456,7 +456,7 @@ impl Scratch {
             product(&mut self.out, false, d_weights, k);
             let q = Matrix::dense(&self.q, dh);
             product(&mut self.dk[..keys * dh], true, d_weights.transposed(), q);
-            let scale = 1.0 / (dh as f32).sqrt();
+            let scale = score_scale(dh);
             unturn(
                 &mut self.out,
                 block.places().map(|(_, _, at)| at),

@@ -1,0 +1,210 @@
+//! What an architecture has to say of itself, and the list of those that are built.
+
+use std::fmt::Debug;
+
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use burn::tensor::{Device, Tensor};
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::config::Parameters;
+use crate::decoder::Parts;
+use crate::keys::Keys;
+use crate::kv_cache::KvCache;
+use crate::layers::{Linear, Precision};
+use crate::rope::Angles;
+use crate::span::Span;
+use crate::{Error, gpt2, llama};
+
+/// The keys of an architecture's `config.json` that matter. Beside it stand `KEYS`, their names, and `take`, which takes all
+/// keys of a file: each is honoured, known to be harmless, or refused.
+pub(crate) trait Shape: Debug {
+    /// Every size by its key, with the largest that is built; `None` where the file may leave it out and does.
+    fn sizes(&self) -> Vec<(&'static str, Option<usize>, usize)>;
+    /// A key with its value and what would be right, where what depends on several keys is not.
+    fn conflict(&self) -> Option<(&'static str, String, String)>;
+    fn parameters(&self) -> Parameters;
+    fn facts(&self) -> Facts;
+    fn set_layers(&mut self, layers: usize);
+    /// Tokens that end a text: those of `config.json`, and those of `generation_config.json`.
+    fn eos(&self) -> (&[u32], &[u32]);
+    fn set_generation_eos(&mut self, ids: Vec<u32>);
+    /// Name and stored shape of every tensor, in the model's order.
+    fn tensors(&self) -> Box<dyn Iterator<Item = (String, Vec<usize>)>>;
+    /// Whether a tensor is a buffer that older versions of `transformers` stored: masks, which are the same in all
+    /// checkpoints, and the frequencies of the rotary embedding, which follow from `config.json`.
+    fn is_buffer(&self, name: &str) -> bool;
+    /// The smallest `config.json` of the architecture.
+    fn smallest(&self) -> Value;
+}
+
+/// What others ask of a configuration.
+pub(crate) struct Facts {
+    /// V: rows of the token embedding.
+    pub vocab_size: usize,
+    /// Longest sequence.
+    pub positions: usize,
+    /// d: width of a hidden state.
+    pub width: usize,
+    /// Query heads.
+    pub heads: usize,
+    pub layers: usize,
+    /// Standard deviation of freshly drawn weights.
+    pub initializer_range: f64,
+    /// Whether head and token embedding are one tensor.
+    pub tied: bool,
+    pub bos: Option<u32>,
+    /// The class in `transformers`.
+    pub class: &'static str,
+    /// Of the names of the tensors below the head.
+    pub prefix: &'static str,
+    /// Name of the token embedding.
+    pub embedding: &'static str,
+}
+
+/// A model: embeddings, layers, a norm, a head. N = tokens of all sequences.
+pub(crate) trait Architecture {
+    /// The token embedding `[V, d]`.
+    fn embedding(&self) -> &Param<Tensor<2>>;
+    /// The head's weight `[V, d]`: the token embedding itself where the two are tied.
+    fn head(&self) -> &Param<Tensor<2>>;
+    /// Number of layers.
+    fn layers(&self) -> usize;
+    /// What the first layer gets of the tokens: `[N, d] -> [N, d]`.
+    fn enter(&self, tokens: Tensor<2>, _span: &Span) -> Tensor<2> {
+        tokens
+    }
+    /// One layer: `[N, d] -> [N, d]`
+    fn layer(
+        &self,
+        index: usize,
+        x: Tensor<2>,
+        span: &Span,
+        cache: Option<&mut KvCache>,
+    ) -> Tensor<2>;
+    /// The final norm: `[N, d] -> [N, d]`
+    fn norm(&self, x: Tensor<2>) -> Tensor<2>;
+    /// Of the rotary embedding, where there is one.
+    fn angles(&self) -> Option<Angles> {
+        None
+    }
+    /// Numbers of the matrix products.
+    fn precision(&self) -> Precision;
+    fn set_precision(&mut self, precision: Precision);
+    /// Turns dropout off; the configuration keeps its probabilities.
+    fn without_dropout(&mut self) {}
+    /// Calls `f` with the weight of each projection, the head apart.
+    fn each_weight(&mut self, f: &mut dyn FnMut(&mut Param<Tensor<2>>));
+    /// Leaves these layers alone, in ascending order.
+    fn keep_layers(&mut self, keep: &[usize]);
+    /// The projections that an adapter may sit on, by layer and name.
+    fn adaptable(&self) -> Vec<(&'static str, &Linear)> {
+        Vec::new()
+    }
+    /// The same to be changed, by path and name.
+    fn adaptable_mut(&mut self) -> Vec<(String, &'static str, &mut Linear)> {
+        Vec::new()
+    }
+    /// What the host's decoder is made of.
+    fn parts(&self) -> Parts;
+}
+
+macro_rules! architectures {
+    ($($(#[$doc:meta])* $name:ident($id:literal) = $module:ident::{$model:ident, $config:ident},)*) => {
+        /// A causal language model of one of the supported architectures.
+        #[derive(Module, Debug)]
+        #[allow(clippy::large_enum_variant)]
+        pub enum LanguageModel {
+            $($(#[$doc])* $name($module::$model),)*
+        }
+
+        /// The `config.json` of a Hugging Face checkpoint, told apart by its `model_type`.
+        #[derive(Clone, Debug, PartialEq, Serialize)]
+        #[serde(tag = "model_type")]
+        pub enum ModelConfig {
+            $($(#[$doc])* #[serde(rename = $id)] $name($module::$config),)*
+        }
+
+        impl LanguageModel {
+            pub(crate) fn inner(&self) -> &dyn Architecture {
+                match self {
+                    $(Self::$name(model) => model,)*
+                }
+            }
+
+            pub(crate) fn inner_mut(&mut self) -> &mut dyn Architecture {
+                match self {
+                    $(Self::$name(model) => model,)*
+                }
+            }
+
+            /// The configuration that the model was built from.
+            pub fn config(&self) -> ModelConfig {
+                match self {
+                    $(Self::$name(model) => ModelConfig::$name((*model.config).clone()),)*
+                }
+            }
+
+            /// The walk over all parameters, by names as in a checkpoint: the enum is left out of them.
+            pub(crate) fn map_parameters<M: ModuleMapper>(self, mapper: &mut M) -> Self {
+                match self {
+                    $(Self::$name(model) => Self::$name(model.map(mapper)),)*
+                }
+            }
+
+            /// The same, to look at them.
+            pub(crate) fn visit_parameters<V: ModuleVisitor>(&self, visitor: &mut V) {
+                match self {
+                    $(Self::$name(model) => model.visit(visitor),)*
+                }
+            }
+        }
+
+        impl ModelConfig {
+            /// Every `model_type` that is built.
+            pub const TYPES: &[&str] = &[$($id),*];
+
+            pub(crate) fn inner(&self) -> &dyn Shape {
+                match self {
+                    $(Self::$name(config) => config,)*
+                }
+            }
+
+            pub(crate) fn inner_mut(&mut self) -> &mut dyn Shape {
+                match self {
+                    $(Self::$name(config) => config,)*
+                }
+            }
+
+            /// Takes the keys of a file of this `model_type`.
+            pub(crate) fn take(model_type: &str, keys: &mut Keys) -> Option<Result<Self, Error>> {
+                match model_type {
+                    $($id => Some($module::$config::take(keys).map(Self::$name)),)*
+                    _ => None,
+                }
+            }
+
+            /// The keys that matter of a `config.json` of this `model_type`; none where it is not built.
+            pub fn keys(model_type: &str) -> &'static [&'static str] {
+                match model_type {
+                    $($id => $module::$config::KEYS,)*
+                    _ => &[],
+                }
+            }
+
+            /// A model of this shape with all weights zero (norms the identity).
+            pub fn zeros(&self, device: &Device) -> LanguageModel {
+                match self {
+                    $(Self::$name(config) => LanguageModel::$name($module::$model::zeros(config, device)),)*
+                }
+            }
+        }
+    };
+}
+
+architectures! {
+    /// GPT-2 (Radford et al. 2019).
+    Gpt2("gpt2") = gpt2::{Gpt2, Gpt2Config},
+    /// LLaMA (Touvron et al. 2023).
+    Llama("llama") = llama::{Llama, LlamaConfig},
+}
