@@ -8,6 +8,7 @@ mod bdkd;
 mod jensen;
 mod kl;
 mod skew;
+mod todi;
 mod total_variation;
 
 use crate::reference::{Pair, Terms};
@@ -27,6 +28,7 @@ pub(crate) static ALL: &[&Definition] = &[
     &skew::FORWARD,
     &skew::REVERSE,
     &total_variation::DEFINITION,
+    &todi::DEFINITION,
 ];
 
 /// Values of a definition's parameters, in their order; 0 for those that it does not have.

@@ -169,6 +169,17 @@ const FORMULAS: &[Formula] = &[
             Some(Found { slack, ..found })
         }),
     },
+    Formula {
+        id: "todi",
+        gradient_is_slope: false,
+        computed: Each(|row, _, _| {
+            Some(row.sum(|Entry { p, q, lp, lq }| {
+                let (w, d) = (p / (p + q), lp - lq);
+                let rest = q / (p + q);
+                (w * p * d - rest * q * d, rest * q - rest * q * d - w * p)
+            }))
+        }),
+    },
 ];
 
 /// Weight of `sum p log p` in a forward KL, which the released code leaves out.
