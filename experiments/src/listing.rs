@@ -103,15 +103,15 @@ pub fn listing(what: Option<Listing>, root: &Path) -> Result<String> {
             }
             Listing::Losses => {
                 text += "losses (p teacher, q student; parameters with the paper's values)\n";
-                for id in Divergence::IDS {
-                    let d = Divergence::from_parts(id, &Default::default())?;
+                for d in Divergence::all() {
                     let params: Vec<String> = d
                         .params()
                         .iter()
                         .map(|(k, v)| format!("{k} = {v}"))
                         .collect();
                     text += &format!(
-                        "  {id:10} {:12} {}  [{}]\n",
+                        "  {:10} {:12} {}  [{}]\n",
+                        d.id(),
                         d.label(),
                         d.formula(),
                         params.join(", ")

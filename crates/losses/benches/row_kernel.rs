@@ -4,7 +4,6 @@
 //! divergence/rows x vocabulary; `--list` prints them, `pass/1024x50257` is the pass). Throughput is in
 //! bytes of the pass: two reads and one write of every logit.
 
-use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use abkd_losses::{Divergence, row};
@@ -115,8 +114,8 @@ fn main() {
         kept,
         Logits::pass,
     );
-    for id in Divergence::IDS {
-        let d = Divergence::from_parts(id, &BTreeMap::new()).expect("a known id");
+    for d in Divergence::all() {
+        let id = d.id();
         let growth = if id == "ab" { &GROWTH[..] } else { &[] };
         let group = &mut criterion.benchmark_group(id);
         for &size in [SIZE].iter().chain(growth) {

@@ -2,8 +2,7 @@
 //! row, no softmax in memory: one pass over the logits for both normalisers, one for the sums of f and h,
 //! one for the gradient. All of it in f32, which WebGPU's shaders are limited to.
 //!
-//! AKL is not here, since it sorts, nor are alpha-beta members with beta and alpha + beta both near but
-//! not at 0, whose difference of nearly equal terms wants f64.
+//! A divergence says in its definition which formula it is here, with which numbers; not every one is served.
 
 mod formulas;
 mod kernel;
@@ -16,17 +15,21 @@ use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
-use self::formulas::{Formula, Numbers, NumbersLaunch};
+pub(crate) use self::formulas::Formula;
+
+use self::formulas::NumbersLaunch;
 use self::kernel::{cross_entropy_kernel, divergence_kernel, status};
+use crate::divergences::Form;
 use crate::error::Model;
 use crate::{Divergence, Error, Fidelity, Rows, reference};
+
+/// A formula, and its numbers a to d.
+pub(crate) type Description = (Formula, [f64; 4]);
 
 /// Units a cube; no more than WebGPU grants everywhere.
 const UNITS: u32 = 256;
 /// Cubes along one axis of a launch.
 const MOST_CUBES: usize = 65_535;
-/// Below this |beta| and |alpha + beta| the alpha-beta divergence loses too many digits.
-const BOTH_SMALL: f64 = 0.05;
 
 /// See [`value_and_grad`](crate::value_and_grad); `None` where device or divergence is not served.
 pub(crate) fn divergence(
@@ -40,12 +43,21 @@ pub(crate) fn divergence(
         student: on_device(student)?,
         teacher: on_device(teacher)?,
     };
-    if let Divergence::AlphaNet { a, b } = *divergence {
-        let [one, two] = [a, b].map(|a| alpha_beta(a, 1.0 - a, Fidelity::Paper));
+    if let Form::Larger(members) = divergence.definition().form {
+        let members = members(divergence.values());
+        let [one, two] = members.map(|member| describe(&member, Fidelity::Paper));
         let (one, two) = (work.rows(one?), work.rows(two?));
         return Some(one.and_then(|one| Ok(reference::larger(one, two?, fidelity))));
     }
     Some(work.rows(describe(divergence, fidelity)?))
+}
+
+/// Formula and numbers; `None` for a divergence that is not served.
+fn describe(divergence: &Divergence, fidelity: Fidelity) -> Option<Description> {
+    match divergence.definition().form {
+        Form::Sum { cube, .. } => cube?(divergence.values(), fidelity),
+        Form::Larger(_) => None,
+    }
 }
 
 /// See [`cross_entropy_value_and_grad`](crate::cross_entropy_value_and_grad); `None` where the device is
@@ -70,72 +82,6 @@ pub(crate) fn cross_entropy(student: &Tensor<2>, labels: &[u32]) -> Option<Resul
         units as usize,
     );
     Some(out.check(dtype, labels))
-}
-
-/// Formulas and their numbers; `None` for a divergence that is not served.
-fn describe(divergence: &Divergence, fidelity: Fidelity) -> Option<(Formula, Numbers)> {
-    let entropy = if fidelity == Fidelity::Paper {
-        1.0
-    } else {
-        0.0
-    };
-    // finite logarithms at the ends of [0, 1]
-    let ln = |share: f64| share.max(1e-30).ln();
-    let (formula, numbers) = match *divergence {
-        Divergence::ForwardKl => (Formula::TwoKl, [1.0, 0.0, entropy]),
-        Divergence::ReverseKl => (Formula::TwoKl, [0.0, 1.0, entropy]),
-        Divergence::Wsd { weight } => (Formula::TwoKl, [1.0 - weight, weight, entropy]),
-        Divergence::Bdkd => {
-            let heavy = if fidelity == Fidelity::Paper {
-                2.0
-            } else {
-                3.0
-            };
-            (Formula::Bidirectional, [heavy, 0.0, entropy])
-        }
-        Divergence::Jensen { lambda } => (Formula::Jensen, [ln(1.0 - lambda), ln(lambda), lambda]),
-        // without a teacher's share
-        Divergence::SkewForwardKl { lambda: 0.0 } => (Formula::TwoKl, [1.0, 0.0, entropy]),
-        Divergence::SkewForwardKl { lambda } => (
-            Formula::SkewForward,
-            [ln(lambda), ln(1.0 - lambda), entropy],
-        ),
-        Divergence::SkewReverseKl { lambda } => {
-            (Formula::SkewReverse, [ln(1.0 - lambda), ln(lambda), 0.0])
-        }
-        Divergence::TotalVariation => (Formula::TotalVariation, [0.0; 3]),
-        Divergence::AlphaBeta { alpha, beta } => return alpha_beta(alpha, beta, fidelity),
-        Divergence::Akl { .. } | Divergence::AlphaNet { .. } | Divergence::ToDi => return None,
-    };
-    let [a, b, c] = numbers.map(|x| x as f32);
-    let odds = match *divergence {
-        Divergence::SkewForwardKl { lambda } => (1.0 - lambda) / lambda,
-        _ => 0.0,
-    };
-    let d = odds as f32;
-    Some((formula, Numbers { a, b, c, d }))
-}
-
-fn alpha_beta(alpha: f64, beta: f64, fidelity: Fidelity) -> Option<(Formula, Numbers)> {
-    let sum = alpha + beta;
-    let formula = if alpha == 0.0 && beta == 0.0 {
-        Formula::HalfSquare
-    } else if beta.abs().max(sum.abs()) < BOTH_SMALL {
-        return None;
-    } else if beta.abs() < sum.abs() {
-        Formula::SmallBeta
-    } else {
-        Formula::AlphaBeta
-    };
-    // The released code has 1/x for 1/x^2 in the limits: a factor of x.
-    let factor = match fidelity {
-        Fidelity::Paper => 1.0,
-        Fidelity::Official if beta == 0.0 || sum == 0.0 => alpha,
-        Fidelity::Official if alpha == 0.0 => beta,
-        Fidelity::Official => 1.0,
-    };
-    let [a, b, c, d] = [alpha, beta, sum, factor].map(|x| x as f32);
-    Some((formula, Numbers { a, b, c, d }))
 }
 
 /// The logits in f32, row after row; `None` when they are on another device or there are none.
@@ -163,7 +109,8 @@ struct Work {
 }
 
 impl Work {
-    fn rows(&self, (formula, n): (Formula, Numbers)) -> Result<Rows, Error> {
+    fn rows(&self, (formula, numbers): Description) -> Result<Rows, Error> {
+        let [a, b, c, d] = numbers.map(|x| x as f32);
         let out = Out::new(&self.student);
         let units = units(&self.student);
         divergence_kernel::launch(
@@ -175,7 +122,7 @@ impl Work {
             out.value.clone().into_tensor_arg(),
             out.grad.clone().into_tensor_arg(),
             out.report.clone().into_tensor_arg(),
-            NumbersLaunch::new(n.a, n.b, n.c, n.d),
+            NumbersLaunch::new(a, b, c, d),
             formula,
             units as usize,
         );
@@ -247,24 +194,20 @@ impl Out {
 mod tests {
     use super::*;
     use burn::tensor::{Device, DeviceKind};
-    use std::collections::BTreeMap;
 
     #[test]
-    fn wgpu_is_served_for_every_divergence_but_two_and_flex_for_none() {
+    fn wgpu_is_served_for_every_divergence_that_describes_itself_and_flex_for_none() {
         let rows = |device: Device| Tensor::<2>::from_floats([[1.0, 2.0], [3.0, 5.0]], &device);
         let (here, there) = (
             rows(Device::wgpu(DeviceKind::DefaultDevice)),
             rows(Device::flex()),
         );
-        for id in Divergence::IDS {
-            let d = Divergence::from_parts(id, &BTreeMap::new()).unwrap();
+        for d in Divergence::all() {
+            let served = !matches!(d.definition().form, Form::Sum { cube: None, .. });
             for fidelity in [Fidelity::Paper, Fidelity::Official] {
-                assert_eq!(
-                    divergence(&d, fidelity, &here, &here).is_some(),
-                    !["akl", "todi"].contains(&id),
-                    "{id}"
-                );
-                assert!(divergence(&d, fidelity, &there, &there).is_none(), "{id}");
+                let rows = divergence(&d, fidelity, &here, &here);
+                assert_eq!(rows.is_some(), served, "{d}");
+                assert!(divergence(&d, fidelity, &there, &there).is_none(), "{d}");
             }
         }
         assert!(cross_entropy(&here, &[0, 1]).is_some());

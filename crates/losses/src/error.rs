@@ -33,6 +33,14 @@ pub enum Error {
         /// All ids.
         known: String,
     },
+    /// A divergence's text whose parameters cannot be read.
+    #[error("loss `{text}`: {what}")]
+    LossText {
+        /// What was given.
+        text: String,
+        /// What is wrong with it.
+        what: String,
+    },
     /// The divergence has no parameter of this name.
     #[error("loss `{id}` has no parameter `{name}`; it has {known}")]
     UnknownParameter {

@@ -14,10 +14,13 @@
 //!
 //! The mask over tokens and the mean over them are the caller's: `[N, V]` in, `[N]` out.
 
+mod choice;
 #[cfg(feature = "cube")]
 mod cube;
 mod divergence;
+mod divergences;
 mod error;
+mod fidelity;
 mod host;
 mod op;
 mod pointwise;
@@ -29,8 +32,10 @@ use burn::tensor::{DType, Element, Tensor, TensorData};
 use bytemuck::Pod;
 use half::{bf16, f16};
 
-pub use divergence::{Divergence, Fidelity};
+pub use choice::Choice;
+pub use divergence::Divergence;
 pub use error::{Error, Model};
+pub use fidelity::Fidelity;
 pub use op::{cross_entropy, divergence};
 
 use self::host::Host;

@@ -2,13 +2,16 @@
 //! computes, and what runs where there is no row kernel. In f32 it has five digits; of alpha-beta divergences with alpha + beta
 //! near 0, which count all tokens alike, so many on vocabularies of a few hundred tokens only: the row kernel has them on all.
 
-mod formulas;
-mod pair;
+mod mixture;
+pub(crate) mod pair;
 
 use burn::tensor::{Int, Tensor, TensorData};
 
-use self::formulas::{alpha_beta, formulas};
-use self::pair::{Pair, Softmax};
+pub(crate) use self::mixture::TensorMixture;
+pub(crate) use self::pair::{Pair, Terms};
+
+use self::pair::Softmax;
+use crate::divergences::Form;
 use crate::error::Model;
 use crate::{Divergence, Error, Fidelity, Rows, check_shapes};
 
@@ -32,10 +35,18 @@ pub fn value_and_grad(
         });
     }
     let pair = Pair::new(student, teacher)?;
-    if let Divergence::AlphaNet { a, b } = *divergence {
-        return Ok(alpha_net(&pair, [a, b], fidelity));
+    Ok(rows(divergence, fidelity, &pair))
+}
+
+fn rows(divergence: &Divergence, fidelity: Fidelity, pair: &Pair) -> Rows {
+    match divergence.definition().form {
+        Form::Sum { tensors, .. } => pair.rows(tensors(pair, divergence.values(), fidelity)),
+        Form::Larger(members) => {
+            let members = members(divergence.values());
+            let [one, two] = members.map(|member| rows(&member, Fidelity::Paper, pair));
+            larger(one, two, fidelity)
+        }
     }
-    Ok(pair.rows(formulas(divergence, fidelity, &pair)))
 }
 
 /// See [`cross_entropy_value_and_grad`](crate::cross_entropy_value_and_grad).
@@ -60,12 +71,7 @@ pub fn cross_entropy(student: Tensor<2>, labels: &[u32]) -> Result<Rows, Error> 
     })
 }
 
-fn alpha_net(pair: &Pair, alphas: [f64; 2], fidelity: Fidelity) -> Rows {
-    let [one, two] = alphas.map(|a| pair.rows(alpha_beta(a, 1.0 - a, Fidelity::Paper, pair)));
-    larger(one, two, fidelity)
-}
-
-/// AlphaNet's choice between its members.
+/// The rows of the larger of two divergences, see [`Form::Larger`].
 pub(crate) fn larger(one: Rows, two: Rows, fidelity: Fidelity) -> Rows {
     if fidelity == Fidelity::Official {
         let larger = two.value.clone().sum().into_scalar::<f32>()

@@ -3,32 +3,22 @@
 //! in parallel; within a row sums are kept in 16 lanes, so a result does not depend on the number of
 //! threads. Compiled for AVX-512, AVX2 and anything else, and chosen at run time.
 
-mod akl;
-mod alpha_net;
 mod logit;
-mod passes;
-mod softmax;
+pub(crate) mod passes;
+pub(crate) mod softmax;
 
 use rayon::prelude::*;
 
-use self::akl::akl_gaps;
-use self::alpha_net::alpha_net;
 pub use self::logit::Logit;
+use self::logit::Logits;
 use self::passes::{
-    Sums, dispatch_entropy, dispatch_formulas, dispatch_gradient, dispatch_near_formulas,
-    dispatch_together,
+    Sums, dispatch_formulas, dispatch_gradient, dispatch_near_formulas, dispatch_together,
 };
-use self::softmax::{Norm, Norms, dispatch_exponentials, dispatch_log_ratio, dispatch_softmax};
+use self::softmax::{Norms, dispatch_exponentials, dispatch_log_ratio, dispatch_softmax};
 
-use crate::divergence::{Divergence, Fidelity};
 use crate::error::{Error, Model};
-use crate::pointwise::{
-    AlphaBeta, BetaZero, BothZero, Jensen, Pointwise, SkewForward, SkewReverse, SmallBeta, ToDi,
-    TotalVariation, TwoKl,
-};
-
-/// Below this |beta| the alpha-beta divergence is not divided by beta.
-const SMALL_BETA: f64 = 0.05;
+use crate::pointwise::Pointwise;
+use crate::{Divergence, Fidelity};
 
 /// Values of a divergence, and its gradient in place of the student's logits.
 ///
@@ -53,79 +43,12 @@ pub fn divergence<L: Logit>(
 ) -> Result<(), Error> {
     assert_eq!(student.len(), teacher.len());
     assert_eq!(student.len(), value.len() * vocab);
-    let run = Run { teacher, vocab };
-    let entropy = if fidelity == Fidelity::Paper {
-        1.0
-    } else {
-        0.0
+    let job = Job {
+        logits: L::hide(student, teacher),
+        vocab,
+        value,
     };
-    let two = |forward: f64, reverse: f64| TwoKl::new(forward, reverse, entropy);
-    match *divergence {
-        Divergence::ForwardKl => run.rows(student, value, |_| two(1.0, 0.0)),
-        Divergence::ReverseKl => run.rows(student, value, |_| two(0.0, 1.0)),
-        Divergence::Wsd { weight } => run.rows(student, value, |_| two(1.0 - weight, weight)),
-        Divergence::Bdkd => run.rows(student, value, |row| bdkd(row, fidelity)),
-        Divergence::Jensen { lambda } => run.rows(student, value, |_| Jensen::new(lambda)),
-        Divergence::Akl { mu } => run.rows(student, value, |row| {
-            let (head, tail) = akl_gaps(row, mu, fidelity);
-            let share = if head + tail > 0.0 {
-                head / (head + tail)
-            } else {
-                0.5
-            };
-            TwoKl::new(share, 1.0 - share, 1.0)
-        }),
-        Divergence::AlphaNet { a, b } => alpha_net(&run, [a, b], fidelity, student, value),
-        Divergence::AlphaBeta { alpha, beta } => {
-            alpha_beta(&run, alpha, beta, fidelity, student, value)
-        }
-        // without a teacher's share
-        Divergence::SkewForwardKl { lambda: 0.0 } => run.rows(student, value, |_| two(1.0, 0.0)),
-        Divergence::SkewForwardKl { lambda } => {
-            run.rows(student, value, |_| SkewForward::new(lambda, entropy))
-        }
-        Divergence::SkewReverseKl { lambda } => {
-            run.rows(student, value, |_| SkewReverse::new(lambda))
-        }
-        Divergence::TotalVariation => run.rows(student, value, |_| TotalVariation::new()),
-        Divergence::ToDi => run.rows(student, value, |_| ToDi::new()),
-    }
-}
-
-fn alpha_beta<L: Logit>(
-    run: &Run<L>,
-    alpha: f64,
-    beta: f64,
-    fidelity: Fidelity,
-    student: &mut [L],
-    value: &mut [f32],
-) -> Result<(), Error> {
-    let sum = alpha + beta;
-    // The released code has 1/x for 1/x^2 in the limits: a factor of x.
-    let factor = match fidelity {
-        Fidelity::Paper => 1.0,
-        Fidelity::Official if beta == 0.0 || sum == 0.0 => alpha,
-        Fidelity::Official if alpha == 0.0 => beta,
-        Fidelity::Official => 1.0,
-    };
-    let one = sum as f32 == 1.0;
-    if alpha == 0.0 && beta == 0.0 {
-        run.rows(student, value, |_| BothZero::new())
-    } else if beta == 0.0 && one {
-        run.rows(student, value, |_| BetaZero::<true>::new(alpha, factor))
-    } else if beta == 0.0 {
-        run.rows(student, value, |_| BetaZero::<false>::new(alpha, factor))
-    } else if beta.abs() < SMALL_BETA && alpha != 0.0 && sum != 0.0 {
-        run.rows(student, value, |_| SmallBeta::new(alpha, beta))
-    } else if one {
-        run.rows(student, value, |_| {
-            AlphaBeta::<true>::new(alpha, beta, factor)
-        })
-    } else {
-        run.rows(student, value, |_| {
-            AlphaBeta::<false>::new(alpha, beta, factor)
-        })
-    }
+    (divergence.definition().row)(job, divergence.values(), fidelity)
 }
 
 /// Cross-entropies, and their gradient in place of the logits.
@@ -185,37 +108,62 @@ pub fn cross_entropy<L: Logit>(
         .map_or(Ok(()), Err)
 }
 
-/// A row before f and h are known: exponentials, and what makes probabilities of them.
-struct RowView<'a> {
-    p: &'a [f32],
-    q: &'a [f32],
-    norms: &'a Norms,
-}
-
-/// Entropies compared as in the published code; the half that is to catch up weighs 3 (2 in the
-/// paper's text).
-fn bdkd(row: &RowView, fidelity: Fidelity) -> TwoKl {
-    let (heavy, with_entropy) = match fidelity {
-        Fidelity::Official => (3.0, 0.0),
-        Fidelity::Paper => (2.0, 1.0),
-    };
-    let entropy = |x: &[f32], norm: &Norm| {
-        // of a probability that may be near 1
-        let peak = (1.0 - norm.rest) * (1e-9 - norm.rest).ln_1p();
-        dispatch_entropy(x, norm.scale, norm.peak) - peak
-    };
-    let student_is_flatter = entropy(row.q, &row.norms.q) > entropy(row.p, &row.norms.p);
-    let [forward, reverse] = if student_is_flatter {
-        [1.0, heavy]
-    } else {
-        [heavy, 1.0]
-    };
-    TwoKl::new(forward, reverse, with_entropy)
-}
-
-struct Run<'a, L> {
-    teacher: &'a [L],
+/// A call of the kernel. It hides the type of the logits, so that the table of divergences can hold plain functions.
+pub(crate) struct Job<'a> {
+    logits: Logits<'a>,
     vocab: usize,
+    value: &'a mut [f32],
+}
+
+impl Job<'_> {
+    /// Applies `make`'s formulas to every row.
+    pub fn rows<D: Pointwise>(self, make: impl Fn(&RowView) -> D + Sync) -> Result<(), Error> {
+        self.run(EachRow(make))
+    }
+
+    /// Runs a kernel on the logits in their type.
+    pub fn run(self, kernel: impl Kernel) -> Result<(), Error> {
+        let Self { vocab, value, .. } = self;
+        match self.logits {
+            Logits::F32(student, teacher) => kernel.run(&Run { teacher, vocab }, student, value),
+            Logits::F16(student, teacher) => kernel.run(&Run { teacher, vocab }, student, value),
+            Logits::Bf16(student, teacher) => kernel.run(&Run { teacher, vocab }, student, value),
+        }
+    }
+}
+
+/// A kernel over rows of any type.
+pub(crate) trait Kernel {
+    /// Values, and gradients in place of the student's logits.
+    fn run<L: Logit>(self, run: &Run<L>, student: &mut [L], value: &mut [f32])
+    -> Result<(), Error>;
+}
+
+/// The formulas that a function makes of a row.
+struct EachRow<F>(F);
+
+impl<D: Pointwise, F: Fn(&RowView) -> D + Sync> Kernel for EachRow<F> {
+    fn run<L: Logit>(
+        self,
+        run: &Run<L>,
+        student: &mut [L],
+        value: &mut [f32],
+    ) -> Result<(), Error> {
+        run.rows(student, value, self.0)
+    }
+}
+
+/// A row before f and h are known: exponentials, and what makes probabilities of them.
+pub(crate) struct RowView<'a> {
+    pub p: &'a [f32],
+    pub q: &'a [f32],
+    pub norms: &'a Norms,
+}
+
+/// The teacher's logits, and how many make a row.
+pub(crate) struct Run<'a, L> {
+    pub teacher: &'a [L],
+    pub vocab: usize,
 }
 
 impl<L: Logit> Run<'_, L> {
@@ -272,13 +220,13 @@ impl<L: Logit> Run<'_, L> {
         Ok(sums.f)
     }
 
-    fn teacher(&self, index: usize) -> &[L] {
+    pub fn teacher(&self, index: usize) -> &[L] {
         &self.teacher[index * self.vocab..][..self.vocab]
     }
 }
 
 /// f and h summed, and h in place of `p`, by the faster formulas where these keep their digits.
-fn formulas<D: Pointwise>(
+pub(crate) fn formulas<D: Pointwise>(
     d: D,
     z: &[f32],
     t: &[f32],
@@ -303,7 +251,7 @@ fn formulas<D: Pointwise>(
 }
 
 /// Exponentials of the teacher's row into `p` and of the student's into `q`, and their normalisers.
-fn normalize(
+pub(crate) fn normalize(
     index: usize,
     z: &[f32],
     t: &[f32],
@@ -317,15 +265,15 @@ fn normalize(
 
 /// A thread's room for a row: logits that have to be converted, exponentials, and h in place of the
 /// teacher's.
-struct Scratch {
-    z: Vec<f32>,
-    t: Vec<f32>,
-    p: Vec<f32>,
-    q: Vec<f32>,
+pub(crate) struct Scratch {
+    pub z: Vec<f32>,
+    pub t: Vec<f32>,
+    pub p: Vec<f32>,
+    pub q: Vec<f32>,
 }
 
 impl Scratch {
-    fn new(vocab: usize) -> Self {
+    pub fn new(vocab: usize) -> Self {
         Self {
             z: Vec::new(),
             t: Vec::new(),

@@ -216,14 +216,8 @@ fn parse(name: &str) -> Result<Divergence, String> {
             (id, numbers)
         }
     };
-    let id = match id {
-        "fkl" => "fkld",
-        "rkl" => "rkld",
-        "js" => "jensen",
-        "sfkl" => "skew_fkl",
-        "srkl" => "skew_rkl",
-        other => other,
-    };
+    let of_golden = |d: &Divergence| d.definition().golden == Some(id);
+    let id = Divergence::all().find(of_golden).map_or(id, |d| d.id());
     let plain = Divergence::from_parts(id, &BTreeMap::new()).map_err(|e| e.to_string())?;
     let keys: Vec<String> = plain
         .params()

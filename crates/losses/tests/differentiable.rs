@@ -98,7 +98,7 @@ fn a_teacher_in_a_graph_is_a_constant() {
     for device in devices() {
         let graph = device.clone().autodiff();
         let student = Tensor::<2>::from_floats(STUDENT, &graph).require_grad();
-        let d = Divergence::ReverseKl;
+        let d = Divergence::reverse_kl();
         let values = divergence(&d, Fidelity::Paper, student.clone(), student.clone() * 0.5);
         let plain = Tensor::<2>::from_floats(STUDENT, &device);
         let rows = value_and_grad(&d, Fidelity::Paper, plain.clone(), plain * 0.5);
@@ -134,7 +134,7 @@ fn behind_a_product_parameters_get_the_gradients_of_plain_operations() {
                 (loss.inner(), grad(hidden), grad(head))
             };
             let weights = Tensor::<1>::from_floats([0.5, 1.0, 0.0, 2.0, 1.5], &graph);
-            for d in [Divergence::ForwardKl, Divergence::ReverseKl] {
+            for d in [Divergence::forward_kl(), Divergence::reverse_kl()] {
                 let (loss, hidden, head) = run(&|logits| {
                     let kd = divergence(&d, Fidelity::Paper, logits.clone(), teacher.clone());
                     let ce = cross_entropy(logits, &labels).unwrap();
@@ -144,9 +144,10 @@ fn behind_a_product_parameters_get_the_gradients_of_plain_operations() {
                     let teacher = || teacher.clone();
                     let (lp, lq) = (log_softmax(teacher(), 1), log_softmax(logits, 1));
                     let (p, q) = (softmax(teacher(), 1), lq.clone().exp());
-                    let kd = match d {
-                        Divergence::ForwardKl => p * (lp - lq.clone()),
-                        _ => q * (lq.clone() - lp),
+                    let kd = if d == Divergence::forward_kl() {
+                        p * (lp - lq.clone())
+                    } else {
+                        q * (lq.clone() - lp)
                     };
                     let ids = labels.map(|l| l as i32);
                     let ids = Tensor::<1, Int>::from_ints(ids, &graph).unsqueeze_dim(1);
@@ -171,7 +172,7 @@ fn a_gradient_has_the_type_of_the_logits() {
         .detach()
         .require_grad();
     let teacher = Tensor::<2>::from_floats(TEACHER, &Device::flex());
-    let d = Divergence::TotalVariation;
+    let d = Divergence::total_variation();
     for teacher in [teacher.clone(), teacher.cast(DType::BF16)] {
         let student = student.clone();
         let values = divergence(&d, Fidelity::Paper, student.clone(), teacher.clone()).unwrap();
@@ -187,7 +188,7 @@ fn a_gradient_has_the_type_of_the_logits() {
 #[test]
 fn without_a_graph_or_rows_there_is_a_value_alone() {
     for device in devices() {
-        let d = Divergence::ForwardKl;
+        let d = Divergence::forward_kl();
         let call = |student, teacher| divergence(&d, Fidelity::Paper, student, teacher).unwrap();
         let teacher = Tensor::<2>::from_floats(TEACHER, &device);
         let plain = Tensor::<2>::from_floats(STUDENT, &device);
@@ -211,7 +212,7 @@ fn rows_that_are_no_distribution_are_errors_here_too() {
     let device = Device::flex().autodiff();
     let student = Tensor::<2>::from_floats([[0.0, f32::NAN]], &device).require_grad();
     let teacher = Tensor::<2>::from_floats([[0.0, 1.0]], &device);
-    let d = Divergence::ForwardKl;
+    let d = Divergence::forward_kl();
     let error = divergence(&d, Fidelity::Paper, student.clone(), teacher).err();
     assert!(error.unwrap().to_string().contains("NaN"));
     let error = cross_entropy(student, &[0]).err();

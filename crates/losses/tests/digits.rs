@@ -25,10 +25,7 @@ fn no_entry_of_a_flat_row_takes_the_rounding_of_the_others() {
         (0..5003).map(at).collect()
     };
     let (z, t) = (noise(1237), noise(811));
-    let d = Divergence::AlphaBeta {
-        alpha: 0.0,
-        beta: 0.5,
-    };
+    let d = Divergence::alpha_beta(0.0, 0.5);
     let (_, grad) = kernel(&d, Fidelity::Paper, &z, &t, z.len());
     let (lq, lp) = (log_softmax(&z), log_softmax(&t));
     let h = lq.iter().zip(&lp).map(|(q, p)| (0.5 * q).exp() * (q - p));
@@ -56,7 +53,7 @@ fn a_small_beta_keeps_the_digits_of_the_value() {
         (1e-4, 1e-4),
         (2e-3, -1e-3),
     ] {
-        let d = Divergence::AlphaBeta { alpha, beta };
+        let d = Divergence::alpha_beta(alpha, beta);
         for size in [0.1, 1.0, 12.0] {
             let (z, t) = (noise(123, size), noise(811, size));
             let (value, grad) = kernel(&d, Fidelity::Paper, &z, &t, z.len());
@@ -114,7 +111,7 @@ fn alpha_nets_members_keep_their_digits() {
             } else {
                 (a, member(a))
             };
-            let d = Divergence::AlphaNet { a, b };
+            let d = Divergence::alpha_net(a, b);
             let (value, grad) = kernel(&d, Fidelity::Official, &z, &t, z.len());
             let error = (f64::from(value[0]) / exact - 1.0).abs();
             // Logarithms take their rounding from their size.
@@ -212,7 +209,7 @@ fn forward_kl_of_two_models_sure_of_one_token_keeps_its_digits() {
     let (z, t) = (row(17.3), row(16.1));
     let rest = |x: &[f32]| -log_softmax(x)[2].exp_m1();
     for fidelity in [Fidelity::Official, Fidelity::Paper] {
-        let (_, grad) = kernel(&Divergence::ForwardKl, fidelity, &z, &t, 6);
+        let (_, grad) = kernel(&Divergence::forward_kl(), fidelity, &z, &t, 6);
         let exact = rest(&t) - rest(&z);
         assert!(
             (f64::from(grad[2]) / exact - 1.0).abs() < 1e-5,

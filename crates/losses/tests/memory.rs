@@ -7,10 +7,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 
 const ROWS: usize = 1024;
 const VOCAB: usize = 50_257;
-const DIVERGENCE: Divergence = Divergence::AlphaBeta {
-    alpha: 0.2,
-    beta: 0.7,
-};
+const DIVERGENCE: Divergence = Divergence::alpha_beta(0.2, 0.7);
 
 /// Largest resident size of this process so far, in `[N, V]` of f32.
 fn peak() -> f64 {

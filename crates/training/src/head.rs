@@ -8,7 +8,7 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
-use abkd_losses::{Divergence, Fidelity, cross_entropy_value_and_grad, value, value_and_grad};
+use abkd_losses::{Divergence, Fidelity, cross_entropy_value_and_grad, value_and_grad};
 use abkd_models::Precision;
 use burn::tensor::{DType, Tensor, TensorData};
 
@@ -220,7 +220,7 @@ fn chunk_loss(
                 return Ok((sum, grad));
             }
             let (kl, kl_grad) = sum_and_grad(value_and_grad(
-                &Divergence::ReverseKl,
+                &Divergence::reverse_kl(),
                 Fidelity::Paper,
                 logits,
                 teacher_logits(),
@@ -300,8 +300,7 @@ fn chunks(n: usize, vocab: usize, bytes: usize) -> impl Iterator<Item = Range<us
         .map(move |start| start..(start + rows).min(n))
 }
 
-/// AlphaNet's official form takes the larger of two divergences *of the whole batch*, so with several chunks
-/// the choice is made before the first of them.
+/// With several chunks, a divergence that is chosen by all rows of a batch is chosen before the first of them.
 fn settle<'a>(
     objective: &'a Objective,
     student: &Rows,
@@ -309,41 +308,31 @@ fn settle<'a>(
     chunk_bytes: usize,
 ) -> Result<Cow<'a, Objective>, Error> {
     let Objective::Distill {
-        divergence: Divergence::AlphaNet { a, b },
-        fidelity: fidelity @ Fidelity::Official,
+        divergence,
+        fidelity,
         kd_ratio,
     } = *objective
     else {
         return Ok(Cow::Borrowed(objective));
     };
-    let n = student.hidden.dims()[0];
-    let vocab = student.head.dims()[0];
-    if kd_ratio == 0.0 || chunks(n, vocab, chunk_bytes).count() == 1 {
+    let (Some(mut choice), Some(teacher)) = (divergence.choice(fidelity), teacher) else {
+        return Ok(Cow::Borrowed(objective));
+    };
+    let chunks = || {
+        chunks(
+            student.hidden.dims()[0],
+            student.head.dims()[0],
+            chunk_bytes,
+        )
+    };
+    if kd_ratio == 0.0 || chunks().count() == 1 {
         return Ok(Cow::Borrowed(objective));
     }
-    let teacher = teacher.expect("distillation has a teacher");
-    let members = [a, b].map(|alpha| Divergence::AlphaBeta {
-        alpha,
-        beta: 1.0 - alpha,
-    });
-    let mut sums = [0.0; 2];
-    for range in chunks(n, vocab, chunk_bytes) {
-        for (sum, member) in sums.iter_mut().zip(&members) {
-            let rows = value(
-                member,
-                fidelity,
-                student.logits(range.clone()),
-                teacher.logits(range.clone()),
-            )
-            .map_err(Error::in_chunk(range.start))?;
-            *sum += f64::from(rows.sum().into_scalar::<f32>());
-        }
+    for range in chunks() {
+        let logits = || [student, teacher].map(|model| model.logits(range.clone()));
+        choice.add(logits).map_err(Error::in_chunk(range.start))?;
     }
-    let divergence = if sums[1] > sums[0] {
-        members[1]
-    } else {
-        members[0]
-    };
+    let (divergence, fidelity) = choice.chosen();
     Ok(Cow::Owned(Objective::Distill {
         divergence,
         fidelity,

@@ -24,10 +24,7 @@ fn four_thousand_rows_of_fifty_thousand_logits_fit_into_a_gigabyte() {
     let (student, teacher) = (rows(), rows());
     let labels = vec![0; n];
     let objective = Objective::Distill {
-        divergence: Divergence::AlphaBeta {
-            alpha: 0.2,
-            beta: 0.7,
-        },
+        divergence: Divergence::alpha_beta(0.2, 0.7),
         fidelity: Fidelity::Paper,
         kd_ratio: 1.0,
     };

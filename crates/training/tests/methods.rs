@@ -155,7 +155,7 @@ impl Toy {
         let laid = collate(&sequences.iter().collect::<Vec<_>>());
         let logits = |m: &LanguageModel| m.logits(target_rows(m, &laid));
         let rows = value(
-            &Divergence::ReverseKl,
+            &Divergence::reverse_kl(),
             Fidelity::Paper,
             logits(student),
             logits(&self.teacher),
@@ -513,7 +513,7 @@ fn parts_of_a_batch_make_the_update_of_the_whole() {
     let term = Term {
         batch: laid,
         objective: Objective::Distill {
-            divergence: Divergence::ForwardKl,
+            divergence: Divergence::forward_kl(),
             fidelity: Fidelity::Paper,
             kd_ratio: 0.5,
         },
@@ -646,7 +646,7 @@ fn the_cached_teacher_teaches_as_the_running_one() {
     let term = Term {
         batch: collate(&chosen),
         objective: Objective::Distill {
-            divergence: Divergence::ReverseKl,
+            divergence: Divergence::reverse_kl(),
             fidelity: Fidelity::Paper,
             kd_ratio: 1.0,
         },

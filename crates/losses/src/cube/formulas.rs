@@ -10,7 +10,7 @@ const NEAR: f32 = 1.0 / 3.0;
 
 /// Which formulas a kernel is compiled with.
 #[derive(Clone, Copy, Debug, Hash, PartialEq, Eq)]
-pub(super) enum Formula {
+pub(crate) enum Formula {
     /// `a KL(p, q) + b KL(q, p)`; with c = 0 the first half is a cross-entropy.
     TwoKl,
     /// The same, a and b from the row's entropies: a on the side of the larger one, 1 on the other.

@@ -8,8 +8,11 @@ use crate::{Error, Rows};
 /// Largest exponent of a power.
 const SATURATE: f64 = 60.0;
 
+/// Largest |r| that is near.
+const NEAR: f64 = 1.0 / 3.0;
+
 /// A power of which only the exponent is known, saturated.
-pub(super) fn power(exponent: Tensor<2>) -> Tensor<2> {
+pub(crate) fn power(exponent: Tensor<2>) -> Tensor<2> {
     exponent.clamp_max(SATURATE).exp()
 }
 
@@ -23,13 +26,13 @@ fn expm1_over_x(x: &Tensor<2>) -> Tensor<2> {
 }
 
 /// e^x - 1, with all digits where x is near 0.
-pub(super) fn expm1(x: Tensor<2>) -> Tensor<2> {
+pub(crate) fn expm1(x: Tensor<2>) -> Tensor<2> {
     let near = x.clone() * expm1_over_x(&x);
     (power(x.clone()) - 1.0).mask_where(x.abs().lower_equal_elem(0.5), near)
 }
 
 /// log(1 + x), with all digits where x is near 0, which not every device's own has.
-pub(super) fn ln_1p(x: Tensor<2>) -> Tensor<2> {
+pub(crate) fn ln_1p(x: Tensor<2>) -> Tensor<2> {
     let mut series = Tensor::zeros_like(&x);
     for k in (1..=14).rev() {
         series = series * x.clone().neg() + 1.0 / f64::from(k);
@@ -39,7 +42,7 @@ pub(super) fn ln_1p(x: Tensor<2>) -> Tensor<2> {
 }
 
 /// A row's softmax `[N, V]`.
-pub(super) struct Softmax {
+pub(crate) struct Softmax {
     pub prob: Tensor<2>,
     pub log: Tensor<2>,
     /// Index of the likeliest entry `[N, 1]`, and the probability of all others.
@@ -100,7 +103,7 @@ fn difference(a: &Tensor<2>, b: &Tensor<2>) -> [Tensor<2>; 2] {
 
 /// Both distributions and their entries relative to the student's likeliest that counts, the peak. All `[N, V]`, and
 /// `[N, 1]` at the peak.
-pub(super) struct Pair {
+pub(crate) struct Pair {
     pub p: Softmax,
     pub q: Softmax,
     /// log(p/q)
@@ -113,7 +116,7 @@ pub(super) struct Pair {
     pub at_peak: AtPeak,
 }
 
-pub(super) struct AtPeak {
+pub(crate) struct AtPeak {
     /// log(p/q), p/q and log q
     pub d: Tensor<2>,
     pub ratio: Tensor<2>,
@@ -121,7 +124,7 @@ pub(super) struct AtPeak {
 }
 
 /// A divergence's f and h, which is `q (g - g at the peak)`, see [`pointwise`](crate::pointwise).
-pub(super) struct Terms {
+pub(crate) struct Terms {
     pub f: Tensor<2>,
     pub h: Tensor<2>,
     /// g at the peak `[N, 1]`.
@@ -171,6 +174,11 @@ impl Pair {
         })
     }
 
+    /// `[N, 1]` of one number.
+    pub fn constant(&self, x: f64) -> Tensor<2> {
+        Tensor::full([self.d.dims()[0], 1], x, &self.d.device())
+    }
+
     /// `b phi_x(r)` with phi_x = (e^(x r) - 1) / x (r where x = 0), of `base` = b and `moved` = b e^(x r).
     pub fn scaled_phi(&self, x: f64, base: Tensor<2>, moved: Tensor<2>) -> Tensor<2> {
         scaled_phi(x, base, moved, &self.r)
@@ -180,6 +188,11 @@ impl Pair {
     pub fn gap(&self) -> Tensor<2> {
         let base = self.q.prob.clone() * self.at_peak.ratio.clone();
         self.scaled_phi(1.0, base, self.p.prob.clone())
+    }
+
+    /// `far`, but `near` where r is.
+    pub fn where_near(&self, near: Tensor<2>, far: Tensor<2>) -> Tensor<2> {
+        far.mask_where(self.r.clone().abs().lower_equal_elem(NEAR), near)
     }
 
     /// |p - q|, with the digits that it loses at a peak where both are near 1.
@@ -213,7 +226,7 @@ impl Pair {
 }
 
 /// See [`Pair::scaled_phi`], of any number.
-pub(super) fn scaled_phi(x: f64, base: Tensor<2>, moved: Tensor<2>, by: &Tensor<2>) -> Tensor<2> {
+pub(crate) fn scaled_phi(x: f64, base: Tensor<2>, moved: Tensor<2>, by: &Tensor<2>) -> Tensor<2> {
     let exponent = by.clone() * x;
     let near = base.clone() * by.clone() * expm1_over_x(&exponent);
     if x == 0.0 {

@@ -15,11 +15,34 @@ pub trait Logit: sealed::Sealed + Copy + Send + Sync {
     fn write(row: &mut [Self], scratch: &mut Vec<f32>, fill: impl FnOnce(&mut [f32]));
 }
 
+/// The student's and the teacher's logits of a call.
+pub enum Logits<'a> {
+    F32(&'a mut [f32], &'a [f32]),
+    F16(&'a mut [f16], &'a [f16]),
+    Bf16(&'a mut [bf16], &'a [bf16]),
+}
+
 mod sealed {
-    pub trait Sealed {}
-    impl Sealed for f32 {}
-    impl Sealed for half::f16 {}
-    impl Sealed for half::bf16 {}
+    use super::{Logits, bf16, f16};
+
+    pub trait Sealed: Sized {
+        /// Logits without their type.
+        fn hide<'a>(student: &'a mut [Self], teacher: &'a [Self]) -> Logits<'a>;
+    }
+
+    macro_rules! sealed {
+        ($ty:ty, $variant:ident) => {
+            impl Sealed for $ty {
+                fn hide<'a>(student: &'a mut [Self], teacher: &'a [Self]) -> Logits<'a> {
+                    Logits::$variant(student, teacher)
+                }
+            }
+        };
+    }
+
+    sealed!(f32, F32);
+    sealed!(f16, F16);
+    sealed!(bf16, Bf16);
 }
 
 impl Logit for f32 {

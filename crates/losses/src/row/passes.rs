@@ -5,20 +5,20 @@ use std::ops::Range;
 use abkd_host::{LANES, dispatch};
 
 use super::softmax::{Norms, fold, larger, prefetch};
-use crate::pointwise::{Pointwise, entropy_term};
+use crate::pointwise::Pointwise;
 
 /// Entries summed in f32 before the sum moves to f64.
-pub(super) const BLOCK: usize = 64 * LANES;
+pub(crate) const BLOCK: usize = 64 * LANES;
 
 /// The entries on both sides of the peak, which is taken by itself: in a sum with the others it would
 /// cost them their digits.
-pub(super) fn around(peak: usize, len: usize) -> [Range<usize>; 2] {
+pub(crate) fn around(peak: usize, len: usize) -> [Range<usize>; 2] {
     [0..peak, peak + 1..len]
 }
 
 /// Moves the sums of a block to f64.
 #[inline(always)]
-pub(super) fn add(total: &mut [f64; LANES], block: [f32; LANES]) {
+pub(crate) fn add(total: &mut [f64; LANES], block: [f32; LANES]) {
     for (total, x) in total.iter_mut().zip(block) {
         *total += f64::from(x);
     }
@@ -26,7 +26,7 @@ pub(super) fn add(total: &mut [f64; LANES], block: [f32; LANES]) {
 
 /// Sums over a row.
 #[derive(Clone, Copy)]
-pub(super) struct Sums {
+pub(crate) struct Sums {
     pub f: f64,
     /// h of all but the student's likeliest entry, where it is 0 except for a pair of values or where the teacher masks it.
     pub h: f64,
@@ -255,30 +255,7 @@ fn gradient(out: &mut [f32], h: &[f32], q: &[f32], norms: Norms, sums: Sums) {
     out[norms.q.peak] = (peak * norms.q.rest - (1.0 - norms.q.rest) * sums.h) as f32;
 }
 
-/// Sum of the published code's entropy terms over a row but for its peak.
-#[inline(always)]
-fn entropy(x: &[f32], scale: f32, peak: usize) -> f64 {
-    let mut total = 0.0f64;
-    for side in around(peak, x.len()) {
-        for block in x[side].chunks(BLOCK) {
-            let mut lanes = [0.0f32; LANES];
-            let (chunks, rest) = block.as_chunks::<LANES>();
-            for chunk in chunks {
-                for i in 0..LANES {
-                    lanes[i] += entropy_term(chunk[i] * scale);
-                }
-            }
-            for x in rest {
-                lanes[0] += entropy_term(x * scale);
-            }
-            total += lanes.iter().map(|&x| f64::from(x)).sum::<f64>();
-        }
-    }
-    total
-}
-
-dispatch!(pub(super) dispatch_entropy => entropy(x: &[f32], scale: f32, peak: usize) -> f64);
-dispatch!(pub(super) dispatch_formulas => formulas<D: Pointwise>(d: D, z: &[f32], t: &[f32], p: &mut [f32], q: &[f32], norms: Norms) -> Sums);
-dispatch!(pub(super) dispatch_near_formulas => near_formulas<D: Pointwise>(d: D, z: &[f32], t: &[f32], p: &mut [f32], q: &[f32], norms: Norms) -> Sums);
-dispatch!(pub(super) dispatch_together => together<D: Pointwise>(d: D, c: f32, z: &mut [f32], t: &[f32], p: &[f32], q: &[f32], norms: Norms) -> f64);
-dispatch!(pub(super) dispatch_gradient => gradient(out: &mut [f32], h: &[f32], q: &[f32], norms: Norms, sums: Sums));
+dispatch!(pub(crate) dispatch_formulas => formulas<D: Pointwise>(d: D, z: &[f32], t: &[f32], p: &mut [f32], q: &[f32], norms: Norms) -> Sums);
+dispatch!(pub(crate) dispatch_near_formulas => near_formulas<D: Pointwise>(d: D, z: &[f32], t: &[f32], p: &mut [f32], q: &[f32], norms: Norms) -> Sums);
+dispatch!(pub(crate) dispatch_together => together<D: Pointwise>(d: D, c: f32, z: &mut [f32], t: &[f32], p: &[f32], q: &[f32], norms: Norms) -> f64);
+dispatch!(pub(crate) dispatch_gradient => gradient(out: &mut [f32], h: &[f32], q: &[f32], norms: Norms, sums: Sums));

@@ -18,7 +18,7 @@ const AHEAD: usize = 4096;
 /// What a row's exponentials are relative to: they are e^(z - `origin`) / 2^exponent, about 1 at the largest. The
 /// power of 2 costs no rounding, and the origin is 0 except where logits are too large for that.
 #[derive(Clone, Copy)]
-pub(super) struct Shift {
+pub(crate) struct Shift {
     origin: f32,
     exponent: f32,
 }
@@ -46,7 +46,7 @@ impl Shift {
 
 /// What turns a logit into a probability and its logarithm.
 #[derive(Clone, Copy)]
-pub(super) struct Norm {
+pub(crate) struct Norm {
     max: f32,
     /// Index of the first logit that equals `max`.
     pub peak: usize,
@@ -75,7 +75,7 @@ impl Norm {
 
 /// The teacher's and the student's, and where the student has its peak.
 #[derive(Clone, Copy)]
-pub(super) struct Norms {
+pub(crate) struct Norms {
     pub p: Norm,
     pub q: Norm,
     pub peak: Peak,
@@ -187,7 +187,7 @@ impl Norms {
 }
 
 #[inline(always)]
-pub(super) fn larger(a: f32, b: f32) -> f32 {
+pub(crate) fn larger(a: f32, b: f32) -> f32 {
     if b > a { b } else { a }
 }
 
@@ -198,7 +198,7 @@ fn smaller(a: f32, b: f32) -> f32 {
 
 /// Folds lanes in pairs, which is fewer steps than one by one.
 #[inline(always)]
-pub(super) fn fold(lanes: [f32; LANES], pick: impl Fn(f32, f32) -> f32) -> f32 {
+pub(crate) fn fold(lanes: [f32; LANES], pick: impl Fn(f32, f32) -> f32) -> f32 {
     let mut lanes = lanes;
     let mut half = LANES / 2;
     while half > 0 {
@@ -257,7 +257,7 @@ fn softmax(z: &[f32], out: &mut [f32]) -> Option<Norm> {
 }
 
 /// What is found in a row while its exponentials are taken; no NaN is in `max` and `min`.
-pub(super) struct Found {
+pub(crate) struct Found {
     max: f32,
     min: f32,
     /// Start of the first block that has `max`.
@@ -269,7 +269,7 @@ pub(super) struct Found {
 /// Has the memory some way behind a chunk brought to the second-level cache. A row comes from memory when
 /// its exponentials are taken, and these take so long that the processor does not look far enough ahead.
 #[inline(always)]
-pub(super) fn prefetch(chunk: &[f32; LANES]) {
+pub(crate) fn prefetch(chunk: &[f32; LANES]) {
     abkd_host::prefetch(chunk.as_ptr().wrapping_add(AHEAD));
 }
 
@@ -372,6 +372,6 @@ fn others(x: &[f32], at: usize) -> f64 {
     lanes.iter().sum()
 }
 
-dispatch!(pub(super) dispatch_log_ratio => log_ratio(z: &[f32], t: &[f32], at: usize) -> f64);
-dispatch!(pub(super) dispatch_softmax => softmax(z: &[f32], out: &mut [f32]) -> Option<Norm>);
-dispatch!(pub(super) dispatch_exponentials => exponentials(z: &[f32], shift: Shift, out: &mut [f32]) -> Found);
+dispatch!(pub(crate) dispatch_log_ratio => log_ratio(z: &[f32], t: &[f32], at: usize) -> f64);
+dispatch!(pub(crate) dispatch_softmax => softmax(z: &[f32], out: &mut [f32]) -> Option<Norm>);
+dispatch!(pub(crate) dispatch_exponentials => exponentials(z: &[f32], shift: Shift, out: &mut [f32]) -> Found);

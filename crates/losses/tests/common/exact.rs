@@ -32,10 +32,162 @@ pub fn exact(
 
 /// The same, of rows that are normalised already.
 pub fn exact_of_rows(d: &Divergence, fidelity: Fidelity, rows: &[Row]) -> Option<Vec<Found>> {
-    if let Divergence::AlphaNet { a, b } = *d {
-        return alpha_net(rows, a, b, fidelity);
+    let params: Vec<f64> = d.params().into_iter().map(|(_, value)| value).collect();
+    match Formula::of(d).computed {
+        Each(found) => rows
+            .iter()
+            .map(|row| found(row, &params, fidelity))
+            .collect(),
+        Together(found) => found(rows, &params, fidelity),
     }
-    rows.iter().map(|row| row.found(d, fidelity)).collect()
+}
+
+/// Whether the gradient is the slope of the value: no weight is held constant for it, and there is no kink.
+pub fn gradient_is_slope(d: &Divergence) -> bool {
+    Formula::of(d).gradient_is_slope
+}
+
+/// A divergence's formula; `None` where a choice is a tie or a power saturates.
+struct Formula {
+    id: &'static str,
+    gradient_is_slope: bool,
+    computed: Computed,
+}
+
+type AllFound = Option<Vec<Found>>;
+
+/// From the parameters in the order of [`Divergence::params`].
+enum Computed {
+    Each(fn(&Row, &[f64], Fidelity) -> Option<Found>),
+    Together(fn(&[Row], &[f64], Fidelity) -> AllFound),
+}
+
+use Computed::{Each, Together};
+
+impl Formula {
+    fn of(d: &Divergence) -> &'static Self {
+        FORMULAS
+            .iter()
+            .find(|formula| formula.id == d.id())
+            .unwrap_or_else(|| panic!("`{}` has no formula in f64", d.id()))
+    }
+}
+
+/// Every divergence's.
+const FORMULAS: &[Formula] = &[
+    Formula {
+        id: "fkld",
+        gradient_is_slope: true,
+        computed: Each(|row, _, fidelity| Some(row.two(1.0, 0.0, entropy(fidelity)))),
+    },
+    Formula {
+        id: "rkld",
+        gradient_is_slope: true,
+        computed: Each(|row, _, fidelity| Some(row.two(0.0, 1.0, entropy(fidelity)))),
+    },
+    Formula {
+        id: "wsd",
+        gradient_is_slope: true,
+        computed: Each(|row, params, fidelity| {
+            Some(row.two(1.0 - params[0], params[0], entropy(fidelity)))
+        }),
+    },
+    Formula {
+        id: "bdkd",
+        gradient_is_slope: false,
+        computed: Each(|row, _, fidelity| row.bdkd(fidelity)),
+    },
+    Formula {
+        id: "jensen",
+        gradient_is_slope: true,
+        computed: Each(|row, params, _| {
+            let lambda = params[0];
+            Some(row.sum(|Entry { p, q, lp, lq }| {
+                let lm = (p * (1.0 - lambda) + q * lambda).ln();
+                let student = q * (lq - lm) * lambda;
+                (student + p * (lp - lm) * (1.0 - lambda), student)
+            }))
+        }),
+    },
+    Formula {
+        id: "akl",
+        gradient_is_slope: false,
+        computed: Each(|row, params, fidelity| {
+            let share = row.akl_share(params[0], fidelity)?;
+            Some(row.two(share, 1.0 - share, 1.0))
+        }),
+    },
+    Formula {
+        id: "alphanet",
+        // where the members are equal there is a kink
+        gradient_is_slope: false,
+        computed: Together(|rows, params, fidelity| {
+            alpha_net(rows, params[0], params[1], fidelity)
+        }),
+    },
+    Formula {
+        id: "ab",
+        gradient_is_slope: true,
+        computed: Each(|row, params, fidelity| {
+            let (alpha, beta) = (params[0], params[1]);
+            let official = fidelity == Fidelity::Official;
+            (!row.saturates(alpha, beta)).then(|| row.alpha_beta(alpha, beta, official))
+        }),
+    },
+    Formula {
+        id: "skew_fkl",
+        gradient_is_slope: true,
+        computed: Each(|row, params, fidelity| {
+            let (lambda, entropy) = (params[0], entropy(fidelity));
+            Some(row.sum(|Entry { p, q, lp, .. }| {
+                let m = p * lambda + q * (1.0 - lambda);
+                (p * (lp * entropy - m.ln()), -(p * (1.0 - lambda) * q) / m)
+            }))
+        }),
+    },
+    Formula {
+        id: "skew_rkl",
+        gradient_is_slope: true,
+        computed: Each(|row, params, _| {
+            let lambda = params[0];
+            Some(row.sum(|Entry { p, q, lq, .. }| {
+                let m = p * (1.0 - lambda) + q * lambda;
+                let f = q * (lq - m.ln());
+                (f, f - q * q * lambda / m)
+            }))
+        }),
+    },
+    Formula {
+        id: "tvd",
+        gradient_is_slope: false,
+        computed: Each(|row, _, _| {
+            let found = row.sum(|Entry { p, q, .. }| {
+                let sign = (q.partial_cmp(&p)).expect("numbers") as i8;
+                ((p - q).abs() * 0.5, q * (0.5 * f64::from(sign)))
+            });
+            let slack = row.undecided_sign()?;
+            Some(Found { slack, ..found })
+        }),
+    },
+    Formula {
+        id: "todi",
+        gradient_is_slope: false,
+        computed: Each(|row, _, _| {
+            Some(row.sum(|Entry { p, q, lp, lq }| {
+                let (w, d) = (p / (p + q), lp - lq);
+                let rest = q / (p + q);
+                (w * p * d - rest * q * d, rest * q - rest * q * d - w * p)
+            }))
+        }),
+    },
+];
+
+/// Weight of `sum p log p` in a forward KL, which the released code leaves out.
+fn entropy(fidelity: Fidelity) -> f64 {
+    match fidelity {
+        Fidelity::Paper => 1.0,
+        Fidelity::Official => 0.0,
+    }
 }
 
 /// An entry of both distributions.
@@ -78,55 +230,6 @@ impl Row {
             grad: grad.collect(),
             slack: 0.0,
         }
-    }
-
-    fn found(&self, d: &Divergence, fidelity: Fidelity) -> Option<Found> {
-        let official = fidelity == Fidelity::Official;
-        let entropy = if official { 0.0 } else { 1.0 };
-        Some(match *d {
-            Divergence::ForwardKl => self.two(1.0, 0.0, entropy),
-            Divergence::ReverseKl => self.two(0.0, 1.0, entropy),
-            Divergence::Wsd { weight } => self.two(1.0 - weight, weight, entropy),
-            Divergence::Bdkd => return self.bdkd(fidelity),
-            Divergence::Akl { mu } => {
-                let share = self.akl_share(mu, fidelity)?;
-                self.two(share, 1.0 - share, 1.0)
-            }
-            Divergence::Jensen { lambda } => self.sum(|Entry { p, q, lp, lq }| {
-                let lm = (p * (1.0 - lambda) + q * lambda).ln();
-                let student = q * (lq - lm) * lambda;
-                (student + p * (lp - lm) * (1.0 - lambda), student)
-            }),
-            Divergence::SkewForwardKl { lambda } => self.sum(|Entry { p, q, lp, .. }| {
-                let m = p * lambda + q * (1.0 - lambda);
-                (p * (lp * entropy - m.ln()), -(p * (1.0 - lambda) * q) / m)
-            }),
-            Divergence::SkewReverseKl { lambda } => self.sum(|Entry { p, q, lq, .. }| {
-                let m = p * (1.0 - lambda) + q * lambda;
-                let f = q * (lq - m.ln());
-                (f, f - q * q * lambda / m)
-            }),
-            Divergence::AlphaBeta { alpha, beta } => {
-                if self.saturates(alpha, beta) {
-                    return None;
-                }
-                self.alpha_beta(alpha, beta, official)
-            }
-            Divergence::ToDi => self.sum(|Entry { p, q, lp, lq }| {
-                let (w, d) = (p / (p + q), lp - lq);
-                let rest = q / (p + q);
-                (w * p * d - rest * q * d, rest * q - rest * q * d - w * p)
-            }),
-            Divergence::TotalVariation => {
-                let found = self.sum(|Entry { p, q, .. }| {
-                    let sign = (q.partial_cmp(&p)).expect("numbers") as i8;
-                    ((p - q).abs() * 0.5, q * (0.5 * f64::from(sign)))
-                });
-                let slack = self.undecided_sign()?;
-                Found { slack, ..found }
-            }
-            Divergence::AlphaNet { .. } => unreachable!("a choice between rows"),
-        })
     }
 
     /// `forward KL(p, q) + reverse KL(q, p)`; without `entropy` the first is the cross-entropy.

@@ -6,16 +6,11 @@ pub mod goldens;
 pub mod regimes;
 pub mod wide;
 
-use std::collections::BTreeMap;
-
 use abkd_losses::{Divergence, Fidelity, row};
 
 /// Every divergence, and the alpha-beta one at its limits.
 pub fn all() -> Vec<Divergence> {
-    let mut all: Vec<Divergence> = Divergence::IDS
-        .into_iter()
-        .map(|id| Divergence::from_parts(id, &BTreeMap::new()).unwrap())
-        .collect();
+    let mut all: Vec<Divergence> = Divergence::all().collect();
     let members = [
         (0.0, 0.5),
         (0.5, 0.0),
@@ -25,7 +20,7 @@ pub fn all() -> Vec<Divergence> {
         (0.01, 1.0),
         (1.2, -0.3),
     ];
-    all.extend(members.map(|(alpha, beta)| Divergence::AlphaBeta { alpha, beta }));
+    all.extend(members.map(|(alpha, beta)| Divergence::alpha_beta(alpha, beta)));
     all
 }
 
@@ -56,15 +51,15 @@ pub fn kernel(
 /// Every divergence, with other parameters too.
 pub fn with_other_parameters() -> Vec<Divergence> {
     let mut all = all();
-    all.push(Divergence::Wsd { weight: 0.2 });
-    all.extend([0.0, 0.2, 0.9].map(|mu| Divergence::Akl { mu }));
+    all.push(Divergence::weighted_kl(0.2));
+    all.extend([0.0, 0.2, 0.9].map(Divergence::akl));
     for lambda in [0.5, 0.9] {
-        all.push(Divergence::Jensen { lambda });
-        all.push(Divergence::SkewForwardKl { lambda });
-        all.push(Divergence::SkewReverseKl { lambda });
+        all.push(Divergence::jensen(lambda));
+        all.push(Divergence::skew_forward_kl(lambda));
+        all.push(Divergence::skew_reverse_kl(lambda));
     }
     let pairs = [(-0.5, 0.6), (0.0, 0.5)];
-    all.extend(pairs.map(|(a, b)| Divergence::AlphaNet { a, b }));
+    all.extend(pairs.map(|(a, b)| Divergence::alpha_net(a, b)));
     let members = [
         (0.5, 0.5),
         (0.8, 0.2),
@@ -74,7 +69,7 @@ pub fn with_other_parameters() -> Vec<Divergence> {
         (0.6, -0.02),
         (0.9, 0.06),
     ];
-    all.extend(members.map(|(alpha, beta)| Divergence::AlphaBeta { alpha, beta }));
+    all.extend(members.map(|(alpha, beta)| Divergence::alpha_beta(alpha, beta)));
     all
 }
 

@@ -190,7 +190,7 @@ fn chunks_have_the_loss_and_the_gradients_of_the_whole() {
     let case = Case::new(1);
     case.check(&Objective::CrossEntropy, &|r| sum(r, cross_entropy));
     for kd_ratio in [0.0, 0.3, 1.0] {
-        let objective = distill(Divergence::ForwardKl, Fidelity::Paper, kd_ratio);
+        let objective = distill(Divergence::forward_kl(), Fidelity::Paper, kd_ratio);
         case.check(&objective, &|rows| {
             (1.0 - kd_ratio) * sum(rows, cross_entropy) + kd_ratio * sum(rows, forward_kl)
         });
@@ -218,7 +218,7 @@ fn alpha_net_chooses_for_the_whole_batch_or_row_by_row() {
     }
     let rows = case.rows();
     assert!(sum(&rows[..3], gap) > 0.0 && sum(&rows[6..], gap) > 0.0 && sum(&rows, gap) < 0.0);
-    let alpha_net = Divergence::AlphaNet { a, b };
+    let alpha_net = Divergence::alpha_net(a, b);
     for kd_ratio in [0.3, 1.0] {
         let check = |fidelity, dense: Dense| {
             let objective = distill(alpha_net, fidelity, kd_ratio);
@@ -337,10 +337,10 @@ fn an_error_names_the_row_of_all_rows() {
         side.tensors()
     };
     let (student, teacher) = (case.student.tensors(), case.teacher.tensors());
-    let alpha_net = Divergence::AlphaNet { a: 0.2, b: 0.9 };
+    let alpha_net = Divergence::alpha_net(0.2, 0.9);
     for objective in [
         Objective::CrossEntropy,
-        distill(Divergence::ForwardKl, Fidelity::Paper, 1.0),
+        distill(Divergence::forward_kl(), Fidelity::Paper, 1.0),
         distill(alpha_net, Fidelity::Official, 1.0),
     ] {
         let error = |student: &Rows, teacher: &Rows| {

@@ -12,7 +12,7 @@ pub(super) const KD: Entry = Entry {
     build: |loss, settings| {
         parse::<NoSettings>(settings)?;
         Ok(Box::new(OnData(
-            loss.unwrap_or(Loss::new(Divergence::ForwardKl)),
+            loss.unwrap_or(Loss::new(Divergence::forward_kl())),
         )))
     },
 };
@@ -22,10 +22,7 @@ pub(super) const ABKD: Entry = Entry {
     about: "the alpha-beta divergence on the data; `distillm` with divergence `ab` samples adaptively",
     build: |loss, settings| {
         parse::<NoSettings>(settings)?;
-        let paper = Divergence::AlphaBeta {
-            alpha: 0.2,
-            beta: 0.7,
-        };
+        let paper = Divergence::alpha_beta(0.2, 0.7);
         Ok(Box::new(OnData(loss.unwrap_or(Loss::new(paper)))))
     },
 };

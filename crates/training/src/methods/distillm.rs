@@ -23,7 +23,7 @@ pub(super) const ENTRY: Entry = Entry {
     build: |loss, settings| {
         let settings: DistiLlmSettings = parse(settings)?;
         settings.check()?;
-        let skew = Divergence::SkewReverseKl { lambda: 0.1 };
+        let skew = Divergence::skew_reverse_kl(0.1);
         let loss = loss.unwrap_or(Loss::new(skew));
         Ok(Box::new(Method { loss, settings }))
     },

@@ -148,9 +148,7 @@ impl GkdSettings {
     /// The generalized Jensen divergence; ours weighs by `lambda = 1 - beta`.
     pub(crate) fn default_loss(&self) -> Loss {
         Loss {
-            divergence: Divergence::Jensen {
-                lambda: self.beta.map_or(0.1, |beta| 1.0 - beta),
-            },
+            divergence: Divergence::jensen(self.beta.map_or(0.1, |beta| 1.0 - beta)),
             fidelity: Fidelity::Paper,
         }
     }
@@ -221,10 +219,9 @@ mod tests {
     fn the_divergence_is_abkds_unless_beta_says_otherwise() {
         let lambda = |json: &str| {
             let settings: GkdSettings = serde_json::from_str(json).unwrap();
-            match settings.default_loss().divergence {
-                Divergence::Jensen { lambda } => lambda,
-                other => panic!("{other:?}"),
-            }
+            let divergence = settings.default_loss().divergence;
+            assert_eq!(divergence.id(), "jensen");
+            divergence.param("lambda").unwrap()
         };
         assert_eq!(lambda("{}"), 0.1);
         assert!((lambda(r#"{"beta":0.1}"#) - 0.9).abs() < 1e-12);

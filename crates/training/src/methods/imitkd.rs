@@ -22,7 +22,7 @@ pub(super) const ENTRY: Entry = Entry {
     build: |loss, settings| {
         let settings: ImitKdSettings = parse(settings)?;
         settings.check()?;
-        let loss = loss.unwrap_or(Loss::new(Divergence::ForwardKl));
+        let loss = loss.unwrap_or(Loss::new(Divergence::forward_kl()));
         Ok(Box::new(Method { loss, settings }))
     },
 };

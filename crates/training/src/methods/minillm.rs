@@ -492,7 +492,7 @@ fn whiten(values: &mut [f32], entries: usize) {
 /// `(1 - kd_ratio) x cross-entropy + kd_ratio x forward KL`.
 pub fn supervised(settings: &MiniLlmSettings) -> Objective {
     Objective::Distill {
-        divergence: Divergence::ForwardKl,
+        divergence: Divergence::forward_kl(),
         fidelity: Fidelity::Paper,
         kd_ratio: settings.kd_ratio,
     }

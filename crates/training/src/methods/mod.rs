@@ -373,7 +373,7 @@ mod tests {
         assert!(text.contains("lambda"), "{text}");
         let text = error("sft", None, serde_json::json!({ "beta": 1 }));
         assert!(text.contains("beta"), "{text}");
-        let loss = Some(Loss::new(Divergence::ForwardKl));
+        let loss = Some(Loss::new(Divergence::forward_kl()));
         assert!(error("minillm", loss, serde_json::json!({})).contains("divergence"));
         assert!(error("kdd", None, serde_json::json!({})).contains("kdd"));
     }
@@ -389,10 +389,7 @@ mod tests {
             let again: Method = serde_json::from_str(&text).unwrap();
             assert_eq!(serde_json::to_string(&again).unwrap(), text, "{id}");
         }
-        let paper = Divergence::AlphaBeta {
-            alpha: 0.2,
-            beta: 0.7,
-        };
+        let paper = Divergence::alpha_beta(0.2, 0.7);
         let kd = Method::from_parts("kd", Some(Loss::new(paper)), serde_json::json!({}));
         assert_eq!(
             serde_json::to_string(&kd.unwrap()).unwrap(),
@@ -421,7 +418,7 @@ mod tests {
 
     #[test]
     fn distillms_divergence_is_the_rows() {
-        let skew = Divergence::SkewForwardKl { lambda: 0.1 };
+        let skew = Divergence::skew_forward_kl(0.1);
         let method = Method::from_parts("distillm", Some(Loss::new(skew)), serde_json::json!({}));
         assert_eq!(method.unwrap().parts().loss, Some(Loss::new(skew)));
     }

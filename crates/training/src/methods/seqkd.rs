@@ -46,7 +46,7 @@ impl SeqKdSettings {
         if self.kd_ratio == 0.0 {
             Objective::CrossEntropy
         } else {
-            Loss::new(Divergence::ForwardKl).objective(self.kd_ratio)
+            Loss::new(Divergence::forward_kl()).objective(self.kd_ratio)
         }
     }
 }

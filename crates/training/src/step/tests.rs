@@ -49,7 +49,7 @@ fn data() -> Batch {
 
 fn objective() -> Objective {
     Objective::Distill {
-        divergence: Divergence::ForwardKl,
+        divergence: Divergence::forward_kl(),
         fidelity: Fidelity::Paper,
         kd_ratio: 0.3,
     }

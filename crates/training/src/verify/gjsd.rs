@@ -68,10 +68,10 @@ pub fn verify_gjsd(path: &Path, device: &Device) -> Result<Vec<Check>, Error> {
         for entry in &case.results {
             let divergence = match (entry.code.as_str(), entry.beta, entry.lam) {
                 // Its ends are continued by the plain divergences.
-                ("trl", Some(0.0), None) => Divergence::ForwardKl,
-                ("trl", Some(1.0), None) => Divergence::ReverseKl,
-                ("trl", Some(beta), None) => Divergence::Jensen { lambda: 1.0 - beta },
-                ("abkd" | "distillm", None, Some(lambda)) => Divergence::Jensen { lambda },
+                ("trl", Some(0.0), None) => Divergence::forward_kl(),
+                ("trl", Some(1.0), None) => Divergence::reverse_kl(),
+                ("trl", Some(beta), None) => Divergence::jensen(1.0 - beta),
+                ("abkd" | "distillm", None, Some(lambda)) => Divergence::jensen(lambda),
                 _ => {
                     let reason = format!(
                         "code `{}`: known are trl with beta, abkd and distillm with lam",
@@ -102,9 +102,8 @@ pub fn verify_gjsd(path: &Path, device: &Device) -> Result<Vec<Check>, Error> {
     }
     if let Some(theirs) = file.default_lam {
         let settings: GkdSettings = serde_json::from_str("{}").expect("all have defaults");
-        let Divergence::Jensen { lambda: ours } = settings.default_loss().divergence else {
-            unreachable!("GKD's divergence is Jensen's")
-        };
+        let ours = settings.default_loss().divergence.param("lambda");
+        let ours = ours.expect("GKD's divergence is Jensen's");
         let name = "default weight of GKD".to_owned();
         golden.check(name, (ours - theirs.abkd).abs(), 1e-9);
     }

@@ -1,10 +1,10 @@
-//! The alpha-beta divergences. With d = log(p/q), s = alpha + beta and phi_x = (e^(x d) - 1) / x (d where x = 0):
+//! The members as formulas of an entry. With d = log(p/q), s = alpha + beta and phi_x = (e^(x d) - 1) / x (d where x = 0):
 //! `f = q^s (phi_s - phi_alpha) / beta` and `q g = -q^s phi_alpha`, which holds in every limit but beta = 0, where
 //! f is the derivative of q^s phi_x in x.
 
 use abkd_host::math::{expm1_over_x, power};
 
-use super::{Entry, Peak, Pointwise, larger, select, smaller};
+use crate::pointwise::{Entry, Peak, Pointwise, larger, select, smaller};
 
 /// q^s, q^s e^(alpha d) and p^s.
 struct Terms {
@@ -29,7 +29,13 @@ struct Powers<const ONE: bool> {
 
 /// `b phi_x(d)` of `base` = b and `moved` = b e^(x d).
 #[inline(always)]
-pub(super) fn scaled_phi(x: f32, inverse: f32, base: f32, moved: f32, d: f32) -> f32 {
+pub(in crate::divergences) fn scaled_phi(
+    x: f32,
+    inverse: f32,
+    base: f32,
+    moved: f32,
+    d: f32,
+) -> f32 {
     let near = base * d * expm1_over_x(x * d);
     let far = (moved - base) * inverse;
     // Also picks `near` where x is 0, whose `far` is not a number.
@@ -38,7 +44,7 @@ pub(super) fn scaled_phi(x: f32, inverse: f32, base: f32, moved: f32, d: f32) ->
 
 /// Coefficients of `(phi_s - phi_alpha) / (beta d^2)` as a polynomial in d, where it would be a small
 /// difference of large numbers: `(s^k + s^(k-1) alpha + .. + alpha^k) / (k + 2)!`.
-pub(super) fn series(alpha: f64, s: f64) -> [f32; 7] {
+pub(in crate::divergences) fn series(alpha: f64, s: f64) -> [f32; 7] {
     let (mut power, mut sum, mut factorial) = (1.0, 0.0, 1.0);
     std::array::from_fn(|k| {
         sum = alpha * sum + power;
@@ -49,14 +55,14 @@ pub(super) fn series(alpha: f64, s: f64) -> [f32; 7] {
 }
 
 #[inline(always)]
-pub(super) fn polynomial(coefficients: [f32; 7], x: f32) -> f32 {
+pub(in crate::divergences) fn polynomial(coefficients: [f32; 7], x: f32) -> f32 {
     let [first @ .., last] = coefficients;
     first.iter().rfold(last, |sum, &c| sum.mul_add(x, c))
 }
 
 /// p^alpha q^beta where alpha + beta = 1.
 #[inline(always)]
-pub(super) fn geometric_mean(alpha: f32, beta: f32, e: Entry) -> f32 {
+pub(in crate::divergences) fn geometric_mean(alpha: f32, beta: f32, e: Entry) -> f32 {
     let exponent = alpha * smaller(e.d, 0.0) - beta * larger(e.d, 0.0);
     // A positive exponent may be beyond the reach of an exponential where the whole is not.
     if alpha.min(beta) < 0.0 {
@@ -162,14 +168,14 @@ impl<const ONE: bool> Powers<ONE> {
 
 /// A member that is no limit; also where alpha or s is 0.
 #[derive(Clone, Copy)]
-pub(crate) struct AlphaBeta<const ONE: bool> {
+pub(super) struct AlphaBeta<const ONE: bool> {
     powers: Powers<ONE>,
     inverse_beta: f32,
     inverse_sum: f32,
 }
 
 impl<const ONE: bool> AlphaBeta<ONE> {
-    pub(crate) fn new(alpha: f64, beta: f64, factor: f64) -> Self {
+    pub(super) fn new(alpha: f64, beta: f64, factor: f64) -> Self {
         Self {
             powers: Powers::new(alpha, beta, factor),
             inverse_beta: (1.0 / beta) as f32,
@@ -227,12 +233,12 @@ impl<const ONE: bool> Pointwise for AlphaBeta<ONE> {
 
 /// beta = 0, alpha not 0: `f = (d p^alpha - q^alpha phi_alpha) / alpha`.
 #[derive(Clone, Copy)]
-pub(crate) struct BetaZero<const ONE: bool> {
+pub(super) struct BetaZero<const ONE: bool> {
     powers: Powers<ONE>,
 }
 
 impl<const ONE: bool> BetaZero<ONE> {
-    pub(crate) fn new(alpha: f64, factor: f64) -> Self {
+    pub(super) fn new(alpha: f64, factor: f64) -> Self {
         Self {
             powers: Powers::new(alpha, 0.0, factor),
         }
@@ -263,12 +269,12 @@ impl<const ONE: bool> Pointwise for BetaZero<ONE> {
 
 /// alpha = beta = 0: half the squared log ratio.
 #[derive(Clone, Copy)]
-pub(crate) struct BothZero {
+pub(super) struct BothZero {
     powers: Powers<false>,
 }
 
 impl BothZero {
-    pub(crate) fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self {
             powers: Powers::new(0.0, 0.0, 1.0),
         }
@@ -292,7 +298,7 @@ impl Pointwise for BothZero {
 /// The alpha-beta divergence where beta is small: `f = q^s (e^(alpha d) phi_beta - phi_alpha) / s`, equal
 /// to [`AlphaBeta`]'s for any numbers, but no small difference is divided by beta.
 #[derive(Clone, Copy)]
-pub(crate) struct SmallBeta {
+pub(super) struct SmallBeta {
     powers: Powers<false>,
     inverse_beta: f32,
     inverse_sum: f32,
@@ -303,7 +309,7 @@ pub(crate) struct SmallBeta {
 }
 
 impl SmallBeta {
-    pub(crate) fn new(alpha: f64, beta: f64) -> Self {
+    pub(super) fn new(alpha: f64, beta: f64) -> Self {
         let sum = alpha + beta;
         Self {
             powers: Powers::new(alpha, beta, 1.0),

@@ -1,10 +1,54 @@
-//! AKL's weights: how far teacher and student are apart in the head and in the tail.
+//! Adaptive KL (Wu et al. 2024, AKL): forward and reverse KL, weighed by how far teacher and student are apart in the head
+//! and in the tail. There is no kernel for CubeCL devices: it sorts.
 
 use abkd_host::{LANES, dispatch};
+use burn::tensor::Tensor;
 
-use super::RowView;
-use super::passes::{BLOCK, add, around};
-use crate::Fidelity;
+use super::kl::{TwoKl, two_kl};
+use super::{Definition, Form, Parameter, SHARE};
+use crate::reference::{Pair, Terms};
+use crate::row::RowView;
+use crate::row::passes::{BLOCK, add, around};
+use crate::{Divergence, Fidelity};
+
+pub(super) static DEFINITION: Definition = Definition {
+    id: "akl",
+    label: "AKL",
+    golden: None,
+    formula: "g_head KL(p,q) + g_tail KL(q,p), g = share of sum |p - q| in the teacher's head and tail",
+    parameters: &[Parameter {
+        name: "mu",
+        default: 0.5,
+        range: SHARE,
+    }],
+    default_fidelity: Fidelity::Official,
+    row: |job, [mu, _], fidelity| job.rows(|row| weighted(row, mu, fidelity)),
+    form: Form::Sum {
+        tensors: |pair, [mu, _], fidelity| tensors(pair, mu, fidelity),
+        #[cfg(feature = "cube")]
+        cube: None,
+    },
+};
+
+impl Divergence {
+    /// Adaptive KL: `g_h FKL + g_t RKL`, where g is the share of the gap `sum |p - q|` that lies in the head (the teacher's
+    /// most likely tokens up to the mass mu, in `[0, 1]`) and in the tail; constant for the gradient, 0.5 each where p = q.
+    /// Official: the token that crosses mu belongs to the tail, the first token always to the head. Paper: it belongs to
+    /// the head.
+    pub const fn akl(mu: f64) -> Self {
+        Self::new(&DEFINITION, [mu, 0.0])
+    }
+}
+
+fn weighted(row: &RowView, mu: f64, fidelity: Fidelity) -> TwoKl {
+    let (head, tail) = akl_gaps(row, mu, fidelity);
+    let share = if head + tail > 0.0 {
+        head / (head + tail)
+    } else {
+        0.5
+    };
+    TwoKl::new(share, 1.0 - share, 1.0)
+}
 
 /// Cuts through an interval of exponentials that one pass sums the masses of.
 const CUTS: usize = 4;
@@ -18,7 +62,7 @@ const OCTAVE: u32 = 1 << 23;
 /// (official), or that reach it (paper). An interval of exponentials in which the mass reaches `mu` is
 /// narrowed pass by pass, and only the tokens in it are sorted. Intervals are of bits, which rise with
 /// the (positive) numbers they stand for.
-pub(super) fn akl_gaps(row: &RowView, mu: f64, fidelity: Fidelity) -> (f64, f64) {
+fn akl_gaps(row: &RowView, mu: f64, fidelity: Fidelity) -> (f64, f64) {
     let norms = row.norms;
     let scale = f64::from(norms.p.scale);
     // The peak's gap is no difference of two numbers near 1. Without the peak of a student that the teacher masks
@@ -182,10 +226,36 @@ dispatch!(dispatch_masses => masses(e: &[f32], cuts: [f32; CUTS]) -> [f64; CUTS]
 dispatch!(dispatch_gaps => gaps(row: &RowView, cuts: [f32; 2]) -> [f64; 2]);
 dispatch!(dispatch_members => members(e: &[f32], low: u32, high: u32) -> Vec<u64>);
 
+fn tensors(pair: &Pair, mu: f64, fidelity: Fidelity) -> Terms {
+    let share = akl_share(pair, mu, fidelity);
+    two_kl(share.clone(), share.neg() + 1.0, 1.0, pair)
+}
+
+/// Share of the forward half in AKL: the head's gap over both gaps, `[N, 1]`.
+fn akl_share(pair: &Pair, mu: f64, fidelity: Fidelity) -> Tensor<2> {
+    let (sorted, order) = pair.p.prob.clone().sort_descending_with_indices(1);
+    let mass = sorted.clone().cumsum(1);
+    let inside = match fidelity {
+        Fidelity::Official => {
+            let [n, _] = sorted.dims();
+            let first = Tensor::ones([n, 1], &sorted.device());
+            mass.lower_elem(mu)
+                .float()
+                .slice_assign([0..n, 0..1], first)
+        }
+        Fidelity::Paper => (mass - sorted).lower_elem(mu).float(),
+    };
+    let gap = pair.distance();
+    let head = (gap.clone().gather(1, order) * inside).sum_dim(1);
+    let both = gap.sum_dim(1);
+    let equal = both.clone().lower_equal_elem(0.0);
+    (head / both).mask_fill(equal, 0.5)
+}
+
 #[cfg(test)]
 mod tests {
-    use super::super::normalize;
     use super::*;
+    use crate::row::normalize;
 
     /// All tokens sorted, and added up one by one.
     fn by_sorting(row: &RowView, mu: f64, fidelity: Fidelity) -> (f64, f64) {

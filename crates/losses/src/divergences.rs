@@ -1,0 +1,92 @@
+//! The divergences. Each is a [`Definition`] in a file of this folder and a line in [`ALL`]; whatever else is known or done by
+//! name or by parameters is derived from these.
+
+mod akl;
+mod alpha_beta;
+mod alpha_net;
+mod bdkd;
+mod jensen;
+mod kl;
+mod skew;
+mod todi;
+mod total_variation;
+
+use crate::reference::{Pair, Terms};
+use crate::row::Job;
+use crate::{Divergence, Error, Fidelity};
+
+/// Every divergence, in the order of the paper's tables.
+pub(crate) static ALL: &[&Definition] = &[
+    &kl::FORWARD,
+    &kl::REVERSE,
+    &kl::WEIGHTED,
+    &bdkd::DEFINITION,
+    &jensen::DEFINITION,
+    &akl::DEFINITION,
+    &alpha_net::DEFINITION,
+    &alpha_beta::DEFINITION,
+    &skew::FORWARD,
+    &skew::REVERSE,
+    &total_variation::DEFINITION,
+    &todi::DEFINITION,
+];
+
+/// Values of a definition's parameters, in their order; 0 for those that it does not have.
+pub(crate) type Params = [f64; 2];
+
+/// What a divergence is, and how it is computed. (p = teacher, q = student, m = mixture)
+pub(crate) struct Definition {
+    /// The name in settings and result files.
+    pub id: &'static str,
+    /// The name in the paper's tables.
+    pub label: &'static str,
+    /// The name in golden files, where that is not the id.
+    pub golden: Option<&'static str>,
+    /// The formula, for help texts.
+    pub formula: &'static str,
+    /// In the order of the formula; as many as [`Params`] holds at most.
+    pub parameters: &'static [Parameter],
+    /// See [`Divergence::default_fidelity`].
+    pub default_fidelity: Fidelity,
+    /// The row kernel on the CPU.
+    pub row: fn(Job, Params, Fidelity) -> Result<(), Error>,
+    /// What runs elsewhere.
+    pub form: Form,
+}
+
+/// A divergence of tensors.
+pub(crate) enum Form {
+    /// A sum over the vocabulary.
+    Sum {
+        /// f and h as tensor operations, for any device.
+        tensors: fn(&Pair, Params, Fidelity) -> Terms,
+        /// Formula and numbers of the kernel for CubeCL devices. Without it, or where it gives `None`, these run the tensor
+        /// operations.
+        #[cfg(feature = "cube")]
+        cube: Option<fn(Params, Fidelity) -> Option<crate::cube::Description>>,
+    },
+    /// The larger of two divergences, the first where both are equal. Official: by their sums over the rows of a call. Paper:
+    /// row by row. Both members have their paper form.
+    Larger(fn(Params) -> [Divergence; 2]),
+}
+
+/// A parameter of a divergence.
+pub(crate) struct Parameter {
+    pub name: &'static str,
+    /// The paper's value.
+    pub default: f64,
+    pub range: Range,
+}
+
+/// The values that a parameter may have.
+pub(crate) struct Range {
+    pub contains: fn(f64) -> bool,
+    /// What such a value is, for messages.
+    pub text: &'static str,
+}
+
+/// Of a weight.
+const SHARE: Range = Range {
+    contains: |x| (0.0..=1.0).contains(&x),
+    text: "a number in [0, 1]",
+};
