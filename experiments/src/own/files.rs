@@ -150,7 +150,9 @@ impl Files {
 
     /// Writes both, the profile last: it makes the folder that of this run.
     pub fn write(&self, out: &Path) -> Result<()> {
-        files::create_folder(out).with_context(|| out.display().to_string())?;
+        files::create_folder(out)
+            .and_then(|()| files::sweep(out))
+            .with_context(|| out.display().to_string())?;
         for file in self.both() {
             let path: PathBuf = file.path().into();
             if !path.exists() {

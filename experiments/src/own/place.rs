@@ -105,25 +105,27 @@ impl Own {
 
     /// Writes the student's folder, whole and sealed, and its curve; a folder that is whole already stays.
     fn place_student(&self, args: &Distill, scored: &[Scored]) -> Result<()> {
-        let (id, curve, model) = student(&self.places, &self.spec, &self.plan, &self.inputs)?;
-        self.draw(args, &curve)?;
+        let student = student(&self.places, &self.spec, &self.plan)?;
+        let id = student.id;
+        self.draw(args, &student.curve)?;
         let folder = self.places.root.join("student");
         let place = || folder.display().to_string();
-        match Seal::open(&folder, &id).and_then(|seal| seal.check_all()) {
+        match Seal::open(&folder, id).and_then(|seal| seal.check_all()) {
             Ok(()) => return Ok(()),
             Err(Error::Absent { .. }) if !folder.exists() => {}
             Err(error) => say(&format!("the student is written again: {error}")),
         }
         files::remove_folder(&folder).with_context(place)?;
         let partial = files::temporary(&folder).with_context(place)?;
+        let model = student.load(&self.places, &self.spec, &self.inputs)?;
         checkpoint::save(&model, &partial, StoredAs::F32)?;
-        let card = self.card(args, &id, scored)?;
+        let card = self.card(args, id, scored)?;
         let beside = self.inputs.companions.iter();
         let beside = beside.map(|(name, content)| (*name, content.as_slice()));
         for (name, content) in beside.chain([("README.md", card.as_bytes())]) {
             files::write(&partial.join(name), content).with_context(place)?;
         }
-        Seal::publish(&partial, &folder, &id, &[])?;
+        Seal::publish(&partial, &folder, id, &[])?;
         Ok(())
     }
 

@@ -181,9 +181,9 @@ mod tests {
 
     const SUBJECT: Option<&str> = Some("ABKD");
     const WORDS: Words = Words {
-        title: "Figure 1",
+        title: "Figure 1: validation ROUGE-L during distillation, by loss",
         ours: "Ours (tiny)",
-        score: "ROUGE-L",
+        score: "ROUGE-L F1 on Dolly validation (%)",
     };
 
     fn curves(epochs: u32) -> Vec<CurvePoint> {

@@ -13,7 +13,7 @@ use super::{Evaluated, Places, Trained, answers, proof};
 use crate::inputs::Inputs;
 use crate::plan::{Plan, Planned, Who};
 use crate::spec::Spec;
-use crate::task::{Sources, TaskId, Work};
+use crate::task::{Model, Sources, Task, TaskId, Work};
 
 /// An evaluation that is done.
 pub struct Outcome {
@@ -89,35 +89,55 @@ pub fn outcomes(places: &Places, spec: &Spec, plan: &Plan) -> Result<Vec<Outcome
     Ok(all)
 }
 
-/// The first row's student: the task that trained it, its curve, and the model, its adapter folded in.
+/// The first row's student.
+pub struct Student<'a> {
+    /// The task that trained it.
+    pub id: &'a TaskId,
+    /// One record a validation.
+    pub curve: Vec<ValidationRecord>,
+    model: &'a Model,
+    /// One that asks it.
+    task: &'a Task,
+}
+
+/// The first row's student.
 ///
 /// # Errors
 ///
-/// Where it is not trained, or not evaluated on any set.
-pub fn student(
-    places: &Places,
-    spec: &Spec,
-    plan: &Plan,
-    inputs: &Inputs,
-) -> Result<(TaskId, Vec<ValidationRecord>, LanguageModel)> {
-    let runs = places.runs_of(spec);
+/// Where it is not trained, or the plan evaluates it on no set.
+pub fn student<'a>(places: &Places, spec: &Spec, plan: &'a Plan) -> Result<Student<'a>> {
     let of_row = |planned: &Planned| matches!(planned.of[..], [Who::Row { row: 0, .. }, ..]);
     let mut works = plan.works().filter(|(planned, _)| of_row(planned));
     let evaluated = works.find_map(|(planned, work)| match work {
-        Work::Evaluate(evaluation) => Some((planned, evaluation)),
+        Work::Evaluate(evaluation) => Some((&planned.task, &evaluation.model)),
         _ => None,
     });
-    let (planned, evaluation) = evaluated.context("the plan evaluates no student")?;
-    let id = evaluation.model.task().context("the student is trained")?;
-    let trained: Trained = proof::result(&runs, id)?.context("the student is not trained yet")?;
-    let worker = Worker {
-        runs: &runs,
-        sources: &Sources::of(&places.root, spec),
-        inputs,
-        device: crate::backend::device(&spec.profile.backend)?,
-        stop: &AtomicBool::new(false),
-        loaded: None,
-    };
-    let model = worker.asked(&evaluation.model, &planned.task)?;
-    Ok((id.clone(), trained.curve, model))
+    let (task, model) = evaluated.context("the plan evaluates no student")?;
+    let id = model.task().context("the student is trained")?;
+    let trained: Option<Trained> = proof::result(&places.runs_of(spec), id)?;
+    Ok(Student {
+        id,
+        curve: trained.context("the student is not trained yet")?.curve,
+        model,
+        task,
+    })
+}
+
+impl Student<'_> {
+    /// The model, its adapter folded in.
+    ///
+    /// # Errors
+    ///
+    /// Weights that are not what was written.
+    pub fn load(&self, places: &Places, spec: &Spec, inputs: &Inputs) -> Result<LanguageModel> {
+        let worker = Worker {
+            runs: &places.runs_of(spec),
+            sources: &Sources::of(&places.root, spec),
+            inputs,
+            device: crate::backend::device(&spec.profile.backend)?,
+            stop: &AtomicBool::new(false),
+            loaded: None,
+        };
+        worker.asked(self.model, self.task)
+    }
 }
