@@ -255,7 +255,7 @@ fn profile(args: &Distill, found: &Found) -> Result<String> {
     let training = |section: &str, flag: &str, epochs: usize, rate: (f64, &str)| {
         let (rate, of) = rate;
         format!(
-            "\n[{section}]  # {flag}\nepochs = {epochs}  # {flag}\nbatch_size = {}  # --batch\nlearning_rate = {}{of}\n",
+            "\n[{section}]  # {flag}, --batch\nepochs = {epochs}  # {flag}\nbatch_size = {}  # --batch\nlearning_rate = {}{of}\n",
             args.batch,
             toml(rate)
         )
