@@ -10,7 +10,7 @@ use std::io::IsTerminal;
 
 use crate::inputs::data_folder;
 use crate::results::write_atomic;
-use crate::spec::{ModelSpec, Profile, Source, TestSet, test_sets};
+use crate::spec::{Profile, Source, TestSet, test_sets};
 
 /// Training and validation data: repository, path there, folder below the data folder.
 const DOLLY: (&str, &str, &str) = ("MiniLLM/dolly", "raw.jsonl", "dolly");
@@ -28,6 +28,13 @@ pub fn data(hub: &Hub, root: &Path, profile: &Profile) -> Result<Vec<String>> {
         "profile `{}` has its data built in; there is nothing to fetch",
         profile.name
     );
+    if let Some(file) = &profile.data.train_file {
+        anyhow::bail!(
+            "profile `{}` trains on {}; there is nothing to fetch",
+            profile.name,
+            file.display()
+        );
+    }
     let folder = data_folder(root, &profile.data);
     let mut lines = Vec::new();
     let mut fetch = |repo: &str, file: &str, target: &Path| -> Result<()> {
@@ -89,7 +96,8 @@ pub fn weights(hub: &Hub, root: &Path, profile: &Profile) -> Result<Vec<String>>
     let mut lines = Vec::new();
     for model in [&profile.teacher, &profile.student] {
         if let (Some(repo), Some(dir)) = (&model.hub, &model.checkpoint) {
-            checkpoint(hub, model, repo, &root.join(dir), &mut lines)?;
+            let revision = model.revision.as_deref();
+            lines.extend(checkpoint(hub, repo, revision, &root.join(dir))?);
         }
     }
     ensure!(
@@ -100,14 +108,19 @@ pub fn weights(hub: &Hub, root: &Path, profile: &Profile) -> Result<Vec<String>>
     Ok(lines)
 }
 
-fn checkpoint(
+/// Fetches a checkpoint's files that are not in its folder yet; gives lines on what was done.
+///
+/// # Errors
+///
+/// What the Hub refuses; a repository without safetensors.
+pub fn checkpoint(
     hub: &Hub,
-    model: &ModelSpec,
     repo: &str,
+    revision: Option<&str>,
     dir: &Path,
-    lines: &mut Vec<String>,
-) -> Result<()> {
-    let wanted = |file: &str| request(RepoKind::Model, repo, model.revision.clone(), file);
+) -> Result<Vec<String>> {
+    let mut lines = Vec::new();
+    let wanted = |file: &str| request(RepoKind::Model, repo, revision.map(str::to_owned), file);
     for file in ["config.json", "tokenizer.json"] {
         lines.push(one(hub, &wanted(file), dir)?);
     }
@@ -135,14 +148,14 @@ fn checkpoint(
         lines.push(fetched.with_context(|| {
             format!("{repo} has no safetensors; load it with Python's transformers, save_pretrained(\"{}\")", dir.display())
         })?);
-        return Ok(());
+        return Ok(lines);
     }
     // Names that lead out of the folder are refused there.
     for file in weight_files(dir)?.unwrap_or_default() {
         let name = file.file_name().unwrap_or_default().to_string_lossy();
         lines.push(one(hub, &wanted(&name), dir)?);
     }
-    Ok(())
+    Ok(lines)
 }
 
 fn request(kind: RepoKind, repo: &str, revision: Option<String>, file: &str) -> Request {

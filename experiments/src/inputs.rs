@@ -153,10 +153,12 @@ impl Inputs {
         };
         let mut tests = BTreeMap::new();
         for set in wanted.tests {
-            let examples = match &set.path {
-                Some(path) => first(&abkd_data::read_jsonl(&root.join(path))?, data.test),
-                None => first(sets.test(&set.id), data.test),
+            let all = match &set.path {
+                Some(path) => &abkd_data::read_columns(&root.join(path), &set.columns)?,
+                None => sets.test(&set.id),
             };
+            let before = all.len().saturating_sub(set.last.unwrap_or(usize::MAX));
+            let examples = first(&all[before..], data.test);
             ensure!(
                 !examples.is_empty(),
                 "test set {}: no examples{}",
@@ -263,7 +265,11 @@ impl Inputs {
 }
 
 /// The tokenizer and its file; no file for the embedded one.
-fn load_tokenizer(wanted: &Wanted) -> Result<(Tokenizer, Option<PathBuf>)> {
+///
+/// # Errors
+///
+/// As [`tokenizer_path`], and a tokenizer that cannot be read.
+pub fn load_tokenizer(wanted: &Wanted) -> Result<(Tokenizer, Option<PathBuf>)> {
     let Some(path) = tokenizer_path(wanted)? else {
         return Ok((Tokenizer::embedded(), None));
     };
@@ -352,19 +358,39 @@ fn load_sets<'a>(wanted: &Wanted<'a>) -> Result<DataSets> {
         Source::Embedded => Ok(abkd_data::embedded(data.seed, &sizes(data))),
         Source::Folder => {
             let folder = data_folder(root, data);
-            if !folder.exists() {
-                return Err(anyhow!(Absent(format!(
-                    "{}: this profile reads the instruction sets from a folder; set ABKD_DATA to one, or get them with `abkd fetch data` (README, \"Real data\")",
-                    folder.display()
-                ))));
-            }
-            let training = data.train_tokens.is_none();
+            let training = data.train_tokens.is_none() && data.train_file.is_none();
+            let validation = data.valid_file.is_none() && data.hold_out.is_none();
             let in_folder = |set: &'a TestSet| {
                 let file = set.file.as_deref()?;
                 Some(TestFile { id: &set.id, file })
             };
             let tests: Vec<TestFile> = wanted.tests.iter().filter_map(in_folder).collect();
-            Ok(abkd_data::from_folder(&folder, training, &tests)?)
+            let needed = training || validation || !tests.is_empty();
+            if needed && !folder.exists() {
+                return Err(anyhow!(Absent(format!(
+                    "{}: this profile reads the instruction sets from a folder; set ABKD_DATA to one, or get them with `abkd fetch data` (README, \"Real data\")",
+                    folder.display()
+                ))));
+            }
+            let mut sets = abkd_data::from_folder(&folder, training, validation, &tests)?;
+            let read = |file: &Path| abkd_data::read_columns(&root.join(file), &data.columns);
+            if let Some(file) = &data.train_file {
+                sets.train = read(file)?;
+            }
+            if let Some(file) = &data.valid_file {
+                sets.valid = read(file)?;
+            }
+            if let Some(held_out) = data.hold_out {
+                let left = sets.train.len().saturating_sub(held_out);
+                ensure!(
+                    left > 0,
+                    "{}: [data] hold_out = {held_out}: of {} examples none is left to train on",
+                    wanted.place(&["data", "hold_out"]),
+                    sets.train.len()
+                );
+                sets.valid = sets.train.split_off(left);
+            }
+            Ok(sets)
         }
     }
 }

@@ -9,6 +9,7 @@ pub mod fetch;
 pub mod inputs;
 pub mod listing;
 pub mod message;
+pub mod own;
 pub mod page;
 pub mod plan;
 pub mod plot;

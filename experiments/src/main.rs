@@ -12,6 +12,7 @@ use abkd_experiments::estimate::{self, Accelerator, Estimate};
 use abkd_experiments::inputs::is_absent;
 use abkd_experiments::listing::{self, Listing};
 use abkd_experiments::message::{describe, say, terminal_width};
+use abkd_experiments::own::{Distill, Eval, Generate};
 use abkd_experiments::plan::Plan;
 use abkd_experiments::preflight;
 use abkd_experiments::runner::{self, Ended, How, Places, Slurm, Submission};
@@ -28,7 +29,7 @@ static STOP: AtomicBool = AtomicBool::new(false);
 const INTERRUPTED: u8 = 130;
 
 /// Reproduces the tables and figures of the ABKD paper (knowledge distillation with the alpha-beta
-/// divergence, ICML 2025).
+/// divergence, ICML 2025), and distils a pair of models of your own on your own data.
 ///
 /// An EXPERIMENT says which rows and columns (experiments/*.toml), a PROFILE at what scale
 /// (experiments/profiles/*.toml). A run is cut into tasks; a finished task is never run again, and a
@@ -42,6 +43,7 @@ const INTERRUPTED: u8 = 130;
   abkd run table1 --profile smollm2-smoke    the same on a real model and real data
   abkd compare table1                        ours beside the paper's, with intervals and a verdict
   abkd report table1                         the same on one page, with pictures and answers
+  abkd distill TEACHER layers:10 --data train.jsonl --out my-student    a student of your own
   abkd verify losses crates/losses/tests/goldens/losses.json"
 )]
 struct Cli {
@@ -90,6 +92,27 @@ enum Command {
         #[arg(long)]
         root: Option<PathBuf>,
     },
+    /// Distil a student from a teacher of yours, on your own data
+    ///
+    /// Makes the folder DIR: student/ (a Hugging Face folder with its tokenizer and a model card), curve.png, scores.csv,
+    /// answers.md, and profile.toml and experiment.toml, which `abkd run` takes. The same command goes on where it was stopped.
+    /// All that is wrong with the arguments is said before anything runs.
+    #[command(after_help = "Examples:
+  abkd distill ./teacher layers:10 --data train.jsonl --out first
+  abkd distill HuggingFaceTB/SmolLM2-360M-Instruct HuggingFaceTB/SmolLM2-135M --data train.jsonl --test mine=test.jsonl --out second
+  abkd distill ./teacher ./student --data chats.jsonl --columns messages=conversation --loss rkld --lora 16 --out third
+  abkd generate first/student --prompt 'Name three rivers.'")]
+    Distill(Distill),
+    /// Score a model's answers to test sets: ROUGE-L, with an interval over the examples
+    #[command(after_help = "Examples:
+  abkd eval first/student --test mine=test.jsonl
+  abkd eval ./teacher --test mine=test.jsonl --test other=b.jsonl --seeds 10,20,30 --out answers")]
+    Eval(Eval),
+    /// Have a model answer a prompt; the answer alone goes to stdout
+    #[command(after_help = "Examples:
+  abkd generate first/student --prompt 'Name three rivers.'
+  abkd generate ./teacher --raw --prompt 'Once upon a time' --temperature 0 --max-new-tokens 40")]
+    Generate(Generate),
     /// Compare our results with the paper's: terminal table, CSV and Markdown
     Compare(Target),
     /// Draw the picture of an experiment from its CSV
@@ -310,6 +333,9 @@ fn run(command: Command) -> Result<ExitCode> {
                 _ => Ok(ExitCode::SUCCESS),
             }
         }
+        Command::Distill(args) => distill(&args),
+        Command::Eval(args) => print(&args.run()?),
+        Command::Generate(args) => print(&args.run()?),
         Command::Compare(target) => {
             let (places, spec) = (target.folders.places(), target.load()?);
             let text = report::compare(&places, &spec, terminal_width())?;
@@ -510,6 +536,37 @@ fn run_experiment(
                 told.join("\n")
             ))
         }
+    }
+}
+
+fn distill(args: &Distill) -> Result<ExitCode> {
+    let own = args.prepare()?;
+    let (places, spec, plan) = (&own.places, &own.spec, &own.plan);
+    own.say_choices(args);
+    for note in own.inputs.notes() {
+        say(&format!("note: {note}"));
+    }
+    let done: Vec<bool> = plan
+        .tasks
+        .iter()
+        .map(|task| runner::is_done(places, spec, task))
+        .collect();
+    if args.dry_run {
+        let estimate = Estimate::new(&places.root, spec, plan, Some(&own.inputs))?;
+        let text = listing::tasks(plan, &done) + &estimate::report(&estimate, &done, None, None);
+        return print(&text);
+    }
+    catch_interrupts()?;
+    if done.contains(&false) {
+        preflight::weights(places, spec).map_err(|error| own.by_argument(&error))?;
+    }
+    own.write()?;
+    match runner::run(places, spec, plan, &own.inputs, How::Local, &STOP)? {
+        Ended::Finished => {
+            runner::publish(places, spec)?;
+            print(&own.place(args)?)
+        }
+        _ => Ok(interrupted()),
     }
 }
 

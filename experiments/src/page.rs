@@ -14,7 +14,7 @@ use crate::plan::{Plan, Planned, Who, row_label};
 use crate::plot::{Update, training};
 use crate::report::{self, draw_into};
 use crate::results::write_atomic;
-use crate::runner::{Places, is_done};
+use crate::runner::{Answered, Places, is_done};
 use crate::spec::{Kind, Spec};
 use crate::task::Work;
 
@@ -70,16 +70,6 @@ struct Logged {
     step: usize,
     loss: f64,
     grad_norm: f64,
-}
-
-/// A line of an evaluation's answers.
-#[derive(Deserialize)]
-struct Answered {
-    example: usize,
-    answer: String,
-    rouge_l: f64,
-    prompt: String,
-    references: Vec<String>,
 }
 
 /// An example with the answers of all rows.

@@ -31,7 +31,7 @@ use crate::results::write_atomic;
 use canvas::Canvas;
 
 pub use bars::bars;
-pub use curves::figure1;
+pub use curves::{figure1, own_curve};
 pub use grid::grid;
 pub use intervals::intervals;
 pub use matrix::matrix;

@@ -168,6 +168,13 @@ fn shapes_fit(
     }
     if spec.recipes.iter().any(|r| r.method.needs_teacher()) {
         let (teacher, student) = (teacher.vocab_size(), student.vocab_size());
+        // Tokenizers that differ say more than two numbers.
+        if teacher != student
+            && let Ok((used, _)) = inputs::load_tokenizer(&Wanted::of(root, spec))
+        {
+            let own = |side| own_tokenizer_fits(root, spec, side, &used);
+            SIDES.into_iter().try_for_each(own)?;
+        }
         ensure!(
             teacher == student,
             "{}: {}",
@@ -352,10 +359,13 @@ fn own_tokenizer_fits(root: &Path, spec: &Spec, side: Side, used: &Tokenizer) ->
     let own = inputs::read_tokenizer(&path, Some(used.eos())).with_context(place)?;
     if let Some(how) = own.differs_from(used) {
         return Err(anyhow!(
-            "{}: {}: the {} has another tokenizer than the data are encoded with: {how}; teacher and student must share one",
+            "{}: {}: the {} has another tokenizer than the data are encoded with (SHA-256 {:.12} and {:.12}): {how}; teacher \
+             and student must share one",
             place(),
             path.display(),
-            side.section()
+            side.section(),
+            own.hash(),
+            used.hash()
         ));
     }
     Ok(())

@@ -19,8 +19,9 @@ use serde::de::DeserializeOwned;
 pub use check::{ENDINGS, Validated};
 pub use datasets::{TestSet, test_sets};
 pub use experiment::{Experiment, Kind, Row, STUDENT, Start, TEACHER, TextTerm};
+use file::Step;
 use file::Step::Key;
-use file::{Step, TomlFile};
+pub(crate) use file::TomlFile;
 pub use grid::{Grid, Point};
 pub use profile::{
     DataSpec, DecodingSpec, Layers, MethodSpec, ModelSpec, Profile, SlurmSpec, Source, TimingSpec,
@@ -89,21 +90,33 @@ impl Spec {
     /// An unknown name or key (with the nearest known one), a value out of range, each with its file.
     pub fn load(root: &Path, experiment: &str, profile: &str) -> Result<Self> {
         let folder = root.join("experiments");
+        let experiment = TomlFile::read(&find(&folder, experiment, "experiment")?)?;
+        let profile = TomlFile::read(&find(&folder.join("profiles"), profile, "profile")?)?;
+        Self::of(root, experiment, profile)
+    }
+
+    /// Checks the two files of an experiment at a scale.
+    pub(crate) fn of(root: &Path, experiment: TomlFile, profile: TomlFile) -> Result<Self> {
         let files = Files {
-            experiment: TomlFile::read(&find(&folder, experiment, "experiment")?)?,
-            profile: TomlFile::read(&find(&folder.join("profiles"), profile, "profile")?)?,
+            experiment,
+            profile,
         };
         let mut experiment: Experiment = files.experiment.parse()?;
         let (rows, grid) = grid::expand(&files.experiment, &experiment.rows, &experiment.grid)?;
         experiment.rows = rows;
         let (profile, pair) = parse_profile(&files, experiment.pair.as_deref())?;
+        let own = profile.datasets.clone();
+        let own = datasets::checked(own, &files.profile, &[Key("datasets")])?;
+        let mut known = datasets::test_sets(root)?;
+        known.retain(|set| !own.iter().any(|o| o.id == set.id));
+        known.extend(own);
         let mut spec = Self {
             profile,
             experiment,
             recipes: Vec::new(),
             tests: Vec::new(),
             grid,
-            known: datasets::test_sets(root)?,
+            known,
             files,
             pair,
         };

@@ -7,20 +7,28 @@ use serde::de::{MapAccess, Visitor};
 use serde_json::Value;
 use serde_json::error::Category;
 
-use crate::{Error, Example};
+use crate::columns::LINE;
+use crate::{Columns, Error, Example};
 
-/// What a line is; ends messages about lines that are none.
-const LINE: &str = r#"a line is {"instruction": "...", "input": "...", "output": "..."}"#;
-
-/// Reads a JSONL file of `{"instruction", "input", "output"}`; `input` may be missing or null, `output` is a string or a
-/// list of strings. A byte order mark of UTF-8 is left out, lines may end with CR LF, and blank lines are skipped.
+/// Reads a JSONL file of examples. A line has `instruction`, `input` and `output`, or `prompt` and `completion`, or
+/// `messages`. `input` may be missing or null; `output` and `completion` are a string or a list of strings. A byte order
+/// mark of UTF-8 is left out, lines may end with CR LF, and blank lines are skipped.
 ///
 /// # Errors
 ///
 /// Names file and line: another format (UTF-16, a JSON array, CSV, a compressed file, a git-lfs pointer), not JSON, a
 /// field missing, twice or of the wrong type, no example at all.
 pub fn read_jsonl(path: &Path) -> Result<Vec<Example>, Error> {
-    read(path, false)
+    read(path, &Columns::default(), false)
+}
+
+/// The same, and the columns have these names.
+///
+/// # Errors
+///
+/// As [`read_jsonl`].
+pub fn read_columns(path: &Path, columns: &Columns) -> Result<Vec<Example>, Error> {
+    read(path, columns, false)
 }
 
 /// The same, and every example has an answer: a document without one would teach to end at once.
@@ -29,10 +37,10 @@ pub fn read_jsonl(path: &Path) -> Result<Vec<Example>, Error> {
 ///
 /// As [`read_jsonl`], and where an output is empty.
 pub fn read_answered(path: &Path) -> Result<Vec<Example>, Error> {
-    read(path, true)
+    read(path, &Columns::default(), true)
 }
 
-fn read(path: &Path, answered: bool) -> Result<Vec<Example>, Error> {
+fn read(path: &Path, columns: &Columns, answered: bool) -> Result<Vec<Example>, Error> {
     let bytes = files::read(path, files::TEXT_LIMIT).map_err(Error::io(path))?;
     let refuse = |line: usize, what: String| Error::Line {
         path: path.into(),
@@ -49,7 +57,7 @@ fn read(path: &Path, answered: bool) -> Result<Vec<Example>, Error> {
         if line.iter().all(u8::is_ascii_whitespace) {
             continue;
         }
-        let example = parse(line).map_err(|what| refuse(index + 1, what))?;
+        let example = parse(line, columns).map_err(|what| refuse(index + 1, what))?;
         let empty = |answer: &String| answer.trim().is_empty();
         if answered && example.outputs.iter().any(empty) {
             let what = "`output` is empty: the example has no answer, so there is nothing to learn from it; remove the line";
@@ -113,7 +121,7 @@ fn other_format(bytes: &[u8]) -> Option<&'static str> {
 }
 
 /// The fields of an object in their order, with those that come twice.
-struct Fields(Vec<(String, Value)>);
+pub(crate) struct Fields(Vec<(String, Value)>);
 
 impl<'de> Deserialize<'de> for Fields {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -138,7 +146,11 @@ impl<'de> Deserialize<'de> for Fields {
 }
 
 impl Fields {
-    fn get(&self, key: &str) -> Result<Option<&Value>, String> {
+    pub(crate) fn has(&self, key: &str) -> bool {
+        self.0.iter().any(|(k, _)| k == key)
+    }
+
+    pub(crate) fn get(&self, key: &str) -> Result<Option<&Value>, String> {
         let mut found = self.0.iter().filter(|(k, _)| k == key).map(|(_, v)| v);
         let value = found.next();
         match found.next() {
@@ -147,7 +159,7 @@ impl Fields {
         }
     }
 
-    fn need(&self, key: &str) -> Result<&Value, String> {
+    pub(crate) fn need(&self, key: &str) -> Result<&Value, String> {
         self.get(key)?.ok_or_else(|| {
             let keys: Vec<String> = self
                 .0
@@ -170,35 +182,13 @@ fn begin(key: &str) -> String {
     key.chars().take(40).flat_map(char::escape_debug).collect()
 }
 
-fn parse(line: &[u8]) -> Result<Example, String> {
+fn parse(line: &[u8], columns: &Columns) -> Result<Example, String> {
     let text = std::str::from_utf8(line)
         .map_err(|e| format!("not UTF-8 ({e}); convert the file with `iconv -t UTF-8`"))?;
-    let fields = match serde_json::from_str::<Fields>(text) {
-        Ok(fields) => fields,
-        Err(error) => return Err(not_an_object(text, &error)),
-    };
-    let text = |key: &str, value: &Value| match value {
-        Value::String(s) => Ok(s.clone()),
-        other => Err(format!("`{key}`: expected a string, found {}", kind(other))),
-    };
-    let outputs: Vec<String> = match fields.need("output")? {
-        Value::Array(items) => items
-            .iter()
-            .map(|v| text("output", v))
-            .collect::<Result<_, _>>()?,
-        value => vec![text("output", value)?],
-    };
-    if outputs.is_empty() {
-        return Err("`output`: the list is empty, at least one reference is needed".into());
+    match serde_json::from_str::<Fields>(text) {
+        Ok(fields) => columns.example(&fields),
+        Err(error) => Err(not_an_object(text, &error)),
     }
-    Ok(Example {
-        instruction: text("instruction", fields.need("instruction")?)?,
-        input: match fields.get("input")? {
-            None | Some(Value::Null) => String::new(),
-            Some(value) => text("input", value)?,
-        },
-        outputs,
-    })
 }
 
 /// Why a line is no object, by what it looks like.
@@ -224,7 +214,7 @@ fn not_an_object(text: &str, error: &serde_json::Error) -> String {
     format!("not JSON ({error}); {LINE}")
 }
 
-fn kind(value: &Value) -> &'static str {
+pub(crate) fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "a boolean",
@@ -296,8 +286,8 @@ mod tests {
                 "`output` is there twice",
             ),
             (
-                b"{\"prompt\":\"b\",\"completion\":\"c\"}",
-                "it has `prompt`, `completion`",
+                b"{\"question\":\"b\",\"answer\":\"c\"}",
+                "it has `question`, `answer`",
             ),
             (b"{}", "it has no field"),
             (b"{\"output\":\"b\",\"instruction\":\"a\"} {}", "not JSON"),

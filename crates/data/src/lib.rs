@@ -1,6 +1,7 @@
 //! Instruction data: JSONL sets and an embedded corpus, the prompt template, tokenizers, batches.
 
 mod batch;
+mod columns;
 pub mod corpus;
 mod encode;
 mod error;
@@ -13,10 +14,11 @@ mod sets;
 mod tokenizer;
 
 pub use batch::{Batch, batches_of_epoch, collate};
+pub use columns::Columns;
 pub use corpus::{Sizes, embedded};
 pub use encode::{Encoding, Limits, Sequence, begun, encode_prompts, encode_training};
 pub use error::Error;
-pub use jsonl::{read_answered, read_jsonl};
+pub use jsonl::{read_answered, read_columns, read_jsonl};
 pub use prompt::prompt;
 pub use sets::{DataSets, TestFile, from_folder};
 pub use tokenizer::Tokenizer;

@@ -30,13 +30,18 @@ pub struct TestFile<'a> {
     pub file: &'a Path,
 }
 
-/// Reads the sets of a folder: `dolly/train.jsonl` (training, if asked for), `dolly/dev.jsonl` (validation) and the test sets
-/// of `tests`. What is not asked for need not be there.
+/// Reads the sets of a folder: `dolly/train.jsonl` (training) and `dolly/dev.jsonl` (validation), if asked for, and the test
+/// sets of `tests`. What is not asked for need not be there.
 ///
 /// # Errors
 ///
 /// A file that is missing, or a line that is not an example.
-pub fn from_folder(root: &Path, training: bool, tests: &[TestFile]) -> Result<DataSets, Error> {
+pub fn from_folder(
+    root: &Path,
+    training: bool,
+    validation: bool,
+    tests: &[TestFile],
+) -> Result<DataSets, Error> {
     let read = |file: &Path, what: &str| {
         let path = root.join(file);
         if path.exists() {
@@ -52,13 +57,13 @@ pub fn from_folder(root: &Path, training: bool, tests: &[TestFile]) -> Result<Da
         let what = format!("the test set {}", set.id);
         Ok((set.id.to_owned(), read(set.file, &what)?))
     });
+    let part = |asked: bool, file: &str, what: &str| match asked {
+        true => read(Path::new(file), what),
+        false => Ok(Vec::new()),
+    };
     Ok(DataSets {
-        train: if training {
-            read(Path::new("dolly/train.jsonl"), "the training examples")?
-        } else {
-            Vec::new()
-        },
-        valid: read(Path::new("dolly/dev.jsonl"), "the validation examples")?,
+        train: part(training, "dolly/train.jsonl", "the training examples")?,
+        valid: part(validation, "dolly/dev.jsonl", "the validation examples")?,
         tests: tests.collect::<Result<_, Error>>()?,
     })
 }

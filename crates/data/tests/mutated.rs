@@ -38,9 +38,14 @@ proptest! {
         let mut dice = Rng::new(&[seed]);
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.jsonl");
-        let mut lines = [example(), json!({ "instruction": "b", "input": null, "output": "c" })];
+        let messages = json!([{ "role": "user", "content": "d" }, { "role": "assistant", "content": "e" }]);
+        let mut lines = [
+            example(),
+            json!({ "instruction": "b", "input": null, "output": "c" }),
+            json!({ "messages": messages }),
+        ];
         if dice.below(2) == 0 {
-            let line = dice.below(2);
+            let line = dice.below(lines.len());
             mutate::json(&mut lines[line], &mut dice);
         }
         let mut text = lines.iter().map(|l| l.to_string() + "\n").collect::<String>().into_bytes();
@@ -169,7 +174,7 @@ proptest! {
             }
         }
         let tests = tests.map(|file| TestFile { id: file, file: Path::new(file) });
-        bounded(|| from_folder(dir.path(), true, &tests).map(|sets| assert!(!sets.train.is_empty())).ok());
+        bounded(|| from_folder(dir.path(), true, true, &tests).map(|sets| assert!(!sets.train.is_empty())).ok());
     }
 }
 

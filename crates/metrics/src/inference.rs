@@ -171,7 +171,20 @@ impl Table {
     ///
     /// When the table has no such rows.
     pub fn students(&self, row: usize, other: usize) -> Estimate {
-        let x = self.by_example(row, Some(other));
+        self.over_examples(row, Some(other))
+    }
+
+    /// A row's mean for the students at hand: examples and sampling seeds vary, trainings do not.
+    ///
+    /// # Panics
+    ///
+    /// When the table has no such row.
+    pub fn student(&self, row: usize) -> Estimate {
+        self.over_examples(row, None)
+    }
+
+    fn over_examples(&self, row: usize, other: Option<usize>) -> Estimate {
+        let x = self.by_example(row, other);
         let n = x.len() as f64;
         let mean = mean(&x).expect("has values");
         let square: f64 = x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / (n - 1.0);

@@ -89,6 +89,23 @@ pub fn check(root: &Path, spec: &Spec, side: Side) -> Result<()> {
     }
 }
 
+/// Checks the checkpoint folder of a model that no profile names, as [`check`] does.
+///
+/// # Errors
+///
+/// What is wrong and what to do; [`Absent`] where it is not there.
+pub fn check_folder(dir: &Path) -> Result<()> {
+    const WANTED: &str =
+        "a Hugging Face folder is wanted: config.json, model.safetensors and tokenizer.json";
+    match trouble(dir) {
+        None => Ok(()),
+        Some(Trouble::Absent(what)) => Err(anyhow!(Absent(format!("{what}; {WANTED}")))),
+        Some(Trouble::Broken { what, remedy }) => {
+            Err(anyhow!("{what}; {}", remedy.unwrap_or(WANTED)))
+        }
+    }
+}
+
 /// How a side's checkpoint is got.
 pub fn remedy(spec: &Spec, side: Side) -> String {
     let model = side.of(spec);

@@ -23,19 +23,56 @@ pub fn figure1(
     profile: &str,
     subject: Option<&str>,
 ) -> Result<()> {
+    let words = Words {
+        title: "Figure 1: validation ROUGE-L during distillation, by loss",
+        ours: &format!("Ours ({profile})"),
+        score: "ROUGE-L F1 on Dolly validation (%)",
+    };
+    picture(ours, paper, path, &words, subject)
+}
+
+/// Draws the curves of a pair of models on a user's own validation data.
+///
+/// # Errors
+/// As [`figure1`].
+pub fn own_curve(points: &[CurvePoint], path: &Path, pair: &str) -> Result<()> {
+    let words = Words {
+        title: "Validation ROUGE-L during distillation",
+        ours: pair,
+        score: "ROUGE-L F1 on the validation data (%)",
+    };
+    picture(points, None, path, &words, None)
+}
+
+/// What is written beside the curves.
+struct Words<'a> {
+    title: &'a str,
+    /// Over our panel.
+    ours: &'a str,
+    /// Along the axis.
+    score: &'a str,
+}
+
+fn picture(
+    ours: &[CurvePoint],
+    paper: Option<&[CurvePoint]>,
+    path: &Path,
+    words: &Words,
+    subject: Option<&str>,
+) -> Result<()> {
     ensure!(
         !ours.is_empty(),
         "draw {}: no curve of ours yet",
         path.display()
     );
-    save(path, SIZE, |area| draw(area, ours, paper, profile, subject))
+    save(path, SIZE, |area| draw(area, ours, paper, words, subject))
 }
 
 fn draw(
     area: &Area,
     ours: &[CurvePoint],
     paper: Option<&[CurvePoint]>,
-    profile: &str,
+    words: &Words,
     subject: Option<&str>,
 ) -> Result<()> {
     let paper = paper.filter(|points| !points.is_empty());
@@ -46,21 +83,20 @@ fn draw(
         .enumerate()
         .map(|(i, row)| Look::of(i, row, subject))
         .collect();
-    let title = "Figure 1: validation ROUGE-L during distillation, by loss";
-    let body = frame(area, title, &looks, Key::Line)?;
+    let body = frame(area, words.title, &looks, Key::Line)?;
     let panels = body.split_evenly((1, if paper.is_some() { 2 } else { 1 }));
     let seeds: std::collections::BTreeSet<_> = ours.iter().map(|p| p.training_seed).collect();
     let band = match seeds.len() {
         1 => String::new(),
         n => format!(", mean of {n} trainings ± standard deviation"),
     };
-    let title = format!("Ours ({profile}){band}");
-    panel(area, &panels[0], &title, ours, &looks)?;
+    let title = format!("{}{band}", words.ours);
+    panel(area, &panels[0], [&title, words.score], ours, &looks)?;
     if let Some(paper) = paper {
         panel(
             area,
             &panels[1],
-            "Paper (read off the figure)",
+            ["Paper (read off the figure)", words.score],
             paper,
             &looks,
         )?;
@@ -71,7 +107,7 @@ fn draw(
 fn panel(
     whole: &Area,
     area: &Area,
-    title: &str,
+    [title, score]: [&str; 2],
     points: &[CurvePoint],
     looks: &[Look],
 ) -> Result<()> {
@@ -102,7 +138,7 @@ fn panel(
         title,
         Axis::new(first - pad..last + pad, x_ticks),
         Axis::new(low..high, y_ticks),
-        ["epoch", "ROUGE-L F1 on Dolly validation (%)"],
+        ["epoch", score],
         &|epoch| format!("{epoch:.0}"),
         y_step,
     )?;
@@ -144,6 +180,11 @@ mod tests {
     use super::*;
 
     const SUBJECT: Option<&str> = Some("ABKD");
+    const WORDS: Words = Words {
+        title: "Figure 1: validation ROUGE-L during distillation, by loss",
+        ours: "Ours (tiny)",
+        score: "ROUGE-L F1 on Dolly validation (%)",
+    };
 
     fn curves(epochs: u32) -> Vec<CurvePoint> {
         let losses = ["FKLD", "Jensen's KL", "ABKD"];
@@ -167,7 +208,7 @@ mod tests {
         figure1(&curves(3), Some(&curves(20)), &path, "tiny", SUBJECT).unwrap();
         assert_eq!(png_size(&path), SIZE);
         let pixels = render(SIZE, |area| {
-            draw(area, &curves(3), Some(&curves(20)), "tiny", SUBJECT)
+            draw(area, &curves(3), Some(&curves(20)), &WORDS, SUBJECT)
         })
         .unwrap();
         let count = |xs, ys, is: &dyn Fn([u8; 3]) -> bool| count(&pixels, SIZE.0, (xs, ys), is);
@@ -220,7 +261,7 @@ mod tests {
             })
             .collect();
         let pixels = |points: &[CurvePoint]| {
-            let pixels = render(SIZE, |area| draw(area, points, None, "tiny", SUBJECT)).unwrap();
+            let pixels = render(SIZE, |area| draw(area, points, None, &WORDS, SUBJECT)).unwrap();
             let pale = |p: [u8; 3]| p != [255; 3] && p.iter().all(|&c| c > 200);
             count(&pixels, SIZE.0, (100..1550, 60..680), pale)
         };

@@ -327,7 +327,7 @@ impl Worker<'_> {
     }
 
     /// A model to be asked, its adapter folded in.
-    fn asked(&self, model: &Model, task: &Task) -> Result<LanguageModel> {
+    pub(super) fn asked(&self, model: &Model, task: &Task) -> Result<LanguageModel> {
         Ok(lora::merge(self.load(model, task)?))
     }
 
@@ -376,7 +376,7 @@ fn remove_folder(dir: &Path) -> Result<()> {
 }
 
 /// An evaluation's `answers.jsonl`.
-fn lines(answers: &[Answer], examples: &[Example]) -> Result<Vec<u8>> {
+pub(crate) fn lines(answers: &[Answer], examples: &[Example]) -> Result<Vec<u8>> {
     let mut text = Vec::new();
     for (answer, example) in answers.iter().zip(examples) {
         let line = Told {

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use abkd_data::Columns;
 use anyhow::{Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 use super::file::Step::Key;
-use super::file::TomlFile;
+use super::file::{Step, TomlFile};
 use crate::suggest::nearest;
 
 /// The sets of a project that has no file of its own.
@@ -30,6 +31,12 @@ pub struct TestSet {
     /// JSONL file from the project's folder on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<PathBuf>,
+    /// Names of its columns, where they are others than the usual ones.
+    #[serde(default, skip_serializing_if = "Columns::is_default")]
+    pub columns: Columns,
+    /// Only the last so many examples of the file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last: Option<usize>,
     /// How many examples the paper evaluates on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub examples: Option<usize>,
@@ -50,12 +57,20 @@ pub fn test_sets(root: &Path) -> Result<Vec<TestSet>> {
     } else {
         TomlFile::of(&path, BUILT_IN)
     };
-    let tables: BTreeMap<String, TestSet> = file.parse()?;
+    checked(file.parse()?, &file, &[])
+}
+
+/// The sets of a file's tables, which stand below `section`, in its order.
+pub(super) fn checked(
+    tables: BTreeMap<String, TestSet>,
+    file: &TomlFile,
+    section: &[Step],
+) -> Result<Vec<TestSet>> {
     let mut tables: Vec<(String, TestSet)> = tables.into_iter().collect();
-    tables.sort_by_key(|(id, _)| file.line_of(&[Key(id)]));
+    tables.sort_by_key(|(id, _)| file.line_of(&table_of(section, id)));
     let mut sets = Vec::new();
     for (id, set) in tables {
-        let place = file.place(&[Key(&id)]);
+        let place = file.place(&table_of(section, &id));
         let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_' || c == '-';
         ensure!(
             !id.is_empty() && id.len() <= 60 && id.chars().all(good),
@@ -74,9 +89,18 @@ pub fn test_sets(root: &Path) -> Result<Vec<TestSet>> {
             "{place}: [{id}]: it needs one of `file` (in the data folder) and `path` (from the project's folder)"
         );
         ensure!(!set.label.trim().is_empty(), "{place}: [{id}] label: empty");
+        ensure!(
+            set.last != Some(0),
+            "{place}: [{id}] last = 0: it must be 1 or more"
+        );
         sets.push(TestSet { id, ..set });
     }
     Ok(sets)
+}
+
+/// The way to a set's table.
+fn table_of<'a>(section: &[Step<'a>], id: &'a str) -> Vec<Step<'a>> {
+    section.iter().copied().chain([Key(id)]).collect()
 }
 
 /// The sets of these ids, in their order.
@@ -86,7 +110,8 @@ pub(super) fn chosen(known: &[TestSet], ids: &[String]) -> Result<Vec<TestSet>> 
         None => {
             let ids: Vec<&str> = known.iter().map(|set| set.id.as_str()).collect();
             bail!(
-                "unknown data set `{id}`{}; known: {}; a set of your own is a table in experiments/datasets.toml",
+                "unknown data set `{id}`{}; known: {}; a set of your own is a table in experiments/datasets.toml, or \
+                 [datasets.NAME] in a profile",
                 nearest(id, ids.iter().copied()),
                 ids.join(", ")
             )

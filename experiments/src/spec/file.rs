@@ -52,6 +52,11 @@ impl TomlFile {
         &self.path
     }
 
+    /// Its text.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
     /// The whole file as a value; an error names file, line and the nearest known key.
     ///
     /// # Errors

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use abkd_data::Columns;
 use abkd_models::generate::Decoding;
 use abkd_models::{ModelConfig, Precision};
 use abkd_training::Settings;
@@ -13,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::blame::culprit;
 use super::shape::{bounded, shape};
-use super::{Start, TextTerm};
+use super::{Start, TestSet, TextTerm};
 
 /// The scale at which experiments run.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -71,6 +72,9 @@ pub struct Profile {
     /// How steps are timed (Table 3).
     #[serde(default)]
     pub timing: TimingSpec,
+    /// Test sets beside those of `experiments/datasets.toml`; one of the same id takes its place.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub datasets: BTreeMap<String, TestSet>,
     /// How jobs are submitted with `--executor slurm`.
     #[serde(default)]
     pub slurm: SlurmSpec,
@@ -161,6 +165,19 @@ pub struct DataSpec {
     /// Folder of the sets; absent: the environment variable `ABKD_DATA`.
     #[serde(default)]
     pub path: Option<PathBuf>,
+    /// JSONL file of the training data, in place of the folder's training set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub train_file: Option<PathBuf>,
+    /// JSONL file of the validation data, in place of the folder's validation set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub valid_file: Option<PathBuf>,
+    /// The last so many examples of `train_file` are the validation data, and are not trained on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hold_out: Option<usize>,
+    /// Names of the columns of `train_file` and `valid_file`, where they are others than the usual ones, e.g.
+    /// `{ instruction = "question", output = "answer" }`.
+    #[serde(default, skip_serializing_if = "Columns::is_default")]
+    pub columns: Columns,
     /// `tokenizer.json`; absent: the teacher checkpoint's.
     #[serde(default)]
     pub tokenizer: Option<PathBuf>,
@@ -283,6 +300,19 @@ impl Layers {
 }
 
 impl ModelSpec {
+    /// A model from a Hugging Face folder.
+    pub(crate) fn checkpoint(folder: &Path) -> Self {
+        Self {
+            checkpoint: Some(folder.into()),
+            hub: None,
+            revision: None,
+            layers: None,
+            gpt2: None,
+            llama: None,
+            seed: defaults::seed(),
+        }
+    }
+
     /// The shape of a model with fresh weights; `None` for other sources.
     ///
     /// # Errors

@@ -82,10 +82,42 @@ impl Spec {
                 self.within(&["data", key], value, least, most)?;
             }
         }
+        let read = [
+            ("path", data.path.is_some()),
+            ("train_file", data.train_file.is_some()),
+            ("valid_file", data.valid_file.is_some()),
+        ];
+        if let Some((key, _)) = read.iter().find(|(_, given)| embedded && *given) {
+            return Err(anyhow!(
+                "{}: [data] {key}: the embedded corpus is read from no folder; leave it out, or take source = \"folder\"",
+                self.in_profile(&["data", key])
+            ));
+        }
+        self.check_files()
+    }
+
+    /// What is wrong with the files of the data that are named one by one.
+    fn check_files(&self) -> Result<()> {
+        let data = &self.profile.data;
+        let place = |key: &str| self.in_profile(&["data", key]);
         ensure!(
-            !embedded || data.path.is_none(),
-            "{}: [data] path: the embedded corpus is read from no folder; leave it out, or take source = \"folder\"",
-            self.in_profile(&["data", "path"])
+            data.train_file.is_none() || data.train_tokens.is_none(),
+            "{}: [data] train_file: train_tokens gives the training data, too; leave one of the two out",
+            place("train_file")
+        );
+        let files = data.train_file.is_some() || data.valid_file.is_some();
+        ensure!(
+            files || data.columns.is_default(),
+            "{}: [data] columns: they are those of train_file and valid_file, and there is neither",
+            place("columns")
+        );
+        let Some(held_out) = data.hold_out else {
+            return Ok(());
+        };
+        ensure!(
+            data.train_file.is_some() && data.valid_file.is_none() && held_out > 0,
+            "{}: [data] hold_out = {held_out}: so many examples of train_file, 1 or more, validate where there is no valid_file",
+            place("hold_out")
         );
         Ok(())
     }

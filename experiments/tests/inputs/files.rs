@@ -1,5 +1,7 @@
 //! A profile that cannot be run.
 
+use std::fs;
+
 use crate::root::Root;
 
 /// Edits of the profile, and what is said.
@@ -253,5 +255,89 @@ fn a_profile_that_cannot_be_run_is_refused_with_its_line() {
         let root = Root::new();
         root.profile(from, to);
         root.refuses(what);
+    }
+}
+
+/// A profile may name its files one by one: no data folder is needed then.
+#[test]
+fn own_files_and_test_sets_of_a_profile() {
+    let own = |keys: &str, sets: &str| {
+        let root = Root::new();
+        for (from, to) in [("train", "mine"), ("dev", "few")] {
+            let text = root.read(&format!("data/dolly/{from}.jsonl"));
+            let text = text.replace("\"output\"", "\"answer\"");
+            root.write(&format!("{to}.jsonl"), &text);
+        }
+        fs::remove_dir_all(root.path("data")).unwrap();
+        root.profile("path = \"data\"", keys);
+        root.profile("[teacher]\n", &format!("{sets}\n[teacher]\n"));
+        root.experiment("[\"dolly\"]", "[\"mine\"]");
+        root
+    };
+    let columns = "columns = { output = \"answer\" }";
+    let train = format!("train_file = \"mine.jsonl\"\n{columns}");
+    let held_out = format!("{train}\nhold_out = 4");
+    let set =
+        format!("[datasets.mine]\nlabel = \"Mine\"\npath = \"mine.jsonl\"\nlast = 4\n{columns}");
+    let root = own(&held_out, &set);
+    let said = root.runs();
+    assert!(
+        said.contains("20 training sequences, 4 validation examples"),
+        "{said}"
+    );
+    let scores = root.read("results/ok/small_scores.csv");
+    assert!(scores.contains("small,FKLD,10,mine,10,4,"), "{scores}");
+    let both = format!("{train}\nvalid_file = \"few.jsonl\"");
+    let said = own(&both, &set).runs();
+    assert!(
+        said.contains("24 training sequences, 4 validation examples"),
+        "{said}"
+    );
+
+    for (keys, sets, says) in [
+        (
+            &*held_out,
+            set.replace("last = 4", "last = 0"),
+            "ok.toml:10: [mine] last = 0",
+        ),
+        (
+            &held_out,
+            set.replace("label = \"Mine\"\n", ""),
+            "ok.toml:10: missing field `label`",
+        ),
+        (
+            &held_out,
+            set.replace("output =", "outptu ="),
+            "did you mean `output`",
+        ),
+        (&held_out, String::new(), "unknown data set `mine`"),
+        (
+            &held_out.replace("= 4", "= 24"),
+            set.clone(),
+            "ok.toml:7: [data] hold_out = 24: of 24",
+        ),
+        (
+            &held_out.replace("= 4", "= 0"),
+            set.clone(),
+            "ok.toml:7: [data] hold_out = 0",
+        ),
+        (
+            &format!("{both}\nhold_out = 4"),
+            set.clone(),
+            "ok.toml:8: [data] hold_out",
+        ),
+        (
+            &format!("{held_out}\ntrain_tokens = \"x\""),
+            set.clone(),
+            "ok.toml:5: [data] train_file",
+        ),
+        (
+            &held_out.replace(columns, "columns = { output = \"reply\" }"),
+            set.clone(),
+            "mine.jsonl:1: missing field `reply`",
+        ),
+        (columns, set.clone(), "ok.toml:5: [data] columns"),
+    ] {
+        own(keys, &sets).refuses(&[says]);
     }
 }

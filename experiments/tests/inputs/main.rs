@@ -3,6 +3,7 @@
 
 mod checkpoints;
 mod files;
+mod own;
 mod root;
 mod rows;
 mod streams;

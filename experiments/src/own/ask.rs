@@ -1,0 +1,273 @@
+//! `abkd eval` and `abkd generate`: any model, asked as the runner asks its students.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use abkd_data::{Columns, Example, Limits, Tokenizer, encode_prompts, prompt, read_columns};
+use abkd_host::files;
+use abkd_models::generate::{Decoding, Sampler};
+use abkd_models::{LanguageModel, checkpoint};
+use abkd_training::{Error, evaluate};
+use anyhow::{Context, Result, ensure};
+use burn::tensor::Device;
+use clap::Args;
+
+use super::scores::{self, Scored};
+use super::source::Source;
+use super::{MAX_LENGTH, columns, named, prompt_length};
+use crate::inputs::read_tokenizer;
+use crate::progress::Display;
+use crate::runner::lines;
+
+/// Answers that are drawn together.
+const BATCH: usize = 32;
+/// Size of the n-grams that do not come twice, as in the paper's evaluation.
+const NO_REPEAT: usize = 6;
+
+/// What `abkd eval` is asked for.
+#[derive(Args)]
+pub struct Eval {
+    /// A Hugging Face folder, or OWNER/NAME on the Hub
+    #[arg(value_name = "MODEL")]
+    model: String,
+    /// A test set as JSONL, may be given several times
+    #[arg(long, value_name = "NAME=FILE", value_parser = named, required = true)]
+    test: Vec<(String, PathBuf)>,
+    /// Names of the columns, e.g. instruction=question,output=answer
+    #[arg(long, value_name = "COLUMN=NAME,...", value_parser = columns)]
+    columns: Option<Columns>,
+    /// Seeds of the draws; each answers every example once
+    #[arg(
+        long,
+        value_name = "N,...",
+        value_delimiter = ',',
+        default_value = "10"
+    )]
+    seeds: Vec<u64>,
+    /// Most tokens of an answer [default: 256, or half of what the model takes]
+    #[arg(long, value_name = "N")]
+    max_new_tokens: Option<usize>,
+    /// Write the answers (NAME-sSEED.jsonl) and scores.csv into this folder
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+}
+
+/// What `abkd generate` is asked for.
+#[derive(Args)]
+pub struct Generate {
+    /// A Hugging Face folder, or OWNER/NAME on the Hub
+    #[arg(value_name = "MODEL")]
+    model: String,
+    /// What is asked
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    prompt: String,
+    /// The text as it is, without the instruction template of the paper's data
+    #[arg(long)]
+    raw: bool,
+    /// Divides the logits; 0 takes the likeliest token
+    #[arg(
+        long,
+        value_name = "NUMBER",
+        default_value_t = 1.0,
+        allow_negative_numbers = true
+    )]
+    temperature: f64,
+    /// Draw among the likeliest tokens that together have this probability; 1 is off
+    #[arg(
+        long,
+        value_name = "NUMBER",
+        default_value_t = 1.0,
+        allow_negative_numbers = true
+    )]
+    top_p: f64,
+    /// Most tokens of the answer [default: 256, or what the model takes after the prompt]
+    #[arg(long, value_name = "N")]
+    max_new_tokens: Option<usize>,
+    /// Seed of the draws
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    seed: u64,
+}
+
+/// A model with its tokenizer.
+struct Loaded {
+    name: String,
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+}
+
+impl Loaded {
+    fn of(name: &str) -> Result<Self> {
+        let source = Source::find(name, "MODEL")?;
+        let path = source.folder.join("tokenizer.json");
+        ensure!(
+            path.exists(),
+            "MODEL: {}: not there; put the tokenizer.json that the model was trained with into its folder",
+            path.display()
+        );
+        let model = checkpoint::load(&source.folder, &Device::flex()).context("MODEL")?;
+        let config = model.config();
+        let tokenizer = read_tokenizer(&path, config.eos()).context("MODEL")?;
+        let (tokens, known) = (tokenizer.vocab_size(), config.vocab_size());
+        ensure!(
+            tokens <= known,
+            "MODEL: {}: {}",
+            path.display(),
+            Error::Tokenizer {
+                tokenizer: tokens,
+                model: known
+            }
+        );
+        Ok(Self {
+            name: source.name(),
+            model,
+            tokenizer,
+        })
+    }
+
+    fn positions(&self) -> usize {
+        self.model.config().max_positions()
+    }
+}
+
+impl Eval {
+    /// Answers the sets and scores the answers; gives the table.
+    ///
+    /// # Errors
+    ///
+    /// Data or a model that cannot be read, a folder that cannot be written.
+    pub fn run(&self) -> Result<String> {
+        let mut seen = BTreeSet::new();
+        let mut sets = Vec::new();
+        let columns = self.columns.clone().unwrap_or_default();
+        for (name, file) in &self.test {
+            ensure!(seen.insert(name), "--test {name}: it is given twice");
+            ensure!(
+                self.out.is_none() || files::is_file_name(name),
+                "--test {name}: files of --out are named by it; it must be a name of a file"
+            );
+            let examples = read_columns(file, &columns);
+            sets.push((name, examples.with_context(|| format!("--test {name}"))?));
+        }
+        let seeds: BTreeSet<&u64> = self.seeds.iter().collect();
+        ensure!(
+            seeds.len() == self.seeds.len(),
+            "--seeds: a seed is given twice"
+        );
+        if let Some(out) = &self.out {
+            files::create_folder(out)
+                .and_then(|()| tempfile::tempfile_in(out))
+                .with_context(|| format!("--out {}", out.display()))?;
+        }
+        let loaded = Loaded::of(&self.model)?;
+        let length = MAX_LENGTH.min(loaded.positions());
+        let half = prompt_length(length);
+        let new = self.max_new_tokens.unwrap_or(length - half);
+        let room = loaded.positions().saturating_sub(new);
+        ensure!(
+            new > 0 && room > 0,
+            "--max-new-tokens {new}: the model has {} positions, and the prompt needs some of them",
+            loaded.positions()
+        );
+        let limits = Limits {
+            max_prompt_length: half.min(room),
+            max_length: length,
+        };
+        let decoding = Decoding {
+            max_new_tokens: new,
+            no_repeat_ngram_size: NO_REPEAT,
+            batch_size: BATCH,
+            ..Decoding::sampling()
+        };
+        let mut sampler = Sampler::new(&loaded.model);
+        let mut scored = Vec::new();
+        let display = Display::new(sets.len() * self.seeds.len(), 0, 1);
+        for (name, examples) in sets {
+            let prompts = encode_prompts(&examples, &loaded.tokenizer, &limits, None)?;
+            let mut by_seed = Vec::new();
+            for &seed in &self.seeds {
+                let mut shown = display.task(&format!("{name}, seed {seed}"));
+                let answers = evaluate::evaluate(
+                    &mut sampler,
+                    &loaded.tokenizer,
+                    &examples,
+                    &prompts,
+                    seed,
+                    &decoding,
+                    &mut |n| shown.more(n, examples.len(), || "answers".into()),
+                )?;
+                if let Some(out) = &self.out {
+                    let path = out.join(format!("{name}-s{seed}.jsonl"));
+                    files::write(&path, &lines(&answers, &examples)?)
+                        .with_context(|| path.display().to_string())?;
+                }
+                let score = evaluate::score(&answers);
+                shown.finish(name.clone(), &[], &format!("ROUGE-L {:.2}", score.rouge_l));
+                by_seed.push((score, answers.iter().map(|a| a.rouge_l).collect()));
+            }
+            scored.push(Scored::new(&loaded.name, name, &by_seed));
+        }
+        if let Some(out) = &self.out {
+            scores::write(&out.join("scores.csv"), &scored)?;
+        }
+        Ok(scores::table(&scored))
+    }
+}
+
+impl Generate {
+    /// The answer.
+    ///
+    /// # Errors
+    ///
+    /// A model that cannot be read, a prompt that is too long, a setting out of range.
+    pub fn run(&self) -> Result<String> {
+        ensure!(
+            self.temperature >= 0.0 && self.temperature.is_finite(),
+            "--temperature {}: it must be 0 or more",
+            self.temperature
+        );
+        ensure!(
+            self.top_p > 0.0 && self.top_p <= 1.0,
+            "--top-p {}: it must lie above 0, and be 1 or less",
+            self.top_p
+        );
+        let loaded = Loaded::of(&self.model)?;
+        let text = match self.raw {
+            true => self.prompt.clone(),
+            false => prompt(&Example {
+                instruction: self.prompt.clone(),
+                input: String::new(),
+                outputs: Vec::new(),
+            }),
+        };
+        let tokens = loaded.tokenizer.encode(&text)?;
+        ensure!(
+            !tokens.is_empty(),
+            "--prompt: it has no token, so there is nothing to go on from"
+        );
+        let room = loaded.positions().saturating_sub(tokens.len());
+        let new = self.max_new_tokens.unwrap_or(room.min(MAX_LENGTH / 2));
+        ensure!(
+            (1..=room).contains(&new),
+            "--prompt of {} tokens, --max-new-tokens {new}: the model has {} positions for both, and an answer needs 1 or more",
+            tokens.len(),
+            loaded.positions()
+        );
+        let decoding = Decoding {
+            max_new_tokens: new,
+            temperature: self.temperature,
+            top_p: self.top_p,
+            no_repeat_ngram_size: NO_REPEAT,
+            batch_size: 1,
+            ..Decoding::sampling()
+        };
+        let ends = loaded.tokenizer.ends();
+        let mut sampler = Sampler::new(&loaded.model);
+        let answers = sampler.generate(&[tokens], &[0], self.seed, ends, &decoding, &mut |_| {})?;
+        let answer = answers.concat();
+        let end = answer.iter().position(|t| ends.contains(t));
+        let text = loaded
+            .tokenizer
+            .decode(&answer[..end.unwrap_or(answer.len())])?;
+        Ok(text.trim().to_owned() + "\n")
+    }
+}

@@ -1,0 +1,101 @@
+//! The student's model card: what it was made of, with which settings, and how it scores. It names files without their
+//! folders: it may be published.
+
+use abkd_training::Settings;
+use anyhow::Result;
+use askama::Template;
+
+use super::distill::{Distill, Own};
+use super::files::{Student, name_of};
+use super::scores::{Scored, markdown};
+
+#[derive(Template)]
+#[template(path = "card.md")]
+struct Card {
+    title: String,
+    teacher: String,
+    /// Repositories on the Hub.
+    bases: Vec<String>,
+    template: String,
+    scores: String,
+    facts: Vec<(String, String)>,
+}
+
+impl Own {
+    /// The card of the student that the task `id` has trained.
+    pub(super) fn card(&self, args: &Distill, id: &str, scored: &[Scored]) -> Result<String> {
+        let found = &self.found;
+        let mut models = vec![&found.teacher];
+        if let Student::Checkpoint(model) = &found.student {
+            models.push(model);
+        }
+        let out = std::path::absolute(&self.places.root)?;
+        let prompt = abkd_data::prompt(&abkd_data::Example {
+            instruction: "What is asked".into(),
+            input: String::new(),
+            outputs: Vec::new(),
+        });
+        // A cell of a table is one line without bars.
+        let cell = |text: String| text.replace('|', "\\|").replace(char::is_control, " ");
+        let facts = self.facts(args, id).into_iter();
+        let card = Card {
+            title: name_of(&out),
+            teacher: found.teacher.name(),
+            bases: models.iter().filter_map(|m| m.hub.clone()).collect(),
+            template: prompt,
+            scores: markdown(scored),
+            facts: facts.map(|(name, what)| (cell(name), cell(what))).collect(),
+        };
+        Ok(card.render()?)
+    }
+
+    /// How it was made, by name.
+    fn facts(&self, args: &Distill, id: &str) -> Vec<(String, String)> {
+        let (found, p) = (&self.found, &self.spec.profile);
+        let mut facts = Vec::new();
+        let mut fact = |name: &str, what: String| facts.push((name.to_owned(), what));
+        fact("models", found.pair());
+        if let Some(sft) = &p.teacher_sft {
+            fact("teacher, fine-tuned first", told(sft));
+        }
+        if let Some(sft) = &p.student_sft {
+            fact("student, fine-tuned first", told(sft));
+        }
+        let loss = args.divergence().map(|d| {
+            let params = d.params().into_iter();
+            let params: Vec<String> = params.map(|(k, v)| format!(", {k} = {v}")).collect();
+            format!("{}: `{}`{}", d.label(), d.formula(), params.concat())
+        });
+        fact("method", args.method.clone());
+        fact("loss", loss.unwrap_or("the method's own".into()));
+        fact("distillation", told(&p.distill));
+        fact("longest sequence", format!("{} tokens", p.data.max_length));
+        if let Some(held_out) = found.held_out {
+            let (data, left) = (name_of(&args.data), self.inputs.train_examples);
+            let what = format!("the last {held_out} of {data}, the first {left} are trained on");
+            fact("validation", what);
+        }
+        found
+            .facts
+            .iter()
+            .for_each(|(name, what)| fact(name, what.clone()));
+        let version = env!("CARGO_PKG_VERSION");
+        let what = format!(
+            "abkd {version}, {} {}, task {id}",
+            p.backend, args.precision
+        );
+        fact("program", what);
+        facts
+    }
+}
+
+/// Settings of a training in words.
+fn told(settings: &Settings) -> String {
+    let adapter = settings.lora.as_ref().map_or(String::new(), |lora| {
+        format!(", adapter of rank {}, merged", lora.r)
+    });
+    format!(
+        "epochs {}, batch size {}, learning rate {}{adapter}, seed {}",
+        settings.epochs, settings.batch_size, settings.learning_rate, settings.seed
+    )
+}

@@ -1,0 +1,314 @@
+//! The profile and the experiment that `abkd distill` stands for. A line that comes from an argument says so in a comment, so
+//! that a mistake in it is told by the argument's name: the files are written when all is found right.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use abkd_host::files;
+use anyhow::{Context, Result, bail, ensure};
+use toml::Value;
+
+use super::distill::Distill;
+use super::source::Source;
+use super::{MAX_LENGTH, prompt_length};
+use crate::spec::{Layers, TomlFile};
+
+/// Most validation answers of an epoch.
+const MOST_VALIDATED: usize = 500;
+/// Learning rate of a teacher's fine-tuning: the paper's for its own.
+const TEACHER_RATE: f64 = 5e-5;
+
+/// What the student is made of.
+pub(super) enum Student {
+    Checkpoint(Source),
+    Layers(Layers),
+}
+
+/// What the arguments lead to.
+pub(super) struct Found {
+    pub teacher: Source,
+    pub student: Student,
+    /// Fewest positions of both models.
+    pub positions: usize,
+    /// Examples held out of the data.
+    pub held_out: Option<usize>,
+    /// Validation examples.
+    pub valid: usize,
+    /// What was read: its name, and what tells it from others.
+    pub facts: Vec<(String, String)>,
+}
+
+/// The two files of a run.
+pub(super) struct Files {
+    pub experiment: TomlFile,
+    pub profile: TomlFile,
+}
+
+/// A value as TOML has it.
+fn toml(value: impl Into<Value>) -> String {
+    value.into().to_string()
+}
+
+/// A path as TOML has it, from the root on.
+fn path(path: &Path) -> Result<String> {
+    let whole = fs::canonicalize(path).with_context(|| path.display().to_string())?;
+    let text = whole.to_str();
+    Ok(toml(text.with_context(|| {
+        format!("{}: its name is not UTF-8", whole.display())
+    })?))
+}
+
+impl Files {
+    pub fn of(args: &Distill, found: &Found) -> Result<Self> {
+        let file = |name: &str, text: &str| TomlFile::of(&args.out.join(name), text);
+        Ok(Self {
+            experiment: file("experiment.toml", &experiment(args, found)),
+            profile: file("profile.toml", &profile(args, found)?),
+        })
+    }
+
+    fn both(&self) -> [&TomlFile; 2] {
+        [&self.experiment, &self.profile]
+    }
+
+    /// A message with `FILE:LINE` replaced by the argument that the line comes from.
+    pub fn by_argument(&self, message: &str) -> String {
+        let mut message = message.to_owned();
+        for file in self.both() {
+            // The last lines first: line 1 is the begin of line 10.
+            for (index, line) in file
+                .text()
+                .lines()
+                .enumerate()
+                .collect::<Vec<_>>()
+                .iter()
+                .rev()
+            {
+                let place = format!("{}:{}", file.path().display(), index + 1);
+                let argument = line.rsplit_once("  # ").map(|(_, argument)| argument);
+                if let Some(argument) = argument {
+                    message = message.replace(&place, argument);
+                }
+            }
+        }
+        message
+    }
+
+    /// Refuses a folder that holds anything but this run.
+    pub fn check(&self, out: &Path) -> Result<()> {
+        let Ok(entries) = fs::read_dir(out) else {
+            ensure!(
+                !out.exists(),
+                "--out {}: this is no folder that can be read",
+                out.display()
+            );
+            return Ok(());
+        };
+        let names = entries.map(|entry| Ok(entry?.file_name()));
+        let names = names.collect::<Result<Vec<_>>>()?;
+        for file in self.both() {
+            if file.path().exists() {
+                self.check_same(file)?;
+            }
+        }
+        // A kill may come between the two, the profile being the last.
+        let begun = |name: &std::ffi::OsString| {
+            let name = name.to_string_lossy();
+            name == "experiment.toml" || name.starts_with(files::TEMPORARY)
+        };
+        ensure!(
+            self.profile.path().exists() || names.iter().all(begun),
+            "--out {}: it is not empty, and it holds no run of `abkd distill`; name a new folder",
+            out.display()
+        );
+        Ok(())
+    }
+
+    /// Refuses a file of another run.
+    fn check_same(&self, file: &TomlFile) -> Result<()> {
+        let path = file.path();
+        let there = files::read_text(path).with_context(|| path.display().to_string())?;
+        let (mut old, mut new) = (there.lines(), file.text().lines());
+        let mut line = 0;
+        loop {
+            line += 1;
+            let (old, new) = (old.next(), new.next());
+            if old.is_none() && new.is_none() {
+                return Ok(());
+            }
+            if old != new {
+                bail!(
+                    "{}:{line}: the folder holds another run: `{}`, and this command asks for `{}`; name a new --out, or \
+                     remove this one",
+                    path.display(),
+                    old.unwrap_or("the end of the file"),
+                    new.unwrap_or("the end of the file")
+                );
+            }
+        }
+    }
+
+    /// Writes both, the profile last: it makes the folder that of this run.
+    pub fn write(&self, out: &Path) -> Result<()> {
+        files::create_folder(out)
+            .and_then(|()| files::sweep(out))
+            .with_context(|| out.display().to_string())?;
+        for file in self.both() {
+            let path: PathBuf = file.path().into();
+            if !path.exists() {
+                files::write(&path, file.text().as_bytes())
+                    .with_context(|| path.display().to_string())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn experiment(args: &Distill, found: &Found) -> String {
+    let mut text = String::from("# Written by `abkd distill`.\nname = \"distill\"\n");
+    let title = format!("{}, by {}", found.pair(), args.label());
+    text += &format!("title = {}\nkind = \"table\"\n", toml(title));
+    let sets: Vec<Value> = args.sets().map(|(name, _)| name.into()).collect();
+    text += &format!("datasets = {}  # --test\n", toml(sets));
+    text += "seeds = [10]\nreferences = true\n\n[[rows]]  # --method, --loss\n";
+    text += &format!("label = {}  # --method\n", toml(args.label()));
+    text += &format!("method = {}  # --method\n", toml(args.method.as_str()));
+    if let Some(divergence) = args.divergence() {
+        text += &format!("divergence = {}  # --loss\n", toml(divergence.id()));
+        let params = divergence.params().into_iter();
+        let params: Vec<String> = params.map(|(k, v)| format!("{k} = {}", toml(v))).collect();
+        if !params.is_empty() {
+            text += &format!("params = {{ {} }}  # --loss\n", params.join(", "));
+        }
+    }
+    text
+}
+
+fn profile(args: &Distill, found: &Found) -> Result<String> {
+    let mut text = String::from(
+        "# Written by `abkd distill`. The same again, in this folder:\n\
+         #   abkd run ./experiment.toml -p ./profile.toml\n",
+    );
+    for (name, what) in &found.facts {
+        // A comment is a line, whatever a file is called.
+        text += &format!("# {}: {}\n", name.escape_debug(), what.escape_debug());
+    }
+    let description = format!("{}, on {}", found.pair(), name_of(&args.data));
+    let length = args.max_length.unwrap_or(MAX_LENGTH.min(found.positions));
+    let prompt = prompt_length(length);
+    let new = args
+        .max_new_tokens
+        .unwrap_or(length.saturating_sub(prompt).max(1));
+    text += &format!(
+        "name = \"own\"\ndescription = {}\nbackend = {}  # --backend\nprecision = {}  # --precision\n",
+        toml(description),
+        toml(args.backend.as_str()),
+        toml(args.precision.as_str())
+    );
+    text += &format!(
+        "\n[data]\nsource = \"folder\"\ntrain_file = {}  # --data\n",
+        path(&args.data)?
+    );
+    if let Some(file) = &args.valid {
+        text += &format!("valid_file = {}  # --valid\n", path(file)?);
+    }
+    if let Some(held_out) = found.held_out {
+        text += &format!("hold_out = {held_out}  # --data\n");
+    }
+    let columns = match &args.columns {
+        Some(columns) => format!("columns = {}  # --columns\n", Value::try_from(columns)?),
+        None => String::new(),
+    };
+    text += &columns;
+    text += &format!(
+        "max_prompt_length = {prompt}  # --max-length\nmax_length = {}  # --max-length\n",
+        length
+    );
+    for (name, file) in args.sets() {
+        let (label, file, last) = match file {
+            Some(file) => (name, file, None),
+            None => (
+                "Validation",
+                args.valid.as_ref().unwrap_or(&args.data),
+                found.held_out,
+            ),
+        };
+        text += &format!(
+            "\n[datasets.{}]  # --test\nlabel = {}\npath = {}  # --test\n{columns}",
+            toml(name),
+            toml(label),
+            path(file)?
+        );
+        if let Some(last) = last {
+            text += &format!("last = {last}\n");
+        }
+    }
+    text += &format!(
+        "\n[teacher]  # TEACHER\n{}",
+        source(&found.teacher, "TEACHER")?
+    );
+    text += "\n[student]  # STUDENT\n";
+    text += &match &found.student {
+        Student::Checkpoint(model) => source(model, "STUDENT")?,
+        Student::Layers(layers) => format!("layers = {layers}  # STUDENT\n"),
+    };
+    let training = |section: &str, flag: &str, epochs: usize, rate: (f64, &str)| {
+        let (rate, of) = rate;
+        format!(
+            "\n[{section}]  # {flag}, --batch\nepochs = {epochs}  # {flag}\nbatch_size = {}  # --batch\nlearning_rate = {}{of}\n",
+            args.batch,
+            toml(rate)
+        )
+    };
+    if args.teacher_epochs > 0 {
+        let rate = (TEACHER_RATE, "");
+        text += &training("teacher_sft", "--teacher-epochs", args.teacher_epochs, rate);
+        text += "keep_best = \"loss\"\n";
+    }
+    let rate = (args.lr, "  # --lr");
+    if args.init_epochs() > 0 {
+        text += &training("student_sft", "--init-epochs", args.init_epochs(), rate);
+        text += "keep_best = \"loss\"\n";
+    }
+    text += &training("distill", "--epochs", args.epochs, rate);
+    if let Some(rank) = args.lora {
+        // The paper's scale and dropout.
+        text += &format!(
+            "\n[distill.lora]  # --lora\nr = {rank}  # --lora\nalpha = {}  # --lora\ndropout = 0.1\n",
+            rank.saturating_mul(4)
+        );
+    }
+    text += &format!(
+        "\n[validation]\nexamples = {}\nmax_new_tokens = {new}  # --max-new-tokens\n\n[evaluation]\nmax_new_tokens = {new}  # --max-new-tokens\n",
+        found.valid.min(MOST_VALIDATED),
+    );
+    Ok(text)
+}
+
+fn source(model: &Source, argument: &str) -> Result<String> {
+    let mut text = format!("checkpoint = {}  # {argument}\n", path(&model.folder)?);
+    if let Some(hub) = &model.hub {
+        text += &format!("hub = {}  # {argument}\n", toml(hub.as_str()));
+    }
+    Ok(text)
+}
+
+/// The name of a file without its folders.
+pub(super) fn name_of(path: &Path) -> String {
+    path.file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into()
+}
+
+impl Found {
+    /// Teacher and student in words.
+    pub fn pair(&self) -> String {
+        let student = match &self.student {
+            Student::Checkpoint(model) => model.name(),
+            Student::Layers(Layers::Count(count)) => format!("{count} of its layers"),
+            Student::Layers(Layers::These(layers)) => format!("its layers {layers:?}"),
+        };
+        format!("{} -> {student}", self.teacher.name())
+    }
+}

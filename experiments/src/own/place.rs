@@ -1,0 +1,162 @@
+//! What a user is after, put in one place when all tasks are done: student, curve, scores, answers.
+
+use abkd_host::files;
+use abkd_host::seal::{Error, Seal};
+use abkd_models::checkpoint::{self, StoredAs};
+use abkd_training::ValidationRecord;
+use anyhow::{Context, Result};
+
+use super::distill::{Distill, Own};
+use super::scores::{self, Scored};
+use crate::message::say;
+use crate::plan::Who;
+use crate::plot;
+use crate::results::CurvePoint;
+use crate::runner::{Outcome, outcomes, student};
+
+/// Examples of a set whose answers are shown.
+const SHOWN: usize = 5;
+
+impl Own {
+    /// Puts the student and what is known of it in the run's folder; gives what to tell.
+    ///
+    /// # Errors
+    ///
+    /// A result that cannot be read, a file that cannot be written.
+    pub fn place(&self, args: &Distill) -> Result<String> {
+        let out = &self.places.root;
+        let outcomes = outcomes(&self.places, &self.spec, &self.plan)?;
+        let scored = self.scored(&outcomes);
+        scores::write(&out.join("scores.csv"), &scored)?;
+        let answers = out.join("answers.md");
+        files::write(&answers, self.answers(&outcomes)?.as_bytes())
+            .with_context(|| answers.display().to_string())?;
+        self.place_student(args, &scored)?;
+        let mut told = scores::table(&scored);
+        told.push('\n');
+        for (what, file) in [
+            ("student", "student"),
+            ("scores", "scores.csv"),
+            ("answers", "answers.md"),
+            ("curve", "curve.png"),
+        ] {
+            told += &format!("{what:8} {}\n", out.join(file).display());
+        }
+        Ok(told)
+    }
+
+    fn label(&self, who: Who) -> &'static str {
+        match who {
+            Who::Teacher => "teacher",
+            Who::Student if self.spec.profile.student_sft.is_some() => "student fine-tuned",
+            Who::Student => "student as it was",
+            Who::Row { .. } => "student distilled",
+        }
+    }
+
+    /// Set by set: the teacher, the student before, the student.
+    fn scored(&self, outcomes: &[Outcome]) -> Vec<Scored> {
+        let mut all = Vec::new();
+        for set in &self.spec.tests {
+            let of_set: Vec<&Outcome> = outcomes.iter().filter(|o| o.dataset == set.id).collect();
+            let mut who: Vec<Who> = of_set.iter().map(|o| o.who).collect();
+            who.dedup();
+            for who in who {
+                let seeds = of_set.iter().filter(|o| o.who == who);
+                let seeds: Vec<_> = seeds.map(|o| (o.score, o.rouge_l.clone())).collect();
+                all.push(Scored::new(self.label(who), &set.id, &seeds));
+            }
+        }
+        all
+    }
+
+    /// The first examples of each set with the answers of all models.
+    fn answers(&self, outcomes: &[Outcome]) -> Result<String> {
+        let mut text = format!("# Answers: {}\n", self.found.pair());
+        for set in &self.spec.tests {
+            text += &format!("\n## {}\n", set.id);
+            let of_set = outcomes.iter().filter(|o| o.dataset == set.id);
+            let of_set = of_set.map(|o| Ok((o.who, o.first(SHOWN)?)));
+            let of_set: Vec<_> = of_set.collect::<Result<_>>()?;
+            let Some((_, examples)) = of_set.first() else {
+                continue;
+            };
+            for (index, example) in examples.iter().enumerate() {
+                text += &format!("\n### Example {}\n\n", example.example + 1);
+                text += &quoted(asked(&example.prompt));
+                for reference in &example.references {
+                    text += &format!("\nReference:\n\n{}", quoted(reference));
+                }
+                for (who, answers) in &of_set {
+                    let Some(answer) = answers.get(index) else {
+                        continue;
+                    };
+                    text += &format!(
+                        "\n{} (ROUGE-L {:.1}):\n\n{}",
+                        self.label(*who),
+                        answer.rouge_l,
+                        quoted(&answer.answer)
+                    );
+                }
+            }
+        }
+        Ok(text)
+    }
+
+    /// Writes the student's folder, whole and sealed, and its curve; a folder that is whole already stays.
+    fn place_student(&self, args: &Distill, scored: &[Scored]) -> Result<()> {
+        let student = student(&self.places, &self.spec, &self.plan)?;
+        let id = student.id;
+        self.draw(args, &student.curve)?;
+        let folder = self.places.root.join("student");
+        let place = || folder.display().to_string();
+        match Seal::open(&folder, id).and_then(|seal| seal.check_all()) {
+            Ok(()) => return Ok(()),
+            Err(Error::Absent { .. }) if !folder.exists() => {}
+            Err(error) => say(&format!("the student is written again: {error}")),
+        }
+        files::remove_folder(&folder).with_context(place)?;
+        let partial = files::temporary(&folder).with_context(place)?;
+        let model = student.load(&self.places, &self.spec, &self.inputs)?;
+        checkpoint::save(&model, &partial, StoredAs::F32)?;
+        let card = self.card(args, id, scored)?;
+        let beside = self.inputs.companions.iter();
+        let beside = beside.map(|(name, content)| (*name, content.as_slice()));
+        for (name, content) in beside.chain([("README.md", card.as_bytes())]) {
+            files::write(&partial.join(name), content).with_context(place)?;
+        }
+        Seal::publish(&partial, &folder, id, &[])?;
+        Ok(())
+    }
+
+    /// Draws the validation scores of the distillation.
+    fn draw(&self, args: &Distill, curve: &[ValidationRecord]) -> Result<()> {
+        let points = curve.iter().filter_map(|record| {
+            Some(CurvePoint {
+                loss: args.label().into(),
+                training_seed: None,
+                epoch: record.epoch as u32,
+                dolly_validation_rouge_l: record.validation_rouge_l?,
+                validation_loss: record.validation_loss,
+            })
+        });
+        let points: Vec<CurvePoint> = points.collect();
+        let path = self.places.root.join("curve.png");
+        plot::own_curve(&points, &path, &self.found.pair())
+    }
+}
+
+/// What an example asks, without the words that all prompts share.
+fn asked(prompt: &str) -> &str {
+    let from = prompt.split_once("### Instruction:\n");
+    let from = from.map_or(prompt, |(_, asked)| asked);
+    from.strip_suffix("\n\n### Response:\n").unwrap_or(from)
+}
+
+/// Text as a quotation of Markdown.
+fn quoted(text: &str) -> String {
+    match text.trim().is_empty() {
+        true => "> (nothing)\n".into(),
+        false => text.lines().map(|line| format!("> {line}\n")).collect(),
+    }
+}

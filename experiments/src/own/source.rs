@@ -1,0 +1,81 @@
+//! A model as the command line names it: a folder, or a repository of the Hugging Face Hub.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use abkd_data::hub::Hub;
+use anyhow::{Context, Result, bail};
+
+use crate::fetch;
+use crate::inputs::checkpoints::check_folder;
+use crate::message::say;
+
+/// A model's folder, and the repository that it was fetched from.
+#[derive(Clone, Debug)]
+pub(super) struct Source {
+    pub folder: PathBuf,
+    pub hub: Option<String>,
+}
+
+impl Source {
+    /// The folder of this path, else that of the repository of this name, which is fetched where it is not there. `who` is
+    /// the argument.
+    pub fn find(name: &str, who: &str) -> Result<Self> {
+        let path = Path::new(name);
+        if path.exists() {
+            let folder = fs::canonicalize(path).with_context(|| format!("{who}: {name}"))?;
+            check_folder(&folder).with_context(|| who.to_owned())?;
+            return Ok(Self { folder, hub: None });
+        }
+        if !is_repository(name) {
+            bail!(
+                "{who}: {name}: there is no such folder; a model is a Hugging Face folder, or OWNER/NAME on the Hub"
+            );
+        }
+        let hub = Hub::from_env()?;
+        // Beside the Hub's own cache: a folder with all files under their names, which the profile names.
+        let folder = hub.cache.join("abkd").join(name);
+        let whole =
+            |folder: &Path| check_folder(folder).is_ok() && folder.join("tokenizer.json").exists();
+        if !whole(&folder) {
+            say(&format!(
+                "{name}: there is no such folder here; it is fetched from the Hub"
+            ));
+            fetch::checkpoint(&hub, name, None, &folder).with_context(|| {
+                format!(
+                    "{who}: {name} is no folder here, and it cannot be fetched; give the path of a folder with config.json, \
+                     model.safetensors and tokenizer.json, or put these files into {}",
+                    folder.display()
+                )
+            })?;
+            check_folder(&folder).with_context(|| who.to_owned())?;
+        }
+        let folder = fs::canonicalize(&folder).with_context(|| folder.display().to_string())?;
+        Ok(Self {
+            folder,
+            hub: Some(name.into()),
+        })
+    }
+
+    /// What people call it: the repository, else the name of its folder.
+    pub fn name(&self) -> String {
+        let folder = || {
+            self.folder
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+        };
+        self.hub.clone().unwrap_or_else(|| folder().into())
+    }
+}
+
+/// Whether a name may be one of the Hub: OWNER/NAME.
+fn is_repository(name: &str) -> bool {
+    let good = |part: &str| {
+        part.starts_with(|c: char| c.is_ascii_alphanumeric())
+            && part
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+    };
+    matches!(name.split('/').collect::<Vec<_>>()[..], [owner, name] if good(owner) && good(name))
+}
