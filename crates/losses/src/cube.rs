@@ -56,7 +56,7 @@ pub(crate) fn divergence(
 fn describe(divergence: &Divergence, fidelity: Fidelity) -> Option<Description> {
     match divergence.definition().form {
         Form::Sum { cube, .. } => cube?(divergence.values(), fidelity),
-        Form::Larger(_) => None,
+        Form::Rows(_) | Form::Larger(_) => None,
     }
 }
 
@@ -203,7 +203,8 @@ mod tests {
             rows(Device::flex()),
         );
         for d in Divergence::all() {
-            let served = !matches!(d.definition().form, Form::Sum { cube: None, .. });
+            let form = &d.definition().form;
+            let served = matches!(form, Form::Sum { cube: Some(_), .. } | Form::Larger(_));
             for fidelity in [Fidelity::Paper, Fidelity::Official] {
                 let rows = divergence(&d, fidelity, &here, &here);
                 assert_eq!(rows.is_some(), served, "{d}");

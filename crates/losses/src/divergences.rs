@@ -5,15 +5,17 @@ mod akl;
 mod alpha_beta;
 mod alpha_net;
 mod bdkd;
+mod chi_squared;
 mod jensen;
 mod kl;
+mod renyi;
 mod skew;
 mod todi;
 mod total_variation;
 
 use crate::reference::{Pair, Terms};
 use crate::row::Job;
-use crate::{Divergence, Error, Fidelity};
+use crate::{Divergence, Error, Fidelity, Rows};
 
 /// Every divergence, in the order of the paper's tables.
 pub(crate) static ALL: &[&Definition] = &[
@@ -29,6 +31,9 @@ pub(crate) static ALL: &[&Definition] = &[
     &skew::REVERSE,
     &total_variation::DEFINITION,
     &todi::DEFINITION,
+    &kl::JEFFREYS,
+    &chi_squared::DEFINITION,
+    &renyi::DEFINITION,
 ];
 
 /// Values of a definition's parameters, in their order; 0 for those that it does not have.
@@ -65,6 +70,8 @@ pub(crate) enum Form {
         #[cfg(feature = "cube")]
         cube: Option<fn(Params, Fidelity) -> Option<crate::cube::Description>>,
     },
+    /// Something else, by tensor operations everywhere but on the CPU.
+    Rows(fn(&Pair, Params) -> Rows),
     /// The larger of two divergences, the first where both are equal. Official: by their sums over the rows of a call. Paper:
     /// row by row. Both members have their paper form.
     Larger(fn(Params) -> [Divergence; 2]),

@@ -41,6 +41,7 @@ pub fn value_and_grad(
 fn rows(divergence: &Divergence, fidelity: Fidelity, pair: &Pair) -> Rows {
     match divergence.definition().form {
         Form::Sum { tensors, .. } => pair.rows(tensors(pair, divergence.values(), fidelity)),
+        Form::Rows(rows) => rows(pair, divergence.values()),
         Form::Larger(members) => {
             let members = members(divergence.values());
             let [one, two] = members.map(|member| rows(&member, Fidelity::Paper, pair));

@@ -12,7 +12,7 @@ use clap::Args;
 
 use super::files::{Files, Found, Student, name_of};
 use super::source::Source;
-use super::{MAX_LENGTH, columns, loss, named};
+use super::{MAX_LENGTH, columns, named};
 use crate::inputs::{Inputs, identity};
 use crate::message::{describe, say};
 use crate::plan::Plan;
@@ -49,7 +49,7 @@ pub struct Distill {
     pub(super) columns: Option<Columns>,
     /// Loss and its parameters, e.g. ab:0.2,0.7 or ab:alpha=0.2,beta=0.7 or fkld; `abkd list losses` shows them
     /// [default: ab:0.2,0.7, or the method's own]
-    #[arg(long, value_name = "LOSS", value_parser = loss)]
+    #[arg(long, value_name = "LOSS")]
     loss: Option<Divergence>,
     /// Method; `abkd list methods` shows them
     #[arg(long, default_value = "kd")]
@@ -114,10 +114,7 @@ pub struct Own {
 impl Distill {
     /// The divergence, where the method has one to choose.
     pub(super) fn divergence(&self) -> Option<Divergence> {
-        let paper = (self.method == "kd").then_some(Divergence::AlphaBeta {
-            alpha: 0.2,
-            beta: 0.7,
-        });
+        let paper = (self.method == "kd").then_some(Divergence::alpha_beta(0.2, 0.7));
         self.loss.or(paper)
     }
 

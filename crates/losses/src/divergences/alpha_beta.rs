@@ -4,9 +4,9 @@ mod members;
 
 use burn::tensor::Tensor;
 
-pub(super) use self::members::{geometric_mean, polynomial, scaled_phi, series};
+pub(super) use self::members::{AlphaBeta, geometric_mean, polynomial, scaled_phi, series};
 
-use self::members::{AlphaBeta, BetaZero, BothZero, SmallBeta};
+use self::members::{BetaZero, BothZero, SmallBeta};
 use super::{Definition, Form, Parameter, Params, Range};
 #[cfg(feature = "cube")]
 use crate::cube::{Description, Formula};
@@ -35,7 +35,7 @@ pub(super) static DEFINITION: Definition = Definition {
     default_fidelity: Fidelity::Paper,
     row,
     form: Form::Sum {
-        tensors: |pair, exponents, fidelity| tensors(exponents, fidelity, pair),
+        tensors: |pair, exponents, fidelity| tensors(exponents, factor(exponents, fidelity), pair),
         #[cfg(feature = "cube")]
         cube: Some(cube),
     },
@@ -95,8 +95,8 @@ fn row(job: Job, [alpha, beta]: Params, fidelity: Fidelity) -> Result<(), Error>
 }
 
 /// With s = alpha + beta and phi_x = (e^(x d) - 1) / x: `f = q^s (phi_s - phi_alpha) / beta`,
-/// `q g = -q^s phi_alpha`, and their limits.
-fn tensors([alpha, beta]: Params, fidelity: Fidelity, pair: &Pair) -> Terms {
+/// `q g = -q^s phi_alpha`, and their limits; times `factor`.
+pub(super) fn tensors([alpha, beta]: Params, factor: f64, pair: &Pair) -> Terms {
     let s = alpha + beta;
     let d = &pair.d;
     // The powers of an entry by that of its larger probability, whose logarithm has the smaller error.
@@ -107,7 +107,6 @@ fn tensors([alpha, beta]: Params, fidelity: Fidelity, pair: &Pair) -> Terms {
     let mixed = power(top + below * alpha - above * beta);
     let phi = |x: f64, moved: &Tensor<2>| tensor_phi(x, student.clone(), moved.clone(), d);
     let phi_alpha = phi(alpha, &mixed);
-    let factor = factor([alpha, beta], fidelity);
     let f = if alpha == 0.0 && beta == 0.0 {
         d.clone().square() * 0.5
     } else if beta == 0.0 {

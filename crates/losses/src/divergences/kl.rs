@@ -1,4 +1,4 @@
-//! The KL divergences of both directions, and their weighted sum (Wang et al. 2025, ABKD).
+//! The KL divergences of both directions, their sum (Jeffreys 1946), and their weighted sum (Wang et al. 2025, ABKD).
 
 use abkd_host::math::expm1_over_x;
 use burn::tensor::Tensor;
@@ -40,6 +40,21 @@ pub(super) static REVERSE: Definition = Definition {
     },
 };
 
+pub(super) static JEFFREYS: Definition = Definition {
+    id: "jeffreys",
+    label: "Jeffreys",
+    golden: None,
+    formula: "KL(p,q) + KL(q,p) = sum (p - q) log(p/q)",
+    parameters: &[],
+    default_fidelity: Fidelity::Paper,
+    row: |job, _, fidelity| job.rows(|_| TwoKl::plain([1.0, 1.0], fidelity)),
+    form: Form::Sum {
+        tensors: |pair, _, fidelity| tensors([1.0, 1.0], pair, fidelity),
+        #[cfg(feature = "cube")]
+        cube: Some(|_, fidelity| Some(cube([1.0, 1.0], fidelity))),
+    },
+};
+
 pub(super) static WEIGHTED: Definition = Definition {
     id: "wsd",
     label: "WSD",
@@ -68,6 +83,12 @@ impl Divergence {
     /// Reverse KL: `sum q log(q/p)`.
     pub const fn reverse_kl() -> Self {
         Self::new(&REVERSE, [0.0; 2])
+    }
+
+    /// Jeffreys' divergence (1946): `KL(p, q) + KL(q, p) = sum (p - q) log(p/q)`. Official: the first half's value is a
+    /// cross-entropy.
+    pub const fn jeffreys() -> Self {
+        Self::new(&JEFFREYS, [0.0; 2])
     }
 
     /// Weighted sum: `(1 - weight) FKL + weight RKL`, with the reverse half's share in `[0, 1]`. Official: the first half's

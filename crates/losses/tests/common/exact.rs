@@ -180,6 +180,30 @@ const FORMULAS: &[Formula] = &[
             }))
         }),
     },
+    Formula {
+        id: "jeffreys",
+        gradient_is_slope: true,
+        computed: Each(|row, _, fidelity| Some(row.two(1.0, 1.0, entropy(fidelity)))),
+    },
+    Formula {
+        id: "chi2",
+        gradient_is_slope: true,
+        computed: Each(|row, _, _| {
+            let found = row.sum(|Entry { p, q, .. }| {
+                let gap = p - q;
+                (gap * gap / q, q - p * p / q)
+            });
+            (!row.saturates(2.0, -1.0)).then_some(found)
+        }),
+    },
+    Formula {
+        id: "renyi",
+        gradient_is_slope: true,
+        computed: Each(|row, params, _| {
+            let alpha = params[0];
+            (!row.saturates(alpha, 1.0 - alpha)).then(|| row.renyi(alpha))
+        }),
+    },
 ];
 
 /// Weight of `sum p log p` in a forward KL, which the released code leaves out.
@@ -275,6 +299,17 @@ impl Row {
             };
             (f * factor, -((lq * sum).exp() * phi * factor))
         })
+    }
+
+    fn renyi(&self, alpha: f64) -> Found {
+        let mixed = |e: &Entry| (e.lp * alpha + e.lq * (1.0 - alpha)).exp();
+        let sum: Wide = self.0.iter().map(mixed).sum();
+        let grad = self.0.iter().map(|e| (e.q - mixed(e) / sum).into());
+        Found {
+            value: f64::from(sum.ln()) / (alpha - 1.0),
+            grad: grad.collect(),
+            slack: 0.0,
+        }
     }
 
     /// Whether a power of the alpha-beta divergence is beyond what the kernels' powers reach.

@@ -53,6 +53,7 @@ pub fn with_other_parameters() -> Vec<Divergence> {
     let mut all = all();
     all.push(Divergence::weighted_kl(0.2));
     all.extend([0.0, 0.2, 0.9].map(Divergence::akl));
+    all.extend([0.2, 2.0].map(Divergence::renyi));
     for lambda in [0.5, 0.9] {
         all.push(Divergence::jensen(lambda));
         all.push(Divergence::skew_forward_kl(lambda));

@@ -168,14 +168,14 @@ impl<const ONE: bool> Powers<ONE> {
 
 /// A member that is no limit; also where alpha or s is 0.
 #[derive(Clone, Copy)]
-pub(super) struct AlphaBeta<const ONE: bool> {
+pub(in crate::divergences) struct AlphaBeta<const ONE: bool> {
     powers: Powers<ONE>,
     inverse_beta: f32,
     inverse_sum: f32,
 }
 
 impl<const ONE: bool> AlphaBeta<ONE> {
-    pub(super) fn new(alpha: f64, beta: f64, factor: f64) -> Self {
+    pub(in crate::divergences) fn new(alpha: f64, beta: f64, factor: f64) -> Self {
         Self {
             powers: Powers::new(alpha, beta, factor),
             inverse_beta: (1.0 / beta) as f32,
