@@ -423,13 +423,13 @@ fn print(text: &str) -> Result<ExitCode> {
 
 /// Has Ctrl-C and a termination save the state and end.
 fn catch_interrupts() -> Result<()> {
-    ctrlc::set_handler(|| {
+    let handler = || {
         if STOP.swap(true, Ordering::Relaxed) {
             std::process::exit(i32::from(INTERRUPTED));
         }
         say("\nstopping after the current step; the state is saved (press again to stop at once)");
-    })
-    .context("Ctrl-C cannot be caught")
+    };
+    abkd_host::keeping_nohup(|| ctrlc::set_handler(handler)).context("Ctrl-C cannot be caught")
 }
 
 fn interrupted() -> ExitCode {

@@ -46,6 +46,25 @@ pub fn keep_freed_memory() {
     }
 }
 
+/// Runs `install`, which catches signals, and leaves a hang-up ignored where it was: a program under `nohup` outlives its
+/// terminal.
+pub fn keeping_nohup<T>(install: impl FnOnce() -> T) -> T {
+    #[cfg(unix)]
+    // SAFETY: sets what a signal does, to what it did.
+    let ignored = unsafe {
+        let before = libc::signal(libc::SIGHUP, libc::SIG_IGN);
+        libc::signal(libc::SIGHUP, before);
+        before == libc::SIG_IGN
+    };
+    let done = install();
+    #[cfg(unix)]
+    if ignored {
+        // SAFETY: as above.
+        unsafe { libc::signal(libc::SIGHUP, libc::SIG_IGN) };
+    }
+    done
+}
+
 /// Has the memory at an address, which need not be valid, brought to the second-level cache.
 #[inline(always)]
 pub fn prefetch<T>(at: *const T) {

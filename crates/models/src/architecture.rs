@@ -110,7 +110,7 @@ pub(crate) trait Architecture {
 }
 
 macro_rules! architectures {
-    ($($(#[$doc:meta])* $name:ident($id:literal) = $module:ident::{$model:ident, $config:ident},)*) => {
+    ($($(#[$doc:meta])* $name:ident($($id:literal),+) = $module:ident::{$model:ident, $config:ident},)*) => {
         /// A causal language model of one of the supported architectures.
         #[derive(Module, Debug)]
         #[allow(clippy::large_enum_variant)]
@@ -120,9 +120,9 @@ macro_rules! architectures {
 
         /// The `config.json` of a Hugging Face checkpoint, told apart by its `model_type`.
         #[derive(Clone, Debug, PartialEq, Serialize)]
-        #[serde(tag = "model_type")]
+        #[serde(untagged)]
         pub enum ModelConfig {
-            $($(#[$doc])* #[serde(rename = $id)] $name($module::$config),)*
+            $($(#[$doc])* $name($module::$config),)*
         }
 
         impl LanguageModel {
@@ -162,7 +162,7 @@ macro_rules! architectures {
 
         impl ModelConfig {
             /// Every `model_type` that is built.
-            pub const TYPES: &[&str] = &[$($id),*];
+            pub const TYPES: &[&str] = &[$($($id),+),*];
 
             pub(crate) fn inner(&self) -> &dyn Shape {
                 match self {
@@ -179,7 +179,7 @@ macro_rules! architectures {
             /// Takes the keys of a file of this `model_type`.
             pub(crate) fn take(model_type: &str, keys: &mut Keys) -> Option<Result<Self, Error>> {
                 match model_type {
-                    $($id => Some($module::$config::take(keys).map(Self::$name)),)*
+                    $($($id)|+ => Some($module::$config::take(model_type, keys).map(Self::$name)),)*
                     _ => None,
                 }
             }
@@ -187,7 +187,7 @@ macro_rules! architectures {
             /// The keys that matter of a `config.json` of this `model_type`; none where it is not built.
             pub fn keys(model_type: &str) -> &'static [&'static str] {
                 match model_type {
-                    $($id => $module::$config::KEYS,)*
+                    $($($id)|+ => $module::$config::KEYS,)*
                     _ => &[],
                 }
             }
@@ -205,6 +205,6 @@ macro_rules! architectures {
 architectures! {
     /// GPT-2 (Radford et al. 2019).
     Gpt2("gpt2") = gpt2::{Gpt2, Gpt2Config},
-    /// LLaMA (Touvron et al. 2023).
-    Llama("llama") = llama::{Llama, LlamaConfig},
+    /// LLaMA (Touvron et al. 2023), and what is LLaMA but for some settings.
+    Llama("llama", "mistral", "qwen2") = llama::{Llama, LlamaConfig},
 }

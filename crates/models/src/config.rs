@@ -93,7 +93,7 @@ impl ModelConfig {
         let name = model_type.as_ref().and_then(Value::as_str);
         let Some(config) = name.and_then(|name| Self::take(name, &mut keys)) else {
             let value = model_type.map_or("absent".into(), |value| value.to_string());
-            let hint = format!("{} are built", Self::TYPES.join(" and "));
+            let hint = format!("built are {}", Self::TYPES.join(", "));
             return Err(keys.refuse("model_type", value, &hint));
         };
         let config = config?;

@@ -273,6 +273,9 @@ mod tests {
         "num_hidden_layers": 2, "num_attention_heads": 3, "initializer_range": 0.3,
         "rope_parameters": {"rope_type": "llama3", "rope_theta": 100.0, "factor": 4.0, "low_freq_factor": 1.0,
             "high_freq_factor": 4.0, "original_max_position_embeddings": 12}}"#;
+    /// With biases.
+    const QWEN2: &str = r#"{"model_type": "qwen2", "vocab_size": 37, "hidden_size": 24, "intermediate_size": 36,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.3}"#;
     const LLAMA: &str = r#"{"model_type": "llama", "vocab_size": 37, "hidden_size": 24, "intermediate_size": 36,
         "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.3}"#;
 
@@ -358,7 +361,7 @@ mod tests {
 
     #[test]
     fn logits_are_those_of_the_tensors() {
-        for config in [GPT2, UNTIED, LLAMA, SCALED] {
+        for config in [GPT2, UNTIED, LLAMA, SCALED, QWEN2] {
             assert_alike(&model(config));
         }
     }

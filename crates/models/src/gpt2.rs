@@ -53,6 +53,7 @@ const NEUTRAL: &[(&str, Neutral)] = &[
 /// The keys of a GPT-2 `config.json` that matter here.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Gpt2Config {
+    model_type: &'static str,
     /// V: rows of the token embedding.
     pub vocab_size: usize,
     /// Longest sequence.
@@ -110,12 +111,13 @@ impl Gpt2Config {
     ];
 
     /// Takes all keys, with the defaults of `transformers`.
-    pub(crate) fn take(keys: &mut Keys) -> Result<Self, Error> {
+    pub(crate) fn take(_: &str, keys: &mut Keys) -> Result<Self, Error> {
         for (other, key) in OTHER_NAMES {
             keys.rename(other, key)?;
         }
         let vocab_size = keys.size("vocab_size", Some(50257))?;
         let config = Self {
+            model_type: "gpt2",
             vocab_size,
             n_positions: keys.size("n_positions", Some(1024))?,
             n_embd: keys.size("n_embd", Some(768))?,

@@ -123,11 +123,13 @@ impl Conv1D {
     }
 }
 
-/// A linear map without bias. Held `[in, out]`; a checkpoint stores it `[out, in]`.
+/// A linear map, with or without a bias. Held `[in, out]`; a checkpoint stores it `[out, in]`.
 #[derive(Module, Debug)]
 pub struct Linear {
     /// `[in, out]`
     pub weight: Param<Tensor<2>>,
+    /// `[out]`
+    pub bias: Option<Param<Tensor<1>>>,
     /// Low-rank adapter, if any.
     pub adapter: Option<Adapter>,
     #[module(skip)]
@@ -138,15 +140,27 @@ impl Linear {
     pub(crate) fn new(input: usize, output: usize, device: &Device) -> Self {
         Self {
             weight: zeros([input, output], device),
+            bias: None,
             adapter: None,
             precision: Precision::F32,
         }
+    }
+
+    /// The same with a bias of zeros, if there is to be one.
+    pub(crate) fn with_bias(mut self, there: bool) -> Self {
+        let weight = self.weight.val();
+        self.bias = there.then(|| zeros([weight.dims()[1]], &weight.device()));
+        self
     }
 
     /// `[N, in] -> [N, out]`
     pub(crate) fn forward(&self, x: Tensor<2>) -> Tensor<2> {
         let adapted = self.adapter.as_ref().map(|a| a.forward(x.clone()));
         let y = product(x, self.weight.val(), self.precision);
+        let y = match &self.bias {
+            Some(bias) => y + bias.val().unsqueeze(),
+            None => y,
+        };
         match adapted {
             Some(more) => y + more,
             None => y,
@@ -158,7 +172,12 @@ impl Linear {
         let precision = all[0].precision;
         if ops::serve_products(&x.device(), precision) && all.iter().all(|p| p.adapter.is_none()) {
             let weights = all.map(|p| p.weight.val());
-            return Projected::Joint(ops::products(x, weights, precision));
+            let joint = ops::products(x, weights, precision);
+            let biases: Option<Vec<_>> = all.iter().map(|p| Some(p.bias.as_ref()?.val())).collect();
+            return Projected::Joint(match biases {
+                Some(biases) => joint + Tensor::cat(biases, 0).unsqueeze(),
+                None => joint,
+            });
         }
         Projected::Apart(all.map(|p| p.forward(x.clone())))
     }

@@ -6,7 +6,7 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 
 use crate::Error;
@@ -43,12 +43,71 @@ const NEUTRAL: &[(&str, Neutral)] = &[
     ("qkv_bias", Neutral::False),
     ("resid_pdrop", Neutral::Zero),
     ("rope_interleaved", Neutral::False),
+    ("use_mrope", Neutral::False),
     ("use_qk_norm", Neutral::False),
 ];
+
+/// An architecture that is LLaMA but for some settings.
+#[derive(Debug, PartialEq)]
+struct Dialect {
+    model_type: &'static str,
+    /// In `transformers`.
+    class: &'static str,
+    /// Whether queries, keys and values have biases.
+    qkv_bias: bool,
+    /// Longest sequence where the file does not say.
+    positions: usize,
+    window: Window,
+}
+
+/// What `sliding_window` is.
+#[derive(Debug, PartialEq)]
+enum Window {
+    /// Not set, or the file is refused.
+    Unset,
+    /// Not used, whatever it is.
+    Unused,
+    /// Used, and this where it is absent.
+    Absent(usize),
+}
+
+const DIALECTS: [Dialect; 3] = [
+    Dialect {
+        model_type: "llama",
+        class: "LlamaForCausalLM",
+        qkv_bias: false,
+        positions: 2048,
+        window: Window::Unset,
+    },
+    // Jiang et al., "Mistral 7B" (2023)
+    Dialect {
+        model_type: "mistral",
+        class: "MistralForCausalLM",
+        qkv_bias: false,
+        positions: 4096 * 32,
+        window: Window::Absent(4096),
+    },
+    // Yang et al., "Qwen2 Technical Report" (2024); Qwen2.5 too
+    Dialect {
+        model_type: "qwen2",
+        class: "Qwen2ForCausalLM",
+        qkv_bias: true,
+        positions: 32768,
+        window: Window::Unused,
+    },
+];
+
+impl Serialize for Dialect {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.model_type.serialize(serializer)
+    }
+}
 
 /// The keys of a LLaMA `config.json` that matter here.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct LlamaConfig {
+    #[serde(rename = "model_type")]
+    dialect: &'static Dialect,
     /// V: rows of the token embedding.
     pub vocab_size: usize,
     /// d: width.
@@ -71,6 +130,9 @@ pub struct LlamaConfig {
     pub rope_theta: f64,
     /// What becomes of the frequencies.
     pub rope_scaling: Option<RopeScaling>,
+    /// How many tokens a token sees, where a Mistral has such a limit. Sequences are no longer than that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sliding_window: Option<Option<usize>>,
     /// Whether the head is the token embedding.
     pub tie_word_embeddings: bool,
     /// The sigmoid-weighted linear unit, under one of its names.
@@ -102,6 +164,7 @@ impl LlamaConfig {
         "rope_theta",
         "rope_scaling",
         "rope_parameters",
+        "sliding_window",
         "tie_word_embeddings",
         "hidden_act",
         "initializer_range",
@@ -110,11 +173,26 @@ impl LlamaConfig {
     ];
 
     /// Takes all keys, with the defaults of `transformers` but for the sizes.
-    pub(crate) fn take(keys: &mut Keys) -> Result<Self, Error> {
+    pub(crate) fn take(model_type: &str, keys: &mut Keys) -> Result<Self, Error> {
+        let known = DIALECTS.iter().find(|d| d.model_type == model_type);
+        let dialect = known.expect("the list of architectures has these alone");
         let vocab_size = keys.size("vocab_size", None)?;
-        let max_position_embeddings = keys.size("max_position_embeddings", Some(2048))?;
+        let max_position_embeddings =
+            keys.size("max_position_embeddings", Some(dialect.positions))?;
+        let sliding_window = match dialect.window {
+            Window::Unset => None,
+            // `transformers` reads it with `use_sliding_window` alone, which is refused
+            Window::Unused => {
+                keys.pass_where(|key| key == "sliding_window");
+                None
+            }
+            Window::Absent(size) if !keys.has("sliding_window") => Some(Some(size)),
+            Window::Absent(_) => Some(keys.optional_size("sliding_window")?),
+        };
         let (rope_theta, rope_scaling) = rope::take(keys, max_position_embeddings)?;
         let config = Self {
+            dialect,
+            sliding_window,
             vocab_size,
             hidden_size: keys.size("hidden_size", None)?,
             intermediate_size: keys.size("intermediate_size", None)?,
@@ -145,6 +223,13 @@ impl LlamaConfig {
     fn head_width(&self) -> usize {
         self.head_dim
             .unwrap_or(self.hidden_size / self.num_attention_heads)
+    }
+
+    /// Longest sequence: within the window, where there is one, every token sees all before it.
+    fn positions(&self) -> usize {
+        let window = self.sliding_window.flatten();
+        let longest = self.max_position_embeddings;
+        window.map_or(longest, |window| window.min(longest))
     }
 
     fn shape(&self) -> Heads {
@@ -180,6 +265,11 @@ impl Shape for LlamaConfig {
             ("num_key_value_heads", self.num_key_value_heads, MOST.heads),
             ("head_dim", self.head_dim, MOST.head),
             ("max_position_embeddings", positions, MOST.positions),
+            (
+                "sliding_window",
+                self.sliding_window.flatten(),
+                MOST.positions,
+            ),
         ]
     }
 
@@ -206,7 +296,10 @@ impl Shape for LlamaConfig {
 
     fn parameters(&self) -> Parameters {
         let (d, heads) = (self.hidden_size, self.shape());
-        let attention = 2 * d * heads.dh * (heads.heads + heads.kv_heads);
+        let mut attention = 2 * d * heads.dh * (heads.heads + heads.kv_heads);
+        if self.dialect.qkv_bias {
+            attention += heads.dh * (heads.heads + 2 * heads.kv_heads);
+        }
         let table = self.vocab_size * d;
         Parameters {
             embedding: table,
@@ -220,14 +313,14 @@ impl Shape for LlamaConfig {
     fn facts(&self) -> Facts {
         Facts {
             vocab_size: self.vocab_size,
-            positions: self.max_position_embeddings,
+            positions: self.positions(),
             width: self.hidden_size,
             heads: self.num_attention_heads,
             layers: self.num_hidden_layers,
             initializer_range: self.initializer_range,
             tied: self.tie_word_embeddings,
             bos: self.bos_token_id,
-            class: "LlamaForCausalLM",
+            class: self.dialect.class,
             prefix: "model.",
             embedding: "model.embed_tokens.weight",
         }
@@ -249,20 +342,26 @@ impl Shape for LlamaConfig {
         let (v, d, inner) = (self.vocab_size, self.hidden_size, self.intermediate_size);
         let dh = self.head_width();
         let (q, kv) = (self.num_attention_heads * dh, self.kv_heads() * dh);
+        let biased = self.dialect.qkv_bias;
         let first = ("model.embed_tokens.weight".to_owned(), vec![v, d]);
         let layers = (0..self.num_hidden_layers).flat_map(move |i| {
             let tensors = [
-                ("input_layernorm", vec![d]),
-                ("self_attn.q_proj", vec![q, d]),
-                ("self_attn.k_proj", vec![kv, d]),
-                ("self_attn.v_proj", vec![kv, d]),
-                ("self_attn.o_proj", vec![d, q]),
-                ("post_attention_layernorm", vec![d]),
-                ("mlp.gate_proj", vec![inner, d]),
-                ("mlp.up_proj", vec![inner, d]),
-                ("mlp.down_proj", vec![d, inner]),
+                ("input_layernorm", vec![d], None),
+                ("self_attn.q_proj", vec![q, d], Some(q)),
+                ("self_attn.k_proj", vec![kv, d], Some(kv)),
+                ("self_attn.v_proj", vec![kv, d], Some(kv)),
+                ("self_attn.o_proj", vec![d, q], None),
+                ("post_attention_layernorm", vec![d], None),
+                ("mlp.gate_proj", vec![inner, d], None),
+                ("mlp.up_proj", vec![inner, d], None),
+                ("mlp.down_proj", vec![d, inner], None),
             ];
-            tensors.map(|(name, shape)| (format!("model.layers.{i}.{name}.weight"), shape))
+            tensors.into_iter().flat_map(move |(name, shape, bias)| {
+                let name = format!("model.layers.{i}.{name}");
+                let bias = bias.filter(|_| biased);
+                let bias = bias.map(|width| (format!("{name}.bias"), vec![width]));
+                std::iter::once((format!("{name}.weight"), shape)).chain(bias)
+            })
         });
         let norm = ("model.norm.weight".to_owned(), vec![d]);
         let head = (!self.tie_word_embeddings).then(|| ("lm_head.weight".to_owned(), vec![v, d]));
@@ -276,7 +375,7 @@ impl Shape for LlamaConfig {
 
     fn smallest(&self) -> Value {
         json!({
-            "model_type": "llama", "vocab_size": 2, "hidden_size": 2, "intermediate_size": 2,
+            "model_type": self.dialect.model_type, "vocab_size": 2, "hidden_size": 2, "intermediate_size": 2,
             "num_hidden_layers": 1, "num_attention_heads": 1, "max_position_embeddings": 2,
         })
     }
@@ -346,12 +445,13 @@ impl Layer {
         let (d, inner) = (config.hidden_size, config.intermediate_size);
         let shape = config.shape();
         let (q, kv) = (shape.heads * shape.dh, shape.kv_heads * shape.dh);
+        let biased = config.dialect.qkv_bias;
         Self {
             input_layernorm: RmsNorm::new(d, device),
             self_attn: Attention {
-                q_proj: Linear::new(d, q, device),
-                k_proj: Linear::new(d, kv, device),
-                v_proj: Linear::new(d, kv, device),
+                q_proj: Linear::new(d, q, device).with_bias(biased),
+                k_proj: Linear::new(d, kv, device).with_bias(biased),
+                v_proj: Linear::new(d, kv, device).with_bias(biased),
                 o_proj: Linear::new(q, d, device),
                 shape,
             },

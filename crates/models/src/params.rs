@@ -49,7 +49,7 @@ pub fn values(model: &LanguageModel) -> Vec<(String, Vec<usize>, Vec<f32>)> {
             let tensor = param.val();
             let mut shape = tensor.dims().to_vec();
             let mut data = to_vec(tensor);
-            if self.path.transposed() {
+            if D == 2 && self.path.transposed() {
                 data = transpose(&data, shape[0], shape[1]);
                 shape.reverse();
             }
@@ -91,7 +91,7 @@ pub(crate) fn replace<E>(
                 return param;
             }
             let dims = param.lazy_shape().to_vec();
-            let transposed = self.path.transposed();
+            let transposed = D == 2 && self.path.transposed();
             let mut stored = dims.clone();
             if transposed {
                 stored.reverse();

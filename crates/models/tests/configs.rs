@@ -127,7 +127,25 @@ fn files_of_the_hub_are_read() {
         "rope_theta": 100000, "tie_word_embeddings": false, "torch_dtype": "bfloat16",
         "transformers_version": "4.33.1", "use_cache": true, "vocab_size": 32256,
     });
+    let mistral = json!({
+        "architectures": ["MistralForCausalLM"], "bos_token_id": 1, "eos_token_id": 2, "hidden_act": "silu",
+        "hidden_size": 4096, "initializer_range": 0.02, "intermediate_size": 14336, "max_position_embeddings": 32768,
+        "model_type": "mistral", "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-05, "rope_theta": 10000.0, "sliding_window": 4096, "tie_word_embeddings": false,
+        "torch_dtype": "bfloat16", "transformers_version": "4.34.0.dev0", "use_cache": true, "vocab_size": 32000,
+    });
+    let qwen25 = json!({
+        "architectures": ["Qwen2ForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 151643,
+        "eos_token_id": 151643, "hidden_act": "silu", "hidden_size": 896, "initializer_range": 0.02,
+        "intermediate_size": 4864, "max_position_embeddings": 32768, "max_window_layers": 24, "model_type": "qwen2",
+        "num_attention_heads": 14, "num_hidden_layers": 24, "num_key_value_heads": 2, "rms_norm_eps": 1e-06,
+        "rope_theta": 1000000.0, "sliding_window": 32768, "tie_word_embeddings": true, "torch_dtype": "bfloat16",
+        "transformers_version": "4.40.1", "use_cache": true, "use_mrope": false, "use_sliding_window": false,
+        "vocab_size": 151936,
+    });
     for (name, file) in [
+        ("mistral", &mistral),
+        ("qwen 2.5", &qwen25),
         ("gpt2", &gpt2),
         ("distilgpt2", &distilgpt2),
         ("early gpt2", &early),
@@ -143,6 +161,24 @@ fn files_of_the_hub_are_read() {
             panic!("{name}: {error}");
         }
     }
+    // Within the window attention is that of all tokens before; a file without the key has 4096, one with null none.
+    let positions = |file: &Value| read(file).unwrap().max_positions();
+    assert_eq!(positions(&mistral), 4096);
+    let mut without = mistral.clone();
+    without.as_object_mut().unwrap().remove("sliding_window");
+    assert_eq!(positions(&without), 4096);
+    assert_eq!(
+        positions(&with(&mistral, "sliding_window", json!(null))),
+        32768
+    );
+    assert_eq!(positions(&qwen25), 32768);
+    let sliding = with(&qwen25, "use_sliding_window", json!(true));
+    assert!(
+        read(&sliding)
+            .unwrap_err()
+            .to_string()
+            .contains("use_sliding_window")
+    );
     let ModelConfig::Llama(config) = read(&llama31).unwrap() else {
         panic!("a llama")
     };
@@ -197,7 +233,7 @@ fn a_key_that_changes_the_function_is_refused_by_its_name() {
         ("embedding_multiplier", json!(12.0)),
         ("residual_multiplier", json!(1.0)),
         ("a_key_of_tomorrow", json!(false)),
-        ("model_type", json!("mistral")),
+        ("model_type", json!("gemma")),
         ("model_type", json!(null)),
     ];
     let gpt2s = [
@@ -296,7 +332,14 @@ fn what_is_written_is_read_as_the_same() {
             "high_freq_factor": 4.0, "original_max_position_embeddings": 16}),
     );
     let untied = with(&gpt2(), "tie_word_embeddings", json!(false));
-    for file in [gpt2(), untied, llama(), scaled] {
+    let windowed = with(
+        &with(&llama(), "model_type", json!("mistral")),
+        "sliding_window",
+        json!(9),
+    );
+    let endless = with(&windowed, "sliding_window", json!(null));
+    let biased = with(&llama(), "model_type", json!("qwen2"));
+    for file in [gpt2(), untied, llama(), scaled, windowed, endless, biased] {
         let config = read(&file).unwrap();
         let written = serde_json::to_value(&config).unwrap();
         assert_eq!(read(&written).unwrap(), config);

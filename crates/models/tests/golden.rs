@@ -11,7 +11,13 @@ use common::{goldens, load};
 
 #[test]
 fn logits_and_greedy_tokens_are_those_of_transformers() {
-    for name in ["gpt2-tiny", "llama-tiny", "llama-tied-tiny"] {
+    for name in [
+        "gpt2-tiny",
+        "llama-tiny",
+        "llama-tied-tiny",
+        "mistral-tiny",
+        "qwen2-tiny",
+    ] {
         for check in verify::verify_model(&goldens().join(name), &Device::flex()).unwrap() {
             assert!(check.error <= check.tolerance, "{name}: {check:?}");
         }
@@ -113,7 +119,13 @@ fn an_adapter_of_peft_gives_pefts_logits_and_is_written_as_peft_writes_it() {
 
 #[test]
 fn a_saved_checkpoint_loads_with_the_same_numbers() {
-    for name in ["gpt2-tiny", "llama-tiny", "llama-tied-tiny"] {
+    for name in [
+        "gpt2-tiny",
+        "llama-tiny",
+        "llama-tied-tiny",
+        "mistral-tiny",
+        "qwen2-tiny",
+    ] {
         let dir = tempfile::tempdir().unwrap();
         let model = load(name);
         checkpoint::save(&model, dir.path(), checkpoint::StoredAs::F32).unwrap();

@@ -26,6 +26,13 @@ fn llama() -> Value {
     })
 }
 
+/// With biases on queries, keys and values.
+fn qwen2() -> Value {
+    let mut config = llama();
+    config["model_type"] = "qwen2".into();
+    config
+}
+
 fn model(config: Value, adapted: bool, device: &Device) -> LanguageModel {
     let config: ModelConfig = serde_json::from_value(config).unwrap();
     let mut model = config.init(3, device);
@@ -132,9 +139,15 @@ fn devices() -> Vec<Device> {
 }
 
 #[test]
-fn packed_is_padded_for_both_architectures_and_adapters() {
+fn packed_is_padded_for_all_architectures_and_adapters() {
     for device in devices() {
-        for (config, adapted) in [(gpt2(), false), (llama(), false), (llama(), true)] {
+        for (config, adapted) in [
+            (gpt2(), false),
+            (llama(), false),
+            (llama(), true),
+            (qwen2(), false),
+            (qwen2(), true),
+        ] {
             let model = model(config, adapted, &device);
             for lengths in [&[5usize][..], &[1, 9, 4], &[150, 3, 70, 64, 65], &[8, 8]] {
                 let error = error(&packed(&model, lengths), &padded(&model, lengths));

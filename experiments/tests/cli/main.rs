@@ -7,7 +7,7 @@ mod slurm;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use project::{Project, root, text};
@@ -208,22 +208,7 @@ fn ctrl_c_saves_and_exits_with_130_and_a_second_run_is_refused() {
     let project = Project::new();
     project.edit("micro.toml", "epochs = 2", "epochs = 200");
     let mut child = project.start();
-    let begun = Instant::now();
-    let started = || {
-        let Ok(entries) = fs::read_dir(project.path("runs/micro")) else {
-            return false;
-        };
-        entries
-            .flatten()
-            .any(|e| e.path().join("steps.jsonl").exists())
-    };
-    while !started() {
-        assert!(
-            begun.elapsed() < Duration::from_secs(60),
-            "the run never started"
-        );
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    project.wait_for_training();
     let refused = project.run();
     assert!(
         !refused.status.success() && text(&refused).contains("another run"),
@@ -246,6 +231,27 @@ fn ctrl_c_saves_and_exits_with_130_and_a_second_run_is_refused() {
             .into_iter()
             .any(|e| e.file_name().to_string_lossy().starts_with("state-"))
     );
+}
+
+#[cfg(unix)]
+#[test]
+fn a_run_under_nohup_outlives_its_terminal() {
+    let project = Project::new();
+    let run = project.command("run");
+    let mut child = Command::new("nohup")
+        .arg(run.get_program())
+        .args(run.get_args())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    project.wait_for_training();
+    let kill = Command::new("kill")
+        .args(["-HUP", &child.id().to_string()])
+        .status();
+    assert!(kill.unwrap().success());
+    assert_eq!(child.wait().unwrap().code(), Some(0));
 }
 
 #[test]

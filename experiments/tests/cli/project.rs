@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 pub const EXPERIMENT: &str = r#"
 name = "small"
@@ -100,6 +101,23 @@ impl Project {
             .stderr(Stdio::null())
             .spawn()
             .unwrap()
+    }
+
+    /// Waits until the first training has begun.
+    pub fn wait_for_training(&self) {
+        let begun = Instant::now();
+        let started = || {
+            let entries = fs::read_dir(self.path("runs/micro"));
+            let mut tasks = entries.into_iter().flatten().flatten();
+            tasks.any(|task| task.path().join("steps.jsonl").exists())
+        };
+        while !started() {
+            assert!(
+                begun.elapsed() < Duration::from_secs(60),
+                "the run never started"
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// The teacher's newest checkpoint, if there is one.

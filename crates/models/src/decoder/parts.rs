@@ -47,10 +47,15 @@ impl Dense {
             }
             column += linear.weight.dims()[1];
         }
-        Self {
-            weight: Packed::new(Tensor::cat(weights, 1), linears[0].precision),
-            adapters,
+        let mut weight = Packed::new(Tensor::cat(weights, 1), linears[0].precision);
+        if linears.iter().any(|linear| linear.bias.is_some()) {
+            let bias = linears.iter().flat_map(|linear| match &linear.bias {
+                Some(bias) => to_vec(bias.val()),
+                None => vec![0.0; linear.weight.dims()[1]],
+            });
+            weight = weight.with_bias(&bias.collect::<Vec<_>>());
         }
+        Self { weight, adapters }
     }
 
     /// `[N, in] -> [N, out]`
