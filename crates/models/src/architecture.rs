@@ -206,5 +206,5 @@ architectures! {
     /// GPT-2 (Radford et al. 2019).
     Gpt2("gpt2") = gpt2::{Gpt2, Gpt2Config},
     /// LLaMA (Touvron et al. 2023), and what is LLaMA but for some settings.
-    Llama("llama", "mistral", "qwen2") = llama::{Llama, LlamaConfig},
+    Llama("llama", "mistral", "qwen2", "qwen3") = llama::{Llama, LlamaConfig},
 }

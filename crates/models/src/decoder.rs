@@ -7,6 +7,7 @@
 mod parts;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
+use rayon::prelude::*;
 
 pub(crate) use parts::{Dense, Norm};
 
@@ -85,6 +86,8 @@ pub(crate) struct Layer {
     pub norm_1: Norm,
     /// Queries, keys and values.
     pub qkv: Dense,
+    /// Of each head of queries and of keys.
+    pub qk_norm: Option<[Norm; 2]>,
     pub out: Dense,
     pub norm_2: Norm,
     /// Gate and value side by side, where there is a gate.
@@ -190,6 +193,20 @@ impl HostModel {
             });
             layer.qkv.apply(normed, Put::Over, qkv);
             let count = layer.qkv.weight.output() / dh - 2 * kv_heads;
+            if let Some([of_q, of_k]) = &layer.qk_norm {
+                qkv.par_chunks_exact_mut((count + 2 * kv_heads) * dh)
+                    .for_each_init(
+                        || vec![0.0; dh],
+                        |normed, row| {
+                            let heads = row.chunks_exact_mut(dh).take(count + kv_heads);
+                            for (h, head) in heads.enumerate() {
+                                let norm = if h < count { of_q } else { of_k };
+                                norm.apply(head, normed);
+                                head.copy_from_slice(normed);
+                            }
+                        },
+                    );
+            }
             attended.resize(batch * columns * count * dh, 0.0);
             let rows = Rows {
                 places: &self.cache.places,
@@ -276,6 +293,10 @@ mod tests {
     /// With biases.
     const QWEN2: &str = r#"{"model_type": "qwen2", "vocab_size": 37, "hidden_size": 24, "intermediate_size": 36,
         "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.3}"#;
+    /// With norms on heads.
+    const QWEN3: &str = r#"{"model_type": "qwen3", "vocab_size": 37, "hidden_size": 24, "intermediate_size": 36,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 10,
+        "initializer_range": 0.3}"#;
     const LLAMA: &str = r#"{"model_type": "llama", "vocab_size": 37, "hidden_size": 24, "intermediate_size": 36,
         "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.3}"#;
 
@@ -361,7 +382,7 @@ mod tests {
 
     #[test]
     fn logits_are_those_of_the_tensors() {
-        for config in [GPT2, UNTIED, LLAMA, SCALED, QWEN2] {
+        for config in [GPT2, UNTIED, LLAMA, SCALED, QWEN2, QWEN3] {
             assert_alike(&model(config));
         }
     }

@@ -487,6 +487,7 @@ impl Architecture for Gpt2 {
         let layers = stack.h.iter().map(|block| Layer {
             norm_1: Norm::layer(&block.ln_1, epsilon),
             qkv: Dense::conv(&block.attn.c_attn),
+            qk_norm: None,
             out: Dense::conv(&block.attn.c_proj),
             norm_2: Norm::layer(&block.ln_2, epsilon),
             up: Dense::conv(&block.mlp.c_fc),

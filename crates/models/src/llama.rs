@@ -16,7 +16,7 @@ use crate::config::{MOST, Parameters, known};
 use crate::decoder::{self, Dense, Norm, Parts};
 use crate::keys::{Keys, Neutral, ids_to_json};
 use crate::kv_cache::KvCache;
-use crate::layers::{Embedding, Linear, Precision, RmsNorm};
+use crate::layers::{Embedding, Linear, Precision, Projected, RmsNorm};
 use crate::rope::{self, Angles, RopeScaling};
 use crate::span::{Heads, Span};
 
@@ -55,6 +55,10 @@ struct Dialect {
     class: &'static str,
     /// Whether queries, keys and values have biases.
     qkv_bias: bool,
+    /// Whether the heads of queries and keys are normalised.
+    qk_norm: bool,
+    /// Width of a head where the file does not say; `None` for d / H.
+    head_dim: Option<usize>,
     /// Longest sequence where the file does not say.
     positions: usize,
     window: Window,
@@ -71,11 +75,13 @@ enum Window {
     Absent(usize),
 }
 
-const DIALECTS: [Dialect; 3] = [
+const DIALECTS: [Dialect; 4] = [
     Dialect {
         model_type: "llama",
         class: "LlamaForCausalLM",
         qkv_bias: false,
+        qk_norm: false,
+        head_dim: None,
         positions: 2048,
         window: Window::Unset,
     },
@@ -84,6 +90,8 @@ const DIALECTS: [Dialect; 3] = [
         model_type: "mistral",
         class: "MistralForCausalLM",
         qkv_bias: false,
+        qk_norm: false,
+        head_dim: None,
         positions: 4096 * 32,
         window: Window::Absent(4096),
     },
@@ -92,6 +100,18 @@ const DIALECTS: [Dialect; 3] = [
         model_type: "qwen2",
         class: "Qwen2ForCausalLM",
         qkv_bias: true,
+        qk_norm: false,
+        head_dim: None,
+        positions: 32768,
+        window: Window::Unused,
+    },
+    // Yang et al., "Qwen3 Technical Report" (2025)
+    Dialect {
+        model_type: "qwen3",
+        class: "Qwen3ForCausalLM",
+        qkv_bias: false,
+        qk_norm: true,
+        head_dim: Some(128),
         positions: 32768,
         window: Window::Unused,
     },
@@ -199,7 +219,7 @@ impl LlamaConfig {
             num_hidden_layers: keys.size("num_hidden_layers", None)?,
             num_attention_heads: keys.size("num_attention_heads", None)?,
             num_key_value_heads: keys.optional_size("num_key_value_heads")?,
-            head_dim: keys.optional_size("head_dim")?,
+            head_dim: keys.optional_size("head_dim")?.or(dialect.head_dim),
             max_position_embeddings,
             rms_norm_eps: keys.number("rms_norm_eps", Some(1e-6), 0.0..=1.0)?,
             rope_theta,
@@ -300,6 +320,9 @@ impl Shape for LlamaConfig {
         if self.dialect.qkv_bias {
             attention += heads.dh * (heads.heads + 2 * heads.kv_heads);
         }
+        if self.dialect.qk_norm {
+            attention += 2 * heads.dh;
+        }
         let table = self.vocab_size * d;
         Parameters {
             embedding: table,
@@ -342,7 +365,7 @@ impl Shape for LlamaConfig {
         let (v, d, inner) = (self.vocab_size, self.hidden_size, self.intermediate_size);
         let dh = self.head_width();
         let (q, kv) = (self.num_attention_heads * dh, self.kv_heads() * dh);
-        let biased = self.dialect.qkv_bias;
+        let (biased, normed) = (self.dialect.qkv_bias, self.dialect.qk_norm);
         let first = ("model.embed_tokens.weight".to_owned(), vec![v, d]);
         let layers = (0..self.num_hidden_layers).flat_map(move |i| {
             let tensors = [
@@ -351,12 +374,18 @@ impl Shape for LlamaConfig {
                 ("self_attn.k_proj", vec![kv, d], Some(kv)),
                 ("self_attn.v_proj", vec![kv, d], Some(kv)),
                 ("self_attn.o_proj", vec![d, q], None),
+                ("self_attn.q_norm", vec![dh], None),
+                ("self_attn.k_norm", vec![dh], None),
                 ("post_attention_layernorm", vec![d], None),
                 ("mlp.gate_proj", vec![inner, d], None),
                 ("mlp.up_proj", vec![inner, d], None),
                 ("mlp.down_proj", vec![d, inner], None),
             ];
-            tensors.into_iter().flat_map(move |(name, shape, bias)| {
+            let there = move |name: &str| {
+                normed || !["self_attn.q_norm", "self_attn.k_norm"].contains(&name)
+            };
+            let tensors = tensors.into_iter().filter(move |(name, ..)| there(name));
+            tensors.flat_map(move |(name, shape, bias)| {
                 let name = format!("model.layers.{i}.{name}");
                 let bias = bias.filter(|_| biased);
                 let bias = bias.map(|width| (format!("{name}.bias"), vec![width]));
@@ -392,6 +421,10 @@ pub struct Attention {
     pub v_proj: Linear,
     /// `[H dh, d]`
     pub o_proj: Linear,
+    /// Of each head of queries, `[dh]`, if any.
+    pub q_norm: Option<RmsNorm>,
+    /// Of each head of keys, `[dh]`, if any.
+    pub k_norm: Option<RmsNorm>,
     #[module(skip)]
     shape: Heads,
 }
@@ -400,10 +433,21 @@ impl Attention {
     fn forward(
         &self,
         x: Tensor<2>,
+        epsilon: f64,
         span: &Span,
         cache: Option<(&mut KvCache, usize)>,
     ) -> Tensor<2> {
-        let qkv = Linear::together([&self.q_proj, &self.k_proj, &self.v_proj], x);
+        let mut qkv = Linear::together([&self.q_proj, &self.k_proj, &self.v_proj], x);
+        if let (Some(of_q), Some(of_k)) = (&self.q_norm, &self.k_norm) {
+            let dh = self.shape.dh;
+            let heads = |norm: &RmsNorm, x: Tensor<2>| {
+                let [n, width] = x.dims();
+                let heads = x.reshape([n * width / dh, dh]);
+                norm.forward(heads, epsilon).reshape([n, width])
+            };
+            let [q, k, v] = qkv.apart(self.shape);
+            qkv = Projected::Apart([heads(of_q, q), heads(of_k, k), v]);
+        }
         let y = span.attend(qkv, self.shape, cache, None);
         self.o_proj.forward(y)
     }
@@ -445,7 +489,7 @@ impl Layer {
         let (d, inner) = (config.hidden_size, config.intermediate_size);
         let shape = config.shape();
         let (q, kv) = (shape.heads * shape.dh, shape.kv_heads * shape.dh);
-        let biased = config.dialect.qkv_bias;
+        let (biased, normed) = (config.dialect.qkv_bias, config.dialect.qk_norm);
         Self {
             input_layernorm: RmsNorm::new(d, device),
             self_attn: Attention {
@@ -453,6 +497,8 @@ impl Layer {
                 k_proj: Linear::new(d, kv, device).with_bias(biased),
                 v_proj: Linear::new(d, kv, device).with_bias(biased),
                 o_proj: Linear::new(q, d, device),
+                q_norm: normed.then(|| RmsNorm::new(shape.dh, device)),
+                k_norm: normed.then(|| RmsNorm::new(shape.dh, device)),
                 shape,
             },
             post_attention_layernorm: RmsNorm::new(d, device),
@@ -565,7 +611,7 @@ impl Architecture for Llama {
         let (layer, eps) = (&self.model.layers[index], self.config.rms_norm_eps);
         let normed = layer.input_layernorm.forward(x.clone(), eps);
         let cache = cache.map(|c| (c, index));
-        let x = x + layer.self_attn.forward(normed, span, cache);
+        let x = x + layer.self_attn.forward(normed, eps, span, cache);
         let normed = layer.post_attention_layernorm.forward(x.clone(), eps);
         x + layer.mlp.forward(normed)
     }
@@ -630,6 +676,11 @@ impl Architecture for Llama {
             decoder::Layer {
                 norm_1: Norm::rms(&layer.input_layernorm, epsilon),
                 qkv: Dense::side_by_side(&[&attn.q_proj, &attn.k_proj, &attn.v_proj]),
+                qk_norm: attn
+                    .q_norm
+                    .as_ref()
+                    .zip(attn.k_norm.as_ref())
+                    .map(|(q, k)| [q, k].map(|norm| Norm::rms(norm, epsilon))),
                 out: Dense::side_by_side(&[&attn.o_proj]),
                 norm_2: Norm::rms(&layer.post_attention_layernorm, epsilon),
                 up: Dense::side_by_side(&[&mlp.gate_proj, &mlp.up_proj]),

@@ -130,14 +130,14 @@ impl Span {
         dropout: Option<&Dropout>,
     ) -> Tensor<2> {
         match &self.layout {
-            Layout::Padded(padded) => padded.attend(apart(qkv, shape), shape, cache, dropout),
+            Layout::Padded(padded) => padded.attend(qkv.apart(shape), shape, cache, dropout),
             Layout::Packed(sequences) => ops::causal(qkv, sequences, shape, dropout),
             Layout::Spread {
                 rows,
                 places,
                 padded,
             } => {
-                let qkv = apart(qkv, shape).map(|x| x.select(0, rows.clone()));
+                let qkv = qkv.apart(shape).map(|x| x.select(0, rows.clone()));
                 let y = padded.attend(qkv, shape, cache, dropout);
                 y.select(0, places.clone())
             }
@@ -217,14 +217,17 @@ pub(crate) struct Heads {
     pub dh: usize,
 }
 
-/// Queries, keys and values in matrices of their own.
-fn apart(qkv: Projected<3>, shape: Heads) -> [Tensor<2>; 3] {
-    match qkv {
-        Projected::Apart(qkv) => qkv,
-        Projected::Joint(qkv) => {
-            let (q, k) = (shape.heads * shape.dh, shape.kv_heads * shape.dh);
-            let rows = qkv.dims()[0];
-            [0..q, q..q + k, q + k..q + 2 * k].map(|columns| qkv.clone().slice([0..rows, columns]))
+impl Projected<3> {
+    /// Queries, keys and values in matrices of their own.
+    pub(crate) fn apart(self, shape: Heads) -> [Tensor<2>; 3] {
+        match self {
+            Self::Apart(qkv) => qkv,
+            Self::Joint(qkv) => {
+                let (q, k) = (shape.heads * shape.dh, shape.kv_heads * shape.dh);
+                let rows = qkv.dims()[0];
+                [0..q, q..q + k, q + k..q + 2 * k]
+                    .map(|columns| qkv.clone().slice([0..rows, columns]))
+            }
         }
     }
 }

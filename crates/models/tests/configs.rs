@@ -143,7 +143,17 @@ fn files_of_the_hub_are_read() {
         "transformers_version": "4.40.1", "use_cache": true, "use_mrope": false, "use_sliding_window": false,
         "vocab_size": 151936,
     });
+    let qwen3 = json!({
+        "architectures": ["Qwen3ForCausalLM"], "attention_bias": false, "attention_dropout": 0.0,
+        "bos_token_id": 151643, "eos_token_id": 151645, "head_dim": 128, "hidden_act": "silu", "hidden_size": 1024,
+        "initializer_range": 0.02, "intermediate_size": 3072, "max_position_embeddings": 40960,
+        "max_window_layers": 28, "model_type": "qwen3", "num_attention_heads": 16, "num_hidden_layers": 28,
+        "num_key_value_heads": 8, "rms_norm_eps": 1e-06, "rope_scaling": null, "rope_theta": 1000000,
+        "sliding_window": null, "tie_word_embeddings": true, "torch_dtype": "bfloat16",
+        "transformers_version": "4.51.0", "use_cache": true, "use_sliding_window": false, "vocab_size": 151936,
+    });
     for (name, file) in [
+        ("qwen 3", &qwen3),
         ("mistral", &mistral),
         ("qwen 2.5", &qwen25),
         ("gpt2", &gpt2),
@@ -339,7 +349,17 @@ fn what_is_written_is_read_as_the_same() {
     );
     let endless = with(&windowed, "sliding_window", json!(null));
     let biased = with(&llama(), "model_type", json!("qwen2"));
-    for file in [gpt2(), untied, llama(), scaled, windowed, endless, biased] {
+    let normed = with(&llama(), "model_type", json!("qwen3"));
+    for file in [
+        gpt2(),
+        untied,
+        llama(),
+        scaled,
+        windowed,
+        endless,
+        biased,
+        normed,
+    ] {
         let config = read(&file).unwrap();
         let written = serde_json::to_value(&config).unwrap();
         assert_eq!(read(&written).unwrap(), config);

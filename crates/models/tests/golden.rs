@@ -17,6 +17,7 @@ fn logits_and_greedy_tokens_are_those_of_transformers() {
         "llama-tied-tiny",
         "mistral-tiny",
         "qwen2-tiny",
+        "qwen3-tiny",
     ] {
         for check in verify::verify_model(&goldens().join(name), &Device::flex()).unwrap() {
             assert!(check.error <= check.tolerance, "{name}: {check:?}");
@@ -125,6 +126,7 @@ fn a_saved_checkpoint_loads_with_the_same_numbers() {
         "llama-tied-tiny",
         "mistral-tiny",
         "qwen2-tiny",
+        "qwen3-tiny",
     ] {
         let dir = tempfile::tempdir().unwrap();
         let model = load(name);

@@ -33,6 +33,14 @@ fn qwen2() -> Value {
     config
 }
 
+/// With norms on the heads of queries and keys.
+fn qwen3() -> Value {
+    let mut config = llama();
+    config["model_type"] = "qwen3".into();
+    config["head_dim"] = 6.into();
+    config
+}
+
 fn model(config: Value, adapted: bool, device: &Device) -> LanguageModel {
     let config: ModelConfig = serde_json::from_value(config).unwrap();
     let mut model = config.init(3, device);
@@ -147,6 +155,8 @@ fn packed_is_padded_for_all_architectures_and_adapters() {
             (llama(), true),
             (qwen2(), false),
             (qwen2(), true),
+            (qwen3(), false),
+            (qwen3(), true),
         ] {
             let model = model(config, adapted, &device);
             for lengths in [&[5usize][..], &[1, 9, 4], &[150, 3, 70, 64, 65], &[8, 8]] {

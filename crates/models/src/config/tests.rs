@@ -140,6 +140,8 @@ fn parameters_are_counted_as_the_model_has_them() {
         r#"{"model_type":"gpt2","vocab_size":50,"n_positions":9,"n_embd":8,"n_layer":3,"n_head":2,"tie_word_embeddings":false}"#,
         r#"{"model_type":"qwen2","vocab_size":50,"hidden_size":8,"intermediate_size":12,"num_hidden_layers":2,
             "num_attention_heads":2,"num_key_value_heads":1}"#,
+        r#"{"model_type":"qwen3","vocab_size":50,"hidden_size":8,"intermediate_size":12,"num_hidden_layers":2,
+            "num_attention_heads":2}"#,
     ] {
         let config: ModelConfig = serde_json::from_str(json).unwrap();
         let model = config.zeros(&Device::flex());
