@@ -12,7 +12,7 @@ use abkd_metrics::stats;
 use anyhow::{Result, ensure};
 
 use crate::evidence::Evidence;
-use crate::results::{Cell, Table, distinct};
+use crate::results::{Cell, Table, Titles, distinct};
 
 /// What rows are compared with.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -118,6 +118,8 @@ pub struct Comparison {
     pub coverage: Option<(usize, usize)>,
     /// Intervals, differences and verdicts, where the scores of single answers are there.
     pub evidence: Option<Evidence>,
+    /// Headings of the data sets.
+    pub titles: Titles,
     references: References,
 }
 
@@ -166,6 +168,7 @@ impl Comparison {
             coverage: paper
                 .map(|paper| (paper.cells.iter().filter(done).count(), paper.cells.len())),
             evidence: None,
+            titles: Titles::default(),
             references,
         })
     }

@@ -20,7 +20,7 @@ pub use claims::Claim;
 #[cfg(test)]
 use claims::Verdict;
 
-use crate::results::{Examples, Table, distinct};
+use crate::results::{Examples, Table, Titles, distinct};
 
 /// Level of all intervals.
 pub const LEVEL: f64 = 0.95;
@@ -128,6 +128,8 @@ pub struct Evidence {
     pub sets: Vec<OnSet>,
     /// The claims and what becomes of them.
     pub claims: Vec<Claim>,
+    /// Headings of the sets.
+    pub titles: Titles,
 }
 
 /// The scores of some rows on a set that form a whole block.
@@ -249,7 +251,33 @@ impl Evidence {
             sets.extend(on_all(&blocks));
         }
         let claims = claims::claims(&sets, paper, subject);
-        (!sets.is_empty()).then_some(Self { sets, claims })
+        (!sets.is_empty()).then_some(Self {
+            sets,
+            claims,
+            titles: Titles::default(),
+        })
+    }
+
+    /// Heading of a set, or of all.
+    pub fn title<'a>(&'a self, set: &'a OnSet) -> &'a str {
+        match &set.dataset {
+            Some(name) => self.titles.of(name),
+            None => "all sets",
+        }
+    }
+
+    /// What is claimed, e.g. `ABKD is first on Dolly`.
+    pub fn text(&self, claim: &Claim) -> String {
+        let Claim {
+            row,
+            place,
+            dataset,
+            ..
+        } = claim;
+        match dataset {
+            Some(name) => format!("{row} is {place} on {}", self.titles.of(name)),
+            None => format!("{row} is {place} over all data sets"),
+        }
     }
 
     /// A data set; `None` for all.

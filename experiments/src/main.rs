@@ -338,11 +338,14 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Generate(args) => print(&args.run()?),
         Command::Compare(target) => {
             let (places, spec) = (target.folders.places(), target.load()?);
-            let text = report::compare(&places, &spec, terminal_width())?;
+            let evidence = report::evidence(&places, &spec)?;
+            let text = report::compare(&places, &spec, evidence, terminal_width())?;
             print(&text)
         }
         Command::Plot(target) => {
-            let path = report::draw(&target.folders.places(), &target.load()?)?;
+            let (places, spec) = (target.folders.places(), target.load()?);
+            let evidence = report::evidence(&places, &spec)?;
+            let path = report::draw(&places, &spec, evidence.as_ref())?;
             print(&format!("{}\n", path.display()))
         }
         Command::Report { target, out } => write_report(&target, out.as_deref()),
@@ -520,7 +523,8 @@ fn run_experiment(
         Ended::Submitted => Ok(ExitCode::SUCCESS),
         Ended::Shown(lines) => print(&lines.join("\n")),
         Ended::Interrupted if executor == ExecutorName::Fold => {
-            let text = report::compare(&places, &spec, terminal_width())?;
+            let evidence = report::evidence(&places, &spec)?;
+            let text = report::compare(&places, &spec, evidence, terminal_width())?;
             print(&text)?;
             say("not all tasks are done; the same command without `--executor fold` runs the rest");
             Ok(ExitCode::FAILURE)
@@ -528,8 +532,9 @@ fn run_experiment(
         Ended::Interrupted => Ok(interrupted()),
         Ended::Finished => {
             let told = runner::publish(&places, &spec)?;
-            let figure = report::draw(&places, &spec)?;
-            let text = report::compare(&places, &spec, terminal_width())?;
+            let evidence = report::evidence(&places, &spec)?;
+            let figure = report::draw(&places, &spec, evidence.as_ref())?;
+            let text = report::compare(&places, &spec, evidence, terminal_width())?;
             print(&format!(
                 "{text}\nfigure: {}\n{}\n",
                 figure.display(),

@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 use askama::Template;
 use serde::{Deserialize, Serialize};
 
+use crate::evidence::Evidence;
 use crate::plan::{Plan, Planned, Who, row_label};
 use crate::plot::{Update, training};
 use crate::report::{self, draw_into};
@@ -112,17 +113,19 @@ pub fn write(
         provenance: provenance(places, spec),
         tasks: Vec::new(),
     };
-    if e.kind == Kind::Table {
-        tables(places, spec, &mut page)?;
-    }
+    let evidence = report::evidence(places, spec)?;
     let mut pictures = Section::new("Pictures");
     let scratch = tempfile::tempdir()?;
     for path in draw_into(
         places,
         spec,
+        evidence.as_ref(),
         &scratch.path().join(format!("{}.svg", e.name)),
     )? {
         pictures.pictures.push(svg(&path)?);
+    }
+    if e.kind == Kind::Table {
+        tables(places, spec, evidence, &mut page)?;
     }
     page.sections.push(pictures);
     match plan {
@@ -147,14 +150,14 @@ pub fn write(
 }
 
 /// Verdicts, intervals and scores.
-fn tables(places: &Places, spec: &Spec, page: &mut Page) -> Result<()> {
-    let comparison = report::comparison(places, spec)?;
+fn tables(places: &Places, spec: &Spec, evidence: Option<Evidence>, page: &mut Page) -> Result<()> {
+    let comparison = report::comparison(places, spec, evidence)?;
     if let Some(evidence) = &comparison.evidence {
         page.claims = evidence
             .claims
             .iter()
             .map(|claim| Claimed {
-                text: claim.text.clone(),
+                text: evidence.text(claim),
                 verdict: claim.verdict.name(),
                 reason: claim.reason.clone(),
             })
@@ -227,7 +230,7 @@ fn trainings(places: &Places, spec: &Spec, plan: &Plan, scratch: &Path) -> Resul
 /// The first examples of each set with the answers of all models, as JSON.
 fn answers(places: &Places, spec: &Spec, plan: &Plan) -> Result<String> {
     let mut shown: BTreeMap<(usize, usize), Shown> = BTreeMap::new();
-    let first_seed = spec.experiment.seeds.first();
+    let (first_seed, titles) = (spec.experiment.seeds.first(), spec.titles());
     for (planned, work) in plan.works() {
         let Work::Evaluate(evaluation) = work else {
             continue;
@@ -249,7 +252,7 @@ fn answers(places: &Places, spec: &Spec, plan: &Plan) -> Result<String> {
                 serde_json::from_str(line).with_context(|| path.display().to_string())?;
             let place = (set.unwrap_or_default(), line.example);
             let example = shown.entry(place).or_insert_with(|| Shown {
-                set: crate::results::dataset_title(&evaluation.dataset).into(),
+                set: titles.of(&evaluation.dataset).into(),
                 prompt: line.prompt,
                 references: line.references,
                 answers: Vec::new(),

@@ -18,24 +18,29 @@ use crate::timing;
 /// # Errors
 ///
 /// When there are no results yet, or a file is not what it should be.
-pub fn compare(places: &Places, spec: &Spec, width: Option<u16>) -> Result<String> {
+pub fn compare(
+    places: &Places,
+    spec: &Spec,
+    evidence: Option<Evidence>,
+    width: Option<u16>,
+) -> Result<String> {
     let e = &spec.experiment;
     match e.kind {
         Kind::Curve => return compare_curves(places, spec),
         Kind::Timing => return compare_timings(places, spec),
         Kind::Table => {}
     }
-    let comparison = comparison(places, spec)?;
+    let comparison = comparison(places, spec, evidence)?;
     comparison.write(&folder(places, spec, ".csv"))?;
     Ok(comparison.terminal(width))
 }
 
-/// A table beside the paper's, where the experiment names one, with what the scores of single answers say.
+/// A table beside the paper's, where the experiment names one, with [what the scores say](evidence).
 ///
 /// # Errors
 ///
 /// When there are no results yet, or a file is not what it should be.
-pub fn comparison(places: &Places, spec: &Spec) -> Result<Comparison> {
+pub fn comparison(places: &Places, spec: &Spec, evidence: Option<Evidence>) -> Result<Comparison> {
     let e = &spec.experiment;
     let ours = Table::read(&ours(places, spec, ".csv")).with_context(|| hint(spec))?;
     let paper = paper(places, spec, Table::read)?;
@@ -51,15 +56,23 @@ pub fn comparison(places: &Places, spec: &Spec) -> Result<Comparison> {
         paper.as_ref(),
         references,
     )?;
-    comparison.evidence = evidence(places, spec, paper.as_ref())?;
+    comparison.evidence = evidence;
+    comparison.titles = spec.titles();
     if spec.starts_are_replaced() {
         comparison.remarks.push(REPLACED.into());
     }
     Ok(comparison)
 }
 
-/// What the scores of single answers say, where they are there.
-fn evidence(places: &Places, spec: &Spec, paper: Option<&Table>) -> Result<Option<Evidence>> {
+/// What the scores of single answers say of a table, where they are there. Computing it takes seconds.
+///
+/// # Errors
+///
+/// A file that is not what it should be.
+pub fn evidence(places: &Places, spec: &Spec) -> Result<Option<Evidence>> {
+    if spec.experiment.kind != Kind::Table {
+        return Ok(None);
+    }
     // Beside the table that they are of.
     let path = folder(places, spec, ".csv").join(format!("{}_examples.csv", spec.experiment.name));
     if !path.exists() {
@@ -67,12 +80,13 @@ fn evidence(places: &Places, spec: &Spec, paper: Option<&Table>) -> Result<Optio
     }
     let e = &spec.experiment;
     let rows: Vec<&str> = e.rows.iter().map(|row| row.label.as_str()).collect();
-    Ok(Evidence::new(
-        &read_examples(&path)?,
-        &rows,
-        paper,
-        e.subject(),
-    ))
+    let paper = paper(places, spec, Table::read)?;
+    let scores = read_examples(&path)?;
+    let evidence = Evidence::new(&scores, &rows, paper.as_ref(), e.subject());
+    Ok(evidence.map(|evidence| Evidence {
+        titles: spec.titles(),
+        ..evidence
+    }))
 }
 
 /// Seconds a sample and ratios to SFT, ours and the paper's.
@@ -147,7 +161,7 @@ fn quoted(text: &str) -> String {
 /// # Errors
 ///
 /// When there are no results yet, or a picture cannot be written.
-pub fn draw(places: &Places, spec: &Spec) -> Result<PathBuf> {
+pub fn draw(places: &Places, spec: &Spec, evidence: Option<&Evidence>) -> Result<PathBuf> {
     let path = places
         .figures
         .join(&spec.profile.name)
@@ -155,12 +169,17 @@ pub fn draw(places: &Places, spec: &Spec) -> Result<PathBuf> {
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
     }
-    draw_into(places, spec, &path)?;
+    draw_into(places, spec, evidence, &path)?;
     Ok(path)
 }
 
 /// Draws the same as PNG or SVG, as the path ends; gives the paths of all pictures.
-pub(crate) fn draw_into(places: &Places, spec: &Spec, path: &Path) -> Result<Vec<PathBuf>> {
+pub(crate) fn draw_into(
+    places: &Places,
+    spec: &Spec,
+    evidence: Option<&Evidence>,
+    path: &Path,
+) -> Result<Vec<PathBuf>> {
     let e = &spec.experiment;
     let mut drawn = vec![path.to_owned()];
     let profile = &spec.profile.name;
@@ -180,8 +199,8 @@ pub(crate) fn draw_into(places: &Places, spec: &Spec, path: &Path) -> Result<Vec
         Kind::Table => {
             let ours = Table::read(&ours(places, spec, ".csv")).with_context(|| hint(spec))?;
             let paper = paper(places, spec, Table::read)?;
+            let titles = spec.titles();
             if !spec.grid.keys.is_empty() {
-                let evidence = evidence(places, spec, paper.as_ref())?;
                 let curves = folder(places, spec, ".csv").join(format!("{}_curves.csv", e.name));
                 let curves = if curves.exists() {
                     read_curve(&curves)?
@@ -189,20 +208,27 @@ pub(crate) fn draw_into(places: &Places, spec: &Spec, path: &Path) -> Result<Vec
                     Vec::new()
                 };
                 let labels: Vec<&str> = e.rows.iter().map(|row| row.label.as_str()).collect();
-                let evidence = evidence.as_ref();
                 plot::grid(
-                    &spec.grid, &labels, &ours, evidence, &curves, path, &e.title,
+                    &spec.grid, &labels, &ours, evidence, &curves, path, &e.title, &titles,
                 )?;
                 return Ok(drawn);
             }
-            plot::bars(&ours, paper.as_ref(), path, &e.title, profile, e.subject())?;
-            if let Some(evidence) = evidence(places, spec, paper.as_ref())? {
+            plot::bars(
+                &ours,
+                paper.as_ref(),
+                path,
+                &e.title,
+                profile,
+                e.subject(),
+                &titles,
+            )?;
+            if let Some(evidence) = evidence {
                 let format = path.extension().unwrap_or_default().to_string_lossy();
                 let beside = |end: &str| path.with_file_name(format!("{}_{end}.{format}", e.name));
                 let (paper, to) = (paper.as_ref(), beside("intervals"));
-                plot::intervals(&evidence, paper, &to, &e.title, profile, e.subject())?;
+                plot::intervals(evidence, paper, &to, &e.title, profile, e.subject())?;
                 let pairs = beside("pairs");
-                plot::matrix(&evidence, &pairs, &e.title)?;
+                plot::matrix(evidence, &pairs, &e.title)?;
                 drawn.extend([to, pairs]);
             }
         }

@@ -105,6 +105,25 @@ pub fn dataset_title(name: &str) -> &str {
     }
 }
 
+/// Headings of data sets by their names; those of the paper where none is set.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Titles(BTreeMap<String, String>);
+
+impl Titles {
+    /// The heading of a set.
+    pub fn of<'a>(&'a self, name: &'a str) -> &'a str {
+        self.0
+            .get(name)
+            .map_or_else(|| dataset_title(name), String::as_str)
+    }
+}
+
+impl FromIterator<(String, String)> for Titles {
+    fn from_iter<I: IntoIterator<Item = (String, String)>>(titles: I) -> Self {
+        Self(titles.into_iter().collect())
+    }
+}
+
 impl Table {
     /// Row labels in the order of their first appearance.
     pub fn rows(&self) -> Vec<&str> {

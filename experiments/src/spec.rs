@@ -28,6 +28,7 @@ pub use profile::{
     ValidationSpec,
 };
 
+use crate::results::Titles;
 use crate::suggest::{nearest, with_nearest_key};
 
 /// An experiment at a scale, checked.
@@ -172,6 +173,13 @@ impl Spec {
             }
         }
         file.place(&steps(keys))
+    }
+
+    /// Headings of the data sets.
+    pub fn titles(&self) -> Titles {
+        let sets = self.tests.iter();
+        sets.map(|set| (set.id.clone(), set.label.clone()))
+            .collect()
     }
 
     /// What is worth knowing of the two files, and no mistake.

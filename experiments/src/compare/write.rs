@@ -9,7 +9,7 @@ use comfy_table::presets;
 use super::terminal::{Layout, Layouts, filled, wrapped};
 use super::{Agreement, Comparison, Lead, Pair, Standing};
 use crate::evidence::LEVEL;
-use crate::results::{Field, dataset_title, write_atomic, write_lines};
+use crate::results::{Field, write_atomic, write_lines};
 
 /// What stands for a value that does not exist.
 const NONE: &str = "–";
@@ -188,7 +188,7 @@ impl Comparison {
             for claim in &evidence.claims {
                 let line = format!(
                     "{}: {}. {}.",
-                    claim.text,
+                    evidence.text(claim),
                     claim.verdict.name().to_uppercase(),
                     claim.reason
                 );
@@ -301,7 +301,7 @@ impl Comparison {
     fn scores(&self, side: Side, layout: Layout) -> Vec<Vec<String>> {
         let mut header = vec![self.row_key.clone()];
         header.extend(self.datasets.iter().map(|agreement| {
-            let title = dataset_title(&agreement.dataset);
+            let title = self.titles.of(&agreement.dataset);
             if layout == Layout::Narrow {
                 title.replace('-', "-\n")
             } else {
@@ -381,7 +381,7 @@ impl Comparison {
         let number = |value: Option<f64>| value.map_or(NONE.into(), |value| format!("{value:+.2}"));
         let line = |agreement: &Agreement| {
             let mut line = vec![
-                dataset_title(&agreement.dataset).to_string(),
+                self.titles.of(&agreement.dataset).to_string(),
                 agreement.common.to_string(),
             ];
             if both {
@@ -427,7 +427,7 @@ impl Comparison {
                 if !rows.is_empty() {
                     parts.push(format!(
                         "{}: {}",
-                        dataset_title(&agreement.dataset),
+                        self.titles.of(&agreement.dataset),
                         rows.join(", ")
                     ));
                 }

@@ -1,7 +1,7 @@
 //! The claims of a table, and the rule by which they are supported, refuted or left undecided.
 
 use super::{Difference, OnSet};
-use crate::results::{Table, dataset_title};
+use crate::results::Table;
 
 /// A difference counts where its p value, adjusted for all pairs of the set, is below this.
 const SIGNIFICANT: f64 = 0.05;
@@ -31,8 +31,10 @@ impl Verdict {
 /// A claim and its verdict.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Claim {
-    /// What is claimed, e.g. `ABKD is first on Dolly`.
-    pub text: String,
+    /// The row that is claimed to be there.
+    pub row: String,
+    /// `first` or `second`.
+    pub place: &'static str,
     /// Name of the data set; `None` for all.
     pub dataset: Option<String>,
     /// The verdict.
@@ -45,10 +47,6 @@ pub struct Claim {
 pub(super) fn claims(sets: &[OnSet], paper: Option<&Table>, subject: Option<&str>) -> Vec<Claim> {
     let mut claims = Vec::new();
     for set in sets {
-        let where_ = match &set.dataset {
-            Some(name) => format!("on {}", dataset_title(name)),
-            None => "over all data sets".into(),
-        };
         let order = match paper {
             Some(paper) => paper_order(set, sets, paper),
             None => subject
@@ -57,8 +55,8 @@ pub(super) fn claims(sets: &[OnSet], paper: Option<&Table>, subject: Option<&str
                 .unwrap_or_default(),
         };
         let (leaders, rest) = order;
-        for (place, row) in ["first", "second"].iter().zip(&leaders) {
-            let below: Vec<&str> = match *place {
+        for (place, row) in ["first", "second"].into_iter().zip(&leaders) {
+            let below: Vec<&str> = match place {
                 "first" => others(set, &[row]),
                 _ => rest.clone(),
             };
@@ -67,7 +65,8 @@ pub(super) fn claims(sets: &[OnSet], paper: Option<&Table>, subject: Option<&str
             }
             let (verdict, reason) = judge(set, row, &below);
             claims.push(Claim {
-                text: format!("{row} is {place} {where_}"),
+                row: row.to_string(),
+                place,
                 dataset: set.dataset.clone(),
                 verdict,
                 reason,

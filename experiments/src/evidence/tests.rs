@@ -51,7 +51,7 @@ pub(crate) fn paper(means: &[(&str, f64)]) -> Table {
 }
 
 fn verdict(evidence: &Evidence, text: &str) -> Verdict {
-    let claim = evidence.claims.iter().find(|c| c.text == text);
+    let claim = evidence.claims.iter().find(|c| evidence.text(c) == text);
     claim.unwrap_or_else(|| panic!("no `{text}`")).verdict
 }
 

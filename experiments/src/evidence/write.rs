@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::Result;
 
 use super::{Evidence, LEVEL, OnSet, RowMean};
-use crate::results::{Field, dataset_title, write_lines};
+use crate::results::{Field, write_lines};
 
 /// What stands for a value that does not exist.
 const NONE: &str = "–";
@@ -52,9 +52,10 @@ impl Evidence {
             "trainings_to_decide",
         ];
         write_lines(&file("differences"), header, self.pair_lines())?;
-        let lines = self.claims.iter().map(|claim| {
+        let texts: Vec<String> = self.claims.iter().map(|claim| self.text(claim)).collect();
+        let lines = self.claims.iter().zip(&texts).map(|(claim, text)| {
             [
-                claim.text.as_str().into(),
+                text.as_str().into(),
                 claim.dataset.as_deref().unwrap_or(ALL).into(),
                 claim.verdict.name().into(),
                 claim.reason.as_str().into(),
@@ -118,7 +119,7 @@ impl Evidence {
         let header = ["claim", "verdict", "why"].map(String::from).to_vec();
         let lines = self.claims.iter().map(|claim| {
             vec![
-                claim.text.clone(),
+                self.text(claim),
                 claim.verdict.name().into(),
                 claim.reason.clone(),
             ]
@@ -130,11 +131,11 @@ impl Evidence {
     pub fn interval_grid(&self, row_key: &str, gap: char) -> Vec<Vec<String>> {
         let mut header = vec![row_key.to_owned()];
         header.extend(self.sets.iter().map(|set| {
-            let title = set.title();
+            let title = self.title(set);
             if gap == '\n' {
                 title.replace('-', "-\n")
             } else {
-                title
+                title.to_owned()
             }
         }));
         let mut rows: Vec<&str> = Vec::new();
@@ -171,7 +172,7 @@ impl Evidence {
         for set in self.sets.iter().filter(|set| !set.left_out.is_empty()) {
             note += &format!(
                 " On {} without {}, which has too few trainings in common with the others.",
-                set.title(),
+                self.title(set),
                 set.left_out.join(", ")
             );
         }
@@ -189,7 +190,7 @@ impl Evidence {
             let losses = count(&|d| d.losses.as_ref().map(|l| l.1));
             let mut line = format!(
                 "{}: {losses} of {} pairs differ as losses",
-                set.title(),
+                self.title(set),
                 set.pairs.len()
             );
             if set.pairs.iter().any(|d| d.students.is_some()) {
@@ -207,14 +208,6 @@ impl Evidence {
 impl OnSet {
     fn name(&self) -> &str {
         self.dataset.as_deref().unwrap_or(ALL)
-    }
-
-    /// As headings have it.
-    pub fn title(&self) -> String {
-        match &self.dataset {
-            Some(name) => dataset_title(name).into(),
-            None => "all sets".into(),
-        }
     }
 
     /// `53.94 [52.41, 55.47] 0.62`; over all sets the interquartile mean and its interval.

@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use plotters::prelude::*;
 
 use super::{Area, Axis, Key, Look, axes, frame, px, save, ticks};
-use crate::results::{Table, dataset_title, distinct};
+use crate::results::{Table, Titles, distinct};
 
 const PANEL_HEIGHT: u32 = 430;
 const WIDTH: u32 = 1600;
@@ -28,6 +28,7 @@ pub fn bars(
     title: &str,
     profile: &str,
     subject: Option<&str>,
+    titles: &Titles,
 ) -> Result<()> {
     ensure!(
         !ours.cells.is_empty(),
@@ -35,7 +36,7 @@ pub fn bars(
         path.display()
     );
     save(path, size(paper), |area| {
-        draw(area, ours, paper, title, profile, subject)
+        draw(area, ours, paper, title, profile, subject, titles)
     })
 }
 
@@ -51,6 +52,7 @@ fn draw(
     title: &str,
     profile: &str,
     subject: Option<&str>,
+    titles: &Titles,
 ) -> Result<()> {
     let tables = || paper.into_iter().chain([ours]);
     let rows = distinct(tables().flat_map(Table::rows));
@@ -68,14 +70,23 @@ fn draw(
         ours,
         &looks,
         &datasets,
+        titles,
     )?;
     if let Some(paper) = paper {
-        panel(&panels[1], "Paper", paper, &looks, &datasets)?;
+        let titles = Titles::default();
+        panel(&panels[1], "Paper", paper, &looks, &datasets, &titles)?;
     }
     Ok(())
 }
 
-fn panel(area: &Area, title: &str, table: &Table, looks: &[Look], datasets: &[&str]) -> Result<()> {
+fn panel(
+    area: &Area,
+    title: &str,
+    table: &Table,
+    looks: &[Look],
+    datasets: &[&str],
+    titles: &Titles,
+) -> Result<()> {
     let tips = table
         .cells
         .iter()
@@ -107,7 +118,7 @@ fn panel(area: &Area, title: &str, table: &Table, looks: &[Look], datasets: &[&s
         &|centre| {
             datasets
                 .get(centre as usize)
-                .map_or(String::new(), |name| dataset_title(name).into())
+                .map_or(String::new(), |name| titles.of(name).into())
         },
         y_step,
     )?;
@@ -188,14 +199,40 @@ mod tests {
         ours.cells.retain(|cell| cell.row != "RKLD");
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("table1.png");
-        bars(&ours, Some(&paper), &path, "Table 1", "tiny", Some("ABKD")).unwrap();
+        bars(
+            &ours,
+            Some(&paper),
+            &path,
+            "Table 1",
+            "tiny",
+            Some("ABKD"),
+            &Titles::default(),
+        )
+        .unwrap();
         assert_eq!(png_size(&path), (1600, 970));
         let first = std::fs::read(&path).unwrap();
-        bars(&ours, Some(&paper), &path, "Table 1", "tiny", Some("ABKD")).unwrap();
+        bars(
+            &ours,
+            Some(&paper),
+            &path,
+            "Table 1",
+            "tiny",
+            Some("ABKD"),
+            &Titles::default(),
+        )
+        .unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), first);
 
         let pixels = render(size(Some(&paper)), |area| {
-            draw(area, &ours, Some(&paper), "Table 1", "tiny", Some("ABKD"))
+            draw(
+                area,
+                &ours,
+                Some(&paper),
+                "Table 1",
+                "tiny",
+                Some("ABKD"),
+                &Titles::default(),
+            )
         })
         .unwrap();
         let count = |ys, is: &dyn Fn([u8; 3]) -> bool| count(&pixels, WIDTH, (0..1600, ys), is);
@@ -220,11 +257,29 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("table4.png");
         let one = table(&["new"], &["dolly"]);
-        bars(&one, None, &path, "Table 4", "tiny", None).unwrap();
+        bars(
+            &one,
+            None,
+            &path,
+            "Table 4",
+            "tiny",
+            None,
+            &Titles::default(),
+        )
+        .unwrap();
         assert_eq!(png_size(&path), (1600, 540));
         let error = format!(
             "{:#}",
-            bars(&table(&[], &[]), None, &path, "", "", None).unwrap_err()
+            bars(
+                &table(&[], &[]),
+                None,
+                &path,
+                "",
+                "",
+                None,
+                &Titles::default()
+            )
+            .unwrap_err()
         );
         assert!(error.contains("table4.png: no score"), "{error}");
     }

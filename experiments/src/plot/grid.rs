@@ -9,7 +9,7 @@ use plotters::style::text_anchor::{HPos, VPos};
 
 use super::{Area, Axis, Key, Look, axes, frame, px, save, text_style, ticks};
 use crate::evidence::{Evidence, LEVEL, OnSet};
-use crate::results::{CurvePoint, Table, dataset_title};
+use crate::results::{CurvePoint, Table, Titles};
 use crate::spec::{Grid, Point};
 
 /// A number for each point of the grid, under a heading.
@@ -34,8 +34,9 @@ pub fn grid(
     curves: &[CurvePoint],
     path: &Path,
     title: &str,
+    titles: &Titles,
 ) -> Result<()> {
-    let layers = layers(labels, table, evidence, curves);
+    let layers = layers(labels, table, evidence, curves, titles);
     match grid.keys.len() {
         1 => lines(grid, labels, &layers, path, title),
         2 => maps(grid, labels, &layers, path, title),
@@ -52,6 +53,7 @@ fn layers<'a>(
     table: &Table,
     evidence: Option<&'a Evidence>,
     curves: &[CurvePoint],
+    titles: &Titles,
 ) -> Vec<Layer<'a>> {
     let datasets = table.datasets();
     let mean = |row: &str, sets: &[&str]| -> Option<f64> {
@@ -73,7 +75,7 @@ fn layers<'a>(
     }
     for name in &datasets {
         layers.push(Layer {
-            title: format!("ROUGE-L on {}", dataset_title(name)),
+            title: format!("ROUGE-L on {}", titles.of(name)),
             values: labels.iter().map(|row| mean(row, &[*name])).collect(),
             rises: true,
             set: on(Some(*name)),
@@ -400,7 +402,17 @@ mod tests {
                     .collect(),
                 points: points.collect(),
             };
-            grid(&made, &labels, &table(&labels), None, &[], &path, "x").unwrap();
+            grid(
+                &made,
+                &labels,
+                &table(&labels),
+                None,
+                &[],
+                &path,
+                "x",
+                &Titles::default(),
+            )
+            .unwrap();
             let (panel, head) = if keys == 1 { (LINES, 90) } else { (MAP, 60) };
             assert_eq!(png_size(&path), (2 * panel.0, head + panel.1));
         }

@@ -7,7 +7,7 @@ use plotters::prelude::*;
 
 use super::{Area, Axis, Chart, Key, Look, axes, frame, px, save, ticks};
 use crate::evidence::{Evidence, LEVEL, OnSet};
-use crate::results::Table;
+use crate::results::{Table, Titles};
 
 const WIDTH: u32 = 1700;
 const PANEL_HEIGHT: u32 = 270;
@@ -48,7 +48,7 @@ pub fn intervals(
                 1 => "no intervals of one training".into(),
                 _ => format!("whiskers: intervals of {:.0}%", 100.0 * LEVEL),
             };
-            let name = set.title();
+            let name = evidence.title(set);
             let ours = ours(set);
             panel(
                 &panels[0],
@@ -57,6 +57,8 @@ pub fn intervals(
                 subject,
             )?;
             if let (Some(paper), Some(area)) = (paper, panels.get(1)) {
+                let titles = Titles::default();
+                let name = set.dataset.as_deref().map_or(name, |name| titles.of(name));
                 let title = format!(
                     "{name}, paper – whiskers: standard deviation over the sampling seeds of one training"
                 );

@@ -35,13 +35,13 @@ pub fn matrix(evidence: &Evidence, path: &Path, title: &str) -> Result<()> {
             .iter()
             .zip(body.split_evenly((lines, columns)))
         {
-            panel(&part, set, largest)?;
+            panel(&part, evidence.title(set), set, largest)?;
         }
         Ok(())
     })
 }
 
-fn panel(area: &Area, set: &OnSet, largest: f64) -> Result<()> {
+fn panel(area: &Area, title: &str, set: &OnSet, largest: f64) -> Result<()> {
     let (width, height) = area.dim_in_pixel();
     let (left, top) = (px(100), px(62));
     let n = set.rows.len() as i32;
@@ -49,10 +49,7 @@ fn panel(area: &Area, set: &OnSet, largest: f64) -> Result<()> {
         (width as i32 - left - px(16)) / n,
         (height as i32 - top - px(16)) / n,
     );
-    let heading = format!(
-        "{}: row less column, points; * more than chance",
-        set.title()
-    );
+    let heading = format!("{title}: row less column, points; * more than chance");
     let style = text_style(16, HPos::Center, VPos::Center);
     area.draw(&Text::new(heading, (width as i32 / 2, px(18)), style))?;
     for (i, row) in set.rows.iter().enumerate() {

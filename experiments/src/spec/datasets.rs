@@ -23,7 +23,7 @@ pub struct TestSet {
     /// Name in experiments and result files: that of its table.
     #[serde(default)]
     pub id: String,
-    /// Name in lists and messages.
+    /// Heading in tables and pictures, and name in lists.
     pub label: String,
     /// JSONL file in the data folder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
