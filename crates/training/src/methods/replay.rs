@@ -59,7 +59,7 @@ impl<T: Clone> ReplayBuffer<T> {
         }
     }
 
-    /// Draws `n` sequences without replacement, in uniformly random order; `None` when the buffer holds fewer. None is removed.
+    /// Draws `n` different sequences, uniformly and in random order; `None` when it holds fewer. The buffer keeps them all.
     pub fn draw(&self, n: usize, rng: &mut Rng) -> Option<Vec<T>> {
         if n > self.held.len() {
             return None;

@@ -1,4 +1,4 @@
-//! The training step: losses, gradient norms and learning rates of a run.
+//! The training step: losses, gradient norms, learning rates of a run.
 
 use std::collections::BTreeMap;
 use std::path::Path;
