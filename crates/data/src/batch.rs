@@ -3,16 +3,16 @@ use abkd_host::fault;
 use crate::Sequence;
 use crate::rng::Rng;
 
-/// Sequences end to end, without padding.
+/// Packed sequences, without padding.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Batch {
     /// Example of each sequence.
     pub examples: Vec<usize>,
-    /// Inputs `[N]`: each sequence but its last token, one after the other.
+    /// Inputs `[N]`: the sequences one after the other, each without its last token.
     pub input_ids: Vec<u32>,
-    /// Inputs of each sequence; N in all.
+    /// Number of inputs of each sequence; the sum is N.
     pub lengths: Vec<usize>,
-    /// Positions in `input_ids` that predict a response token, ascending, and that token.
+    /// Positions in `input_ids` that predict a response token, ascending, each with that token.
     pub targets: Vec<(usize, u32)>,
 }
 
@@ -100,9 +100,9 @@ impl Batch {
     }
 }
 
-/// The whole batches of an epoch as indices into `sequences` sequences: a uniform shuffle that depends on (seed, epoch)
-/// alone. Nothing else decides which sequences share an update: the mean over the tokens of an update gives each token a
-/// weight that depends on what the others are. What does not fill a batch is left out, unless there is nothing else.
+/// The full batches of an epoch as indices into `sequences` sequences: a uniform shuffle that depends on (seed, epoch)
+/// alone. Sequence lengths must not decide which sequences share an update: its mean over tokens gives each token a weight
+/// that depends on the other sequences. A last, smaller batch is dropped unless it is the only one.
 pub fn batches_of_epoch(
     sequences: usize,
     batch_size: usize,
@@ -187,7 +187,7 @@ mod tests {
         }
     }
 
-    /// Over many seeds each pair of sequences shares a batch as often as any other.
+    /// Over many seeds all pairs of sequences share a batch equally often.
     #[test]
     fn any_two_sequences_share_a_batch_equally_often() {
         let (n, size, seeds) = (12, 4, 20_000u32);
@@ -201,7 +201,7 @@ mod tests {
                 }
             }
         }
-        // A partner is any of 11 others, 3 of them in the batch; 5 standard deviations.
+        // 3 of the 11 other sequences are in the batch; limit of 5 standard deviations.
         let expected = f64::from(seeds) * 3.0 / 11.0;
         let limit = 5.0 * (expected * 8.0 / 11.0).sqrt();
         for a in 0..n {

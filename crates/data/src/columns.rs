@@ -1,4 +1,4 @@
-//! Which columns of a JSONL file hold an example, and how the three usual forms of a line become one.
+//! Which columns of a JSONL file hold an example, and how a line in one of three usual forms is converted to it.
 
 use std::collections::BTreeMap;
 use std::str::FromStr;
@@ -9,22 +9,22 @@ use serde_json::Value;
 use crate::Example;
 use crate::jsonl::{Fields, kind};
 
-/// What a line is; ends messages about lines that are none.
+/// Valid forms of a line; the end of error messages about other lines.
 pub(crate) const LINE: &str = r#"a line is {"instruction": "...", "input": "...", "output": "..."}, {"prompt": "...", "completion": "..."} or {"messages": [{"role": "user", "content": "..."}, ...]}; `columns` gives other names"#;
 
-/// The columns by the form that they belong to.
+/// Columns of each form.
 const FORMS: [&[&str]; 3] = [
     &["instruction", "input", "output"],
     &["prompt", "completion"],
     &["messages"],
 ];
-/// Who speaks in a conversation.
+/// Roles in a conversation.
 const ROLES: [&str; 3] = ["system", "user", "assistant"];
 
-/// Names of the columns that hold an example, where they are others than `instruction`, `input`, `output`, or `prompt`,
+/// Names of the columns that hold an example, where they differ from `instruction`, `input`, `output`, or `prompt`,
 /// `completion`, or `messages`.
 ///
-/// Without any, a line's own columns say which of the three forms it has.
+/// Without any names, the columns of each line decide which of the three forms it has.
 ///
 /// ```
 /// use abkd_data::Columns;
@@ -113,7 +113,7 @@ impl Columns {
         self.0.get(key).map_or(key, String::as_str)
     }
 
-    /// Which form a line has: that of the columns that are named, else the one that its own columns say.
+    /// The form of a line: that of the named columns, else the one that the line's columns match.
     fn form(&self, fields: &Fields) -> &'static [&'static str] {
         let [instruction, prompt, messages] = FORMS;
         if let Some(key) = self.0.keys().next() {
@@ -158,7 +158,7 @@ impl Columns {
         let (name, value) = need(asked)?;
         let instruction = text(name, value)?;
         let name = self.name("input");
-        // A form without an input has no such column, whatever a line holds beside.
+        // Forms without an input ignore a column of that name.
         let input = if form.contains(&"input") {
             fields.get(name)?
         } else {
@@ -182,8 +182,9 @@ fn text(key: &str, value: &Value) -> Result<String, String> {
     }
 }
 
-/// A conversation: its last message, the assistant's, is the answer to what comes before. One message of the user, after the
-/// system's if there is one, is the instruction; of several turns each begins with who speaks.
+/// The example of a conversation: its last message, the assistant's, is the answer to the messages before. In a single turn
+/// the instruction is the user's message, after the system's if there is one; in several turns the user's and assistant's
+/// messages start with their role.
 fn conversation(value: &Value) -> Result<Example, String> {
     let Value::Array(items) = value else {
         return Err(format!(

@@ -3,23 +3,23 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Example, Tokenizer, prompt};
 
-/// Where texts are cut.
+/// Limits of prompts and sequences, in tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
-    /// A longer prompt is cut to its first so many tokens.
+    /// A longer prompt is cut to its first `max_prompt_length` tokens.
     pub max_prompt_length: usize,
-    /// A longer sequence (prompt, response, end) is cut.
+    /// A longer sequence (prompt, response, end of text) is cut at the end.
     pub max_length: usize,
 }
 
 /// Prompt, response and end of text as tokens.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sequence {
-    /// Index of its example.
+    /// Index of the sequence's example.
     pub example: usize,
     /// All tokens.
     pub tokens: Vec<u32>,
-    /// How many of them are the prompt's.
+    /// Number of prompt tokens.
     pub prompt_len: usize,
 }
 
@@ -41,14 +41,14 @@ impl Sequence {
 /// Encoded training examples.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Encoding {
-    /// One for each example with a response token.
+    /// One sequence per example with a response token.
     pub sequences: Vec<Sequence>,
-    /// Indices of the examples without one.
+    /// Indices of the examples without a response token.
     pub skipped: Vec<usize>,
 }
 
-/// Encodes examples for training: `tokens(prompt + response) + end`, split where `tokens(prompt)`
-/// ends. The first reference is the response.
+/// Encodes examples for training: `tokens(prompt + response) + end`, split at the length of
+/// `tokens(prompt)`. The first reference is the response.
 ///
 /// # Errors
 ///
@@ -84,7 +84,7 @@ fn cut(example: usize, head: &[u32], full: &[u32], eos: u32, limits: &Limits) ->
     let mut tokens: Vec<u32> = kept.iter().chain(response).copied().chain([eos]).collect();
     tokens.truncate(limits.max_length);
     let prompt_len = kept.len();
-    // An empty response is no response: its end alone would teach silence.
+    // An empty response is skipped: its end of text alone would teach empty answers.
     let usable = !response.is_empty() && prompt_len > 0 && tokens.len() > prompt_len;
     usable.then_some(Sequence {
         example,
@@ -93,7 +93,7 @@ fn cut(example: usize, head: &[u32], full: &[u32], eos: u32, limits: &Limits) ->
     })
 }
 
-/// Prompts as tokens, after `bos` where one is given, cut to their first `max_prompt_length`.
+/// Prompts as tokens, each after `bos` if given, cut to the first `max_prompt_length` tokens.
 ///
 /// # Errors
 ///
@@ -110,7 +110,7 @@ pub fn encode_prompts(
         .collect()
 }
 
-/// A prompt's tokens after `bos` where one is given, cut to their first `max_prompt_length`.
+/// A prompt's tokens after `bos` if given, cut to the first `max_prompt_length` tokens.
 pub fn begun(prompt: &[u32], limits: &Limits, bos: Option<u32>) -> Vec<u32> {
     let all = bos.into_iter().chain(prompt.iter().copied());
     all.take(limits.max_prompt_length).collect()

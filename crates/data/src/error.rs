@@ -1,6 +1,6 @@
 use std::path::PathBuf;
 
-/// What can go wrong with data.
+/// Errors of the data crate.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file could not be read or written.
@@ -11,14 +11,14 @@ pub enum Error {
         /// The cause.
         source: std::io::Error,
     },
-    /// A set's file is not there.
+    /// The file of a data set is missing.
     #[error(
         "{path}: missing; it holds {what}. Set ABKD_DATA to a folder with dolly/, self-inst/, vicuna/, sinst/ and uinst/ (Hugging Face Hub: MiniLLM/dolly, self-inst, Vicuna, sinst, uinst)"
     )]
     MissingSet {
         /// The file.
         path: PathBuf,
-        /// What it holds.
+        /// What the file holds.
         what: String,
     },
     /// A line of a JSONL file is not an example.
@@ -26,7 +26,7 @@ pub enum Error {
     Line {
         /// The file.
         path: PathBuf,
-        /// Counted from 1.
+        /// The line, counted from 1.
         line: usize,
         /// What is wrong.
         what: String,
@@ -44,13 +44,13 @@ pub enum Error {
     Indexed {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// Why it is refused.
         reason: String,
     },
     /// A file could not be fetched.
     #[error("{url}: {reason}")]
     Hub {
-        /// Its address.
+        /// Address of the file.
         url: String,
         /// What is wrong, and what to do.
         reason: String,

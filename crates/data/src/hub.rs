@@ -1,15 +1,14 @@
 //! Files from the Hugging Face Hub: data sets and checkpoints.
 //!
-//! Downloads go into the cache that Python's `huggingface_hub` uses, in its layout: `blobs/HASH` holds a file,
-//! `snapshots/COMMIT/NAME` points to it, `refs/REVISION` tells the commit. A file that is in there for the wanted revision
-//! is taken as it is, without asking whether a branch has moved on; who has to know gives a commit or a hash. A file
-//! reaches the cache's blobs and the target folder only after its size and hash have been checked: those that the caller
-//! wants, else the size that the Hub announces and, for large files, the SHA-256 by which it names them
-//! (`x-linked-etag`).
+//! Downloads go into the cache of Python's `huggingface_hub`, in its layout: `blobs/HASH` holds a file,
+//! `snapshots/COMMIT/NAME` links to it, `refs/REVISION` holds the commit. A cached file of the wanted revision is used
+//! without asking whether a branch has a newer commit; a caller that depends on the content gives a commit or a hash. A
+//! file is moved to the cache's blobs and to the target folder only after its size and hash are checked: those of the
+//! request, else the size that the Hub announces and, for large files, the SHA-256 in `x-linked-etag`.
 //!
-//! A transfer that breaks off goes on from `blobs/HASH.part`. What a server answers is not trusted: the hash and the commit
-//! that it gives become names of files here and must be letters and digits, a file may have the announced size and no
-//! more, redirects are counted, and a server that is silent is given up.
+//! An interrupted transfer resumes from `blobs/HASH.part`. A server's answers are not trusted: its hash and commit become
+//! names in the cache, so they must be letters and digits (and `-`, `_` in a hash), a file must not exceed the announced
+//! size, the number of redirects is limited, and a silent server causes a timeout.
 
 use std::fs::{self, File};
 use std::io::{Seek, SeekFrom};
@@ -29,12 +28,12 @@ mod transfer;
 
 const ENDPOINT: &str = "https://huggingface.co";
 const BRANCH: &str = "main";
-/// How long a server may be silent unless the caller says otherwise.
+/// Default timeout of a silent server.
 const TIMEOUT: Duration = Duration::from_secs(30);
-/// A token has less than a hundred bytes, a commit 40.
+/// Limit of the files of a token and a commit, bytes: a token has less than 100, a commit 40.
 const SMALL: u64 = 4096;
 
-/// What kind of repository.
+/// Kind of a repository.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RepoKind {
     /// A model.
@@ -43,31 +42,31 @@ pub enum RepoKind {
     Dataset,
 }
 
-/// Files of a repository.
+/// Files to fetch from a repository.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
     /// `owner/name`
     pub repo: String,
-    /// Its kind.
+    /// Kind of the repository.
     pub kind: RepoKind,
-    /// Branch, tag or commit; `main` without it.
+    /// Branch, tag or commit; `None`: `main`.
     pub revision: Option<String>,
-    /// What to fetch.
+    /// Files to fetch.
     pub files: Vec<WantedFile>,
 }
 
 /// A file to fetch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct WantedFile {
-    /// Path in the repository, and below the target folder.
+    /// Path in the repository, and relative to the target folder.
     pub name: String,
-    /// Bytes that it must have.
+    /// Required size in bytes.
     pub size: Option<u64>,
-    /// SHA-256 that it must have, 64 hex digits.
+    /// Required SHA-256, 64 hex digits.
     pub sha256: Option<String>,
 }
 
-/// How far a transfer is.
+/// Progress of a transfer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress<'a> {
     /// The file's path in the repository.
@@ -81,21 +80,21 @@ pub struct Progress<'a> {
 /// Where files come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hub {
-    /// Address, `https://huggingface.co` or a mirror's.
+    /// Address of the server: `https://huggingface.co` or a mirror.
     pub endpoint: String,
-    /// Token for what is not open to all.
+    /// Token for repositories that are not public.
     pub token: Option<String>,
     /// Folder of the cache.
     pub cache: PathBuf,
-    /// How long a server may be silent at each step.
+    /// Timeout of a silent server, at each step of a request.
     pub timeout: Duration,
 }
 
-/// Fetches files from the Hub that the environment names; see [`Hub::from_env`] and [`Hub::fetch`].
+/// Fetches files from the Hub of the environment; see [`Hub::from_env`] and [`Hub::fetch`].
 ///
 /// # Errors
 ///
-/// As both.
+/// As [`Hub::from_env`] and [`Hub::fetch`].
 pub fn fetch(
     request: &Request,
     target: &Path,
@@ -105,8 +104,8 @@ pub fn fetch(
 }
 
 impl Hub {
-    /// As the environment says: `HF_ENDPOINT`, `HF_TOKEN` (or the token that `huggingface-cli login` has
-    /// left), `HF_HOME`.
+    /// Reads the environment: `HF_ENDPOINT`, `HF_TOKEN` (or the token that `huggingface-cli login`
+    /// saved), `HF_HOME`.
     ///
     /// # Errors
     ///
@@ -136,12 +135,12 @@ impl Hub {
         })
     }
 
-    /// Fetches the files that are not below `target` yet, and gives the paths of all, in the order of the
-    /// request. What is there is left as it is.
+    /// Fetches the files that are missing in `target`, and returns the paths of all files in the order of the
+    /// request. Files that exist are not changed.
     ///
     /// # Errors
     ///
-    /// [`Error::Hub`] names the address, what is wrong and what to do.
+    /// [`Error::Hub`] names the address, the cause and the remedy.
     pub fn fetch(
         &self,
         request: &Request,
@@ -158,7 +157,7 @@ impl Hub {
         let files = request.files.iter();
         files
             .map(|file| {
-                // A name may come out of a file that was fetched before.
+                // A name may come from a fetched file, so it is not trusted.
                 names::check_file(&file.name).map_err(|reason| Error::Hub {
                     url: request.repo.clone(),
                     reason,
@@ -177,13 +176,13 @@ impl Hub {
     }
 }
 
-/// A file to fetch, and where it lies in the cache.
+/// A file to fetch, and its place in the cache.
 struct One<'a> {
     hub: &'a Hub,
     request: &'a Request,
     revision: &'a str,
     file: &'a WantedFile,
-    /// Of the repository.
+    /// The repository's folder in the cache.
     folder: PathBuf,
 }
 
@@ -226,11 +225,11 @@ impl One<'_> {
         }
     }
 
-    /// The file in the cache, for the commit that the revision had when it was last asked for.
+    /// The cached file, at the commit that the revision had in the last download.
     fn cached(&self) -> Option<PathBuf> {
         let noted = files::read(&self.folder.join("refs").join(self.revision), SMALL).ok();
         let noted = noted.and_then(|bytes| String::from_utf8(bytes).ok());
-        // A revision may be a commit itself.
+        // Without a ref, the revision may be a commit itself.
         let commit = noted.as_deref().unwrap_or(self.revision).trim();
         let link = self.link(names::is_commit(commit).then_some(commit)?);
         fs::canonicalize(link).ok().filter(|blob| blob.is_file())
@@ -243,7 +242,7 @@ impl One<'_> {
             .join(&self.file.name)
     }
 
-    /// Brings the file into the cache, checked.
+    /// Downloads the file into the cache and checks it.
     fn download(&self, url: &str, progress: &mut dyn FnMut(Progress)) -> Result<PathBuf, Trouble> {
         let hub = self.hub;
         let remote = Remote::new(&hub.endpoint, hub.token.as_deref(), hub.timeout)?;
@@ -264,7 +263,7 @@ impl One<'_> {
         fs::create_dir_all(&blobs).map_err(Error::io(&blobs))?;
         let blob = blobs.join(&announced.hash);
         let _lock = self.lock(url, &blob.with_extension("lock"))?;
-        // Another revision may have brought it.
+        // The blob may exist from another revision.
         let known = stated(&blob).is_some()
             && blob.is_file()
             && fault(&blob, Some(announced.size), stated(&blob))?.is_none();
@@ -283,7 +282,7 @@ impl One<'_> {
         Ok(blob)
     }
 
-    /// One program at a time fetches a file.
+    /// Takes the file lock: only one process at a time fetches a file.
     fn lock(&self, url: &str, path: &Path) -> Result<File, Trouble> {
         let lock = open(path)?;
         match lock.try_lock() {
@@ -295,7 +294,7 @@ impl One<'_> {
         }
     }
 
-    /// Completes the part of a file.
+    /// Resumes or starts the transfer into the `.part` file.
     fn transfer(
         &self,
         remote: &Remote,
@@ -308,7 +307,7 @@ impl One<'_> {
         let mut part = open(path)?;
         let mut done = part.seek(SeekFrom::End(0)).map_err(Error::io(path))?;
         if done > size {
-            // Left by a program that took something else for the file.
+            // Left by a process that downloaded something else.
             part.set_len(0).map_err(Error::io(path))?;
             done = part.seek(SeekFrom::Start(0)).map_err(Error::io(path))?;
         }
@@ -335,7 +334,7 @@ impl One<'_> {
         Ok(())
     }
 
-    /// Refuses what is not the file that was wanted.
+    /// Refuses a downloaded file that is not the requested one.
     fn check(
         &self,
         url: &str,
@@ -359,13 +358,13 @@ impl One<'_> {
         }
     }
 
-    /// Has the cache tell where the file of this revision is.
+    /// Writes the snapshot link and the ref of this revision into the cache.
     fn note(&self, announced: &Announced, blob: &Path) -> Result<(), Trouble> {
         let link = self.link(&announced.commit);
         let folder = files::folder_of(&link);
         fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
-        let _ = fs::remove_file(&link); // of a blob that is not there any more
-        // From the file's folder below snapshots/COMMIT to blobs.
+        let _ = fs::remove_file(&link); // an old link, e.g. to a removed blob
+        // Relative path from the file's folder in snapshots/COMMIT to blobs.
         let up = "../".repeat(2 + self.file.name.split('/').count() - 1);
         symlink(blob, &format!("{up}blobs/{}", announced.hash), &link).map_err(Error::io(&link))?;
         let noted = self.folder.join("refs").join(self.revision);
@@ -383,7 +382,7 @@ impl One<'_> {
     }
 }
 
-/// What stops a download: the server, or what is here.
+/// Cause of a failed download: the server, or local files and requirements.
 enum Trouble {
     Server(Failure),
     File(Error),

@@ -3,15 +3,15 @@
 //!
 //! `.bin` holds the tokens of all documents one after another, little-endian. `.idx` holds magic
 //! `MMIDIDX\0\0`, version 1 (u64), dtype code 8 = u16, 4 = i32 or 9 = u32 (u8), the number of sizes and of document
-//! marks (u64 each), the sizes (i32), byte offsets (i64) and document marks (i64). In an instruction document
-//! a separator stands between prompt and response, whose end is the end-of-text token; a document without it is
+//! marks (u64 each), the sizes (i32), byte offsets (i64) and document marks (i64). An instruction document is a
+//! prompt, a separator and a response that ends with the end-of-text token; a document without separator is
 //! text.
 //!
 //! The separator is the largest number of the type, as in MiniLLM's `np.iinfo(dtype).max`: 65535 in u16, 2147483647 in
-//! i32, where 65535 is a token like any other, 4294967295 in u32. Older files of i32 have -1, which is no token either.
+//! i32 (where 65535 is an ordinary token), 4294967295 in u32. Older i32 files have the separator -1.
 //!
-//! Marks are written as 0..=n. MiniLLM's own writer leaves only the first of them, 0, so that a reader cannot
-//! ask for more than that they are in order.
+//! Marks are written as 0..=n. MiniLLM's own writer only writes the first mark, 0, so the reader only checks that the
+//! marks are in order.
 
 use std::path::{Path, PathBuf};
 
@@ -32,17 +32,17 @@ const U16: u8 = 8;
 const U32: u8 = 9;
 const HEADER: usize = 34;
 
-/// Stands between prompt and response in what is written, which is u16.
+/// Separator between prompt and response in written files, which are u16.
 pub const SEPARATOR: u16 = u16::MAX;
 
-/// A type of tokens.
+/// Type of a file's tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Kind {
-    /// Its code in the index.
+    /// Code of the type in the index.
     code: u8,
     /// Bytes of a token.
     width: usize,
-    /// What may stand between prompt and response.
+    /// Values that separate prompt and response.
     separators: &'static [u32],
 }
 
@@ -64,10 +64,10 @@ const KINDS: [Kind; 3] = [
     },
 ];
 
-/// What the documents of a file are to serve as.
+/// Expected content of a file's documents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Documents {
-    /// Prompt, separator and response; some may be without.
+    /// Prompt, separator and response; documents without a separator are allowed.
     Instructions,
     /// Text, without a separator.
     Text,
@@ -80,22 +80,22 @@ fn with_suffix(prefix: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
-/// Documents of a pair of files, read as they are asked for.
+/// Documents of a pair of files, read on demand.
 pub struct IndexedTokens {
     /// The file of tokens.
     path: PathBuf,
     bytes: Mmap,
     kind: Kind,
-    /// Where each document begins in the bytes, and where the last one ends.
+    /// Byte offset of each document, then the end of the last one.
     starts: Vec<usize>,
 }
 
 impl IndexedTokens {
-    /// Opens `<prefix>.bin` and `<prefix>.idx` and checks that they belong together.
+    /// Opens `<prefix>.bin` and `<prefix>.idx` and checks that they match.
     ///
     /// # Errors
     ///
-    /// A file that is missing, truncated, of another format, or that does not fit the other.
+    /// A file that is missing, truncated or of another format; two files that do not match.
     pub fn open(prefix: &Path) -> Result<Self, Error> {
         let path = with_suffix(prefix, "idx");
         let index = files::read(&path, files::TEXT_LIMIT).map_err(Error::io(&path))?;
@@ -104,7 +104,7 @@ impl IndexedTokens {
 
         let path = with_suffix(prefix, "bin");
         let file = files::open(&path).map_err(Error::io(&path))?;
-        // SAFETY: the file is only read; a program that changes it meanwhile gets what it asks for.
+        // SAFETY: the file is only read; no other program may change it meanwhile.
         let bytes = unsafe { Mmap::map(&file) }.map_err(Error::io(&path))?;
         let tokens = Self {
             path,
@@ -121,7 +121,7 @@ impl IndexedTokens {
                 "{len} bytes, but the index counts {end}; do the two files belong together?"
             )));
         }
-        // Only i32 can be negative; who asks for a document should not have to hear of it.
+        // Only i32 can be negative. Checked once here, so that reading a document cannot fail.
         if kind.code == I32 {
             let negative = |v: u32| (v as i32) < 0 && !tokens.is_separator(v);
             for document in 0..tokens.len() {
@@ -137,12 +137,12 @@ impl IndexedTokens {
         Ok(tokens)
     }
 
-    /// Checks that every token is below `bound`, the size of a model's vocabulary, and that separators are only where
-    /// `documents` have one.
+    /// Checks that every token is below `bound`, the size of a model's vocabulary, and that no document has more separators
+    /// than `documents` allows.
     ///
     /// # Errors
     ///
-    /// Names the file, the first document and token that is not.
+    /// Names the file and the first document and token that fail the check.
     pub fn check_ids(&self, bound: usize, documents: Documents) -> Result<(), Error> {
         let found = (0..self.len()).into_par_iter().find_map_first(|document| {
             let mut separator = documents == Documents::Text;
@@ -176,23 +176,23 @@ impl IndexedTokens {
         self.starts.len() - 1
     }
 
-    /// Whether there is no document.
+    /// Whether there are no documents.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Values in all documents, separators included.
+    /// Number of values in all documents, separators included.
     pub fn values(&self) -> usize {
         self.bytes.len() / self.kind.width
     }
 
-    /// Values of the longest document; 0 where there is none.
+    /// Number of values of the longest document; 0 without documents.
     pub fn longest(&self) -> usize {
         let lengths = self.starts.windows(2).map(|at| at[1] - at[0]);
         lengths.max().unwrap_or(0) / self.kind.width
     }
 
-    /// A document's values, its separator among them.
+    /// A document's values, its separator included.
     ///
     /// # Panics
     ///
@@ -221,7 +221,7 @@ impl IndexedTokens {
         }
     }
 
-    /// A document's prompt and response; no response where there is no separator.
+    /// A document's prompt and response; `None` as response without a separator.
     fn halves(&self, index: usize) -> (Vec<u32>, Option<Vec<u32>>) {
         let mut values = self.document(index);
         let at = values.iter().position(|&v| self.is_separator(v));
@@ -233,9 +233,9 @@ impl IndexedTokens {
         (values, response)
     }
 
-    /// An instruction document as a training sequence, as
-    /// [`encode_training`](crate::encode_training) makes it of the example; `None` when it has no separator,
-    /// its response is but its end, or nothing is left of it after cutting.
+    /// An instruction document as a training sequence, equal to that of
+    /// [`encode_training`](crate::encode_training) for the same example; `None` when it has no separator, its
+    /// response is only the end of text, or no response token is left after cutting.
     ///
     /// # Panics
     ///
@@ -254,7 +254,7 @@ impl IndexedTokens {
         })
     }
 
-    /// A document as text to be predicted from its second token on.
+    /// A document as text, with targets from its second token on.
     ///
     /// # Panics
     ///
@@ -267,8 +267,8 @@ impl IndexedTokens {
         }
     }
 
-    /// A document as a line of JSONL, without its line break: `{"prompt", "output"}`, or `{"text"}` where there
-    /// is no separator. The end of text that closes it is left out.
+    /// A document as a line of JSONL, without line break: `{"prompt", "output"}`, or `{"text"}` without a
+    /// separator. The end of text at its end is left out.
     ///
     /// # Errors
     ///
@@ -293,7 +293,7 @@ impl IndexedTokens {
     }
 }
 
-/// The type of the tokens; where each document begins and the last one ends.
+/// The type of the tokens; the byte offset of each document, then the end of the last one.
 fn parse_index(index: &[u8]) -> Result<(Kind, Vec<usize>), String> {
     let begins = &index[..index.len().min(MAGIC.len())];
     if !MAGIC.starts_with(begins) {
@@ -316,7 +316,7 @@ fn parse_index(index: &[u8]) -> Result<(Kind, Vec<usize>), String> {
         ));
     };
     let (n, marks) = (u64_at(index, 18), u64_at(index, 26));
-    // 128 bits hold whatever a damaged header counts
+    // 128 bits, so that the counts of a damaged header cannot overflow
     let expected = HEADER as u128 + 12 * u128::from(n) + 8 * u128::from(marks);
     if index.len() as u128 != expected {
         let what = if (index.len() as u128) < expected {

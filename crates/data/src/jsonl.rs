@@ -11,18 +11,18 @@ use crate::columns::LINE;
 use crate::{Columns, Error, Example};
 
 /// Reads a JSONL file of examples. A line has `instruction`, `input` and `output`, or `prompt` and `completion`, or
-/// `messages`. `input` may be missing or null; `output` and `completion` are a string or a list of strings. A byte order
-/// mark of UTF-8 is left out, lines may end with CR LF, and blank lines are skipped.
+/// `messages`. `input` may be missing or null; `output` and `completion` are a string or a list of strings. A UTF-8 byte
+/// order mark is ignored, lines may end with CR LF, and blank lines are skipped.
 ///
 /// # Errors
 ///
-/// Names file and line: another format (UTF-16, a JSON array, CSV, a compressed file, a git-lfs pointer), not JSON, a
-/// field missing, twice or of the wrong type, no example at all.
+/// The error names file and line: another format (UTF-16, a JSON array, CSV, a compressed file, a git-lfs pointer), invalid
+/// JSON, a missing field, a duplicate field, a field of the wrong type, or no example at all.
 pub fn read_jsonl(path: &Path) -> Result<Vec<Example>, Error> {
     read(path, &Columns::default(), false)
 }
 
-/// The same, and the columns have these names.
+/// [`read_jsonl`] with other names of the columns.
 ///
 /// # Errors
 ///
@@ -31,7 +31,7 @@ pub fn read_columns(path: &Path, columns: &Columns) -> Result<Vec<Example>, Erro
     read(path, columns, false)
 }
 
-/// The same, and every example has an answer: a document without one would teach to end at once.
+/// [`read_jsonl`] that refuses empty answers: such a document would train the model to end at once.
 ///
 /// # Errors
 ///
@@ -52,7 +52,7 @@ fn read(path: &Path, columns: &Columns, answered: bool) -> Result<Vec<Example>, 
     }
     let mut examples = Vec::new();
     for (index, line) in bytes.split(|&b| b == b'\n').enumerate() {
-        // Files that were put end to end keep their marks.
+        // Concatenated files keep their byte order marks.
         let line = line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(line);
         if line.iter().all(u8::is_ascii_whitespace) {
             continue;
@@ -71,7 +71,7 @@ fn read(path: &Path, columns: &Columns, answered: bool) -> Result<Vec<Example>, 
     Ok(examples)
 }
 
-/// What a file is that is no JSONL, by how it begins, and what to do.
+/// Detects another format than JSONL by the first bytes; the message names the format and the remedy.
 fn other_format(bytes: &[u8]) -> Option<&'static str> {
     const BEGINS: [(&[u8], &str); 9] = [
         (
@@ -120,7 +120,7 @@ fn other_format(bytes: &[u8]) -> Option<&'static str> {
     }
 }
 
-/// The fields of an object in their order, with those that come twice.
+/// The fields of an object in their order, duplicates included.
 pub(crate) struct Fields(Vec<(String, Value)>);
 
 impl<'de> Deserialize<'de> for Fields {
@@ -177,7 +177,7 @@ impl Fields {
     }
 }
 
-/// The begin of a key that somebody else chose.
+/// The start of a key, with escapes: the file may hold any text.
 fn begin(key: &str) -> String {
     key.chars().take(40).flat_map(char::escape_debug).collect()
 }
@@ -191,7 +191,7 @@ fn parse(line: &[u8], columns: &Columns) -> Result<Example, String> {
     }
 }
 
-/// Why a line is no object, by what it looks like.
+/// Message for a line that is not an object, by what the line looks like.
 fn not_an_object(text: &str, error: &serde_json::Error) -> String {
     if let Ok(value) = serde_json::from_str::<Value>(text) {
         return format!("expected an object, found {}; {LINE}", kind(&value));
@@ -318,7 +318,7 @@ mod tests {
         }
         let twice = format!("\u{feff}{plain}\n\u{feff}{plain}\n");
         assert_eq!(read(twice.as_bytes()).unwrap().len(), 2);
-        // Text is text.
+        // Strings are read unchanged.
         let text = br#"{"instruction":" 3 ","input":"null","output":"\u0000\ud83d\ude00"}"#;
         let example = &read(text).unwrap()[0];
         assert_eq!(

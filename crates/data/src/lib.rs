@@ -26,9 +26,9 @@ pub use tokenizer::Tokenizer;
 /// An instruction with one or more reference answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Example {
-    /// What is asked.
+    /// The instruction.
     pub instruction: String,
-    /// What it is asked about; may be empty.
+    /// Context of the instruction; may be empty.
     pub input: String,
     /// Reference answers, at least one; training uses the first.
     pub outputs: Vec<String>,

@@ -8,14 +8,14 @@ use crate::{Error, Example, read_jsonl};
 pub struct DataSets {
     /// Training examples.
     pub train: Vec<Example>,
-    /// Validation examples: the curve, and which epoch is kept.
+    /// Validation examples, for the validation curve and the choice of the best weights.
     pub valid: Vec<Example>,
     /// Test sets by their ids.
     pub tests: BTreeMap<String, Vec<Example>>,
 }
 
 impl DataSets {
-    /// The examples of a test set; none where there is no such set.
+    /// The examples of a test set; empty if there is no such set.
     pub fn test(&self, id: &str) -> &[Example] {
         self.tests.get(id).map_or(&[], Vec::as_slice)
     }
@@ -24,14 +24,14 @@ impl DataSets {
 /// A test set in a folder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TestFile<'a> {
-    /// Its id.
+    /// Id of the set.
     pub id: &'a str,
-    /// The JSONL file, from the folder on.
+    /// The JSONL file, relative to the folder.
     pub file: &'a Path,
 }
 
-/// Reads the sets of a folder: `dolly/train.jsonl` (training) and `dolly/dev.jsonl` (validation), if asked for, and the test
-/// sets of `tests`. What is not asked for need not be there.
+/// Reads the sets of a folder: `dolly/train.jsonl` if `training`, `dolly/dev.jsonl` if `validation`, and the test sets of
+/// `tests`. Other files may be missing.
 ///
 /// # Errors
 ///

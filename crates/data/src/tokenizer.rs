@@ -17,29 +17,29 @@ use crate::prompt::{INPUT, INSTRUCTION, RESPONSE, WITH_INPUT, WITHOUT_INPUT};
 mod ends;
 mod same;
 
-/// End of text where neither caller nor files say which it is, and a tokenizer has one of these.
+/// Default end of text, where neither caller nor files name it and the tokenizer has exactly one of these.
 const USUAL_ENDS: [&str; 3] = ["<|endoftext|>", "</s>", "<|im_end|>"];
 
-/// Runs the library, which panics on some files that are JSON and yet no tokenizer.
+/// Runs the library and catches its panics, which some invalid tokenizer files cause.
 fn guarded<T>(run: impl FnOnce() -> T) -> Result<T, String> {
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(run))
         .map_err(|_| "the library for tokenizers gave up on it; is the file damaged?".into())
 }
 
-/// Refuses a character map that is none.
+/// Refuses an invalid character map.
 fn check_precompiled(normalizer: &Value) -> Result<(), String> {
     if let Some(inner) = normalizer["normalizers"].as_array() {
         return inner.iter().try_for_each(check_precompiled);
     }
     if normalizer["type"] == "Precompiled" {
-        // From text: it borrows from that.
+        // Parsed from text, as `Precompiled` borrows from its input.
         serde_json::from_str::<Precompiled>(&normalizer.to_string())
             .map_err(|e| format!("precompiled_charsmap: {e}"))?;
     }
     Ok(())
 }
 
-/// Part of a `tokenizer.json`.
+/// The added tokens of a `tokenizer.json`.
 #[derive(Deserialize)]
 struct Listed {
     #[serde(default)]
@@ -52,27 +52,27 @@ struct AddedId {
     content: String,
 }
 
-/// A Hugging Face tokenizer and its end-of-text token, which also pads.
+/// A Hugging Face tokenizer and its end-of-text token, which is also the padding.
 pub struct Tokenizer {
     inner: Inner,
-    /// The first is appended to texts.
+    /// Tokens that end an answer; the first is appended to texts.
     ends: Vec<u32>,
-    /// Above every id.
+    /// Highest id + 1.
     bound: usize,
-    /// The file itself where its model's ids have gaps: the library prints a warning to stdout when it writes those.
+    /// The file's JSON if the model's ids have gaps: the library prints a warning to stdout when it writes such a model.
     gapped: Option<Value>,
     path: PathBuf,
 }
 
 impl Tokenizer {
-    /// Reads a `tokenizer.json`. Which token ends a text, the files beside it say (`tokenizer_config.json`,
-    /// `special_tokens_map.json`, `generation_config.json`, `config.json`); where they say nothing, it is `eos`, the model's
-    /// own, where the tokenizer has that; else the one usual end-of-text token that it has. Each of those that are said ends
-    /// an answer, `eos` among them.
+    /// Reads a `tokenizer.json`. The files beside it name the end of text (`tokenizer_config.json`,
+    /// `special_tokens_map.json`, `generation_config.json`, `config.json`); else it is `eos`, the model's own, if the
+    /// tokenizer has that token; else the only usual end-of-text token of the tokenizer. An answer ends with any token that
+    /// the files name, or with `eos`.
     ///
     /// # Errors
     ///
-    /// When the files cannot be read, or no end of text is to be found in them.
+    /// When the files cannot be read, or no end of text is found.
     pub fn from_file(path: &Path, eos: Option<u32>) -> Result<Self, Error> {
         let mut tokenizer = Self::open(path)?;
         let said = ends::Said::read(&files::folder_of(path))?;
@@ -99,7 +99,7 @@ impl Tokenizer {
         Ok(tokenizer)
     }
 
-    /// The same, and texts end with `eos`: a token, or the number of one.
+    /// Reads a `tokenizer.json`; texts end with `eos`, a token or its id.
     ///
     /// # Errors
     ///
@@ -107,7 +107,7 @@ impl Tokenizer {
     pub fn from_file_with_eos(path: &Path, eos: &str) -> Result<Self, Error> {
         let mut tokenizer = Self::open(path)?;
         let inner = &tokenizer.inner;
-        // Digits are the number of a token, though they are the text of another.
+        // Digits are an id, even if they are also the text of a token.
         let id = match eos.parse() {
             Ok(id) => inner.id_to_token(id).map(|_| id),
             Err(_) => inner.token_to_id(eos),
@@ -122,7 +122,7 @@ impl Tokenizer {
         Ok(tokenizer)
     }
 
-    /// Reads the file; its end of text is not known yet.
+    /// Reads the file, without an end of text.
     fn open(path: &Path) -> Result<Self, Error> {
         let fail = |reason: String| Error::Tokenizer {
             path: path.into(),
@@ -131,18 +131,18 @@ impl Tokenizer {
         let bytes = files::read(path, files::TEXT_LIMIT).map_err(Error::io(path))?;
         let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
         let other = |e: String| fail(format!("no tokenizer.json of Hugging Face ({e})"));
-        // The library panics where these parts are malformed.
+        // The library panics if these parts are malformed.
         let mut json: Value = serde_json::from_slice(text).map_err(|e| other(e.to_string()))?;
         check_precompiled(&json["normalizer"]).map_err(other)?;
         let mut inner = guarded(|| Inner::from_bytes(text))
             .and_then(|read| read.map_err(|e| e.to_string()))
             .map_err(other)?;
-        // A file may carry limits of its own; ours are the experiment's.
+        // Limits of the file are dropped: the experiment sets the limits.
         inner.with_padding(None);
         inner
             .with_truncation(None)
             .map_err(|e| fail(e.to_string()))?;
-        // The library numbers added tokens itself, whatever the file says.
+        // The library assigns ids to added tokens itself and ignores those of the file.
         let listed: Listed = serde_json::from_slice(text).map_err(|e| fail(e.to_string()))?;
         for AddedId { id, content } in &listed.added_tokens {
             if let Some(given) = inner.token_to_id(content).filter(|given| given != id) {
@@ -184,7 +184,7 @@ impl Tokenizer {
         }
     }
 
-    /// The end of text by its name, which must be the only one of the usual names.
+    /// The end of text by its name: the tokenizer must have exactly one of the usual names.
     fn usual_end(&self) -> Result<u32, Error> {
         let has = |name: &&&str| self.inner.token_to_id(name).is_some();
         let found: Vec<&str> = USUAL_ENDS.iter().filter(has).copied().collect();
@@ -208,8 +208,8 @@ impl Tokenizer {
         }
     }
 
-    /// The embedded corpus's tokenizer: a word or punctuation mark a token, and one token for each part of
-    /// the prompt template.
+    /// The embedded corpus's tokenizer: one token per word or punctuation mark, and one per part of the
+    /// prompt template.
     ///
     /// # Panics
     ///
@@ -249,11 +249,11 @@ impl Tokenizer {
         self.ids(text, false)
     }
 
-    /// The token that this tokenizer puts before a text encoded with special tokens.
+    /// The token that the tokenizer puts before a text when it adds special tokens.
     ///
     /// # Errors
     ///
-    /// When it puts none there, or other tokens too.
+    /// When it adds no token there, or other tokens too.
     pub fn bos(&self) -> Result<u32, Error> {
         let (plain, full) = (self.ids("a", false)?, self.ids("a", true)?);
         match full.split_first() {
@@ -282,18 +282,18 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// The size of a vocabulary that holds every id, added ones included: the highest id and one more. A vocabulary with gaps
-    /// has fewer tokens.
+    /// Size of a vocabulary that holds every id, added ones included: the highest id + 1. A vocabulary with gaps has fewer
+    /// tokens.
     pub fn vocab_size(&self) -> usize {
         self.bound
     }
 
-    /// End of text: what is appended to a text.
+    /// End of text: the token appended to a text.
     pub fn eos(&self) -> u32 {
         self.ends[0]
     }
 
-    /// What ends an answer: [`eos`](Self::eos), and others where the model's files list more.
+    /// Tokens that end an answer: [`eos`](Self::eos), and others if the model's files list more.
     pub fn ends(&self) -> &[u32] {
         &self.ends
     }
@@ -303,8 +303,8 @@ impl Tokenizer {
         self.inner.id_to_token(id)
     }
 
-    /// Padding; the end of text, as in the published code. Masks go by length, so that an end that is
-    /// meant is not taken for padding.
+    /// Padding: the end of text, as in the published code. Masks are computed from lengths, so that a real end
+    /// of text is not masked as padding.
     pub fn pad(&self) -> u32 {
         self.eos()
     }
@@ -313,7 +313,7 @@ impl Tokenizer {
     ///
     /// # Panics
     ///
-    /// Never: what was read can be written.
+    /// Never: a tokenizer that was read can be serialised.
     pub fn hash(&self) -> String {
         let mut json = self.json();
         json["eos"] = self.eos().into();

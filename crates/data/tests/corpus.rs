@@ -1,4 +1,4 @@
-//! The embedded corpus is what its documentation says.
+//! The embedded corpus has the properties in its documentation.
 
 use std::collections::BTreeSet;
 

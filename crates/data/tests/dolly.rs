@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use abkd_data::{Limits, Tokenizer, encode_training, indexed, prompt, read_jsonl};
 
-/// The folder that is shared between checkouts: `ABKD_SHARED`, else beside this one.
+/// The folder that checkouts share: `ABKD_SHARED`, else `shared` beside this checkout.
 fn shared() -> PathBuf {
     std::env::var_os("ABKD_SHARED").map_or_else(
         || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared"),
@@ -37,7 +37,7 @@ fn dolly_has_the_published_token_counts() {
             encoded.skipped.len(),
         )
     };
-    // with one separator an example, as the published token files have it
+    // plus one separator per example, as in the published token files
     let (n, tokens, prompts, skipped) = count("dev.jsonl");
     assert_eq!((n, tokens + n, skipped), (1000, 152_868, 0));
     let (n2, tokens2, prompts2, skipped2) = count("train.jsonl");

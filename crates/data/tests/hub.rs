@@ -1,4 +1,4 @@
-//! Fetching from a small server that plays the Hub.
+//! Fetching from a small server that imitates the Hub.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -49,14 +49,14 @@ impl Case {
         self.hub.cache.join("datasets--MiniLLM--sinst/blobs")
     }
 
-    /// Leaves a part of the file in the cache, as a program that was killed does.
+    /// Writes a part of the file into the cache, as a killed process leaves it.
     fn leave_part(&self, bytes: &[u8]) {
         fs::create_dir_all(self.blobs()).unwrap();
         let path = self.blobs().join(hash(BODY)).with_extension("part");
         fs::write(path, bytes).unwrap();
     }
 
-    /// Fetches the file; gives (bytes done, bytes in all) at each report.
+    /// Fetches the file; returns (bytes done, total bytes) of each report.
     fn fetch(&self) -> Result<Vec<(u64, u64)>, String> {
         let request = Request {
             repo: "MiniLLM/sinst".into(),
@@ -79,7 +79,7 @@ impl Case {
         result.map(|_| reports).map_err(|e| e.to_string())
     }
 
-    /// Fails to fetch the file, which then is not there.
+    /// The error of a failed fetch, which must not leave the file.
     fn fails(&self) -> String {
         let error = self.fetch().unwrap_err();
         assert!(!self.target().exists());
@@ -93,7 +93,7 @@ impl Case {
         self.server.seen.lock().unwrap().clone()
     }
 
-    /// Where each transfer began.
+    /// Start byte of each transfer.
     fn transfers(&self) -> Vec<usize> {
         self.seen().into_iter().filter_map(|s| s.from).collect()
     }
@@ -274,7 +274,7 @@ fn refusals_say_what_to_do() {
 #[test]
 fn no_network_is_named() {
     let mut case = Case::new(Trick::Honest);
-    // a port that was free a moment ago
+    // a port that was just closed
     let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr();
     case.hub.endpoint = format!("http://{}", free.unwrap());
     let error = case.fails();
@@ -337,7 +337,7 @@ fn no_name_leads_out_of_the_target() {
     assert!(below(case.dir.path()).is_empty());
 }
 
-/// With hf-hub 0.4 the first of these wrote outside the cache, and others ended in a panic.
+/// With hf-hub 0.4 the first of these names wrote outside the cache, and others caused a panic.
 #[test]
 fn names_that_a_server_gives_stay_in_the_cache() {
     let outside = tempfile::tempdir().unwrap();
@@ -377,7 +377,7 @@ fn the_bytes_may_lie_on_another_server_which_gets_no_token() {
     assert!(case.seen().iter().all(|s| s.token.is_some()));
     let links = case.hub.cache.join("datasets--MiniLLM--sinst/snapshots");
     assert!(links.join("c0ffee/11_/valid.jsonl").exists());
-    // The same cache serves without a server.
+    // The next fetch uses the cache, without a request.
     fs::remove_file(case.target()).unwrap();
     let asked = case.seen().len();
     case.fetch().unwrap();
@@ -416,7 +416,7 @@ fn sizes_have_limits() {
         let error = Case::new(trick).fails();
         assert!(error.contains(says), "{error}");
     }
-    // What comes after the last byte is not read, or refused.
+    // Bytes after the announced size are ignored or refused.
     if let Err(error) = Case::new(Trick::TooMuch).fetch() {
         assert!(error.contains("more than the 100000 bytes"), "{error}");
     }

@@ -78,7 +78,7 @@ proptest! {
             let path = prefix.with_extension(suffix);
             let mut bytes = whole.clone();
             if *suffix == "idx" && dice.below(2) == 0 {
-                // a number of the header: version, type, counts
+                // a field of the header: version, type or a count
                 let at = [9, 17, 18, 26][dice.below(4)];
                 bytes[at..at + 8].copy_from_slice(&dice.bits().to_le_bytes());
                 if dice.below(2) == 0 {
@@ -140,7 +140,7 @@ proptest! {
             let read = Tokenizer::from_file(&path, None);
             let named = Tokenizer::from_file_with_eos(&path, "0");
             for tokenizer in read.into_iter().chain(named) {
-                // What a tokenizer cannot encode is an error.
+                // These may return an error, but must not panic.
                 let _ = encode_training(&examples, &tokenizer, &limits);
                 let _ = tokenizer.bos();
                 let _ = tokenizer.decode(&[0, 1, 2, 3, 4, 5, 1 << 20]);
@@ -178,7 +178,7 @@ proptest! {
     }
 }
 
-/// Writes a file, damaged as JSON or as bytes.
+/// Writes a file with damaged JSON values or damaged bytes.
 fn damaged(path: &Path, mut content: Value, dice: &mut Rng) {
     if dice.below(3) > 0 {
         mutate::json(&mut content, dice);

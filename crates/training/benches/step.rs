@@ -1,12 +1,12 @@
-//! Seconds a sample of an update: fine-tuning, and distillation with the teacher's rows cached. Models have SmolLM2's
-//! shape (teacher 30 layers, student 10) and drawn weights, sequences the lengths of 40 of Dolly's; batches are of 8, drawn
-//! as in training:
-//! `cargo bench -p abkd-training --bench step -- sft|fkld|ab f32|bf16 flex|tch [MICRO_BATCH_SIZE] [recompute]`, the last for
-//! gradient checkpointing. Also prints the peak memory of the updates, with the teacher no longer in memory, and the time
-//! that the update's matrix products take at the rate of a product of 2048 x 2048 matrices.
+//! Seconds per sample of an update: fine-tuning, and distillation with the teacher's rows cached. Models have SmolLM2's
+//! shape (teacher 30 layers, student 10) and random weights, sequences have the lengths of 40 of Dolly's, and batches of 8
+//! are drawn as in training:
+//! `cargo bench -p abkd-training --bench step -- sft|fkld|ab f32|bf16 flex|tch [MICRO_BATCH_SIZE] [recompute]`; `recompute`
+//! is gradient checkpointing. Also prints the peak memory of the updates, with a one-layer teacher in memory, and the time
+//! of the update's matrix products at the throughput of a product of 2048 x 2048 matrices.
 //!
-//! `batches` prints the batches, prompt and response tokens of each sequence; with `wait` every update waits for a line of
-//! the standard input: for `benches/pytorch/step.py`.
+//! For `benches/pytorch/step.py`: `batches` prints the prompt and response tokens of each sequence of each batch; with
+//! `wait` every update waits for a line on standard input.
 
 use std::io::BufRead;
 use std::path::Path;
@@ -68,13 +68,13 @@ const LENGTHS: [(usize, usize); 40] = [
     (208, 35),
 ];
 const BATCH: usize = 8;
-/// Batches after the first, which warms up.
+/// Measured batches; one more runs first as warm-up.
 const MEASURED: usize = 5;
 const VOCAB: usize = 49_152;
 const WIDTH: usize = 576;
 const LAYERS: usize = 10;
 const TEACHER_LAYERS: usize = 30;
-/// Parameters of a layer's projections.
+/// Number of parameters of a layer's projections.
 const LAYER: usize = 2 * WIDTH * WIDTH + 2 * WIDTH * 192 + 3 * WIDTH * 1536;
 
 fn config(layers: usize) -> ModelConfig {
@@ -138,7 +138,7 @@ fn main() {
     let folder = tempfile::tempdir().expect("a folder");
     cache(folder.path(), &teacher, &sequences);
     let cache = TeacherCache::open(folder.path(), "bench").expect("just written");
-    // Only its head is used from here on.
+    // Only the teacher's head is used from here on.
     teacher = teacher.with_layers(1).expect("it has one");
     reset_peak();
     let student = config(LAYERS)
@@ -157,7 +157,7 @@ fn main() {
         gradient_checkpointing: has("recompute"),
         step: 0,
     };
-    // The first one warms up.
+    // The first update is the warm-up.
     let mut measured = Vec::new();
     if has("wait") {
         println!("ready");
@@ -186,7 +186,7 @@ fn main() {
     );
 }
 
-/// As training does: a uniform draw, sorted by length.
+/// Batches as in training: drawn uniformly, each sorted by length.
 fn draw(sequences: &[Sequence]) -> Vec<Vec<&Sequence>> {
     let epochs = (0..).flat_map(|epoch| batches_of_epoch(sequences.len(), BATCH, 1, epoch));
     epochs
@@ -210,7 +210,7 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// Seconds that it takes.
+    /// Runs an update and returns its seconds.
     fn update(&mut self, batch: &[&Sequence]) -> f64 {
         let begun = Instant::now();
         let term = Term {
@@ -250,8 +250,8 @@ fn tokens(batch: &[&Sequence]) -> usize {
     batch.iter().map(|s| s.tokens.len() - 1).sum()
 }
 
-/// Floating-point operations of the matrix products of an update: of the student's layers and head forward, and twice
-/// that backward; of the teacher's head. Attention counts the keys that are seen.
+/// Floating-point operations of an update's matrix products: the student's layers and head forward and, twice as many,
+/// backward; the teacher's head. Attention counts only the keys that the causal mask allows.
 fn work(batch: &[&Sequence], teacher: bool) -> f64 {
     let rows: usize = batch.iter().map(|s| s.tokens.len() - s.prompt_len).sum();
     let pairs: usize = batch
@@ -263,7 +263,7 @@ fn work(batch: &[&Sequence], teacher: bool) -> f64 {
     2.0 * (layers + heads) as f64
 }
 
-/// Floating-point operations a second of a product of 2048 x 2048 matrices: the best of some.
+/// Floating-point operations per second of a product of 2048 x 2048 matrices, best of 8.
 fn rate(device: &Device, precision: Precision) -> f64 {
     const N: usize = 2048;
     let random = || {
@@ -299,7 +299,7 @@ fn cache(folder: &Path, teacher: &LanguageModel, sequences: &[Sequence]) {
     .expect("a writable folder");
 }
 
-/// Linux only; elsewhere the peak is not told.
+/// Linux only; elsewhere the peak is printed as NaN.
 fn reset_peak() {
     let _ = std::fs::write("/proc/self/clear_refs", "5");
 }

@@ -1,4 +1,4 @@
-//! What the updates need of the data, prepared by another thread while the update before runs.
+//! Data of the updates, prepared by another thread while the previous update runs.
 
 use std::ops::Range;
 use std::sync::mpsc::{Receiver, sync_channel};
@@ -15,16 +15,16 @@ use crate::{Settings, TrainRun};
 
 /// The data of one update.
 pub struct Prepared<'a> {
-    /// The sequences that the epoch's order has for it.
+    /// The update's sequences, in the epoch's order of batches.
     pub sequences: Vec<&'a Sequence>,
-    /// The same, side by side.
+    /// The same sequences, collated.
     pub batch: Batch,
-    /// Documents of the plain text, where there is one.
+    /// Documents of the plain text, where the run has one.
     pub(crate) text: Option<Batch>,
 }
 
 impl Prepared<'_> {
-    /// A term on the sequences as they are.
+    /// A term on the unchanged sequences.
     pub fn term(self, objective: Objective) -> Term {
         Term {
             batch: self.batch,
@@ -35,7 +35,7 @@ impl Prepared<'_> {
     }
 }
 
-/// Prepares the data of these updates, one ahead of the update that runs. The thread sends all of them unless it
+/// Prepares the data of these updates, with a prefetch distance of one update. The thread sends all of them unless it
 /// panics.
 pub(crate) fn prepare<'scope, 'a: 'scope>(
     scope: &'scope Scope<'scope, '_>,
@@ -57,7 +57,7 @@ pub(crate) fn prepare<'scope, 'a: 'scope>(
                 epoch = Some(step / per_epoch);
                 batches = source.epoch(step / per_epoch);
             }
-            // Nobody receives once training has been stopped.
+            // The receiver is dropped when training stops.
             if sender
                 .send(source.update(step, &batches[step % per_epoch]))
                 .is_err()
@@ -89,7 +89,7 @@ impl<'a> Source<'a> {
 
     fn update(&self, step: usize, indices: &[usize]) -> Prepared<'a> {
         let mut sequences: Vec<&Sequence> = indices.iter().map(|&i| &self.sequences[i]).collect();
-        // Micro-batches hold sequences of like length.
+        // So that micro-batches hold sequences of similar length.
         sequences.sort_by_key(|s| s.tokens.len());
         let batch = collate(&sequences);
         if let Some(cache) = self.cache {

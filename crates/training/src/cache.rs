@@ -1,9 +1,8 @@
-//! The teacher's last hidden states of every response row of the data, worked out once.
+//! The teacher's last hidden states of every response row of the data, computed once.
 //!
 //! They are a function of (teacher, sequence) alone, so one file serves all losses and epochs of an
-//! experiment; a step then applies the teacher's head and nothing else of the teacher. `hidden.bin` holds
-//! the rows, `hidden.json` says of which examples they are, and a seal says that both are whole and whose
-//! they are.
+//! experiment; a step then runs only the teacher's head. `hidden.bin` holds the rows, `hidden.json` lists
+//! their examples, and a seal proves that both files are complete and belong to the key.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -28,17 +27,17 @@ use crate::step::target_rows;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CacheMode {
-    /// 4 bytes a number, exact.
+    /// 4 bytes per value, exact.
     #[default]
     F32,
-    /// 2 bytes a number, rounded to nearest.
+    /// 2 bytes per value, rounded to nearest.
     Bf16,
     /// No cache: the teacher runs in every step.
     Off,
 }
 
 impl CacheMode {
-    /// Bytes of a number; 0 without a cache.
+    /// Bytes per value; 0 without a cache.
     pub fn bytes(self) -> usize {
         match self {
             Self::F32 => 4,
@@ -48,20 +47,20 @@ impl CacheMode {
     }
 }
 
-/// What `hidden.json` says.
+/// Content of `hidden.json`.
 #[derive(Serialize, Deserialize)]
 struct Header {
     mode: CacheMode,
     width: usize,
-    /// Examples in the order of their rows.
+    /// Examples, in the order of their rows in `hidden.bin`.
     examples: Vec<usize>,
-    /// Response rows of each.
+    /// Number of response rows of each example.
     rows: Vec<usize>,
-    /// Time that the rows took, over all attempts.
+    /// Time to compute the rows, over all attempts.
     seconds: f64,
 }
 
-/// Bytes that the disk gives at least.
+/// Smallest unit that the system reads from a mapped file, bytes.
 const PAGE: usize = 4096;
 /// Name of the file of the rows.
 pub const ROWS: &str = "hidden.bin";
@@ -77,18 +76,18 @@ pub struct TeacherCache {
     path: PathBuf,
 }
 
-/// What [`write()`] left.
+/// Result of [`write()`].
 pub struct Written {
-    /// Time that the rows took, over all attempts.
+    /// Time to compute the rows, over all attempts.
     pub seconds: f64,
-    /// Bytes of earlier attempts that did not fit their checksums and were computed again.
+    /// Bytes of earlier attempts that did not match their checksums and were recomputed.
     pub dropped: u64,
     /// The seal of the folder.
     pub seal: Seal,
 }
 
-/// Works out and writes the rows of all `sequences`; nothing when it was stopped, and the next call goes
-/// on from there. `key` tells teacher, tokenizer and data from others.
+/// Computes and writes the rows of all `sequences`. `None` when `stop` was set; the next call resumes
+/// there. `key` identifies teacher, tokenizer and data.
 ///
 /// # Errors
 ///
@@ -107,7 +106,7 @@ pub fn write(
     files::create_folder(dir).map_err(Error::io(dir))?;
     let target = dir.join(ROWS);
     if let Ok((seal, header)) = read(dir, key) {
-        // Of an attempt that was killed once the rows were sealed.
+        // Left by an attempt that was killed after it wrote the seal.
         chunks::forget(&target)?;
         progress(sequences.len());
         return Ok(Some(Written {
@@ -117,7 +116,7 @@ pub fn write(
         }));
     }
     let width = teacher.config().width();
-    // Batches of like length, in an order that does not depend on where an earlier attempt stopped.
+    // Batches of similar lengths, in an order that does not depend on where an earlier attempt stopped.
     let mut order: Vec<&Sequence> = sequences.iter().collect();
     order.sort_by_key(|s| (s.tokens.len(), s.example));
     let rows_of = |s: &Sequence| s.tokens.len() - s.prompt_len;
@@ -165,7 +164,7 @@ pub fn write(
     }))
 }
 
-/// The seal of the rows and what they are of, all of it checked.
+/// Reads and checks the seal, the header and the size of the rows.
 fn read(dir: &Path, key: &str) -> Result<(Seal, Header), seal::Error> {
     let seal = Seal::open(dir, key)?;
     let text = seal.read(HEADER)?;
@@ -189,13 +188,13 @@ impl TeacherCache {
     ///
     /// # Errors
     ///
-    /// Files that are missing, of another key, truncated or changed.
+    /// Files that are missing, truncated, changed or of another key.
     pub fn open(dir: &Path, key: &str) -> Result<Self, Error> {
         let again = format!("remove {}, and it is made again", dir.display());
         let (_, header) = read(dir, key).map_err(|error| Error::untrusted(error, &again))?;
         let path = dir.join(ROWS);
         let file = File::open(&path).map_err(Error::io(&path))?;
-        // SAFETY: the file is only read; a program that changes it meanwhile gets what it asks for.
+        // SAFETY: the file is only read; no other program may change it meanwhile.
         let rows = unsafe { Mmap::map(&file) }.map_err(Error::io(&path))?;
         let mut first = 0;
         let places = header
@@ -221,7 +220,7 @@ impl TeacherCache {
         self.rows.len()
     }
 
-    /// Reads the rows of a batch from the disk, so that [`rows`](Self::rows) finds them in memory.
+    /// Prefetches the rows of a batch from the disk, so that [`rows`](Self::rows) finds them in memory.
     pub(crate) fn fetch(&self, batch: &Batch) {
         let row = self.width * self.mode.bytes();
         for (first, n) in batch.examples.iter().filter_map(|e| self.places.get(e)) {
@@ -236,7 +235,7 @@ impl TeacherCache {
     ///
     /// # Errors
     ///
-    /// A sequence that is not in the cache, or is there with another length.
+    /// A sequence that is not in the cache, or that has another length there.
     pub fn rows(&self, batch: &Batch, device: &Device) -> Result<Tensor<2>, Error> {
         let n = batch.targets.len();
         let mut values: Vec<f32> = Vec::with_capacity(n * self.width);
@@ -315,7 +314,7 @@ mod tests {
             &mut |_| {
                 calls += 1;
                 if calls == 3 {
-                    // after two chunks of a run that is to be stopped
+                    // after two chunks: stops the first run
                     stop.fetch_not(Ordering::Relaxed);
                 }
             },
@@ -336,7 +335,7 @@ mod tests {
             let stop = AtomicBool::new(false);
             assert!(!fill(dir.path(), mode, &stop));
             stop.store(false, Ordering::Relaxed);
-            // the third call of `progress` sets `stop` again, but all but one chunk is done by then
+            // the third call of `progress` sets `stop` again, but all chunks are done by then
             while !fill(dir.path(), mode, &stop) {
                 stop.store(false, Ordering::Relaxed);
             }
@@ -382,7 +381,7 @@ mod tests {
         bytes[17] ^= 1;
         fs::write(&path, &bytes).unwrap();
 
-        // It is made again, from the damaged file on, and not where it is whole.
+        // A damaged cache is written again; an intact one is kept.
         let made = |stop: &AtomicBool| {
             stop.store(false, Ordering::Relaxed);
             while !fill(dir.path(), CacheMode::F32, stop) {

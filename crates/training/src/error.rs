@@ -15,14 +15,14 @@ pub enum Error {
     /// From the losses crate.
     #[error(transparent)]
     Loss(#[from] abkd_losses::Error),
-    /// A response token whose loss cannot be worked out.
+    /// A response token whose loss cannot be computed.
     #[error("{term}, example {example}: {source}")]
     Row {
-        /// The sum that the token's loss is part of: an update, counted from 1, or the validation.
+        /// The sum that contains the token's loss: an update, counted from 1, or the validation.
         term: String,
         /// Index of the example that the token belongs to.
         example: usize,
-        /// Why, and the row, counted from 0 over the term's rows.
+        /// The cause and the row, counted from 0 over the term's rows.
         source: abkd_losses::Error,
     },
     /// A file could not be read or written.
@@ -33,7 +33,7 @@ pub enum Error {
         /// The cause.
         source: std::io::Error,
     },
-    /// A file that carries proof could not be read or written, or is not what was written.
+    /// A sealed file could not be read or written, or does not match its seal.
     #[error(transparent)]
     Seal(#[from] abkd_host::seal::Error),
     /// A checkpoint cannot be used.
@@ -44,7 +44,7 @@ pub enum Error {
         /// Why, and what to do.
         reason: String,
     },
-    /// Teacher and student do not speak the same tokens.
+    /// Teacher and student have vocabularies of different sizes.
     #[error(
         "the teacher has a vocabulary of {teacher} tokens, the student of {student}; a divergence compares the two token by token, so both need the same tokenizer"
     )]
@@ -54,7 +54,7 @@ pub enum Error {
         /// Rows of the student's head.
         student: usize,
     },
-    /// A tokenizer has ids that a model does not know.
+    /// A tokenizer has more ids than the model's vocabulary.
     #[error(
         "the tokenizer has {tokenizer} tokens, the model only {model}; do they belong together?"
     )]
@@ -64,7 +64,7 @@ pub enum Error {
         /// Size of the model.
         model: usize,
     },
-    /// A loss or a gradient is not a number any more.
+    /// A loss or a gradient is NaN or infinite.
     #[error(
         "update {step}: {what} is {value}; lower the learning rate or look at the data of this update"
     )]
@@ -76,7 +76,7 @@ pub enum Error {
         /// Its value.
         value: f64,
     },
-    /// There is nothing to train on.
+    /// No training example has a response token.
     #[error(
         "no training example has a response token left (of {examples}); raise max_length or look at the data"
     )]
@@ -84,7 +84,7 @@ pub enum Error {
         /// Examples given.
         examples: usize,
     },
-    /// A method cannot be built as it is described.
+    /// A method cannot be built from its settings.
     #[error("method `{method}`: {reason}")]
     Method {
         /// Its id.
@@ -105,7 +105,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// Counts the row of a chunk's error from the first row of all; `before` rows come before the chunk.
+    /// Converts an error's row within a chunk to the row over all chunks; `before` rows precede the chunk.
     pub(crate) fn in_chunk(before: usize) -> impl FnOnce(abkd_losses::Error) -> Self {
         move |mut error| {
             if let Some(row) = row_of(&mut error) {
@@ -115,7 +115,7 @@ impl Error {
         }
     }
 
-    /// The error of cross-entropy, which takes all logits for the student's, where they are the teacher's.
+    /// Names the teacher in an error of the cross-entropy, which always names the student.
     pub(crate) fn of_teacher(mut self) -> Self {
         use abkd_losses::Error as E;
         if let Self::Loss(E::NotFinite { model, .. } | E::EmptyRow { model, .. }) = &mut self {
@@ -133,8 +133,7 @@ impl Error {
         Self::in_term(move || format!("update {}", step + 1), batch, before)
     }
 
-    /// Names the term and the example of an error in a row of `batch`; `before` rows of the same term come before the
-    /// batch.
+    /// Adds the term and the example to an error in a row of `batch`; `before` rows of the same term precede the batch.
     pub(crate) fn in_term(
         term: impl FnOnce() -> String,
         batch: &Batch,
@@ -162,7 +161,7 @@ impl Error {
         move |source| Self::Io { path, source }
     }
 
-    /// A file that is not what was written, with the remedy; what the system says of a file keeps its own words.
+    /// A missing or damaged file, with the remedy; an error of the system keeps its own text.
     pub(crate) fn untrusted(error: abkd_host::seal::Error, remedy: &str) -> Self {
         use abkd_host::seal::Error as E;
         match error {

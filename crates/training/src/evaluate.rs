@@ -14,26 +14,26 @@ use crate::Error;
 pub struct Answer {
     /// Index of the example in its set.
     pub example: usize,
-    /// The answer's text, cut at the first end-of-text and stripped.
+    /// The answer's text, cut at the first end of text and stripped.
     pub answer: String,
     /// Best ROUGE-L F1 over the references, x 100.
     pub rouge_l: f64,
     /// 100 if equal to a reference after normalisation, else 0.
     pub exact_match: f64,
-    /// Tokens generated, the end-of-text included.
+    /// Tokens generated, the end of text included.
     pub tokens: usize,
 }
 
-/// Scores of a set, means over its answers.
+/// Mean scores of a set's answers.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Score {
-    /// Examples.
+    /// Number of examples.
     pub n: usize,
     /// ROUGE-L, 0 to 100.
     pub rouge_l: f64,
     /// Exact match, 0 to 100.
     pub exact_match: f64,
-    /// Tokens an answer.
+    /// Mean tokens per answer.
     pub mean_tokens: f64,
 }
 
@@ -74,7 +74,7 @@ pub fn evaluate(
         .collect()
 }
 
-/// Means of a set's answers.
+/// Mean scores of a set's answers.
 pub fn score(answers: &[Answer]) -> Score {
     let n = answers.len();
     let mean = |f: fn(&Answer) -> f64| answers.iter().map(f).sum::<f64>() / n.max(1) as f64;

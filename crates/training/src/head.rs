@@ -1,9 +1,8 @@
 //! Head and loss over the rows that predict a response token, a chunk of rows at a time.
 //!
-//! The gradients in the hidden states and in the head are formed in the forward pass and each chunk
-//! of logits is freed at once, so the memory beyond inputs and outputs is a chunk, in which both models'
-//! logits are, whatever the number of rows and the size of the vocabulary. (A loss of two parts has a second
-//! gradient for that time.)
+//! The gradients in the hidden states and in the head are computed in the forward pass, and each chunk
+//! of logits is freed at once. So the memory beyond inputs and outputs is one chunk with both models' logits,
+//! for any number of rows and any vocabulary. (A loss of two parts needs a second gradient per chunk.)
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -14,7 +13,7 @@ use burn::tensor::{DType, Tensor, TensorData};
 
 use crate::Error;
 
-/// What a step minimises, in nats a response token.
+/// Loss that a step minimises, in nats per response token.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Objective {
     /// Cross-entropy of the data: fine-tuning.
@@ -23,7 +22,7 @@ pub enum Objective {
     Distill {
         /// The divergence from the teacher.
         divergence: Divergence,
-        /// Paper or official form.
+        /// Paper or official form of the divergence.
         fidelity: Fidelity,
         /// Share of the divergence, in [0, 1].
         kd_ratio: f64,
@@ -33,7 +32,7 @@ pub enum Objective {
 }
 
 impl Objective {
-    /// Whether it needs the teacher's distributions.
+    /// Whether the objective needs the teacher's distributions.
     pub fn has_teacher(&self) -> bool {
         match self {
             Self::CrossEntropy => false,
@@ -43,16 +42,16 @@ impl Objective {
     }
 }
 
-/// What MiniLLM knows of every sampled token.
+/// Per-token inputs of MiniLLM's policy loss.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct PolicyRows {
-    /// `log q` of the token when it was sampled.
+    /// `log q` of each token when it was sampled.
     pub old_log_prob: Vec<f32>,
-    /// Advantage `A` of the token.
+    /// Advantage `A` of each token.
     pub advantage: Vec<f32>,
-    /// Importance weight `w` of the token.
+    /// Importance weight `w` of each token.
     pub weight: Vec<f32>,
-    /// PPO's clip: the ratio counts within `1 - clip ..= 1 + clip`.
+    /// PPO's clip: the ratio is clipped to `1 - clip ..= 1 + clip`.
     pub clip: f32,
     /// Whether the single-step term `KL(q, p)` is added.
     pub single_step: bool,
@@ -74,7 +73,7 @@ impl PolicyRows {
     }
 }
 
-/// Memory that a chunk of logits may take, the teacher's among them.
+/// Memory limit of a chunk of logits, the teacher's included.
 pub const CHUNK_BYTES: usize = 64 << 20;
 
 /// Hidden states of the rows and the head that turns them into logits.
@@ -84,7 +83,7 @@ pub struct Rows {
     pub hidden: Tensor<2>,
     /// `[V, d]`
     pub head: Tensor<2>,
-    /// Numbers of the products.
+    /// Precision of the matrix products.
     pub precision: Precision,
 }
 
@@ -102,15 +101,15 @@ pub struct HeadLoss {
 ///
 /// All tensors are on a plain (not autodiff) device. `teacher` may be absent only for
 /// [`Objective::CrossEntropy`]. `scale` is 1/N for the mean, or less where the rows are a part of an
-/// update. Without `head_gradient` the head is frozen and its gradient is not formed.
+/// update. Without `head_gradient` the head is frozen and its gradient is not computed.
 ///
 /// # Errors
 ///
-/// Logits that are not numbers; vocabularies that differ.
+/// Logits that are NaN or +inf; vocabularies of different sizes.
 ///
 /// # Panics
 ///
-/// When the objective needs a teacher and there is none; without rows.
+/// When the objective needs a teacher and there is none; when there are no rows.
 pub fn head_loss(
     objective: &Objective,
     student: &Rows,
@@ -152,7 +151,7 @@ pub fn head_loss(
         let precision = student.precision;
         d_hidden.push(precision.matmul(grad.clone(), student.head.clone())); // [C, d]
         if head_gradient {
-            // [V, d] is much larger than its factors: it is scaled and summed up in them.
+            // [V, d] is much larger than its factors, so a factor is scaled and the product added in place.
             let (grad, hidden) = (grad.transpose(), hidden * scale);
             d_head = Some(match d_head {
                 Some(sum) => precision.add_matmul(sum, grad, hidden),
@@ -176,7 +175,7 @@ fn chunk_loss(
     range: Range<usize>,
 ) -> Result<(f64, Tensor<2>), abkd_losses::Error> {
     let labels = &labels[range.clone()];
-    // In bfloat16 a gradient is rounded once, as a factor of its products. A sum of gradients is made before.
+    // In bfloat16 a gradient is rounded once, as a factor of its products; sums of gradients are computed in f32 first.
     let logits = match objective {
         Objective::CrossEntropy => logits,
         Objective::Distill { kd_ratio, .. } if [0.0, 1.0].contains(kd_ratio) => logits,
@@ -230,11 +229,11 @@ fn chunk_loss(
     }
 }
 
-/// `log` probability of each row's label.
+/// Log-probability of each row's label.
 ///
 /// # Errors
 ///
-/// Logits that are not numbers.
+/// Logits that are NaN or +inf.
 pub fn log_probs(rows: &Rows, labels: &[u32], chunk_bytes: usize) -> Result<Vec<f32>, Error> {
     let rows = rows.rounded();
     let n = rows.hidden.dims()[0];
@@ -248,18 +247,18 @@ pub fn log_probs(rows: &Rows, labels: &[u32], chunk_bytes: usize) -> Result<Vec<
     Ok(out)
 }
 
-/// Sum over the rows of the cross-entropy alone, without gradients: for validation.
+/// Cross-entropy summed over the rows, without gradients, for validation.
 ///
 /// # Errors
 ///
-/// Logits that are not numbers.
+/// Logits that are NaN or +inf.
 pub fn cross_entropy_sum(rows: &Rows, labels: &[u32], chunk_bytes: usize) -> Result<f64, Error> {
     let log_probs = log_probs(rows, labels, chunk_bytes)?;
     Ok(log_probs.into_iter().map(|x| -f64::from(x)).sum())
 }
 
 impl Rows {
-    /// The same with a head in the numbers of its products: it is rounded once, and not for every chunk.
+    /// The rows with the head rounded to the precision of its products: once, instead of once per chunk.
     fn rounded(&self) -> Self {
         let mut rows = self.clone();
         if rows.precision == Precision::Bf16 {
@@ -268,7 +267,7 @@ impl Rows {
         rows
     }
 
-    /// In the numbers of the product, where the losses read them: elsewhere their values would be rounded like them.
+    /// In the product's precision where the losses' kernels read it, else f32: bfloat16 would round the loss values too.
     fn logits(&self, range: Range<usize>) -> Tensor<2> {
         let d = self.hidden.dims()[1];
         let hidden = self.hidden.clone().slice([range, 0..d]);
@@ -300,7 +299,7 @@ fn chunks(n: usize, vocab: usize, bytes: usize) -> impl Iterator<Item = Range<us
         .map(move |start| start..(start + rows).min(n))
 }
 
-/// With several chunks, a divergence that is chosen by all rows of a batch is chosen before the first of them.
+/// With several chunks, a divergence whose form is chosen by all rows of the batch is chosen before the first chunk.
 fn settle<'a>(
     objective: &'a Objective,
     student: &Rows,

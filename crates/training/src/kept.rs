@@ -1,7 +1,7 @@
-//! The student that a run keeps: that of the best validation so far, in the end the run's result.
+//! The student that a run keeps: the weights of the best validation so far, which are the run's result at its end.
 //!
-//! `<run>/validation-<n>/` holds the weights of the best validation so far, `<run>/student/` those of the best of all. Both
-//! are sealed with the run and the validation that they are of.
+//! `<run>/validation-<n>/` holds the weights of the best validation so far, `<run>/student/` the best of the finished run.
+//! The seals of both name the run and the validation.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -20,11 +20,11 @@ pub fn student_dir(run: &Path) -> PathBuf {
     run.join("student")
 }
 
-/// The seal of the student that a finished run left, all of its files checked.
+/// Checks all files of a finished run's student and returns its seal.
 ///
 /// # Errors
 ///
-/// When the student is missing or damaged, or is not that of the curve's best validation.
+/// When the student is missing, damaged or not from the curve's best validation.
 pub fn student_seal(
     run: &Path,
     fingerprint: &str,
@@ -35,7 +35,7 @@ pub fn student_seal(
     check(run, &student_dir(run), fingerprint, best)
 }
 
-/// Publishes the weights of a validation, which `write` writes into a folder.
+/// Publishes the weights of a validation; `write` writes them into a folder.
 pub(crate) fn publish(
     run: &Path,
     fingerprint: &str,
@@ -44,7 +44,7 @@ pub(crate) fn publish(
 ) -> Result<(), Error> {
     let target = validation_dir(run, number);
     let partial = files::temporary(&target).map_err(Error::io(&target))?;
-    // What an attempt that failed has left.
+    // Left by a failed attempt.
     files::remove_folder(&partial).map_err(Error::io(&partial))?;
     write(&partial)?;
     Ok(Seal::publish(
@@ -55,8 +55,7 @@ pub(crate) fn publish(
     )?)
 }
 
-/// Removes what a run that goes on at `state`, or that starts, must not find: the weights of validations that come later
-/// or were surpassed.
+/// Removes weights that a run starting or resuming at `state` must not find: those of later or surpassed validations.
 pub(crate) fn sweep(run: &Path, state: &State, keep: KeepBest, steps: usize) -> Result<(), Error> {
     let mut left = surpassed(run, &state.curve, keep)?;
     if state.step < steps {
@@ -66,7 +65,7 @@ pub(crate) fn sweep(run: &Path, state: &State, keep: KeepBest, steps: usize) -> 
         .try_for_each(|old| files::remove_folder(old).map_err(Error::io(old)))
 }
 
-/// Refuses a run at `state` whose best weights so far are not whole.
+/// Refuses to resume at `state` when the best weights so far are damaged.
 pub(crate) fn check_best(
     run: &Path,
     state: &State,
@@ -78,13 +77,13 @@ pub(crate) fn check_best(
         return Ok(());
     }
     let dir = validation_dir(run, best);
-    // Where the run was killed at its end, they have their last name already.
+    // A run killed at its end has renamed the folder already.
     let named = state.step == steps && !dir.exists();
     let dir = if named { student_dir(run) } else { dir };
     check(run, &dir, &state.fingerprint, best).map(drop)
 }
 
-/// Gives the best validation's folder its last name.
+/// Renames the best validation's folder to `student`.
 pub(crate) fn finish(run: &Path, state: &State, keep: KeepBest) -> Result<(), Error> {
     let best = best_validation(&state.curve, keep);
     let (from, target) = (validation_dir(run, best), student_dir(run));
@@ -126,7 +125,7 @@ fn validation_dir(run: &Path, number: usize) -> PathBuf {
     run.join(format!("{PREFIX}{number}"))
 }
 
-/// Entries of a run's folder whose names begin so, sorted; none where there is no folder.
+/// Entries of a run's folder whose names start with `prefix`, sorted; none without a folder.
 pub(crate) fn entries(run: &Path, prefix: &str) -> Result<Vec<PathBuf>, Error> {
     if !run.exists() {
         return Ok(Vec::new());

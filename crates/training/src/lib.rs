@@ -1,10 +1,10 @@
 //! One training loop for fine-tuning and distillation.
 //!
-//! A step goes from token ids to hidden states, from there to the rows that predict a response
-//! token, and applies head and loss to those rows alone, a chunk at a time ([`head`]). Everything that
-//! a run consists of, optimizer state and position in the data included, is in its checkpoint
-//! ([`state`]); all randomness is a function of (seed, step), so a run that was killed and started
-//! again ends with the same bits as one that was not.
+//! A step computes the hidden states of all tokens, selects the rows that predict a response
+//! token, and applies head and loss to those rows alone, a chunk at a time ([`head`]). A checkpoint
+//! holds the whole state of a run, with the optimizer and the position in the data ([`state`]). All
+//! randomness is a function of (seed, step), so a run that was killed and resumed ends with the same
+//! bits as an uninterrupted one.
 
 mod ahead;
 pub mod cache;

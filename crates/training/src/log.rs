@@ -1,5 +1,5 @@
-//! `steps.jsonl`: one line an update, only ever appended to. A checkpoint says how long it was and what it held, so that
-//! a run that goes on cuts off what came later and repeats no line.
+//! `steps.jsonl`: one line per update, append-only. A checkpoint holds the file's length and hash, so that a resumed run
+//! cuts off later lines and repeats none.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 
 use crate::Error;
 
-/// What a log held at a checkpoint.
+/// Length and hash of the log at a checkpoint.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Mark {
     bytes: u64,
@@ -26,11 +26,11 @@ pub(crate) struct StepLog {
 }
 
 impl StepLog {
-    /// Goes on after what was there at a checkpoint; with the default mark, anew.
+    /// Continues after the bytes of a checkpoint's `mark`; the default mark starts an empty log.
     ///
     /// # Errors
     ///
-    /// When the log is not what the checkpoint says, or cannot be read or written.
+    /// When the log does not match `mark`, or cannot be read or written.
     pub fn open(dir: &Path, mark: &Mark) -> Result<Self, Error> {
         let path = dir.join("steps.jsonl");
         let mut file = files::open_to_extend(&path).map_err(Error::io(&path))?;
@@ -64,7 +64,7 @@ impl StepLog {
     ///
     /// # Errors
     ///
-    /// When it cannot be written whole.
+    /// When the whole line cannot be written.
     pub fn write(&mut self, line: &serde_json::Value) -> Result<(), Error> {
         let line = format!("{line}\n");
         let written = self.file.write_all(line.as_bytes());
@@ -74,11 +74,11 @@ impl StepLog {
         Ok(())
     }
 
-    /// What the log holds, once that survives a power cut.
+    /// Syncs the log to the disk, so that it survives a power cut, and returns its mark.
     ///
     /// # Errors
     ///
-    /// When it cannot be synchronised.
+    /// When the log cannot be synced.
     pub fn mark(&self) -> Result<Mark, Error> {
         self.file.sync_all().map_err(Error::io(&self.path))?;
         Ok(Mark {
@@ -116,7 +116,7 @@ mod tests {
             text,
             "{\"step\":1}\n{\"step\":2}\n{\"again\":true,\"step\":3}\n"
         );
-        // A mark holds for what was there before a later one, too.
+        // A mark can be opened again after later lines, which are cut off.
         assert_eq!(
             StepLog::open(dir.path(), &mark).unwrap().mark().unwrap(),
             mark

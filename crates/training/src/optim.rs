@@ -1,4 +1,4 @@
-//! AdamW as PyTorch's, learning-rate schedules, and clipping of the *global* gradient norm.
+//! AdamW as in PyTorch, learning-rate schedules, and clipping of the *global* gradient norm.
 
 mod fused;
 
@@ -75,7 +75,7 @@ pub fn cosine_warmup(step: usize, steps: usize, warmup: usize, peak: f64) -> f64
 pub fn global_norm(model: &LanguageModel, grads: &GradientsParams) -> f64 {
     struct Squares<'a> {
         grads: &'a GradientsParams,
-        /// Of gradients on the host.
+        /// Sum over the gradients in host memory.
         sum: f64,
         sums: Vec<Tensor<1>>,
     }
@@ -103,7 +103,7 @@ pub fn global_norm(model: &LanguageModel, grads: &GradientsParams) -> f64 {
     (visitor.sum + sums.iter().map(|&s| f64::from(s)).sum::<f64>()).sqrt()
 }
 
-/// Scales all gradients such that their global norm is at most `limit`
+/// Scales all gradients so that their global norm is at most `limit`
 /// (`torch.nn.utils.clip_grad_norm_`).
 pub fn clip(
     model: &LanguageModel,
@@ -175,7 +175,7 @@ mod tests {
         let params = params::list(&model);
         let id = |name: &str| params.iter().find(|p| p.name == name).unwrap().id;
         let ids = ["wte", "wpe"].map(|name| id(&format!("transformer.{name}.weight")));
-        // one number each: norms 0.3 and 0.4, 0.5 together
+        // one nonzero entry each: norms 0.3 and 0.4, 0.5 together
         let grads = || {
             let mut grads = GradientsParams::new();
             for (id, (rows, norm)) in ids.into_iter().zip([(6, 0.3), (4, 0.4)]) {
@@ -187,7 +187,7 @@ mod tests {
         };
         let norm = global_norm(&model, &grads());
         assert!((norm - 0.5).abs() < 1e-6);
-        // 0.35 is above the one's norm and below the other's
+        // 0.35 is above the first norm and below the second
         for (limit, expected) in [(0.35, [0.21, 0.28]), (0.6, [0.3, 0.4])] {
             let clipped = clip(&model, grads(), norm, limit);
             for (id, expected) in ids.into_iter().zip(expected) {
@@ -197,7 +197,7 @@ mod tests {
         }
     }
 
-    /// Adds to all numbers, so that none is 0 and a decay shows.
+    /// Adds 2 to all weights, so that none is 0 and weight decay changes each of them.
     struct Shift;
     impl ModuleMapper for Shift {
         fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
@@ -205,7 +205,7 @@ mod tests {
         }
     }
 
-    /// Gradients of 0 for all that is trained.
+    /// Zero gradients for all trained parameters.
     struct Zeros(GradientsParams);
     impl ModuleVisitor for Zeros {
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
@@ -231,7 +231,7 @@ mod tests {
             let before = model.map(&mut Shift).train();
             let mut zeros = Zeros(GradientsParams::new());
             before.visit(&mut zeros);
-            // Without a gradient AdamW changes a number by its decay alone: a factor of 1 - 0.5 x 0.1.
+            // With a zero gradient AdamW only applies the weight decay: a factor of 1 - 0.5 x 0.1.
             let after = adamw(&before, 0.1, 0.999).step(0.5, before.clone(), zeros.0);
             let (before, after) = (params::values(&before), params::values(&after));
             let mut decayed = 0;

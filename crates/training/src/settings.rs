@@ -14,7 +14,7 @@ choice! {
         Loss = "loss",
         /// Highest validation ROUGE-L.
         RougeL = "rouge_l",
-        /// The last, whatever was measured.
+        /// The last validation, whatever its scores.
         Last = "last",
     }
 }
@@ -27,31 +27,31 @@ choice! {
         /// Half a cosine from `learning_rate` to `min_learning_rate`, without warm-up.
         #[default]
         Cosine = "cosine",
-        /// Linear from 0 over `warmup` updates, then constant; `min_learning_rate` is not used.
+        /// Linear from 0 over `warmup` updates, then constant; `min_learning_rate` is unused.
         ConstantWarmup = "constant_warmup",
-        /// Linear from 0 over `warmup` updates, then half a cosine to 0; `min_learning_rate` is not used.
+        /// Linear from 0 over `warmup` updates, then half a cosine to 0; `min_learning_rate` is unused.
         CosineWarmup = "cosine_warmup",
     }
 }
 
-/// Settings of a training run. Defaults are the protocol's.
+/// Settings of a training run. The defaults are those of the protocol.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
     /// Passes over the data.
     pub epochs: usize,
-    /// Sequences an update.
+    /// Sequences per update.
     pub batch_size: usize,
-    /// Highest learning rate: that of the first update, or of the first one after the warm-up.
+    /// Highest learning rate: at the first update, or at the first one after the warm-up.
     pub learning_rate: f64,
-    /// Learning rate that the schedule `cosine` ends at.
+    /// Final learning rate of the schedule `cosine`.
     #[serde(default = "defaults::min_learning_rate")]
     pub min_learning_rate: f64,
     /// How the learning rate changes.
     #[serde(default, skip_serializing_if = "defaults::is_cosine")]
     pub schedule: Schedule,
-    /// Updates over which the learning rate rises from 0, which is that of the first update; absent: none. Only with a
-    /// schedule that has a warm-up.
+    /// Updates of the warm-up: the learning rate rises from 0 at the first update; absent: no warm-up. Only with a schedule
+    /// that has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub warmup: Option<usize>,
     /// AdamW's second beta.
@@ -60,25 +60,25 @@ pub struct Settings {
         skip_serializing_if = "defaults::is_beta_2"
     )]
     pub beta_2: f64,
-    /// AdamW's decay of matrices.
+    /// AdamW's weight decay, on matrices only.
     #[serde(default = "defaults::weight_decay")]
     pub weight_decay: f64,
-    /// Sequences that go through the models at a time; absent: the whole batch. An update's mean is
-    /// over all its tokens either way.
+    /// Sequences of a micro-batch, which goes through the models at once; absent: the whole batch. The loss
+    /// is the mean over all tokens of the update either way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub micro_batch_size: Option<usize>,
-    /// Micro-batches that go through the models at the same time, each on a thread; absent: 1. Changes time and memory,
-    /// not the result, and helps on the CPU alone; with dropout the threads' draws mix, so a run is not repeatable.
+    /// Micro-batches that run in parallel, each on a thread; absent: 1. Changes time and memory, not the result, and helps
+    /// on the CPU only. With dropout the threads share one random number generator, so a run is not reproducible.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parallel_micro_batches: Option<usize>,
-    /// Whether the student's layers are worked out again in the backward pass, one at a time: memory for one layer's
-    /// activations instead of all, for about a third more time. Not with `parallel_micro_batches`, whose draws mix.
+    /// Whether the student's layers are recomputed one by one in the backward pass: memory for the activations of one
+    /// layer instead of all, for about a third more time. Not with `parallel_micro_batches`: dropout would be redrawn.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub gradient_checkpointing: bool,
-    /// Low-rank adapters: they alone are trained; absent: all weights.
+    /// Low-rank adapters, the only trained weights; absent: all weights are trained.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lora: Option<LoraConfig>,
-    /// Weight of the language-modelling term, where there is text.
+    /// Weight of the language-modelling term, where the run has plain text.
     #[serde(
         default = "defaults::lm_coef",
         skip_serializing_if = "defaults::is_lm_coef"
@@ -87,14 +87,13 @@ pub struct Settings {
     /// Limit of the global gradient norm.
     #[serde(default = "defaults::max_grad_norm")]
     pub max_grad_norm: f64,
-    /// Stop after this many updates an epoch; absent: all of them.
+    /// Limit of updates per epoch; absent: no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub steps_per_epoch: Option<usize>,
-    /// Stop after this many updates in all; absent: after all epochs. The schedule ends there, too.
+    /// Limit of updates of the whole run; absent: no limit. The schedule of the learning rate ends there, too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_updates: Option<usize>,
-    /// Updates from one validation to the next; absent: those of an epoch. The last update is followed by a validation
-    /// either way.
+    /// Updates between validations; absent: one validation per epoch. A validation follows the last update in any case.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub validate_every: Option<usize>,
     /// Which validation's weights are kept.
@@ -105,11 +104,11 @@ pub struct Settings {
     pub seed: u64,
 }
 
-/// Most passes, sequences of a batch and the like: more is a slip of the keyboard, and overflows what is counted.
+/// Limit of epochs, sequences per batch and similar counts: more is a typing error, and products of them overflow.
 const LARGEST: usize = 1_000_000;
-/// Most updates that may be named.
+/// Limit of settings that count updates.
 const MOST_UPDATES: usize = 1_000_000_000;
-/// Highest rank of an adapter: wider than any layer that one sits on.
+/// Highest rank of an adapter: wider than any layer.
 const HIGHEST_RANK: usize = 1 << 16;
 
 mod defaults {
@@ -150,7 +149,7 @@ mod defaults {
 }
 
 impl Settings {
-    /// The defaults beside what has none.
+    /// Settings with defaults for all keys that have one.
     pub fn new(epochs: usize, batch_size: usize, learning_rate: f64) -> Self {
         Self {
             epochs,
@@ -267,17 +266,17 @@ impl Settings {
         Ok(())
     }
 
-    /// Checks that the figure by which a validation's weights are kept is measured: `loss` says that a validation sequence
-    /// has a response token, `answers` that validation answers are drawn.
+    /// Checks that the score of `keep_best` is measured. `loss`: a validation sequence has a response token; `answers`:
+    /// validation answers are sampled.
     ///
     /// # Errors
     ///
-    /// [`Error::Setting`]: `keep_best` asks for a figure that is not there.
+    /// [`Error::Setting`]: the score of `keep_best` is not measured.
     pub fn check_validation(&self, loss: bool, answers: bool) -> Result<(), Error> {
         let measured = match self.keep_best {
             KeepBest::Last => true,
             KeepBest::Loss => loss,
-            // Without answers the loss decides.
+            // Without answers the loss is used.
             KeepBest::RougeL => loss || answers,
         };
         if measured {
@@ -295,7 +294,7 @@ impl Settings {
     ///
     /// # Errors
     ///
-    /// As [`validate`](Self::validate); a warm-up that is longer than the run.
+    /// As [`validate`](Self::validate), and for a warm-up that is longer than the run.
     pub fn check_run(&self, sequences: usize) -> Result<(), Error> {
         self.validate()?;
         let updates = self.updates(sequences);
@@ -309,7 +308,7 @@ impl Settings {
         }
     }
 
-    /// Updates an epoch over `sequences` sequences: whole batches only, but at least one.
+    /// Updates per epoch over `sequences` sequences: whole batches only, but at least one.
     pub fn steps_an_epoch(&self, sequences: usize) -> usize {
         let whole = (sequences / self.batch_size).max(1);
         self.steps_per_epoch.map_or(whole, |limit| limit.min(whole))
@@ -321,8 +320,8 @@ impl Settings {
         self.max_updates.map_or(all, |limit| limit.min(all))
     }
 
-    /// The same for a run of `updates` updates or an epoch, whichever is less, to measure their time: without a warm-up,
-    /// which may be longer than that, and validated at the end alone.
+    /// Settings for a timed run of `updates` updates or one epoch, whichever is less: without the warm-up, which may be
+    /// longer, and with one validation at the end.
     pub fn measured(&self, updates: usize) -> Self {
         Self {
             epochs: 1,
@@ -341,7 +340,7 @@ impl Settings {
             .div_ceil(self.validation_interval(sequences))
     }
 
-    /// Whether a validation follows when `step` updates are done.
+    /// Whether a validation follows the first `step` updates.
     pub(crate) fn validates_after(&self, step: usize, sequences: usize) -> bool {
         step.is_multiple_of(self.validation_interval(sequences)) || step == self.updates(sequences)
     }
@@ -407,7 +406,7 @@ mod tests {
         let wide = settings(r#","lora":{"r":1000000000,"alpha":1.0}"#).unwrap();
         let text = wide.validate().unwrap_err().to_string();
         assert!(text.contains("lora.r"), "{text}");
-        // and counts do not wrap where nobody has checked
+        // and unchecked counts saturate instead of wrapping
         let mut endless = settings("").unwrap();
         endless.epochs = usize::MAX;
         assert_eq!(endless.updates(16 * 9), usize::MAX);

@@ -1,8 +1,8 @@
-//! Checkpoints of a run: everything that the next step depends on.
+//! Checkpoints of a run: all state that the next step depends on.
 //!
 //! `<run>/state-<step>/` holds the student (`student.bpk`), the optimizer (`optimizer.bpk`), `state.json` and a seal. A
-//! folder gets its name when it is complete and on the disk, and older ones go only then, so that a run that is killed,
-//! or loses its power, at any moment finds a whole one.
+//! checkpoint is written atomically: its folder is renamed once it is complete and synced, and only then are older ones
+//! removed. A run can be killed or lose power at any moment and still finds a complete checkpoint.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -20,12 +20,12 @@ use crate::Error;
 use crate::log::Mark;
 use crate::trainer::ValidationRecord;
 
-/// Where a run stands.
+/// Progress of a run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct State {
-    /// Hash of all that the run depends on; another run's checkpoint is refused.
+    /// Hash of all inputs of the run; the checkpoint of another run is refused.
     pub fingerprint: String,
-    /// Updates done. Data order, dropout and learning rate are functions of it.
+    /// Updates done. Data order, dropout and learning rate are functions of this number.
     pub step: usize,
     /// Sum of the losses since the last validation.
     pub loss_sum: f64,
@@ -33,11 +33,11 @@ pub struct State {
     pub curve: Vec<ValidationRecord>,
     /// Response tokens so far that the teacher's distribution was needed for.
     pub teacher_tokens: u64,
-    /// Those of them whose hidden states were in the cache.
+    /// The part of `teacher_tokens` whose hidden states were in the cache.
     pub cached_tokens: u64,
-    /// What the log of steps holds.
+    /// Length and hash of `steps.jsonl` at the checkpoint.
     pub log: Mark,
-    /// What the method remembers: replay buffer, rollouts, threshold.
+    /// State of the method: replay buffer, rollouts, threshold.
     #[serde(default)]
     pub method: serde_json::Value,
 }
@@ -51,7 +51,7 @@ const STATE: &str = "state.json";
 ///
 /// # Errors
 ///
-/// When the folder cannot be written; the checkpoint before is then still there.
+/// When the folder cannot be written; the previous checkpoint is then still there.
 pub fn save(
     run: &Path,
     state: &State,
@@ -61,7 +61,7 @@ pub fn save(
 ) -> Result<(), Error> {
     let target = run.join(format!("{PREFIX}{:09}", state.step));
     let partial = files::temporary(&target).map_err(Error::io(&target))?;
-    // What an attempt that failed has left.
+    // Left by a failed attempt.
     files::remove_folder(&partial).map_err(Error::io(&partial))?;
     files::create_folder(&partial).map_err(Error::io(&partial))?;
     let fail = |e: burn::store::RecordError| Error::checkpoint(&target, e);
@@ -85,7 +85,7 @@ pub fn save(
     )?)
 }
 
-/// The newest checkpoint's state, and the seal of its folder, if there is one.
+/// The state of the newest checkpoint and the seal of its folder, if there is a checkpoint.
 ///
 /// # Errors
 ///
@@ -96,7 +96,7 @@ pub fn find(run: &Path, fingerprint: &str) -> Result<Option<(State, Seal)>, Erro
     };
     let anew = anew(&dir);
     let untrusted = |error: seal::Error| Error::untrusted(error, &anew);
-    // Told first, and better than by a checksum.
+    // Checked before the seal: "another run" is a clearer message than a checksum error.
     let path = dir.join(STATE);
     if let Ok(state) = files::read(&path, files::TEXT_LIMIT)
         && let Ok(state) = serde_json::from_slice::<State>(&state)
@@ -118,8 +118,8 @@ pub fn find(run: &Path, fingerprint: &str) -> Result<Option<(State, Seal)>, Erro
 }
 
 /// Loads student and optimizer from a checkpoint. `student` gives shape and device; `optimizer` makes the optimizer for
-/// the loaded student. What was checked is what is loaded: Burn reads a file as its tensors are used, by when it may be
-/// gone.
+/// the loaded student. The checked bytes are loaded from memory: Burn would read a file only when its tensors are used,
+/// and by then it may be removed.
 ///
 /// # Errors
 ///

@@ -21,40 +21,40 @@ use crate::{Error, optim};
 pub struct Term {
     /// Sequences.
     pub batch: Batch,
-    /// What is minimised on them.
+    /// Objective that is minimised on the batch.
     pub objective: Objective,
-    /// Factor in the loss.
+    /// Weight of the term in the loss.
     pub weight: f64,
-    /// Whether the sequences are the data's, as they are: the teacher's rows may then be cached.
+    /// Whether the sequences are unchanged training data: the teacher's rows may then be cached.
     pub from_data: bool,
 }
 
-/// The teacher, and what is already known of it.
+/// The teacher, with cached hidden states where there are some.
 #[derive(Clone, Copy)]
 pub struct Teacher<'a> {
     /// The model, on a plain device.
     pub model: &'a LanguageModel,
-    /// Its hidden states of the data.
+    /// Cache of the teacher's hidden states of the training data.
     pub cache: Option<&'a TeacherCache>,
 }
 
-/// How an update is made.
+/// Settings of an update.
 #[derive(Clone, Copy, Debug)]
 pub struct Update {
     /// Learning rate.
     pub learning_rate: f64,
     /// Limit of the global gradient norm.
     pub max_grad_norm: f64,
-    /// Sequences that go through the models at a time; `None` is all. Gradients add up, and the mean
-    /// is that over all tokens of the update.
+    /// Sequences of a micro-batch; `None`: all. Gradients accumulate, and the loss is the mean over all
+    /// tokens of the update.
     pub micro_batch_size: Option<usize>,
-    /// Micro-batches that go through the models at the same time.
+    /// Micro-batches that run in parallel.
     pub parallel_micro_batches: usize,
-    /// Whether the student's layers are worked out again in the backward pass: see [`Checkpoints`](abkd_models::Checkpoints).
+    /// Whether the student's layers are recomputed in the backward pass, see [`Checkpoints`](abkd_models::Checkpoints).
     pub gradient_checkpointing: bool,
-    /// Of the device's draws: dropout.
+    /// Seed of the device's random numbers (dropout).
     pub seed: u64,
-    /// Number of the update from 0, for errors.
+    /// Number of the update, counted from 0, for errors.
     pub step: usize,
 }
 
@@ -71,10 +71,10 @@ impl Teacher<'_> {
     }
 }
 
-/// What an update reports.
+/// Report of an update.
 #[derive(Clone, Copy, Debug)]
 pub struct StepReport {
-    /// Loss before the update, nats a response token.
+    /// Loss before the update, nats per response token.
     pub loss: f64,
     /// Global gradient norm before clipping.
     pub grad_norm: f64,
@@ -84,9 +84,9 @@ pub struct StepReport {
     pub sequences: usize,
     /// Response tokens that the teacher's distribution was needed for.
     pub teacher_tokens: usize,
-    /// Those of them whose hidden states were in the cache.
+    /// The part of `teacher_tokens` whose hidden states were in the cache.
     pub cached_tokens: usize,
-    /// Where the time went.
+    /// Time spent in each phase.
     pub phases: Phases,
 }
 
@@ -96,7 +96,7 @@ pub fn target_rows(model: &LanguageModel, batch: &Batch) -> Tensor<2> {
     select_targets(hidden, batch)
 }
 
-/// Of all tokens: `[M]`
+/// Ids of all tokens: `[M]`
 fn token_ids(batch: &Batch, device: &Device) -> Tensor<1, Int> {
     indices(batch.input_ids.iter().map(|&t| t as i32), device)
 }
@@ -107,7 +107,7 @@ fn select_targets(hidden: Tensor<2>, batch: &Batch) -> Tensor<2> {
     hidden.select(0, positions)
 }
 
-/// The gradient of [`select_targets`]: `[N, d] -> [M, d]`, zero where nothing is predicted.
+/// Gradient of [`select_targets`]: `[N, d] -> [M, d]`, zero at rows that are no targets.
 fn spread_targets(rows: Tensor<2>, batch: &Batch) -> Tensor<2> {
     let (d, device) = (rows.dims()[1], rows.device());
     let positions = target_positions(batch, &device);
@@ -145,12 +145,12 @@ pub fn labels(batch: &Batch) -> Vec<u32> {
 
 /// One update: forward, loss, backward, clipping, AdamW.
 ///
-/// `student` is on an autodiff device, `teacher` on a plain one. `phases` holds what the preparation
-/// of the terms took.
+/// `student` is on an autodiff device, `teacher` on a plain one. `phases` holds the time that the
+/// preparation of the terms took.
 ///
 /// # Errors
 ///
-/// A loss or gradient that is not finite; vocabularies that differ.
+/// A NaN or infinite loss or gradient; vocabularies of different sizes.
 pub fn update(
     student: LanguageModel,
     optimizer: &mut ModuleOptimizer,
@@ -162,7 +162,7 @@ pub fn update(
     let parts = parts(terms, how);
     student.device().seed(how.seed);
     let work = |student: &LanguageModel, part: &Part, phases: &mut Phases| {
-        // Without a cache, or for sequences that it does not know, the teacher runs.
+        // The teacher runs where there is no cache, and for sequences that are not in it.
         let teacher = teacher.map(|t| Teacher {
             cache: t.cache.filter(|_| part.from_data),
             ..t
@@ -232,11 +232,11 @@ pub fn update(
     Ok((student, report))
 }
 
-/// Some rows of a term.
+/// A micro-batch of a term.
 struct Part<'a> {
     batch: Cow<'a, Batch>,
     objective: Cow<'a, Objective>,
-    /// Of its response tokens in those of the term.
+    /// Index of its first response token among those of the term.
     first_row: usize,
     scale: f64,
     from_data: bool,
@@ -282,7 +282,7 @@ fn parts<'a>(terms: &'a [Term], how: &Update) -> Vec<Part<'a>> {
 
 type Gradients = Result<(f64, GradientsParams), Error>;
 
-/// Each part on a thread of its own, with a student of its own: a graph is worked on by one thread at a time.
+/// Each part on its own thread with its own copy of the student: only one thread at a time can use an autodiff graph.
 fn side_by_side(
     student: &LanguageModel,
     group: &[Part],
@@ -324,10 +324,10 @@ fn part(all: &PolicyRows, range: std::ops::Range<usize>) -> PolicyRows {
     }
 }
 
-/// What the backward pass of a student starts from.
+/// Result of the student's forward pass, the start of its backward pass.
 #[allow(clippy::large_enum_variant)] // one an update
 enum Forward<'a> {
-    /// The target rows, with their graph, and the tokens' rows that they are a function of.
+    /// The target rows with their autodiff graph, and its inputs: the tokens' embedding rows.
     Graph {
         rows: Tensor<2>,
         tokens: Tensor<2>,
@@ -336,7 +336,7 @@ enum Forward<'a> {
 }
 
 impl Forward<'_> {
-    /// Gradients of the parameters, and of the tokens' rows where they are asked for.
+    /// Gradients of the parameters, and of the tokens' embedding rows where they require a gradient.
     fn backward(
         self,
         d_rows: Tensor<2>,
@@ -348,7 +348,7 @@ impl Forward<'_> {
                 let (grads, d_tokens) = pass.backward(spread_targets(d_rows, batch));
                 (grads, Some(d_tokens))
             }
-            // The product's gradient in the rows is d_rows, which is all that backward needs.
+            // The gradient of sum(rows * d_rows) in the rows is d_rows: backward starts from it.
             Self::Graph { rows, tokens } => {
                 let mut grads = (rows * Tensor::from_inner(d_rows)).sum().backward();
                 let params = GradientsParams::from_module(&mut grads, student);
@@ -358,8 +358,8 @@ impl Forward<'_> {
     }
 }
 
-/// Adds the gradients of embedding and head. They are `[V, d]`, of which the tokens are a few rows: those are added to
-/// the head's where the two are tied.
+/// Adds the gradients of embedding and head, `[V, d]` each. The embedding's is zero but for the rows of the tokens; where
+/// the two are tied, those rows are added to the head's gradient.
 fn embedding_gradient(
     grads: &mut GradientsParams,
     student: &LanguageModel,
@@ -446,11 +446,11 @@ fn gradients(
     Ok((loss, grads))
 }
 
-/// Mean cross-entropy over the response tokens of `batches`: of the validation.
+/// Mean cross-entropy over the response tokens of the validation's `batches`.
 ///
 /// # Errors
 ///
-/// Logits that are not numbers.
+/// Logits that are NaN or +inf.
 pub fn cross_entropy(model: &LanguageModel, batches: &[Batch]) -> Result<f64, Error> {
     let model = model.valid();
     let (mut total, mut tokens) = (0.0, 0);

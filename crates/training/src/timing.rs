@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 /// A part of an update.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// Waiting for the thread that lays the data's sequences side by side, and laying sampled ones.
+    /// Waiting for the thread that collates the data's sequences, and collating sampled ones.
     Data,
     /// Sampling answers, and scoring them where the method does.
     Generation,
@@ -22,7 +22,7 @@ pub enum Phase {
 }
 
 impl Phase {
-    /// All, in the order of an update.
+    /// All phases, in the order of an update.
     pub const ALL: [Self; 7] = [
         Self::Data,
         Self::Generation,
@@ -47,13 +47,13 @@ impl Phase {
     }
 }
 
-/// Time spent in each phase. A backend that computes asynchronously is waited for wherever a value
-/// comes back to the host, so on such a backend neighbouring phases blur; on the CPU they do not.
+/// Time spent in each phase. An asynchronous backend is waited for only where a value is copied to the
+/// host, so its neighbouring phases blur; on the CPU they do not.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Phases([Duration; 7]);
 
 impl Phases {
-    /// Runs `f` and books its time.
+    /// Runs `f` and adds its time to `phase`.
     pub fn time<T>(&mut self, phase: Phase, f: impl FnOnce() -> T) -> T {
         let start = Instant::now();
         let result = f();
@@ -61,7 +61,7 @@ impl Phases {
         result
     }
 
-    /// Adds the times of parts that ran side by side, each as its share of their time.
+    /// Adds the mean time of parts that ran in parallel.
     pub(crate) fn add_parallel(&mut self, parts: &[Self]) {
         for (i, sum) in self.0.iter_mut().enumerate() {
             let all: Duration = parts.iter().map(|p| p.0[i]).sum();

@@ -24,53 +24,54 @@ use crate::step::{Teacher, Term, Update};
 use crate::timing::{Phase, Phases};
 use crate::{Error, KeepBest, Method, Settings, ahead, evaluate, kept, optim, step};
 
-/// What is measured at each validation.
+/// Inputs of each validation.
 pub struct Validation<'a> {
     /// Examples to answer.
     pub examples: &'a [Example],
     /// Their prompts as tokens.
     pub prompts: &'a [Vec<u32>],
-    /// The same or other examples as sequences, for the cross-entropy.
+    /// Sequences for the cross-entropy, of the same or other examples.
     pub sequences: &'a [Sequence],
-    /// How answers are drawn.
+    /// How answers are sampled.
     pub decoding: &'a Decoding,
-    /// Seed of the draws.
+    /// Seed of the sampling.
     pub seed: u64,
 }
 
 /// One point of a validation curve.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ValidationRecord {
-    /// Number of the validation, counted from 1: that of the epoch unless `validate_every` or `max_updates` is set.
+    /// Number of the validation, counted from 1: equals the epoch unless `validate_every` or `max_updates` is set.
     pub epoch: usize,
     /// Updates done.
     pub step: usize,
-    /// Mean training loss since the validation before.
+    /// Mean training loss since the previous validation.
     pub train_loss: f64,
-    /// Mean cross-entropy a response token, nats; absent where no validation sequence has such a token.
+    /// Mean cross-entropy per response token, nats; absent where no validation sequence has a response token.
     pub validation_loss: Option<f64>,
-    /// Validation ROUGE-L, 0 to 100; absent where no answers are drawn.
+    /// Validation ROUGE-L, 0 to 100; absent where no answers are sampled.
     pub validation_rouge_l: Option<f64>,
 }
 
-/// A training run: what it works on.
+/// Inputs of a training run.
 pub struct TrainRun<'a> {
-    /// Folder of its checkpoints and of its result.
+    /// Folder of the run's checkpoints and of its result.
     pub dir: &'a Path,
-    /// Hash of all that the result depends on.
+    /// Hash of all inputs that the result depends on.
     pub fingerprint: &'a str,
     /// Settings.
     pub settings: &'a Settings,
-    /// How the student is taught.
+    /// Training or distillation method.
     pub method: &'a Method,
     /// Share of the divergence in the loss on the data.
     pub kd_ratio: f64,
-    /// Most tokens of an answer that a method samples.
+    /// Limit of tokens of an answer that a method samples.
     pub max_new_tokens: usize,
-    /// What the student is before training, for an adapter's `base_model_name_or_path`.
+    /// Name or path of the initial student, for an adapter's `base_model_name_or_path`.
     pub base: &'a str,
-    /// The student before training, on a plain device. Where it has adapters, [`LoraConfig`](abkd_models::lora::LoraConfig)'s
-    /// `start` says what becomes of them; without adapters in `settings` they are merged and all weights are trained.
+    /// The student before training, on a plain device. If it has adapters, `start` of
+    /// [`LoraConfig`](abkd_models::lora::LoraConfig) decides whether they are trained on or merged; without adapters in
+    /// `settings` they are merged and all weights are trained.
     pub student: LanguageModel,
     /// The teacher, on a plain device.
     pub teacher: Option<&'a LanguageModel>,
@@ -78,29 +79,29 @@ pub struct TrainRun<'a> {
     pub cache: Option<&'a TeacherCache>,
     /// Training data.
     pub sequences: &'a [Sequence],
-    /// Plain text for a supervised term beside the method's, e.g. OpenWebText; absent: there is no such term.
+    /// Plain text for a supervised term beside the method's, e.g. OpenWebText; absent: no such term.
     pub text: Option<&'a IndexedTokens>,
-    /// Tokenizer of both.
+    /// Tokenizer of student and teacher.
     pub tokenizer: &'a Tokenizer,
-    /// What is measured at each validation.
+    /// Inputs of each validation.
     pub validation: Validation<'a>,
-    /// Files beside the student's weights, with their content: the tokenizer and the like. They are in its folder from the
-    /// first on, under its seal.
+    /// Names and contents of files beside the student's weights, such as the tokenizer. They are written with the weights,
+    /// under the same seal.
     pub beside: &'a [(&'static str, Vec<u8>)],
-    /// Least time between checkpoints from one validation to the next; it is longer where a save takes more than a
-    /// twentieth of it.
+    /// Minimum time between checkpoints that are not at a validation; raised where saving takes more than a twentieth of
+    /// it.
     pub checkpoint_every: Duration,
     /// Set from outside to stop after the current step.
     pub stop: &'a AtomicBool,
 }
 
-/// Time between checkpoints, in times of a save: saving is at most 5% of a training.
+/// Minimum time between checkpoints as a multiple of the time to save one, so that saving takes at most 5% of a training.
 const SAVES: u32 = 20;
 
-/// What a run tells while it goes on.
+/// Progress report of a running training.
 #[derive(Clone, Debug)]
 pub enum Event {
-    /// A run goes on from a checkpoint.
+    /// The run resumes from a checkpoint.
     Resumed {
         /// Updates already done.
         step: usize,
@@ -111,12 +112,12 @@ pub enum Event {
         step: usize,
         /// Updates in all.
         steps: usize,
-        /// What the update reported.
+        /// Report of the update.
         report: step::StepReport,
-        /// Its learning rate.
+        /// Learning rate of the update.
         learning_rate: f64,
     },
-    /// This many more validation answers are drawn.
+    /// Validation answers sampled since the last event of this kind.
     Validating(usize),
     /// A validation is done.
     Validated(ValidationRecord),
@@ -127,22 +128,22 @@ pub enum Event {
 pub enum Outcome {
     /// The kept student is in `dir/student`.
     Finished {
-        /// One record a validation.
+        /// One record per validation.
         curve: Vec<ValidationRecord>,
         /// Response tokens that the teacher's distribution was needed for.
         teacher_tokens: u64,
-        /// Those of them whose hidden states were in the cache.
+        /// The part of `teacher_tokens` whose hidden states were in the cache.
         cached_tokens: u64,
     },
-    /// Stopped from outside; a checkpoint is written.
+    /// Stopped through `stop`; a checkpoint is written.
     Interrupted,
 }
 
-/// Trains until done or stopped, from the newest checkpoint in `run.dir` if there is one.
+/// Trains until done or stopped; resumes from the newest checkpoint in `run.dir` if there is one.
 ///
 /// # Errors
 ///
-/// Unusable settings, data or checkpoints; losses that are not finite; folders that cannot be written.
+/// Unusable settings, data or checkpoints; NaN or infinite losses; folders that cannot be written.
 pub fn train(run: TrainRun, observe: &mut dyn FnMut(Event)) -> Result<Outcome, Error> {
     let settings = run.settings;
     settings.check_run(run.sequences.len())?;
@@ -249,7 +250,7 @@ pub fn train(run: TrainRun, observe: &mut dyn FnMut(Event)) -> Result<Outcome, E
                 let begun = Instant::now();
                 state.method = driver.state();
                 state.log = log.mark()?;
-                // Surpassed only now: until then the checkpoint before may still be what the run goes on from.
+                // Removed with this save, not earlier: until then the run may resume from the previous checkpoint.
                 let surpassed = kept::surpassed(run.dir, &state.curve, settings.keep_best)?;
                 state::save(run.dir, &state, &student, &optimizer, surpassed)?;
                 interval = run.checkpoint_every.max(SAVES * begun.elapsed());
@@ -319,7 +320,7 @@ fn check_vocabulary(run: &TrainRun) -> Result<(), Error> {
     Ok(())
 }
 
-/// Measures the student, records the validation, keeps the weights if they are the best so far.
+/// Validates the student, records the scores and keeps the weights if they are the best so far.
 fn validate(
     run: &TrainRun,
     state: &mut State,
@@ -376,7 +377,7 @@ fn has_response(sequence: &Sequence) -> bool {
     sequence.tokens.len() > sequence.prompt_len
 }
 
-/// `None` where no sequence has a response token: a mean over nothing is no loss.
+/// `None` where no sequence has a response token: a mean over no tokens is undefined.
 fn validation_loss(run: &TrainRun, plain: &LanguageModel) -> Result<Option<f64>, Error> {
     if !run.validation.sequences.iter().any(has_response) {
         return Ok(None);
@@ -394,7 +395,7 @@ fn by_length(sequences: &[Sequence]) -> Vec<&Sequence> {
     sorted
 }
 
-/// The first validation with the best figure, counted from 1; the last one where it is kept.
+/// Number of the first validation with the best score, counted from 1; of the last one for [`KeepBest::Last`]; 0 for none.
 pub fn best_validation(curve: &[ValidationRecord], keep: KeepBest) -> usize {
     let figure = |r: &ValidationRecord| match (keep, r.validation_rouge_l) {
         (KeepBest::Last, _) => r.epoch as f64,

@@ -1,5 +1,5 @@
-//! A training whose files were damaged between two attempts is refused, with the file and what to remove; once that is
-//! removed it ends with the bits of an undisturbed one.
+//! A run whose files were damaged between two attempts is refused; the error names the file and what to remove. Once that
+//! is removed, the run ends with the same bits as an uninterrupted one.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,9 +16,9 @@ use abkd_training::{
 use burn::tensor::Device;
 use serde_json::json;
 
-/// Two epochs of ten updates; stopped after so many.
+/// Two epochs of ten updates; stopped after `stop_after` updates.
 fn run(dir: &Path, fingerprint: &str, stop_after: Option<usize>) -> Result<Outcome, Error> {
-    // Without dropout, whose random numbers are the process's, as are the other tests.
+    // Without dropout: its random numbers are shared with other tests of the process.
     let config: ModelConfig = serde_json::from_value(json!({
         "model_type": "llama", "vocab_size": Tokenizer::embedded().vocab_size(), "hidden_size": 8,
         "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 8,
@@ -58,7 +58,7 @@ fn run(dir: &Path, fingerprint: &str, stop_after: Option<usize>) -> Result<Outco
                 decoding: &Decoding::greedy(),
                 seed: 1,
             },
-            // In place of the one that is written with the weights.
+            // Replaces the file that is written with the weights.
             beside: &[("generation_config.json", BESIDE.to_vec())],
             checkpoint_every: Duration::from_secs(1000),
             stop: &stop,
@@ -71,10 +71,10 @@ fn run(dir: &Path, fingerprint: &str, stop_after: Option<usize>) -> Result<Outco
     )
 }
 
-/// A file that the runner wants beside the weights.
+/// A file that is to be saved beside the weights.
 const BESIDE: &[u8] = b"{\"eos_token_id\": 7}";
 
-/// A run stopped in its second epoch: a state and the weights of the first validation.
+/// Files of a run stopped in its second epoch: a checkpoint, the first validation's weights and the log.
 fn stopped(dir: &Path) -> Vec<PathBuf> {
     let outcome = run(dir, "one", Some(13)).unwrap();
     assert_eq!(outcome, Outcome::Interrupted);
@@ -102,7 +102,7 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// What a finished run leaves: names, and content but for the times.
+/// Files that a finished run leaves: the student's with content, the others by name, as the log holds times.
 fn left(dir: &Path) -> Vec<(String, Vec<u8>)> {
     let mut found = Vec::new();
     for entry in fs::read_dir(student_dir(dir)).unwrap() {
@@ -124,12 +124,12 @@ fn left(dir: &Path) -> Vec<(String, Vec<u8>)> {
 fn undisturbed() -> (Outcome, Vec<(String, Vec<u8>)>) {
     let dir = tempfile::tempdir().unwrap();
     let outcome = run(dir.path(), "one", None).unwrap();
-    // A kill before anybody takes the result: the same command gives it again.
+    // If the caller is killed before it uses the result, the same command returns it again.
     assert_eq!(run(dir.path(), "one", None).unwrap(), outcome);
     (outcome, left(dir.path()))
 }
 
-/// A name, and what is done to a file.
+/// A name, and a function that damages a file.
 type Damage = (&'static str, fn(&Path));
 
 #[test]
@@ -182,7 +182,7 @@ fn files_beside_the_weights_are_under_the_students_seal_from_the_first_on() {
     let read =
         |folder: &str| fs::read(dir.path().join(folder).join("generation_config.json")).unwrap();
     assert_eq!(read("validation-1"), BESIDE);
-    // At its end a run may be killed, and goes on any number of times.
+    // A finished run can be resumed any number of times.
     for _ in 0..2 {
         let Outcome::Finished { curve, .. } = run(dir.path(), "one", None).unwrap() else {
             panic!("it was not stopped");
@@ -228,7 +228,7 @@ fn what_a_killed_attempt_left_is_swept() {
     let (outcome, expected) = undisturbed();
     let dir = tempfile::tempdir().unwrap();
     stopped(dir.path());
-    // Of a validation after the state, of a removal cut short, of a save cut short.
+    // Left by a validation after the checkpoint, an interrupted removal and an interrupted save.
     copy(
         &dir.path().join("validation-1"),
         &dir.path().join("validation-2"),

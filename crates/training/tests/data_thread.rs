@@ -1,4 +1,4 @@
-//! The thread that prepares the data ends with the run, however that ends, and its panics are the run's.
+//! The thread that prepares the data ends when the run ends, fails or stops, and its panics propagate to the caller.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,7 +12,7 @@ use abkd_training::{Error, Event, Method, Outcome, Settings, TrainRun, Validatio
 use burn::tensor::Device;
 use serde_json::json;
 
-/// Fine-tunes on `sequences`, a sequence an update, and stops after so many updates.
+/// Fine-tunes on `sequences`, one per update, and stops after `stop_after` updates.
 fn run(
     sequences: &[Sequence],
     learning_rate: f64,
@@ -74,11 +74,11 @@ fn sequences() -> Vec<Sequence> {
         .collect()
 }
 
-/// What `f` gives, if it ends.
+/// The result of `f`; panics if `f` takes more than a minute.
 fn in_time<T: Send + 'static>(f: impl FnOnce() -> T + Send + 'static) -> T {
     let (sender, receiver) = channel();
     std::thread::spawn(move || {
-        // Nobody receives once the time is up.
+        // The receiver is dropped after a timeout.
         let _ = sender.send(f());
     });
     match receiver.recv_timeout(Duration::from_secs(60)) {
@@ -100,7 +100,7 @@ fn it_ends_where_the_training_fails_or_stops() {
 #[test]
 fn its_panic_is_the_trainings() {
     let mut sequences = sequences();
-    // No caller gives such a sequence; laying it is out of bounds.
+    // No caller gives such a sequence; collating it underflows.
     sequences[11].prompt_len = 9;
     sequences[11].tokens.clear();
     let panic = in_time(move || {

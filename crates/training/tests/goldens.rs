@@ -58,14 +58,14 @@ fn the_replay_buffer_holds_what_the_published_one_holds() {
 
 #[test]
 fn an_adapter_is_trained_on_as_peft_trains_it() {
-    // by the file, and by the folder beside it
+    // the path of the file, and of the folder beside it
     for path in ["lora_continue.json", "lora_continue"] {
         let checks = verify_adapter(&golden(path), &Device::flex()).unwrap();
         all_pass(&checks, 3 * 3 + 1 + 8);
     }
 }
 
-/// What a check makes of a file with one value changed.
+/// Number of failed checks of a file with one value changed, or the error.
 fn with(
     name: &str,
     pointer: &str,
@@ -168,7 +168,7 @@ fn a_wrong_number_fails_and_a_file_that_does_not_fit_is_refused() {
         ("/cases/0/reg_grad", json!([]), "reg_grad"),
         ("/data_term/results", json!([]), "results is empty"),
         ("/data_term/labels/0", json!([1]), "data_term: labels, row"),
-        // 1 if it were cut to 32 bits
+        // would be 1 if truncated to 32 bits
         (
             "/data_term/labels/0/1",
             json!((1i64 << 32) + 1),

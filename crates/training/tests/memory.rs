@@ -1,4 +1,4 @@
-//! The chunked head never holds the logits: its peak is read from the system, in a process of its own.
+//! The chunked head never holds all logits: its peak memory is read from the system, in a separate process.
 #![cfg(target_os = "linux")]
 
 use abkd_losses::{Divergence, Fidelity};
@@ -42,8 +42,8 @@ fn four_thousand_rows_of_fifty_thousand_logits_fit_into_a_gigabyte() {
     assert!(loss.loss.is_finite());
     let extra = peak() - before;
     println!("{} MiB beyond the inputs", extra >> 20);
-    // A chunk (64 MiB), the gradient of the head and what the products pack, which depends on the processor's caches:
-    // 130 MiB were seen with AVX-512, 178 with AVX2. The logits of one model alone would be 785 MiB.
+    // A chunk (64 MiB), the gradient of the head and the packed factors of the products, which depend on the CPU's caches:
+    // measured 130 MiB with AVX-512, 178 with AVX2. The logits of one model alone would be 785 MiB.
     assert!(extra < 200 << 20, "{} MiB", extra >> 20);
     assert!(peak() < 1 << 30, "{} MiB in all", peak() >> 20);
 }

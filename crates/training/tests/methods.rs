@@ -1,4 +1,4 @@
-//! Every method on a toy pair: it teaches, and a run that was stopped ends with the same bits.
+//! Every method on a toy teacher and student: the student improves, and a stopped and resumed run ends with the same bits.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -32,7 +32,7 @@ fn model(width: usize, seed: u64, range: f64) -> LanguageModel {
     config.init(seed, &Device::flex())
 }
 
-/// Training sequences.
+/// Number of training sequences.
 const N: u32 = 320;
 
 /// A teacher that has learned a task, a student that has not, and the task's data.
@@ -128,7 +128,7 @@ impl Toy {
         .unwrap()
     }
 
-    /// Mean KL(q, p) on the student's own answers, nats a token.
+    /// Mean KL(q, p) on the student's own answers, nats per token.
     fn reverse_kl(&self, student: &LanguageModel) -> f32 {
         let prompts: Vec<Vec<u32>> = self
             .sequences
@@ -172,7 +172,7 @@ fn settings() -> Settings {
     .unwrap()
 }
 
-/// Each method with settings under which all of its parts are used in a few steps.
+/// Each method with settings that use all of its parts within a few steps.
 fn methods() -> Vec<(&'static str, Method)> {
     [
         ("sft", json!({})),
@@ -180,7 +180,7 @@ fn methods() -> Vec<(&'static str, Method)> {
         ("abkd", json!({})),
         ("seqkd", json!({ "kd_ratio": 0.5 })),
         ("imitkd", json!({ "last_share": 0.1 })),
-        // a buffer that forgets after three updates on the student's answers
+        // a buffer that is full after three updates on the student's answers
         ("gkd", json!({ "lambda": 0.5, "capacity": 24 })),
         ("minillm", json!({ "rollouts": 32, "inner_epochs": 2 })),
         (
@@ -224,7 +224,7 @@ fn a_stopped_run_ends_with_the_bits_of_an_undisturbed_one() {
         }),
         ..settings.clone()
     };
-    // validations within an epoch, a last one at the end of the run, which is within one too
+    // validations within an epoch; the run ends within an epoch too, with a last validation
     let validated = Settings {
         max_updates: Some(61),
         validate_every: Some(7),
@@ -247,7 +247,7 @@ fn a_stopped_run_ends_with_the_bits_of_an_undisturbed_one() {
     for (id, method, settings) in plain.chain(others) {
         let (whole, parts) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let finished = toy.run(whole.path(), &method, settings, None);
-        // in the middle of an epoch, of MiniLLM's round and of its inner epochs, and of the last epoch
+        // within the first and the last epoch, and within MiniLLM's rounds and inner epochs
         for stop in [3, 50] {
             let outcome = toy.run(parts.path(), &method, settings, Some(stop));
             assert!(matches!(outcome, Outcome::Interrupted), "{id}");
@@ -282,7 +282,7 @@ fn a_stopped_run_ends_with_the_bits_of_an_undisturbed_one() {
     }
 }
 
-/// The weights that a run leaves.
+/// The weights file that a run writes.
 fn trained(
     toy: &Toy,
     method: &Method,
@@ -304,7 +304,7 @@ fn trained(
 #[test]
 fn the_last_validations_weights_can_be_kept() {
     let toy = Toy::new();
-    // A rate that is too large, so that the loss goes up and down; it is the same however long the run.
+    // A learning rate so large that the loss goes up and down; constant, so independent of the run's length.
     let settings = |keep_best, max_updates| Settings {
         epochs: 8,
         keep_best,
@@ -402,7 +402,7 @@ fn the_initialised_students_adapter_is_trained_on_or_merged() {
     assert_eq!((own.r, own.alpha), (2, 8.0));
     toy.student = adapted.clone();
 
-    // One update of a small rate: what is trained on is still near to what it was.
+    // One update at a small learning rate: the trained weights stay close to their start.
     let run = |toy: &Toy, settings: &Settings| {
         let dir = tempfile::tempdir().unwrap();
         let settings = Settings {
@@ -422,7 +422,7 @@ fn the_initialised_students_adapter_is_trained_on_or_merged() {
     let distance = apart(&lora::tensors(&continued), &begun);
     assert!(distance > 0.0 && distance < 2e-4, "{distance}");
 
-    // A new adapter: its B was 0 an update ago, and it sits on the merged weights.
+    // A new adapter on the merged weights: its B was 0 one update ago.
     let merged = run(&toy, &settings(Start::Merge));
     let merged_base = lora::merge(adapted.clone());
     let merged = lora::load(merged_base.clone(), &student_dir(merged.path())).unwrap();
@@ -439,7 +439,7 @@ fn the_initialised_students_adapter_is_trained_on_or_merged() {
         .into_scalar();
     assert!(moved < 1e-2, "{moved}");
 
-    // Without adapters in the settings it is merged, and every weight is trained.
+    // Without adapters in the settings the adapter is merged, and every weight is trained.
     let whole = run(
         &toy,
         &Settings {
@@ -532,7 +532,7 @@ fn parts_of_a_batch_make_the_update_of_the_whole() {
             seed: 0,
             step: 0,
         };
-        // A term that predicts nothing is left out.
+        // A term without targets is ignored.
         let mut nothing = term.clone();
         nothing.batch.targets.clear();
         let terms = [term.clone(), nothing];
@@ -557,7 +557,7 @@ fn parts_of_a_batch_make_the_update_of_the_whole() {
     let (whole, _) = update(None, 1, false);
     for size in [1, 2, 5] {
         let (parts, weights) = update(Some(size), 1, false);
-        // Side by side, or with layers worked out again, they make the same update, bit by bit.
+        // Parallel micro-batches and recomputed layers give the same update, bit by bit.
         for (parallel, checkpointing) in [(3, false), (1, true)] {
             let (other, other_weights) = update(Some(size), parallel, checkpointing);
             assert!(other.loss == parts.loss && other_weights == weights);
@@ -572,7 +572,7 @@ fn text_adds_a_language_modelling_term() {
     let toy = Toy::new();
     let dir = tempfile::tempdir().unwrap();
     let prefix = dir.path().join("text");
-    // 50 is followed by 60 in the text and nowhere else; a document of one token says nothing
+    // 60 follows 50 only in the text; a document of one token has no target
     let documents: Vec<Vec<u16>> = (0..20)
         .map(|_| vec![50, 60, 50, 60])
         .chain([vec![7]])
@@ -709,7 +709,7 @@ fn adapters_alone_are_trained_and_read_back_the_same() {
     let adapter = student_dir(dir.path());
     assert!(adapter.join("adapter_config.json").exists());
     assert!(!adapter.join("model.safetensors").exists());
-    // the optimizer keeps two moments of 2 x (16 x 2 + 2 x 16 + 16 x 2 + 2 x 8) numbers, and no more
+    // the optimizer only holds two moments of 16 x 2 + 2 x 16 + 16 x 2 + 2 x 8 values each
     let state = std::fs::read_dir(dir.path())
         .unwrap()
         .filter_map(|e| Some(e.ok()?.path().join("optimizer.bpk")))

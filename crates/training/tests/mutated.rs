@@ -1,4 +1,4 @@
-//! Damaged golden files of the methods and of training: each is compared or refused, without a panic, in bounded time and
+//! Damaged golden files of the methods and of training: each is checked or refused, without a panic, in bounded time and
 //! memory.
 
 use std::fs;
@@ -26,7 +26,7 @@ fn read(name: &str) -> Value {
     serde_json::from_slice(&fs::read(goldens().join(name)).unwrap()).unwrap()
 }
 
-/// Cuts a list to one entry: what is left is changed the more.
+/// Cuts a list to one random entry, so that more of the damage hits each part of the file.
 fn one(list: &mut Value, dice: &mut Rng) {
     if let Some(entries) = list.as_array_mut() {
         let chosen = dice.below(entries.len());
@@ -35,7 +35,7 @@ fn one(list: &mut Value, dice: &mut Rng) {
     }
 }
 
-/// Damages a golden file and has it checked.
+/// Damages a golden file and verifies it.
 fn check(
     golden: Value,
     path: &Path,
@@ -56,7 +56,7 @@ fn check(
     });
 }
 
-/// A folder with links to the models of a golden run.
+/// A folder with copies of the models of a golden run.
 fn beside(models: &[(&str, &str)]) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     for (name, from) in models {

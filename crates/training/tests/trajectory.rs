@@ -23,7 +23,7 @@ fn at_large_rates_too_every_update_is_pytorchs() {
     let read = |path: &Path| -> serde_json::Value {
         serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
     };
-    // Made by tools/golden_trajectory.py from the same batches, in turn.
+    // Made by tools/golden_trajectory.py from the same batches, repeated in a cycle.
     let logs = read(&goldens.join("trajectory-rates.json"));
     for (rate, log) in logs.as_object().unwrap() {
         let dir = tempfile::tempdir().unwrap();

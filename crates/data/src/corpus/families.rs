@@ -1,5 +1,5 @@
-//! Families of tasks. Each draws its contents and phrases the instruction in one of several wordings;
-//! some wordings never occur in training.
+//! Families of tasks. Each draws its contents at random and phrases the instruction in one of several
+//! wordings; some wordings never occur in training.
 
 use super::words::{ANIMALS, BAD, COLORS, FOODS, GOOD, JOBS, NAMES, OBJECTS, PLACES, VERBS};
 use crate::Example;
@@ -8,15 +8,15 @@ use crate::rng::Rng;
 /// Which wording of a family's instruction is used.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Wording {
-    /// Those of training.
+    /// The wordings of the training set.
     Known,
-    /// Others for the same task.
+    /// Other wordings of the same task.
     Other,
     /// A definition of the task.
     Definition,
 }
 
-/// Instructions: two known ones, two others, one definition.
+/// Wordings of an instruction: two known ones, two others, one definition.
 pub type Texts = [&'static str; 5];
 
 fn wording(rng: &mut Rng, which: Wording, texts: &Texts) -> String {
@@ -53,7 +53,7 @@ pub fn enumerate(items: &[String]) -> String {
     }
 }
 
-/// Who has what: name, colour, object.
+/// A person who has an object: name, colour, object.
 pub struct Fact<'a>(pub &'a str, pub &'a str, pub &'a str);
 
 pub fn facts(rng: &mut Rng, n: usize) -> Vec<Fact<'static>> {
@@ -366,7 +366,7 @@ pub fn list(rng: &mut Rng, which: Wording) -> Example {
     example(text, String::new(), outputs)
 }
 
-/// A story of `n` sentences: open, but about its hero and place.
+/// A story of `n + 1` random sentences about its hero and place.
 fn tale(rng: &mut Rng, hero: &str, place: &str, n: usize) -> String {
     let mut told = vec![format!(
         "once a {} {hero} lived in the {place}.",
@@ -397,7 +397,7 @@ pub fn story(rng: &mut Rng, which: Wording) -> Example {
     open(rng, which, 1, 2)
 }
 
-/// A long story, for the test set of long answers.
+/// A long story, for the test set `vicuna` of long answers.
 pub fn long_story(rng: &mut Rng, which: Wording) -> Example {
     open(rng, which, 4, 3)
 }
@@ -462,13 +462,13 @@ pub fn letter(rng: &mut Rng, which: Wording) -> Example {
     example(text, String::new(), outputs)
 }
 
-/// Families of training.
+/// Families of the training set.
 pub const FAMILIES: &[fn(&mut Rng, Wording) -> Example] = &[
     lookup, extract, past, polite, replace, order, classify, summarize, describe, list, story,
     letter,
 ];
 
-/// New combinations of what the families teach one by one.
+/// New combinations of skills that the families teach one by one.
 pub fn composed(rng: &mut Rng) -> Example {
     match rng.below(5) {
         0 => {

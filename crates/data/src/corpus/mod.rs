@@ -1,16 +1,16 @@
 //! The embedded corpus: generated instruction tasks in plain English words, so that every experiment
-//! runs without a download. Its test sets differ from training as the paper's five do:
+//! runs without a download. Its test sets differ from the training set as the paper's five do:
 //!
-//! | set | stands for | differs from training by |
+//! | set | replaces | difference from the training set |
 //! |---|---|---|
-//! | dolly | Dolly Eval | nothing: fresh draws |
+//! | dolly | Dolly Eval | none: new draws |
 //! | self_instruct | Self-Instruct | other wordings of the instructions |
 //! | vicuna | Vicuna Eval | long open answers |
 //! | super_natural | Super-Natural | a task definition as instruction, several references |
 //! | unnatural | Unnatural | new combinations of known skills |
 //!
-//! No prompt occurs twice, within a split or across splits. Texts are lower-case words and `. , ?`, in the
-//! form that the embedded tokenizer gives back unchanged.
+//! No prompt occurs twice, within a split or across splits. Texts are lower-case words and `. , ?`, so that
+//! the embedded tokenizer decodes them unchanged.
 
 mod families;
 mod words;
@@ -88,7 +88,7 @@ pub fn embedded(seed: u64, sizes: &Sizes) -> DataSets {
         ("unnatural", split(5, sizes.test, |rng, _| composed(rng))),
     ]);
     let tests = tests.into_iter().map(|(set, examples)| {
-        // Super-Natural alone has several references.
+        // Only Super-Natural has several references.
         let several = set == "super_natural";
         let examples = examples
             .into_iter()
@@ -116,10 +116,10 @@ fn family(rng: &mut Rng, index: usize, wording: Wording) -> Example {
     FAMILIES[index % FAMILIES.len()](rng, wording)
 }
 
-/// Every word and mark of the corpus, in a fixed order.
+/// All words and punctuation marks of the corpus, in a fixed order.
 pub(crate) fn vocabulary() -> Vec<String> {
     let mut words: BTreeSet<String> = [".", ",", "?"].map(str::to_owned).into();
-    // The contents are listed; the wordings all occur in a few hundred draws.
+    // Content words are listed; a few hundred draws contain all words of the wordings.
     for list in [
         words::NAMES,
         words::OBJECTS,

@@ -1,4 +1,4 @@
-//! The closed vocabulary of the embedded corpus's contents.
+//! The fixed vocabulary of the embedded corpus's contents.
 
 pub const NAMES: &[&str] = &[
     "anna", "tom", "maria", "peter", "lena", "paul", "nina", "oscar", "julia", "felix", "clara",
@@ -25,7 +25,7 @@ pub const FOODS: &[&str] = &[
     "bread", "soup", "cheese", "apple", "pear", "cake", "rice", "honey", "salad", "onion", "lemon",
     "carrot", "bean", "plum", "grape", "potato",
 ];
-/// Present and past.
+/// Present and past tense.
 pub const VERBS: &[(&str, &str)] = &[
     ("opens", "opened"),
     ("cleans", "cleaned"),
@@ -44,10 +44,10 @@ pub const VERBS: &[(&str, &str)] = &[
     ("moves", "moved"),
     ("holds", "held"),
 ];
-/// Adjective and whether it is good.
+/// Adjectives of a good mood; the next list has those of a bad one.
 pub const GOOD: &[&str] = &["happy", "proud", "calm", "glad", "cheerful", "hopeful"];
 pub const BAD: &[&str] = &["sad", "angry", "tired", "afraid", "lonely", "worried"];
-/// A job and what one does in it.
+/// A job and its work.
 pub const JOBS: &[(&str, &str)] = &[
     ("baker", "makes bread every morning"),
     ("farmer", "grows food and keeps animals"),

@@ -1,4 +1,4 @@
-//! Files of the cache: what they hold, and how they reach their place.
+//! Files of the cache: checks of their content, and moving them into place.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -8,7 +8,7 @@ use abkd_host::files;
 
 use crate::Error;
 
-/// Opens a file of the cache to write on in it; a pipe would wait for a reader.
+/// Opens a file of the cache to continue writing it. A pipe is refused: opening it would wait for a reader.
 pub(super) fn open(path: &Path) -> Result<File, Error> {
     if path.exists() {
         files::open(path).map_err(Error::io(path))?;
@@ -31,7 +31,7 @@ pub(super) fn symlink(blob: &Path, _: &str, link: &Path) -> std::io::Result<()> 
     fs::copy(blob, link).map(|_| ())
 }
 
-/// Bytes that a user may still write beside a file, where the system tells.
+/// Free bytes on the disk of a file, if the system reports them.
 pub(super) fn free_space(path: &Path) -> Option<u64> {
     #[cfg(unix)]
     {
@@ -45,13 +45,13 @@ pub(super) fn free_space(path: &Path) -> Option<u64> {
     }
 }
 
-/// SHA-256 of a blob according to its name in the cache; the names of small files are other hashes.
+/// SHA-256 of a blob if its name in the cache is one; small files are named by other hashes.
 pub(super) fn stated(blob: &Path) -> Option<&str> {
     let name = blob.file_name()?.to_str()?;
     (name.len() == 64 && name.bytes().all(|b| b.is_ascii_hexdigit())).then_some(name)
 }
 
-/// What a file has otherwise than it should.
+/// Compares a file with the expected size and hash; a message if one differs.
 pub(super) fn fault(
     path: &Path,
     size: Option<u64>,
@@ -83,7 +83,7 @@ pub(super) fn is_page(path: &Path) -> Result<bool, Error> {
     Ok(text.starts_with(b"<!doctype html") || text.starts_with(b"<html"))
 }
 
-/// Brings a checked blob to its place: a hard link where that can be, else a copy, never half of it.
+/// Puts a checked blob into place atomically: a hard link if possible, else a copy.
 pub(super) fn place(blob: &Path, target: &Path) -> Result<(), Error> {
     let folder = files::folder_of(target);
     fs::create_dir_all(&folder).map_err(Error::io(&folder))?;

@@ -1,9 +1,9 @@
-//! Failures in words that say what to do.
+//! Messages for failures, with the remedy.
 
 use super::transfer::Failure;
 use super::{BRANCH, Request, WantedFile};
 
-/// What a failure means, and what to do.
+/// Message for a failure: cause and remedy.
 pub(super) fn explain(
     failure: &Failure,
     endpoint: &str,
@@ -35,7 +35,7 @@ pub(super) fn explain(
     }
 }
 
-/// What a status means; the Hub tells more in a header of its own.
+/// Message for an HTTP status; `hub` is the Hub's more precise code in `x-error-code`.
 fn status(code: u16, hub: &str, request: &Request, file: &WantedFile) -> String {
     let repo = &request.repo;
     let revision = request.revision.as_deref().unwrap_or(BRANCH);
@@ -45,7 +45,7 @@ fn status(code: u16, hub: &str, request: &Request, file: &WantedFile) -> String 
             "there is no {repo} on the Hub; see to its name, or set HF_TOKEN if it is not public"
         ),
         (404, _) => format!("{repo} has no file {} at revision {revision}", file.name),
-        // The Hub tells no one who may not read it that there is no such repository.
+        // The Hub also gives these codes for a repository that does not exist.
         (401 | 403, _) => format!(
             "the Hub refuses access to {repo}, or it does not exist; set HF_TOKEN to a token that may read it, and accept its licence on the Hub"
         ),

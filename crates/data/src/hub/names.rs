@@ -1,15 +1,15 @@
-//! Names that become parts of addresses and of paths: those that a caller gives, and those that a server answers with.
+//! Names that become parts of addresses and paths: those of the caller, and those in a server's answers.
 
 use std::path::{Component, Path};
 
 use super::RepoKind;
 
-/// Longest name of a file in a repository, a revision or a repository.
+/// Longest name of a repository, of a revision or of a file in a repository, bytes.
 const LONGEST: usize = 1024;
-/// Longest hash that names a blob; an ETag of SHA-256 has 64 digits.
+/// Longest hash that names a blob; a SHA-256 as ETag has 64 digits.
 const LONGEST_HASH: usize = 128;
 
-/// Whether each part between slashes names a file or folder below the one before it, everywhere.
+/// Whether a relative path stays inside its folder on every operating system.
 fn is_inside(name: &str) -> bool {
     let good = |part: &str| {
         !matches!(part, "" | "." | "..")
@@ -22,7 +22,7 @@ fn is_inside(name: &str) -> bool {
             .all(|c| matches!(c, Component::Normal(_)))
 }
 
-/// Refuses what is no path inside a repository: it would lead out of the target folder.
+/// Refuses names that are no path inside a repository: they could lead out of the target folder.
 pub(super) fn check_file(name: &str) -> Result<(), String> {
     if is_inside(name) {
         Ok(())
@@ -31,7 +31,7 @@ pub(super) fn check_file(name: &str) -> Result<(), String> {
     }
 }
 
-/// Refuses a revision that is no path below the cache's `refs`.
+/// Refuses a revision that is no path inside the cache's `refs`.
 pub(super) fn check_revision(name: &str) -> Result<(), String> {
     if is_inside(name) {
         Ok(())
@@ -43,7 +43,7 @@ pub(super) fn check_revision(name: &str) -> Result<(), String> {
     }
 }
 
-/// Refuses what is neither `owner/name` nor `name`.
+/// Refuses names that are neither `owner/name` nor `name`.
 pub(super) fn check_repo(name: &str) -> Result<(), String> {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/');
     if is_inside(name) && name.chars().all(plain) && name.split('/').count() <= 2 {
@@ -56,8 +56,8 @@ pub(super) fn check_repo(name: &str) -> Result<(), String> {
     }
 }
 
-/// The hash in an ETag, without quotes. It names a file of the cache: letters, digits, `-` and `_` alone are taken, so that
-/// none leads to another folder.
+/// The hash in an ETag, without quotes. It becomes a file name in the cache, so only letters, digits, `-` and `_` are
+/// allowed: no hash leads to another folder.
 pub(super) fn hash_of_etag(etag: &str) -> Option<&str> {
     let etag = etag.strip_prefix("W/").unwrap_or(etag);
     let quoted = etag.strip_prefix('"').and_then(|e| e.strip_suffix('"'));
@@ -66,7 +66,7 @@ pub(super) fn hash_of_etag(etag: &str) -> Option<&str> {
     ((1..=LONGEST_HASH).contains(&hash.len()) && hash.bytes().all(plain)).then_some(hash)
 }
 
-/// Whether this can be a commit; it names a folder of the cache.
+/// Whether a name can be a commit; it becomes a folder name in the cache.
 pub(super) fn is_commit(name: &str) -> bool {
     (1..=LONGEST_HASH).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric())
 }
@@ -101,7 +101,7 @@ pub(super) fn url(
     )
 }
 
-/// A part of an address; all but unreserved bytes as their number.
+/// Percent-encodes a part of an address.
 fn encoded(part: &str) -> String {
     let mut text = String::new();
     for byte in part.bytes() {
@@ -115,7 +115,7 @@ fn encoded(part: &str) -> String {
     text
 }
 
-/// The begin of what came from elsewhere, without characters that a terminal would obey.
+/// The start of an untrusted text for a message, with control characters escaped.
 pub(super) fn shown(text: &str) -> String {
     let mut short: String = text.chars().take(80).collect();
     if short.len() < text.len() {

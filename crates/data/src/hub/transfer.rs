@@ -1,5 +1,5 @@
-//! Requests to the Hub: what a file is, and its bytes. Nothing that a server answers is trusted: redirects, sizes and times
-//! have limits, names are checked.
+//! Requests to the Hub: the metadata of a file, and its bytes. A server's answers are not trusted: redirects, sizes and
+//! times have limits, names are checked.
 
 use std::fs::File;
 use std::io::{Read, Seek, Write};
@@ -11,41 +11,41 @@ use ureq::{Agent, Body};
 
 use super::names::{hash_of_etag, is_commit, shown};
 
-/// Most redirects of a request; the Hub has two at most.
+/// Limit of redirects per request; the Hub uses at most two.
 const REDIRECTS: usize = 5;
-/// Bytes a second below which a transfer is given up, on average over [`SPAN`] timeouts.
+/// Minimum bytes per second of a transfer, on average over [`SPAN`] timeouts; a slower one is aborted.
 const SLOWEST: u64 = 1024;
 const SPAN: u32 = 4;
 
-/// Why a request came to nothing.
+/// Why a request failed.
 #[derive(Debug)]
 pub(super) enum Failure {
-    /// A status, and what the Hub says in `x-error-code`.
+    /// An HTTP status, and the Hub's `x-error-code`.
     Status(u16, String),
     /// No answer.
     Unreachable(ureq::Error),
-    /// An answer that the Hub does not give.
+    /// An answer that does not come from the Hub.
     NotTheHub(String),
     /// The endpoint or the token is malformed.
     Setting(String),
     /// The transfer ended early.
     Broken(String),
-    /// The part cannot be written.
+    /// The `.part` file cannot be written.
     Disk(std::io::Error),
 }
 
-/// What a server says of a file.
+/// Metadata of a file, as the server announces it.
 #[derive(Debug)]
 pub(super) struct Announced {
-    /// Name in the cache.
+    /// Hash, which is the blob's name in the cache.
     pub hash: String,
     /// Commit of the revision.
     pub commit: String,
-    /// Bytes.
+    /// Size in bytes.
     pub size: u64,
 }
 
-/// A server.
+/// Connection settings of a server.
 pub(super) struct Remote {
     agent: Agent,
     endpoint: Uri,
@@ -54,7 +54,7 @@ pub(super) struct Remote {
 }
 
 impl Remote {
-    /// Every step of a request may take `timeout`; a transfer may go on while bytes come.
+    /// `timeout` limits each step of a request; a transfer may take longer while bytes arrive.
     pub(super) fn new(
         endpoint: &str,
         token: Option<&str>,
@@ -92,8 +92,8 @@ impl Remote {
         })
     }
 
-    /// Asks for a range; gives the last answer, and the headers of the last answer on the way that names a commit: the
-    /// Hub sends to another server for the bytes of large files, and tells of the file before that.
+    /// Requests a range. Returns the final answer, and the headers of the last answer with a commit: for large files the
+    /// Hub redirects to another server, and its own answer has the file's metadata.
     fn get(&self, url: &str, range: &str) -> Result<(Response<Body>, HeaderMap), Failure> {
         let mut uri: Uri = url
             .parse()
@@ -101,7 +101,7 @@ impl Remote {
         let mut named = HeaderMap::new();
         for _ in 0..=REDIRECTS {
             let mut request = self.agent.get(uri.clone()).header(RANGE, range);
-            // The token is the Hub's alone.
+            // The token must not be sent to other servers.
             let own = uri.scheme() == self.endpoint.scheme()
                 && uri.authority() == self.endpoint.authority();
             if let Some(token) = self.token.as_ref().filter(|_| own) {
@@ -124,7 +124,7 @@ impl Remote {
         )))
     }
 
-    /// Asks for a byte, to learn of the file.
+    /// Requests the first byte to get the file's metadata.
     pub(super) fn announced(&self, url: &str) -> Result<Announced, Failure> {
         let (response, named) = self.get(url, "bytes=0-0")?;
         let headers = response.headers();
@@ -158,7 +158,7 @@ impl Remote {
         })
     }
 
-    /// Completes a part, which holds the first `done` of `size` bytes and is open at its end. Tells how far it is.
+    /// Downloads the rest of `part`, which holds the first `done` of `size` bytes and is open at its end.
     pub(super) fn complete(
         &self,
         url: &str,
@@ -176,7 +176,7 @@ impl Remote {
                 }
             }
             200 => {
-                // A server without ranges begins anew.
+                // A server without ranges sends the whole file.
                 done = 0;
                 part.set_len(0).map_err(Failure::Disk)?;
                 part.rewind().map_err(Failure::Disk)?;
@@ -226,7 +226,7 @@ fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name)?.to_str().ok()
 }
 
-/// Where the range of an answer begins, and the size of the file.
+/// Start of an answer's range, and the size of the file.
 fn range(headers: &HeaderMap) -> Option<(u64, u64)> {
     let range = text(headers, CONTENT_RANGE.as_str())?.strip_prefix("bytes ")?;
     let (range, size) = range.split_once('/')?;
@@ -234,7 +234,7 @@ fn range(headers: &HeaderMap) -> Option<(u64, u64)> {
     Some((from.parse().ok()?, size.parse().ok()?))
 }
 
-/// Where a redirect leads: an address, or a path on the same server; never from https to http.
+/// Target of a redirect: an address, or a path on the same server; never from https to http.
 fn redirected(from: &Uri, location: &str) -> Option<Uri> {
     let scheme = from.scheme_str()?;
     let to: Uri = if location.starts_with("//") {

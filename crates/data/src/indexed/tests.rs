@@ -11,7 +11,7 @@ fn written(documents: &[Vec<u16>]) -> (tempfile::TempDir, PathBuf) {
     (dir, prefix)
 }
 
-/// A pair of files of i32, with the marks of MiniLLM's own writer.
+/// A pair of i32 files, with the marks of MiniLLM's own writer.
 fn written_i32(documents: &[&[i32]]) -> (tempfile::TempDir, PathBuf) {
     written_wide(documents, I32)
 }
@@ -66,7 +66,7 @@ proptest! {
     }
 }
 
-/// No damage makes a reader panic: every byte changed, and every length.
+/// A damaged index never makes the reader panic: each byte changed, and the file cut at each length.
 #[test]
 fn a_damaged_index_is_refused_or_read() {
     let (_dir, prefix) = written(&[vec![1, 2, 3], vec![4]]);
@@ -123,7 +123,7 @@ fn slices_are_written_as_they_come() {
 #[test]
 fn what_cannot_be_written_leaves_nothing() {
     let dir = tempfile::tempdir().unwrap();
-    // a folder in the place of the index
+    // a folder in place of the index
     fs::create_dir_all(dir.path().join("x.idx/y")).unwrap();
     let error = write_indexed(&dir.path().join("x"), [[1u16]]).unwrap_err();
     assert!(error.to_string().contains("x.idx"), "{error}");
@@ -136,7 +136,7 @@ fn what_cannot_be_written_leaves_nothing() {
     );
 }
 
-/// What a file is read as: prompt and response of each document.
+/// Prompt and response of each document of a file.
 fn halves(prefix: &Path) -> Vec<(Vec<u32>, Option<Vec<u32>>)> {
     let read = IndexedTokens::open(prefix).unwrap();
     (0..read.len()).map(|i| read.halves(i)).collect()
@@ -291,7 +291,7 @@ fn lines_are_the_texts() {
     );
 }
 
-/// With an end that the tokenizer does not leave out by itself.
+/// With an end of text that is no special token, so that the tokenizer does decode it.
 #[test]
 fn the_end_that_closes_a_text_is_not_in_its_line() {
     let json = r#"{"model": {"type": "WordLevel", "vocab": {"</s>": 0, "a": 1, "b": 2}, "unk_token": "a"}}"#;
@@ -324,7 +324,7 @@ fn damaged_files_are_refused_by_name() {
     assert!(damage("idx", &|b| b[0] = b'X').contains("MMIDIDX"));
     assert!(damage("idx", &|b| b[9] = 2).contains("version 2"));
     assert!(damage("idx", &|b| b[17] = 7).contains("dtype code 7"));
-    // more documents than memory has bytes
+    // more documents than bytes of memory
     assert!(damage("idx", &|b| b[18..26].fill(0xff)).contains("truncated"));
     assert!(damage("idx", &|b| b[37] = 0x80).contains("document 0 is said to have -2147483645"));
     assert!(damage("idx", &|b| b[51] = 1).contains("begin at byte 262, those before it end at 6"));

@@ -1,4 +1,4 @@
-//! Documents into pairs of files.
+//! Writes documents to pairs of files.
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
@@ -10,11 +10,11 @@ use rayon::prelude::*;
 use super::{MAGIC, SEPARATOR, U16, VERSION, with_suffix};
 use crate::{Error, Example, Tokenizer, prompt};
 
-/// Writes documents; both files appear when both are complete.
+/// Writes documents; both files are renamed into place once both are complete.
 ///
 /// # Errors
 ///
-/// When a file cannot be written, or a document has more tokens than the format can say.
+/// When a file cannot be written, or a document has more tokens than the format allows.
 pub fn write_indexed<D: AsRef<[u16]>>(
     prefix: &Path,
     documents: impl IntoIterator<Item = D>,
@@ -40,7 +40,7 @@ pub fn write_indexed<D: AsRef<[u16]>>(
         });
     if written.is_err() {
         for (partial, _) in &files {
-            let _ = fs::remove_file(partial); // the error on its way says more
+            let _ = fs::remove_file(partial); // `written` holds the first error
         }
     }
     written
@@ -95,11 +95,11 @@ fn write_idx(path: &Path, sizes: &[i32]) -> std::io::Result<()> {
     file.into_inner()?.sync_all()
 }
 
-/// Examples as documents: `tokens(prompt)`, the separator, the response, the end. Nothing is cut.
+/// Examples as documents: `tokens(prompt)`, separator, response, end of text. Nothing is cut.
 ///
 /// # Errors
 ///
-/// A tokenizer that fails, or whose ids do not fit below the separator.
+/// A tokenizer that fails, or whose ids are not all below the separator.
 pub fn pack(examples: &[Example], tokenizer: &Tokenizer) -> Result<Vec<Vec<u16>>, Error> {
     let too_large = |id: usize| {
         tokenizer.refuse(format!(

@@ -1,13 +1,13 @@
-//! Which token ends a text, from the files that lie beside a `tokenizer.json`.
+//! The token that ends a text, from the files beside a `tokenizer.json`.
 //!
-//! What is appended to a document is the tokenizer's own end, as `transformers` has it in `tokenizer.eos_token_id`:
+//! A document ends with the tokenizer's own end of text, as `tokenizer.eos_token_id` in `transformers`:
 //!
-//! 1. `eos_token` of `tokenizer_config.json`; that of `special_tokens_map.json` wins where the former has no
-//!    `added_tokens_decoder` (files of before transformers 4.34);
-//! 2. where the tokenizer's files say nothing, the first of `eos_token_id` of `generation_config.json`, else of
+//! 1. `eos_token` of `tokenizer_config.json`; that of `special_tokens_map.json` takes precedence if the former has no
+//!    `added_tokens_decoder` (files from before transformers 4.34);
+//! 2. if the tokenizer's files do not name it, the first of `eos_token_id` of `generation_config.json`, else of
 //!    `config.json`.
 //!
-//! What ends an answer is that token and each of `eos_token_id` of `generation_config.json`, else of `config.json`:
+//! An answer ends with that token or any of `eos_token_id` of `generation_config.json`, else of `config.json`:
 //! `transformers` generates until one of them.
 
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ use serde_json::{Map, Value};
 
 use crate::Error;
 
-/// Files that say which token ends a text.
+/// Files that name the token that ends a text.
 pub(super) const FILES: [&str; 4] = [
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -25,17 +25,17 @@ pub(super) const FILES: [&str; 4] = [
     "config.json",
 ];
 
-/// What the files of a folder say.
+/// End of text according to the files of a folder.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Said {
-    /// The tokenizer's end, and the file that says so.
+    /// The tokenizer's end of text, and the file that names it.
     pub token: Option<(String, PathBuf)>,
-    /// Ids that end an answer, the first of them first.
+    /// Ids that end an answer, in the file's order.
     pub ids: Vec<u32>,
 }
 
 impl Said {
-    /// Reads the files of a folder; none need be there.
+    /// Reads the files of a folder; each may be missing.
     pub(super) fn read(folder: &Path) -> Result<Self, Error> {
         let [config, map, generation, model] = FILES.map(|name| folder.join(name));
         let (config, config_path) = (fields(&config)?, config);
@@ -64,7 +64,7 @@ impl Said {
     }
 }
 
-/// The fields of a JSON file, where it is there.
+/// The fields of a JSON file; `None` if the file is missing.
 fn fields(path: &Path) -> Result<Option<Map<String, Value>>, Error> {
     let bytes = match files::read(path, files::TEXT_LIMIT) {
         Ok(bytes) => bytes,
@@ -88,7 +88,7 @@ fn refuse(path: &Path, what: &str) -> Error {
     }
 }
 
-/// The token's text; an object has it as `content`.
+/// Text of the token; in an object it is `content`.
 fn eos_token(fields: &Map<String, Value>, path: &Path) -> Result<Option<String>, Error> {
     match fields.get("eos_token") {
         None | Some(Value::Null) => Ok(None),
@@ -107,7 +107,7 @@ fn eos_token(fields: &Map<String, Value>, path: &Path) -> Result<Option<String>,
     }
 }
 
-/// One id or a list of them.
+/// The ids: the field is one id or a list of ids.
 fn eos_ids(fields: &Map<String, Value>, path: &Path) -> Result<Vec<u32>, Error> {
     let id = |value: &Value| {
         let id = value.as_u64().and_then(|id| u32::try_from(id).ok());

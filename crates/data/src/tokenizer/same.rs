@@ -6,17 +6,17 @@ use serde_json::Value;
 
 use super::Tokenizer;
 
-/// What decides over the ids of an added token, beside its text.
+/// Fields of an added token that change ids, beside its text.
 const OF_ADDED: [&str; 5] = ["id", "single_word", "lstrip", "rstrip", "normalized"];
 
 impl Tokenizer {
-    /// What first differs between two tokenizers, in words, or `None` where the same text has the same ids in both:
-    /// vocabulary, added tokens, normaliser, pre-tokeniser, model and merges. What changes no ids is left out: decoder,
-    /// post-processor, limits of length.
+    /// Message about the first difference between two tokenizers, or `None` if both give the same ids for the same text.
+    /// Compares vocabulary, added tokens, normaliser, pre-tokeniser, model and merges; not the parts that change no ids:
+    /// decoder, post-processor, length limits.
     ///
     /// # Panics
     ///
-    /// Never: what was read can be written.
+    /// Never: a tokenizer that was read can be serialised.
     pub fn differs_from(&self, other: &Self) -> Option<String> {
         let named = |what: String| {
             format!(
@@ -73,7 +73,7 @@ fn vocabularies(ours: &Tokenizer, theirs: &Tokenizer) -> Option<String> {
     })
 }
 
-/// The steps of a normaliser or pre-tokeniser, without what concerns positions in the text alone.
+/// The steps of a normaliser or pre-tokeniser, without the field that only changes offsets in the text.
 fn steps(value: &Value) -> Vec<Value> {
     let inner = ["normalizers", "pretokenizers"]
         .iter()
@@ -91,7 +91,7 @@ fn steps(value: &Value) -> Vec<Value> {
     }
 }
 
-/// Models of equal vocabularies.
+/// First difference of two models with equal vocabularies.
 fn models(ours: &Value, theirs: &Value) -> Option<String> {
     let none = Value::Null;
     let keys = [ours, theirs]
@@ -99,7 +99,7 @@ fn models(ours: &Value, theirs: &Value) -> Option<String> {
         .filter_map(Value::as_object)
         .flat_map(|m| m.keys());
     for key in keys {
-        // An empty affix is none.
+        // An empty prefix or suffix is the same as null.
         let get = |model: &'_ Value| match model.get(key) {
             Some(Value::String(text)) if text.is_empty() => Value::Null,
             value => value.unwrap_or(&none).clone(),

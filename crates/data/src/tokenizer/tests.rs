@@ -48,11 +48,11 @@ fn the_beginning_of_sequence_is_what_the_file_puts_there() {
         .unwrap();
     tokenizer.inner.with_post_processor(Some(processor));
     assert_eq!(tokenizer.bos().unwrap(), 1);
-    // and other encodings stay as they are
+    // other encodings do not change
     assert!(!tokenizer.encode("anna").unwrap().contains(&1));
 }
 
-/// A folder with a tokenizer of `vocab` and other files.
+/// A folder with a tokenizer of vocabulary `vocab` and with `files`.
 fn folder(vocab: &serde_json::Value, files: &[(&str, &str)]) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     let json = serde_json::json!({
@@ -86,10 +86,10 @@ fn the_files_beside_it_say_which_token_ends_a_text() {
         ends(&[own, config(r#"{"eos_token_id": [0, 2]}"#)], None),
         Ok(vec![2, 0])
     );
-    // The model's own, where the tokenizer lies elsewhere.
+    // The model's own end, for a tokenizer in another folder.
     assert_eq!(ends(&[], Some(4)), Ok(vec![4]));
     assert_eq!(ends(&[own], Some(4)), Ok(vec![2, 4]));
-    // GPT-2's default in the configuration of a small model.
+    // GPT-2's default id, in the configuration of a model with a smaller vocabulary.
     let error = ends(&[config(r#"{"eos_token_id": 50256}"#)], None).unwrap_err();
     assert!(error.contains("<|endoftext|> and <|im_end|>"), "{error}");
     let error = ends(&[], None).unwrap_err();
@@ -149,7 +149,7 @@ fn what_is_no_tokenizer_is_named() {
     let bpe = r#"{"model": {"type": "BPE", "dropout": 0.5, "vocab": {"</s>": 0}, "merges": []}}"#;
     let charsmap = r#"{"model": {"type": "WordLevel", "vocab": {"</s>": 0}, "unk_token": "</s>"}, "normalizer": {"type": "Sequence",
         "normalizers": [{"type": "Precompiled", "precompiled_charsmap": "AAAA"}]}}"#;
-    // A table of one entry, which is one.
+    // A valid table with one entry.
     std::fs::write(&path, charsmap.replace("AAAA", "BAAAAAAAAAA=")).unwrap();
     assert!(Tokenizer::from_file(&path, None).is_ok());
     let gap = r#"{"model": {"type": "WordLevel", "vocab": {"</s>": 0}, "unk_token": "</s>"}, "added_tokens": [{"id": 9,

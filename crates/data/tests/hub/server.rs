@@ -1,4 +1,4 @@
-//! A small server that plays the Hub, or something in its place.
+//! A small server that imitates the Hub, or a faulty or hostile server.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -9,41 +9,41 @@ use std::time::Duration;
 #[derive(Clone, Copy, PartialEq)]
 pub enum Trick {
     Honest,
-    /// Half of the first transfer, then the connection closes.
+    /// Closes the connection after half of the first transfer.
     Break,
-    /// The same, without a length that would tell.
+    /// As `Break`, without a Content-Length that would show it.
     EndEarly,
-    /// The same, and the next transfer begins anew, whatever range was asked for.
+    /// As `Break`, and the next transfer sends the whole file, whatever range was requested.
     BreakThenAnew,
-    /// Another hash than the file's.
+    /// Announces a wrong hash.
     WrongHash,
-    /// A file too small for the Hub to know its SHA-256.
+    /// A small file, for which the Hub announces no SHA-256.
     Small,
-    /// A status, with the Hub's own header.
+    /// An HTTP status, with the Hub's `x-error-code`.
     Status(u16, &'static str),
-    /// A page without the Hub's headers.
+    /// An HTML page without the Hub's headers.
     Html,
-    /// A page with them.
+    /// An HTML page with the Hub's headers.
     HtmlAsFile,
-    /// Another ETag in the file's headers.
+    /// This ETag in the file's headers.
     Etag(&'static str),
-    /// Another commit.
+    /// This commit in the file's headers.
     Commit(&'static str),
-    /// A redirect; `SELF` leads to the same address.
+    /// A redirect to this address; `SELF` is the requested path.
     To(&'static str),
-    /// A redirect to another server, without the file's own headers there, as the Hub does for large files.
+    /// A redirect to another server that has no metadata headers, as the Hub does for large files.
     Elsewhere,
-    /// Says that the file has so many bytes.
+    /// Announces this size of the file.
     Size(u64),
-    /// Sends more bytes than there should be.
+    /// Sends more bytes than announced.
     TooMuch,
-    /// Accepts a request and says nothing.
+    /// Accepts a request and never answers.
     Silent,
-    /// Sends its headers without an end.
+    /// Sends headers without end.
     Headers,
-    /// Sends the body a byte at a time.
+    /// Sends the body slowly, byte by byte.
     Drip,
-    /// Bytes that are no HTTP.
+    /// Sends bytes that are no HTTP.
     Noise,
 }
 
@@ -52,7 +52,7 @@ pub enum Trick {
 pub struct Seen {
     pub path: String,
     pub token: Option<String>,
-    /// Where its range begins, unless it only asks for the size.
+    /// Start of the range; `None` for a request that only asks for metadata.
     pub from: Option<usize>,
 }
 
@@ -75,7 +75,7 @@ impl Server {
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
         let seen = Arc::new(Mutex::new(Vec::new()));
         let log = Arc::clone(&seen);
-        // Another server, for a redirect.
+        // The target of the redirect.
         let other = match trick {
             Trick::Elsewhere => Some(Self::start(Trick::Honest)),
             _ => None,
@@ -89,7 +89,7 @@ impl Server {
     }
 }
 
-/// What has no end, sent until the other side goes away.
+/// Sends `piece` again and again until the client closes the connection.
 fn endless(stream: &mut TcpStream, piece: &[u8], pause: Duration) {
     while stream.write_all(piece).is_ok() {
         std::thread::sleep(pause);
@@ -127,7 +127,7 @@ fn answer(mut stream: TcpStream, trick: Trick, log: &Mutex<Vec<Seen>>, other: Op
     };
     match trick {
         Trick::Silent => {
-            // until the client gives up
+            // waits until the client gives up
             let _ = stream.read(&mut [0; 1]);
             return;
         }
@@ -142,7 +142,7 @@ fn answer(mut stream: TcpStream, trick: Trick, log: &Mutex<Vec<Seen>>, other: Op
         _ => {}
     }
     let mut send = |head: &str, body: &[u8]| {
-        // the client may have gone; the test's own checks tell
+        // the client may have closed the connection; the tests check its result
         let _ = write!(stream, "HTTP/1.1 {head}Connection: close\r\n\r\n");
         let _ = stream.write_all(body);
     };
@@ -213,7 +213,7 @@ fn answer(mut stream: TcpStream, trick: Trick, log: &Mutex<Vec<Seen>>, other: Op
         Trick::Size(size) => size,
         _ => all as u64,
     };
-    // The other server of a redirect tells no more than bytes.
+    // The target of the redirect sends no metadata headers.
     let named = if path == "/elsewhere" {
         String::new()
     } else {

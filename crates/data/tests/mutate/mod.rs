@@ -1,5 +1,5 @@
-//! Damage to files: bytes and JSON values changed at random, the same for the same seed. Tests of other crates take this
-//! file by its path.
+//! Damages files: random changes of bytes and JSON values, reproducible by seed. Tests of other crates include this file by
+//! its path.
 #![allow(dead_code)] // no test uses all of it
 
 use std::fs;
@@ -10,12 +10,12 @@ use abkd_host::rng::Rng;
 use proptest::test_runner::Config;
 use serde_json::{Map, Value, json};
 
-/// Longest time that a damaged file may take.
+/// Time limit for reading a damaged file.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// Most memory of a process that reads damaged files.
+/// Memory limit of a process that reads damaged files.
 const MEMORY: usize = 2 << 30;
 
-/// `cases` unless `PROPTEST_CASES` says how many.
+/// Runs `cases` cases unless `PROPTEST_CASES` is set.
 pub fn config(cases: u32) -> Config {
     let given = std::env::var("PROPTEST_CASES").ok();
     Config {
@@ -26,7 +26,7 @@ pub fn config(cases: u32) -> Config {
     }
 }
 
-/// Runs what reads a damaged file; its time and the memory of the process have limits.
+/// Runs `read` on a damaged file and checks its time and the memory of the process.
 pub fn bounded<T>(read: impl FnOnce() -> T) -> T {
     let start = Instant::now();
     let result = read();
@@ -37,7 +37,7 @@ pub fn bounded<T>(read: impl FnOnce() -> T) -> T {
     result
 }
 
-/// Writes a JSON document with some of its values or of its bytes changed.
+/// Writes a JSON document with some values or some bytes changed.
 pub fn write(path: &Path, mut value: Value, dice: &mut Rng) {
     let values = dice.below(4) > 0;
     if values {
@@ -76,8 +76,8 @@ pub fn bytes(bytes: &mut Vec<u8>, dice: &mut Rng) {
     }
 }
 
-/// Changes some values of a JSON document: other types, numbers at the ends of their ranges, lists that are empty, too
-/// short or too long, keys that are gone or strange.
+/// Changes some values of a JSON document: other types, numbers at the limits of their ranges, lists that are empty, too
+/// short or too long, missing or unknown keys.
 pub fn json(value: &mut Value, dice: &mut Rng) {
     for _ in 0..=dice.below(3) {
         damage(value, dice);
@@ -85,7 +85,7 @@ pub fn json(value: &mut Value, dice: &mut Rng) {
 }
 
 fn damage(value: &mut Value, dice: &mut Rng) {
-    // Down to a random value, which may be the first.
+    // Descends to a random value, or stops at this one.
     let deeper = dice.below(8) > 0;
     match value {
         Value::Array(items) if deeper && !items.is_empty() => {

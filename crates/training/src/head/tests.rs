@@ -1,4 +1,4 @@
-//! Chunks of rows against the whole in f64, with finite differences for gradients.
+//! The chunked head against a dense computation in f64, with finite differences for gradients.
 
 use abkd_data::rng::Rng;
 use burn::tensor::Device;
@@ -10,7 +10,7 @@ const WIDTH: usize = 4;
 const VOCAB: usize = 7;
 const SCALE: f64 = 0.25;
 
-/// Memory for chunks of three rows: three, three, two.
+/// Memory for chunks of three rows: the 8 rows make chunks of 3, 3 and 2.
 fn three_rows(objective: &Objective) -> usize {
     3 * 4 * VOCAB * (1 + usize::from(objective.has_teacher()))
 }
@@ -30,7 +30,7 @@ struct Case {
     labels: Vec<u32>,
 }
 
-/// What the loss of a row is a function of.
+/// Inputs of a row's loss.
 struct Row {
     /// Log-probabilities of the teacher.
     lp: Vec<f64>,
@@ -68,7 +68,7 @@ impl Case {
         all.map(|((lp, lq), label)| Row { lp, lq, label }).collect()
     }
 
-    /// Differences of the scaled loss in the student's numbers that `of` chooses.
+    /// Finite differences of the scaled loss in the student's values that `of` selects.
     fn gradient(&self, dense: Dense, of: fn(&mut Numbers) -> &mut Vec<f64>) -> Vec<f64> {
         let at = |i: usize, by: f64| {
             let mut moved = self.clone();
@@ -82,7 +82,7 @@ impl Case {
             .collect()
     }
 
-    /// [`head_loss`] in chunks and in one, with and without the head's gradient, against `dense`.
+    /// Compares [`head_loss`] in several chunks and in one, with and without the head's gradient, with `dense`.
     fn check(&self, objective: &Objective, dense: Dense) {
         let loss = SCALE * dense(&self.rows());
         let d_hidden = self.gradient(dense, |s| &mut s.hidden);
@@ -203,13 +203,13 @@ fn alpha_net_chooses_for_the_whole_batch_or_row_by_row() {
     let gap = |row: &Row| alpha_divergence(row, b) - alpha_divergence(row, a);
     let mut case = Case::new(2);
     case.teacher.head = case.student.head.clone();
-    // The second chunk counts more than the others.
+    // The second chunk outweighs the others.
     for hidden in [&mut case.student.hidden, &mut case.teacher.hidden] {
         hidden[3 * WIDTH..6 * WIDTH]
             .iter_mut()
             .for_each(|x| *x *= 2.0);
     }
-    // Where p and q change places, so do the members: the second chunk is made to prefer `a`, the others `b`.
+    // Swapping p and q swaps the larger member: afterwards the second chunk prefers `a`, the others `b`.
     for (i, row) in case.rows().iter().enumerate() {
         if (3..6).contains(&i) == (gap(row) > 0.0) {
             let at = i * WIDTH..(i + 1) * WIDTH;
@@ -234,7 +234,7 @@ fn alpha_net_chooses_for_the_whole_batch_or_row_by_row() {
             sum(rows, |r| alpha_divergence(r, a).max(alpha_divergence(r, b)))
         });
     }
-    // Without its share there is no teacher to choose by.
+    // With kd_ratio 0 there is no teacher, so no member is chosen.
     let objective = distill(alpha_net, Fidelity::Official, 0.0);
     case.check(&objective, &|r| sum(r, cross_entropy));
 }
@@ -242,7 +242,7 @@ fn alpha_net_chooses_for_the_whole_batch_or_row_by_row() {
 #[test]
 fn a_policys_rows_keep_their_numbers_over_the_chunks() {
     let case = Case::new(3);
-    let ratios = [1.1, 1.5, 0.5, 0.7, 1.0, 1.3, 0.9, 0.6]; // of them within the clip: 1.1, 1.0, 0.9
+    let ratios = [1.1, 1.5, 0.5, 0.7, 1.0, 1.3, 0.9, 0.6]; // within the clip: 1.1, 1.0, 0.9
     let weight = [1.0, 0.8, 1.2, 0.5, 2.0, 1.0, 0.7, 1.1f32];
     let advantage = [1.0, 2.0, -1.0, 0.5, -2.0, -0.7, 1.5, 0.3f32];
     let log_probs: Vec<f64> = case.rows().iter().map(|r| r.lq[r.label]).collect();
@@ -283,7 +283,7 @@ fn a_good_token_is_made_more_likely() {
         head: Tensor::eye(2, &device),
         precision: Precision::F32,
     };
-    // q = (0.8, 0.2), p = (0.5, 0.5), and the token was as likely when it was sampled
+    // q = (0.8, 0.2), p = (0.5, 0.5); q of the token is unchanged since it was sampled
     let (student, teacher) = (rows([0.8f32.ln(), 0.2f32.ln()]), rows([0.0, 0.0]));
     let loss = |single_step| {
         let policy = PolicyRows {

@@ -1,9 +1,9 @@
 //! DistiLLM: Ko et al., "DistiLLM: Towards Streamlined Distillation for Large Language Models"
 //! (ICML 2024): skew divergences and adaptive off-policy sampling (Algorithm 1).
 //!
-//! Defaults are the released code's. What differs from it: a run has one buffer and one draw of the source for an update,
-//! where the released code has one of each on every GPU; an empty answer, which the released labels leave without any
-//! position, gives its update to the data.
+//! Defaults are the released code's. Differences: a run has one buffer and one draw of the source per update, the released
+//! code one of each per GPU; an update whose answers have no counted position, as empty ones under the released labels,
+//! trains on the data instead.
 
 use abkd_data::Sequence;
 use abkd_host::choice;
@@ -50,7 +50,7 @@ impl Behaviour for Method {
     }
 
     fn sampled(&self) -> Vec<Sampled> {
-        // The threshold is not known beforehand: half of its range, half of that fresh.
+        // The threshold is not known beforehand: an estimate of 0.5, half of it fresh answers.
         vec![Sampled::by_student(0.25, self.settings.max_new_tokens)]
     }
 
@@ -58,8 +58,8 @@ impl Behaviour for Method {
         self.settings.threshold_step > 0.0
     }
 
-    /// The buffer is a batch, so that it is full after the first answers and the share of fresh ones falls over the window
-    /// as over a run.
+    /// The buffer holds one batch, so that it is full after the first answers and the share of fresh answers falls over the
+    /// timed window as over a run.
     fn timed(&self, batch_size: usize) -> Option<Box<dyn Behaviour>> {
         Some(Box::new(Self {
             loss: self.loss,
@@ -73,11 +73,11 @@ impl Behaviour for Method {
 
 choice! {
     "replay_ratio"
-    /// How the share of updates on fresh answers changes over the run; the rest of the threshold's share comes from the
+    /// How the share of updates on fresh answers changes over the run; the other updates below the threshold use the
     /// buffer.
     #[derive(Default)]
     pub enum ReplayRatio {
-        /// `threshold x (1 - step / steps)`: ever more from the buffer.
+        /// `threshold x (1 - step / steps)`: more and more from the buffer.
         #[default]
         Decreasing = "decreasing",
         /// `threshold / 2`.
@@ -109,10 +109,10 @@ pub struct DistiLlmSettings {
     /// Share of updates on the student's answers at the start.
     #[serde(default)]
     pub first_threshold: f64,
-    /// Rise of the share when the validation loss has grown.
+    /// Increase of this share when the validation loss has grown.
     #[serde(default = "defaults::tenth")]
     pub threshold_step: f64,
-    /// By how much the validation loss must exceed its reference for that (`loss_eps` of the released code).
+    /// Amount by which the validation loss must exceed its reference for an increase (`loss_eps` of the released code).
     #[serde(default = "defaults::tenth")]
     pub loss_margin: f64,
     /// How the share of fresh answers changes over the run.
@@ -121,7 +121,7 @@ pub struct DistiLlmSettings {
     /// Temperature of the student's answers.
     #[serde(default = "defaults::one")]
     pub temperature: f64,
-    /// Most tokens of an answer; absent: what `max_length` leaves after `max_prompt_length`.
+    /// Limit of tokens of an answer; absent: what `max_length` leaves after `max_prompt_length`.
     #[serde(default)]
     pub max_new_tokens: Option<usize>,
     /// Which positions of an answer count.
@@ -168,14 +168,14 @@ impl DistiLlmSettings {
 pub enum Source {
     /// The data.
     Data,
-    /// Answers that the student samples now; they are pushed into the buffer.
+    /// Answers that the student samples for this update; they are pushed into the buffer.
     Fresh,
     /// A draw from the buffer.
     Buffer,
 }
 
-/// The source of an update, decided by a uniform number in [0, 1): fresh below `fresh_share`, and below `threshold` as
-/// long as the buffer is not full; the buffer below `threshold`; else the data.
+/// The source of an update, decided by a uniform number in [0, 1): fresh answers if it is below `fresh_share`, or below
+/// `threshold` while the buffer is not full; else the buffer if it is below `threshold`; else the data.
 pub fn source(number: f64, fresh_share: f64, threshold: f64, buffer_is_full: bool) -> Source {
     if number < fresh_share || (number < threshold && !buffer_is_full) {
         Source::Fresh
@@ -190,7 +190,7 @@ pub fn source(number: f64, fresh_share: f64, threshold: f64, buffer_is_full: boo
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Threshold {
     value: f64,
-    /// Validation loss when it was last set; absent before the first validation.
+    /// Validation loss to compare with; absent before the first validation.
     reference: Option<f64>,
 }
 
@@ -203,13 +203,13 @@ impl Threshold {
         }
     }
 
-    /// Its value.
+    /// The threshold.
     pub fn value(&self) -> f64 {
         self.value
     }
 
-    /// The first loss, before any update, is the reference. A later one that exceeds it by `margin` raises the threshold
-    /// by `rise`, to 1 at most, and is the reference then, as in the released code.
+    /// The first loss, before any update, is the reference. A later loss that exceeds it by `margin` raises the threshold
+    /// by `rise`, to 1 at most, and becomes the reference, as in the released code.
     pub fn validated(&mut self, loss: f64, rise: f64, margin: f64) {
         match self.reference {
             None => self.reference = Some(loss),
@@ -321,13 +321,13 @@ mod tests {
 
     #[test]
     fn the_buffer_takes_over_once_full() {
-        // not full: everything below the threshold is fresh
+        // buffer not full: fresh answers for all numbers below the threshold
         assert_eq!(source(0.39, 0.2, 0.4, false), Source::Fresh);
         assert_eq!(source(0.41, 0.2, 0.4, false), Source::Data);
         assert_eq!(source(0.19, 0.2, 0.4, true), Source::Fresh);
         assert_eq!(source(0.21, 0.2, 0.4, true), Source::Buffer);
         assert_eq!(source(0.41, 0.2, 0.4, true), Source::Data);
-        // of the last update nothing is fresh
+        // in the last update the share of fresh answers is 0
         let last = ReplayRatio::Decreasing.fresh_share(0.4, 100, 100);
         assert_eq!(source(0.0, last, 0.4, true), Source::Buffer);
     }

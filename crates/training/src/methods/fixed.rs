@@ -1,4 +1,4 @@
-//! One objective on given sequences: what fine-tuning and distillation on the data do.
+//! One objective on given sequences, for fine-tuning and distillation on the data.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,7 +7,7 @@ use crate::head::Objective;
 use crate::step::Term;
 use crate::{Error, Prepared};
 
-/// For methods without settings of their own.
+/// Settings of methods that have none.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NoSettings {}

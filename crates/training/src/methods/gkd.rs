@@ -1,9 +1,9 @@
 //! GKD: Agarwal et al., "On-Policy Distillation of Language Models: Learning from Self-Generated
 //! Mistakes" (ICLR 2024), Algorithm 1, as the ABKD scripts run it.
 //!
-//! Two things are the released code's and not the paper's, each with a setting for the paper's reading: answers go into a
-//! replay buffer, from which the batch is drawn; the Jensen divergence has `beta` 0.9. Other than in the released code, a
-//! run has one buffer and one draw of the source for an update, not one of each on every GPU.
+//! Two defaults are the released code's, each with a setting for the paper's version: answers are pushed into a replay
+//! buffer, from which the batch is drawn; the Jensen divergence has `beta` 0.9. Unlike in the released code, a run has one
+//! buffer and one draw of the source per update, not one of each per GPU.
 
 use abkd_data::Sequence;
 use abkd_host::choice;
@@ -30,7 +30,7 @@ pub(super) const ENTRY: Entry = Entry {
         }
         settings.check()?;
         let loss = loss.unwrap_or_else(|| settings.default_loss());
-        // It is in the divergence.
+        // The divergence holds beta.
         let settings = GkdSettings {
             beta: None,
             ..settings
@@ -69,14 +69,13 @@ impl Behaviour for Method {
 
 choice! {
     "answers"
-    /// Which answers an on-policy update is made on.
+    /// Which answers an on-policy update trains on.
     #[derive(Default)]
     pub enum Answers {
-        /// Those sampled for the update are pushed into a replay buffer, then the batch is drawn from it: the released
-        /// code.
+        /// The released code: the update's new answers are pushed into a replay buffer, then the batch is drawn from it.
         #[default]
         Buffer = "buffer",
-        /// Those sampled for the update: the GKD paper.
+        /// The GKD paper: the answers sampled for the update.
         Fresh = "fresh",
     }
 }
@@ -89,10 +88,10 @@ pub struct GkdSettings {
     #[serde(default = "half")]
     pub lambda: f64,
     /// `beta` of the generalized Jensen divergence `beta KL(p, m) + (1 - beta) KL(q, m)`,
-    /// `m = beta p + (1 - beta) q`. Default 0.9: `lam` 0.1 of the ABKD code (DistiLLM's has 0.9, that is `beta` 0.1).
+    /// `m = beta p + (1 - beta) q`. Default 0.9: `lam` 0.1 of the ABKD code (DistiLLM's: `lam` 0.9, which is `beta` 0.1).
     #[serde(default)]
     pub beta: Option<f64>,
-    /// Which answers an update is made on.
+    /// Which answers an on-policy update trains on.
     #[serde(default)]
     pub answers: Answers,
     /// Sequences that the replay buffer holds.
@@ -101,7 +100,7 @@ pub struct GkdSettings {
     /// Temperature of the student's answers.
     #[serde(default = "one")]
     pub temperature: f64,
-    /// Most tokens of an answer; absent: what `max_length` leaves after `max_prompt_length`.
+    /// Limit of tokens of an answer; absent: what `max_length` leaves after `max_prompt_length`.
     #[serde(default)]
     pub max_new_tokens: Option<usize>,
     /// Which positions of an answer count.
@@ -145,7 +144,7 @@ impl GkdSettings {
         }
     }
 
-    /// The generalized Jensen divergence; ours weighs by `lambda = 1 - beta`.
+    /// The generalized Jensen divergence; this project's parameter is `lambda = 1 - beta`.
     pub(crate) fn default_loss(&self) -> Loss {
         Loss {
             divergence: Divergence::jensen(self.beta.map_or(0.1, |beta| 1.0 - beta)),
@@ -170,7 +169,7 @@ impl Gkd {
     }
 }
 
-/// Whether an update is on the student's answers, decided by a uniform number in [0, 1).
+/// Whether an update trains on the student's answers, decided by a uniform number in [0, 1).
 pub fn is_on_policy(number: f64, lambda: f64) -> bool {
     number < lambda
 }

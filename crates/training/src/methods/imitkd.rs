@@ -1,9 +1,9 @@
-//! ImitKD: Lin et al., "Autoregressive Knowledge Distillation through Imitation Learning" (EMNLP 2020), with the whole of
-//! the teacher's distribution (their "full" loss): forward KL, by default, on a mixture of the data and of the student's own
-//! answers, of which there are more and more.
+//! ImitKD: Lin et al., "Autoregressive Knowledge Distillation through Imitation Learning" (EMNLP 2020), with the teacher's
+//! full distribution (their "full" loss): forward KL, by default, on a mixture of the data and the student's own answers,
+//! whose share grows.
 //!
 //! A sequence of an update keeps the data's response with probability `last_share^(step / steps)`; else the student
-//! answers its prompt.
+//! answers the prompt.
 
 use abkd_data::Sequence;
 use abkd_data::rng::Rng;
@@ -37,7 +37,7 @@ struct ImitKdSettings {
     /// Temperature of the student's answers.
     #[serde(default = "one")]
     temperature: f64,
-    /// Most tokens of an answer; absent: what `max_length` leaves after `max_prompt_length`.
+    /// Limit of tokens of an answer; absent: what `max_length` leaves after `max_prompt_length`.
     #[serde(default)]
     max_new_tokens: Option<usize>,
 }
@@ -86,7 +86,7 @@ impl Behaviour for Method {
     }
 
     fn sampled(&self) -> Vec<Sampled> {
-        // The mean of 1 - r^x over the run.
+        // 1 minus the mean of r^x over the run, x from 0 to 1.
         let r = self.settings.last_share;
         let data = if r < 1.0 { (r - 1.0) / r.ln() } else { 1.0 };
         vec![Sampled::by_student(

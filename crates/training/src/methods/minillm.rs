@@ -5,11 +5,11 @@
 //! importance weights and length-normalised rewards-to-go, the single-step reverse KL, and a supervised
 //! term, cross-entropy and forward KL half each.
 //!
-//! Defaults are the released scripts', which depart from the paper: rewards are divided by 0.5 and in effect not cut;
-//! they are whitened over the zeros of the padding, too; the student has no dropout; the supervised term is on plain text
-//! and absent without. What differs from the released code: rewards are whitened over the whole update, and not over the
-//! micro-batches of all GPUs that run at the same time; each mean is over the tokens of the whole update, and not one of
-//! means over micro-batches.
+//! Defaults are the released scripts', which depart from the paper: rewards are divided by 0.5 and in effect not clipped;
+//! whitening includes the zeros of the padding; the student has no dropout; the supervised term is on plain text and
+//! absent without it. Differences from the released code: rewards are whitened over the whole update, not over the
+//! micro-batches that all GPUs run at the same time; each mean is over the tokens of the whole update, not a mean of
+//! micro-batch means.
 
 use abkd_data::rng::Rng;
 use abkd_data::{Sequence, collate};
@@ -64,7 +64,7 @@ impl Behaviour for MiniLlmSettings {
         self.data_term == DataTerm::Data
     }
 
-    /// It trains on its rollouts, and may train on the data too.
+    /// One batch of rollouts, and one of the data with the supervised term on it.
     fn passes(&self) -> f64 {
         match self.data_term {
             DataTerm::Data => 2.0,
@@ -72,8 +72,8 @@ impl Behaviour for MiniLlmSettings {
         }
     }
 
-    /// A round is a batch, so that a timed window holds whole rounds; one answer for every `inner_epochs` sequences is
-    /// sampled as ever.
+    /// A round has one batch of rollouts, so that a timed window holds whole rounds. The share of sampling stays one answer
+    /// per `inner_epochs` sequences.
     fn timed(&self, batch_size: usize) -> Option<Box<dyn Behaviour>> {
         Some(Box::new(Self {
             rollouts: batch_size,
@@ -84,29 +84,29 @@ impl Behaviour for MiniLlmSettings {
 
 choice! {
     "whitening"
-    /// What the rewards-to-go are shifted and scaled by.
+    /// Mean and variance that whiten the rewards-to-go.
     #[derive(Default)]
     pub enum Whitening {
-        /// Mean and variance over a matrix of answers x `max_new_tokens`, zeros of the padding included, as released: the
-        /// tokens' own mean is then not 0.
+        /// As released: over a matrix of answers x `max_new_tokens` with zeros as padding. The mean over the tokens alone is
+        /// then not 0.
         #[default]
         Padded = "padded",
-        /// Mean and variance over the tokens.
+        /// Over the tokens alone.
         Masked = "masked",
     }
 }
 
 choice! {
     "data_term"
-    /// What the supervised term is on. There is no other: of a run's plain text nothing else is made.
+    /// Data of the supervised term. A run's plain text is used for no other term.
     #[derive(Default)]
     pub enum DataTerm {
-        /// Plain text, where the run has some; no term without, as released.
+        /// As released: plain text if the run has some, else no supervised term.
         #[default]
         Text = "text",
         /// The training data.
         Data = "data",
-        /// There is no supervised term.
+        /// No supervised term.
         None = "none",
     }
 }
@@ -115,13 +115,13 @@ choice! {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MiniLlmSettings {
-    /// Answers sampled a round.
+    /// Answers sampled per round.
     #[serde(default = "defaults::rollouts")]
     pub rollouts: usize,
     /// Passes over a round's answers.
     #[serde(default = "defaults::inner_epochs")]
     pub inner_epochs: usize,
-    /// Share of the teacher in the sampling mixture (the paper's alpha).
+    /// Weight of the teacher in the sampling mixture (the paper's alpha).
     #[serde(default = "defaults::teacher_mix")]
     pub teacher_mix: f64,
     /// Discount of later rewards.
@@ -130,7 +130,7 @@ pub struct MiniLlmSettings {
     /// Rewards are divided by this.
     #[serde(default = "defaults::half")]
     pub reward_scaling: f64,
-    /// Scaled rewards are cut to +- this; 0 is off.
+    /// Scaled rewards are clipped to +- this; 0: no clip.
     #[serde(default = "defaults::reward_clip")]
     pub reward_clip: f64,
     /// PPO's clip of the ratio.
@@ -139,13 +139,13 @@ pub struct MiniLlmSettings {
     /// Whether the reward-to-go is divided by the number of tokens left.
     #[serde(default = "defaults::yes")]
     pub length_norm: bool,
-    /// What the rewards-to-go of an update are shifted and scaled by.
+    /// Mean and variance that whiten the rewards-to-go of an update.
     #[serde(default)]
     pub whitening: Whitening,
     /// Whether the single-step reverse KL is added.
     #[serde(default = "defaults::yes")]
     pub single_step: bool,
-    /// What the supervised term is on.
+    /// Data of the supervised term.
     #[serde(default)]
     pub data_term: DataTerm,
     /// Share of the forward KL in the supervised term; the rest is cross-entropy.
@@ -154,16 +154,16 @@ pub struct MiniLlmSettings {
     /// Weight of the supervised term.
     #[serde(default = "defaults::one")]
     pub lm_coef: f64,
-    /// Whether the student's dropout acts while the policy is trained.
+    /// Whether the student has dropout in training.
     #[serde(default)]
     pub dropout: bool,
-    /// Temperature of the sampling.
+    /// Temperature of sampling.
     #[serde(default = "defaults::one")]
     pub temperature: f64,
-    /// Answers sampled together.
+    /// Batch size of sampling.
     #[serde(default = "defaults::sampling_batch_size")]
     pub sampling_batch_size: usize,
-    /// Most tokens of an answer; absent: what `max_length` leaves after `max_prompt_length`.
+    /// Limit of tokens of an answer; absent: what `max_length` leaves after `max_prompt_length`.
     #[serde(default)]
     pub max_new_tokens: Option<usize>,
 }
@@ -201,7 +201,7 @@ mod defaults {
     }
 }
 
-/// Most answers of a round and the like: more is a slip of the keyboard.
+/// Limit of answers per round and similar counts: more is a typing error.
 const LARGEST: usize = 1_000_000;
 
 impl Default for MiniLlmSettings {
@@ -253,7 +253,7 @@ impl MiniLlmSettings {
     }
 }
 
-/// What is known of the tokens of a sampled answer.
+/// Per-token scores of a sampled answer.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct TokenScores {
     /// `log q` of each token when it was sampled.
@@ -265,8 +265,7 @@ pub struct TokenScores {
 }
 
 impl TokenScores {
-    /// From the log-probabilities of an answer's tokens when they were sampled: `log_q` the student's, `log_p` the
-    /// teacher's.
+    /// From the log-probabilities of an answer's tokens at sampling time: `log_q` of the student, `log_p` of the teacher.
     pub fn new(settings: &MiniLlmSettings, log_q: &[f32], log_p: &[f32]) -> Self {
         Self {
             log_prob: log_q.to_vec(),
@@ -276,7 +275,7 @@ impl TokenScores {
     }
 }
 
-/// A sampled answer and what is known of its tokens.
+/// A sampled answer and the scores of its tokens.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct Rollout {
     sequence: Sequence,
@@ -294,7 +293,7 @@ pub(super) struct MiniLlm {
     state: State,
 }
 
-/// Where an update stands in the rounds.
+/// Position of an update in the rounds.
 #[derive(Debug, PartialEq, Eq)]
 struct Place {
     round: usize,
@@ -354,7 +353,7 @@ impl MiniLlm {
         Ok(())
     }
 
-    /// The policy gradient on some answers of at most `width` tokens, advantages whitened over them.
+    /// The policy gradient on answers of at most `width` tokens, with advantages whitened over these answers.
     fn term(&self, chosen: Vec<&Rollout>, width: usize) -> Term {
         let tokens: Vec<&TokenScores> = chosen.iter().map(|r| &r.tokens).collect();
         let policy = policy_rows(&self.settings, &tokens, width);
@@ -368,7 +367,7 @@ impl MiniLlm {
     }
 }
 
-/// The prompts of a round: the next `n` of an endless stream of shuffled passes over the data.
+/// The prompts of a round: the next `n` of an infinite sequence of shuffled epochs over the data.
 fn prompts_of_round<'a>(at: &Moment<'a>, round: usize, n: usize) -> Vec<&'a Sequence> {
     let total = at.sequences.len();
     let mut pass: Option<(usize, Vec<usize>)> = None;
@@ -386,7 +385,7 @@ fn prompts_of_round<'a>(at: &Moment<'a>, round: usize, n: usize) -> Vec<&'a Sequ
         .collect()
 }
 
-/// Log-probabilities, importance weights and rewards of the answers sampled for an update.
+/// Log-probabilities, importance weights and rewards-to-go of sampled answers; `step` is for errors.
 fn score(
     settings: &MiniLlmSettings,
     student: &abkd_models::LanguageModel,
@@ -426,7 +425,7 @@ pub fn importance_weights(log_q: &[f32], log_p: &[f32], mix: f64) -> Vec<f32> {
     log_q.iter().zip(log_p).map(weight).collect()
 }
 
-/// `(log p - log q) / reward_scaling` of every token, cut to +- `reward_clip`.
+/// `(log p - log q) / reward_scaling` of every token, clipped to +- `reward_clip`.
 pub fn rewards(settings: &MiniLlmSettings, log_q: &[f32], log_p: &[f32]) -> Vec<f64> {
     let limit = if settings.reward_clip > 0.0 {
         settings.reward_clip
@@ -439,7 +438,7 @@ pub fn rewards(settings: &MiniLlmSettings, log_q: &[f32], log_p: &[f32]) -> Vec<
     log_q.iter().zip(log_p).map(reward).collect()
 }
 
-/// `sum_{s >= t} gamma^(s - t) r_s`, over the number of tokens left where the length is normalised.
+/// `sum_{s >= t} gamma^(s - t) r_s`, divided by the number of tokens left if `length_norm`.
 pub fn rewards_to_go(settings: &MiniLlmSettings, rewards: &[f64]) -> Vec<f32> {
     let n = rewards.len();
     let mut sum = 0.0;
@@ -452,8 +451,8 @@ pub fn rewards_to_go(settings: &MiniLlmSettings, rewards: &[f64]) -> Vec<f32> {
     out
 }
 
-/// What the policy's loss needs of the tokens of an update's answers, one answer after the other. `width` is the most
-/// tokens that an answer may have.
+/// Inputs of the policy loss for the tokens of an update's answers, one answer after the other. `width` is the limit of
+/// tokens of an answer.
 pub fn policy_rows(
     settings: &MiniLlmSettings,
     answers: &[&TokenScores],
@@ -476,7 +475,7 @@ pub fn policy_rows(
     }
 }
 
-/// Shifts and scales such that `values` and as many zeros as make `entries` of them have mean 0 and variance 1.
+/// Whitens `values`, padded with zeros to `entries` entries: mean 0 and variance 1 over all entries.
 fn whiten(values: &mut [f32], entries: usize) {
     let n = entries as f64;
     let zeros = n - values.len() as f64;
@@ -605,11 +604,11 @@ mod tests {
                 "{a} {b} {c} {d}"
             );
         };
-        near(at(0, 1.1), (-2.2, -2.2)); // within
-        near(at(1, 1.5), (-2.4, 0.0)); // a good token is pushed no further
-        near(at(1, 0.5), (-1.0, -1.0)); // but back up at full strength
-        near(at(2, 1.5), (3.0, 3.0)); // a bad token too likely: full strength
-        near(at(3, 0.5), (1.6, 0.0)); // a bad token rare enough: nothing
+        near(at(0, 1.1), (-2.2, -2.2)); // within the clip
+        near(at(1, 1.5), (-2.4, 0.0)); // advantage > 0, ratio above the clip: no gradient
+        near(at(1, 0.5), (-1.0, -1.0)); // advantage > 0, ratio below the clip: full gradient
+        near(at(2, 1.5), (3.0, 3.0)); // advantage < 0, ratio above the clip: full gradient
+        near(at(3, 0.5), (1.6, 0.0)); // advantage < 0, ratio below the clip: no gradient
     }
 
     #[test]
@@ -641,7 +640,7 @@ mod tests {
         for zeros in [0, 3] {
             let mut values = vec![1.0, 2.0, 3.0, 6.0];
             whiten(&mut values, 4 + zeros);
-            // What a zero of the padding becomes: 1 and 2 are one apart.
+            // Whitened value of a padding zero, by extrapolation from the values 1 and 2.
             let zero = values[0] - (values[1] - values[0]);
             let all: Vec<f32> = values
                 .into_iter()

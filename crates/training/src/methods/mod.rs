@@ -1,7 +1,7 @@
-//! The distillation methods of the paper's Tables 2 and 3, each behind [`Driver`], over one loop.
+//! The distillation methods of the paper's Tables 2 and 3, each a [`Driver`], in one training loop.
 //!
-//! A method says what the terms of the next update are: which sequences, and what is minimised on
-//! them. Whatever it remembers between updates is part of the checkpoint.
+//! A method gives the terms of each update: the sequences, and the objective on them. Its state
+//! between updates is part of the checkpoint.
 
 mod data;
 pub mod distillm;
@@ -40,9 +40,9 @@ pub use seqkd::SeqKdSettings;
 /// A divergence in one of its forms.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Loss {
-    /// Which.
+    /// The divergence.
     pub divergence: Divergence,
-    /// Paper or official form.
+    /// Paper or official form of the divergence.
     pub fidelity: Fidelity,
 }
 
@@ -64,20 +64,20 @@ impl Loss {
     }
 }
 
-/// What `abkd list methods` says of a method, and how it is built. A method is a file with one of these and a line in [`ALL`].
+/// A method as listed by `abkd list methods`, and its constructor. A method is a file with an `Entry` and a line in [`ALL`].
 pub struct Entry {
-    /// Id in experiments and profiles.
+    /// Identifier in experiments and profiles.
     pub id: &'static str,
-    /// A line on it.
+    /// One-line description.
     pub about: &'static str,
-    /// Builds it from a divergence, where a row names one, and its settings (a JSON object).
+    /// Builds the method from a divergence, where a row names one, and its settings (a JSON object).
     build: fn(Option<Loss>, Value) -> Built,
 }
 
-/// A method, or what is wrong with its parts.
+/// A method, or the reason why it cannot be built.
 type Built = Result<Box<dyn Behaviour>, String>;
 
-/// The methods.
+/// All methods.
 pub const ALL: [&Entry; 8] = [
     &sft::ENTRY,
     &data::KD,
@@ -89,36 +89,36 @@ pub const ALL: [&Entry; 8] = [
     &data::ABKD,
 ];
 
-/// What a method does. The defaults are those of a divergence on the data.
+/// Behaviour of a method. The defaults are for a divergence on the data.
 pub trait Behaviour: Debug + Send + Sync {
-    /// Id, divergence and settings: equal where what is done is equal, whatever name it went by.
+    /// Identifier, divergence and settings. Methods that train the same way have equal parts, whatever id built them.
     fn parts(&self) -> Parts;
 
-    /// What runs the method; `kd_ratio` is the share of the divergence in the loss on the data.
+    /// The driver that runs the method; `kd_ratio` is the share of the divergence in the loss on the data.
     fn driver(&self, kd_ratio: f64) -> Box<dyn Driver>;
 
-    /// What is wrong with its settings for a training with these.
+    /// Checks the method's settings against those of the training; an error says what is wrong.
     fn check_run(&self, _: &Settings) -> Result<(), String> {
         Ok(())
     }
 
-    /// The answers that it samples while it trains.
+    /// Answers that the method samples during training.
     fn sampled(&self) -> Vec<Sampled> {
         Vec::new()
     }
 
-    /// The teacher's answers that it trains on, and their longest; absent: what `max_length` leaves after
-    /// `max_prompt_length`.
+    /// Limit of tokens of the teacher's answers; inner `None`: what `max_length` leaves after `max_prompt_length`. Outer
+    /// `None`: the method does not train on the teacher's answers.
     fn teacher_answers(&self) -> Option<Option<usize>> {
         None
     }
 
-    /// Whether what it does depends on the validation loss.
+    /// Whether training depends on the validation loss.
     fn follows_validation_loss(&self) -> bool {
         false
     }
 
-    /// Whether the student's dropout acts while it is trained.
+    /// Whether the student has dropout in training.
     fn trains_with_dropout(&self) -> bool {
         true
     }
@@ -128,36 +128,36 @@ pub trait Behaviour: Debug + Send + Sync {
         true
     }
 
-    /// Whether updates compare with the teacher on the data as they are.
+    /// Whether updates need the teacher's distributions on the unchanged data.
     fn uses_teacher_on_data(&self) -> bool {
         true
     }
 
-    /// Batches of the data's size that go through the models in an update.
+    /// Number of batches that go through the models in an update.
     fn passes(&self) -> f64 {
         1.0
     }
 
-    /// The method as it is timed, where that is another: what comes round once in many updates must come round in a window
-    /// of few.
+    /// The method to use for timing, where it differs: work that recurs after many updates must recur within a short timed
+    /// window.
     fn timed(&self, _batch_size: usize) -> Option<Box<dyn Behaviour>> {
         None
     }
 }
 
-/// Answers that a method samples while it trains.
+/// Answers that a method samples during training.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sampled {
-    /// Whether the teacher samples, and not the student.
+    /// Whether the teacher samples instead of the student.
     pub by_teacher: bool,
-    /// Answers for each sequence of an update, on average.
+    /// Mean number of answers per sequence of an update.
     pub share: f64,
-    /// Most tokens of an answer; absent: what `max_length` leaves after `max_prompt_length`.
+    /// Limit of tokens of an answer; absent: what `max_length` leaves after `max_prompt_length`.
     pub longest: Option<usize>,
 }
 
 impl Sampled {
-    /// By the student.
+    /// Answers of the student.
     fn by_student(share: f64, longest: Option<usize>) -> Self {
         Self {
             by_teacher: false,
@@ -196,12 +196,12 @@ impl Method {
         Self(Arc::new(sft::Sft))
     }
 
-    /// Builds a method from its id, an optional divergence and its settings (a JSON object).
+    /// Builds a method from its identifier, an optional divergence and its settings (a JSON object).
     ///
     /// # Errors
     ///
-    /// [`Error::Method`]: an unknown id; a setting that the method does not have or that is out of
-    /// range; a divergence given to a method that has none to choose.
+    /// [`Error::Method`]: an unknown identifier; a setting that the method does not have or that is out of
+    /// range; a divergence for a method whose loss is fixed.
     pub fn from_parts(id: &str, loss: Option<Loss>, settings: Value) -> Result<Self, Error> {
         let refuse = |reason: String| Error::Method {
             method: id.into(),
@@ -225,15 +225,15 @@ impl Method {
         })
     }
 
-    /// Most tokens of the answers that it samples or that are sampled for it, `default` where its settings do not say;
-    /// `None` for a method without answers.
+    /// Limit of tokens of the answers that the method or its teacher samples, `default` where its settings have none;
+    /// `None` for a method without sampled answers.
     pub fn longest_answer(&self, default: usize) -> Option<usize> {
         let sampled = self.sampled().into_iter().map(|sampled| sampled.longest);
         let all = sampled.chain(self.teacher_answers());
         all.map(|longest| longest.unwrap_or(default)).max()
     }
 
-    /// The method as it is timed.
+    /// The method to use for timing.
     pub fn timed(&self, batch_size: usize) -> Self {
         match self.0.timed(batch_size) {
             Some(other) => Self(other.into()),
@@ -242,7 +242,7 @@ impl Method {
     }
 }
 
-/// A method as files hold it.
+/// A method in its serialised form.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Parts {
@@ -258,7 +258,7 @@ impl Parts {
         Self {
             id: id.into(),
             loss,
-            // Settings are numbers and words.
+            // Settings are numbers and words, which always serialise.
             settings: serde_json::to_value(settings).unwrap_or_default(),
         }
     }
@@ -277,7 +277,7 @@ impl TryFrom<Parts> for Method {
     }
 }
 
-/// Refuses a divergence where a method has its own.
+/// Refuses a divergence for a method whose loss is fixed.
 fn no_loss(loss: Option<Loss>) -> Result<(), String> {
     match loss {
         Some(_) => Err("its loss is its own; remove `divergence` and `params`".into()),
@@ -289,7 +289,7 @@ fn parse<T: serde::de::DeserializeOwned>(settings: Value) -> Result<T, String> {
     serde_json::from_value(settings).map_err(|e| format!("settings: {e}"))
 }
 
-/// What the next update is made from.
+/// Inputs of the next update.
 pub struct Moment<'a> {
     /// Updates done so far.
     pub step: usize,
@@ -297,27 +297,27 @@ pub struct Moment<'a> {
     pub steps: usize,
     /// Settings of the run.
     pub settings: &'a Settings,
-    /// The student in training; to sample from it, take its `valid()`.
+    /// The student in training; sample from its `valid()`.
     pub student: &'a LanguageModel,
     /// The teacher.
     pub teacher: Option<&'a LanguageModel>,
     /// All training sequences.
     pub sequences: &'a [Sequence],
-    /// Tokenizer of both.
+    /// Tokenizer of student and teacher.
     pub tokenizer: &'a Tokenizer,
-    /// Most tokens of an answer unless a method says otherwise.
+    /// Limit of tokens of an answer unless the method sets its own.
     pub max_new_tokens: usize,
-    /// Books the time.
+    /// Times of the phases, to add to.
     pub phases: &'a mut Phases,
 }
 
-/// A method at work.
+/// A running method and its state.
 pub trait Driver {
-    /// The terms of the next update; `data` is what the epoch's order has for it.
+    /// The terms of the next update; `data` is the next batch of the epoch.
     ///
     /// # Errors
     ///
-    /// Sampling that fails.
+    /// When sampling fails.
     fn terms(&mut self, at: &mut Moment, data: Prepared) -> Result<Vec<Term>, Error>;
 
     /// Whether [`validated`](Self::validated) must be called once before the first update.
@@ -325,20 +325,20 @@ pub trait Driver {
         false
     }
 
-    /// What is minimised on plain text, where the run has some, and the term's weight; `None` for no such term.
+    /// Objective and weight of the term on plain text, where the run has some; `None`: no such term.
     fn on_text(&self, settings: &Settings) -> Option<(Objective, f64)> {
         Some((Objective::CrossEntropy, settings.lm_coef))
     }
 
-    /// Tells the validation loss: before the first update if wanted, and at every validation.
+    /// Receives the validation loss: before the first update if wanted, and at every validation.
     fn validated(&mut self, _loss: f64) {}
 
-    /// What it remembers, for a checkpoint.
+    /// State for a checkpoint.
     fn state(&self) -> serde_json::Value {
         serde_json::Value::Null
     }
 
-    /// Takes up what [`state`](Self::state) gave.
+    /// Restores the state that [`state`](Self::state) returned.
     ///
     /// # Errors
     ///
@@ -423,7 +423,7 @@ mod tests {
         assert_eq!(method.unwrap().parts().loss, Some(Loss::new(skew)));
     }
 
-    /// Hands an update of `steps` to `f`: a toy model as student and teacher, two sequences.
+    /// Calls `f` with the first of `steps` updates: a toy model as student and teacher, two sequences.
     fn with_update(steps: usize, mut f: impl FnMut(&mut Moment, Prepared)) -> Phases {
         let config: abkd_models::ModelConfig = serde_json::from_str(
             r#"{"model_type":"llama","vocab_size":392,"hidden_size":4,"intermediate_size":4,"num_hidden_layers":1,"num_attention_heads":1}"#,
@@ -491,7 +491,7 @@ mod tests {
             let phases = with_update(1, |at, data| drop(driver.terms(at, data).unwrap()));
             phases.seconds(Phase::Generation) > 0.0
         };
-        // The buffer fills; then the share of fresh answers, 1 - 1/1, is none.
+        // The first update fills the buffer; then the share of fresh answers is 1 - 1/1 = 0.
         assert_eq!([sampled(), sampled()], [true, false]);
     }
 }

@@ -15,23 +15,23 @@ choice! {
     /// Which positions of a sampled answer count.
     #[derive(Default)]
     pub enum Labels {
-        /// Those that predict a token of the answer, its end included.
+        /// The positions that predict a token of the answer, its end of text included.
         #[default]
         Expected = "expected",
-        /// As the released code: one position late, so that the first token of the answer is left out and the position
+        /// As in the released code: one position late, so that the first token of the answer is left out and the position
         /// after the last one counts; the end of text is stripped from the answer.
         Official = "official",
     }
 }
 
-/// How answers are sampled while training.
+/// How answers are sampled during training.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sampling {
     pub temperature: f64,
     pub max_new_tokens: Option<usize>,
 }
 
-/// What is wrong with how answers are sampled, if anything is.
+/// Checks the settings of sampling; an error says what is wrong.
 pub(super) fn check_sampling(
     temperature: f64,
     max_new_tokens: Option<usize>,
@@ -44,7 +44,7 @@ pub(super) fn check_sampling(
     check_answers(max_new_tokens)
 }
 
-/// What is wrong with the longest answer, if anything is.
+/// Checks the limit of tokens of an answer; an error says what is wrong.
 pub(super) fn check_answers(max_new_tokens: Option<usize>) -> Result<(), String> {
     match max_new_tokens {
         Some(0) => Err("max_new_tokens = 0: an answer has 1 token or more".into()),
@@ -58,12 +58,12 @@ pub(super) fn coin(at: &Moment, purpose: u64) -> f64 {
     (bits >> 11) as f64 / (1u64 << 53) as f64
 }
 
-/// The draws from a replay buffer for this update.
+/// Random numbers for this update's draws from a replay buffer.
 pub(super) fn draws(at: &Moment) -> Rng {
     Rng::new(&[at.settings.seed, at.step as u64, 3])
 }
 
-/// Seed of this update's answers.
+/// Seed for sampling this update's answers.
 pub(super) fn sampling_seed(at: &Moment) -> u64 {
     Rng::new(&[at.settings.seed, at.step as u64, 0x5A3]).bits()
 }
@@ -113,7 +113,7 @@ pub(super) fn with_answers(data: &[&Sequence], answers: Vec<Vec<u32>>) -> Vec<Se
         .collect()
 }
 
-/// Lays sampled sequences side by side; `None` when no position counts.
+/// Collates sampled sequences; `None` when no position counts.
 pub(super) fn lay(at: &mut Moment, sequences: &[Sequence], labels: Labels) -> Option<Batch> {
     let eos = at.tokenizer.eos();
     let laid = at
@@ -130,7 +130,7 @@ fn labelled(sequences: &[Sequence], labels: Labels, eos: u32) -> Batch {
 }
 
 fn late_labels(sequences: &[Sequence], eos: u32) -> Batch {
-    // One token more at the end, so that the last token of the answer is an input.
+    // An added end of text, so that the last token of the answer is an input.
     let longer: Vec<Sequence> = sequences
         .iter()
         .map(|s| {
@@ -182,11 +182,11 @@ mod tests {
         let ended = labelled(&[sequence(&[1, 2, 3, 4, 9])], Labels::Official, 9);
         assert_eq!(ended.input_ids, [1, 2, 3, 4]);
         assert_eq!(ended.targets, [(2, 3), (3, 4)]);
-        // an answer that was cut has its last position too
+        // a truncated answer has its last position too
         let cut = labelled(&[sequence(&[1, 2, 3, 4])], Labels::Official, 9);
         assert_eq!(cut.input_ids, [1, 2, 3, 4]);
         assert_eq!(cut.targets, [(2, 3), (3, 4)]);
-        // nothing but the end: no position counts
+        // only the end of text: no position counts
         let counted = |labels| labelled(&[sequence(&[1, 2, 9])], labels, 9).targets.len();
         assert_eq!(counted(Labels::Official), 0);
         assert_eq!(counted(Labels::Expected), 1);

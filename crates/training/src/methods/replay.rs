@@ -1,4 +1,4 @@
-//! The replay buffer of DistiLLM, which the released GKD has too.
+//! The replay buffer of DistiLLM and of the released GKD code.
 
 use std::collections::VecDeque;
 
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 /// The latest `capacity` sequences that were pushed.
 ///
-/// The released code has one buffer of 1,000 on each GPU; this is one for all, so its capacity is to be multiplied.
+/// The released code has one buffer of 1,000 per GPU, a run only this one: multiply its capacity by the number of GPUs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReplayBuffer<T> {
     capacity: usize,
@@ -29,27 +29,27 @@ impl<T: Clone> ReplayBuffer<T> {
         }
     }
 
-    /// How many it holds.
+    /// Number of sequences in the buffer.
     pub fn len(&self) -> usize {
         self.held.len()
     }
 
-    /// Whether it holds none.
+    /// Whether the buffer holds no sequence.
     pub fn is_empty(&self) -> bool {
         self.held.is_empty()
     }
 
-    /// Whether a push makes it forget.
+    /// Whether a push drops the oldest sequence.
     pub fn is_full(&self) -> bool {
         self.held.len() >= self.capacity
     }
 
-    /// What it holds, oldest first.
+    /// The sequences in the buffer, oldest first.
     pub fn held(&self) -> impl Iterator<Item = &T> {
         self.held.iter()
     }
 
-    /// Adds one after the other; the oldest goes whenever there are too many, be it of the same push.
+    /// Adds sequences one by one. A full buffer drops its oldest sequence first, even one of the same push.
     pub fn push(&mut self, sequences: impl IntoIterator<Item = T>) {
         for sequence in sequences {
             if self.is_full() {
@@ -59,7 +59,7 @@ impl<T: Clone> ReplayBuffer<T> {
         }
     }
 
-    /// `n` different ones, each choice equally likely, in random order; `None` when it holds fewer. Nothing is removed.
+    /// Draws `n` different sequences, uniformly and in random order; `None` when it holds fewer. The buffer keeps them all.
     pub fn draw(&self, n: usize, rng: &mut Rng) -> Option<Vec<T>> {
         if n > self.held.len() {
             return None;
@@ -70,10 +70,10 @@ impl<T: Clone> ReplayBuffer<T> {
     }
 }
 
-/// Most sequences of a buffer: gigabytes.
+/// Limit of a buffer's capacity: gigabytes of sequences.
 const LARGEST: usize = 10_000_000;
 
-/// What is wrong with a capacity, if anything is.
+/// Checks a capacity; an error says what is wrong.
 pub(super) fn check_capacity(capacity: usize) -> Result<(), String> {
     if capacity == 0 {
         return Err("capacity = 0: the replay buffer must hold something".into());

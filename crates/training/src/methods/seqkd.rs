@@ -23,10 +23,10 @@ pub(super) const ENTRY: Entry = Entry {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SeqKdSettings {
-    /// Share of the forward KL on the teacher's answers: 0 as in the official script, 0.5 in MiniLLM's.
+    /// Share of the forward KL on the teacher's answers: 0 (default) in the official script, 0.5 in MiniLLM's.
     #[serde(default)]
     pub kd_ratio: f64,
-    /// Most tokens of an answer; absent: what `max_length` leaves after `max_prompt_length`.
+    /// Limit of tokens of an answer; absent: what `max_length` leaves after `max_prompt_length`.
     #[serde(default)]
     pub max_new_tokens: Option<usize>,
 }

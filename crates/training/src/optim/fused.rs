@@ -1,7 +1,7 @@
 //! AdamW in one pass over a parameter, its gradient and its moments.
 //!
-//! Burn's own works through some fifteen operations, each a pass over memory of its own. The numbers are the same, bit
-//! by bit, and so is the state.
+//! Burn's own AdamW runs some fifteen operations, each with a separate pass over memory. Results and state are equal bit
+//! by bit.
 
 use abkd_host::{LANES, dispatch, fault};
 use burn::backend::Flex;
@@ -9,10 +9,10 @@ use burn::optim::{AdamW, AdamWState, AdaptiveMomentumState, LearningRate, Optimi
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use rayon::prelude::*;
 
-/// Numbers a task works on.
+/// Values per task.
 const CHUNK: usize = 1 << 14;
 
-/// Burn's [`AdamW`] with a kernel for tensors in host memory that can be taken without a copy.
+/// Burn's [`AdamW`] with a kernel for tensors in host memory that are accessible without a copy.
 #[derive(Clone)]
 pub(super) struct FusedAdamW {
     pub burn: AdamW,
@@ -33,7 +33,7 @@ impl Optimizer for FusedAdamW {
         state: Option<AdamWState<D>>,
     ) -> (Tensor<D>, Option<AdamWState<D>>) {
         let device = tensor.device();
-        // libtorch would copy each tensor out and in again.
+        // libtorch would copy each tensor to the host and back.
         if device != Device::flex() || tensor.dtype() != DType::F32 {
             return self.burn.step(lr, tensor, grad, state);
         }
@@ -80,11 +80,11 @@ impl Optimizer for FusedAdamW {
     }
 }
 
-/// Of the numbers of a tensor in host memory that can be read without a copy, in one pass.
+/// Sum of squares in one pass, for a tensor in host memory that is readable without a copy; else `None`.
 pub(super) fn sum_of_squares<const D: usize>(x: &Tensor<D>) -> Option<f64> {
     let x = x.clone().try_into_primitive::<Flex>().ok()?;
     let x: &[f32] = x.as_slice()?;
-    // Parts of a fixed size, so that the sum does not depend on the threads.
+    // Chunks of a fixed size, so that the sum does not depend on the number of threads.
     let sums: Vec<f64> = x.par_chunks(CHUNK).map(squares).collect();
     Some(sums.into_iter().sum())
 }

@@ -29,7 +29,7 @@ fn model(config: Value, seed: u64) -> LanguageModel {
     config.init(seed, &Device::flex())
 }
 
-/// Three examples, numbered 343 to 345; the last one alone has token 9.
+/// Three examples, numbered 343 to 345; only the last one has token 9.
 fn sequences() -> [Sequence; 3] {
     let sequence = |example, tokens: &[u32], prompt_len| Sequence {
         example,
@@ -77,7 +77,7 @@ fn a_tied_embedding_has_the_gradients_of_both_its_uses() {
         let teacher = model(config, 2);
         let batch = data();
         let scale = 0.2;
-        // The same in one graph, from the token ids to the loss.
+        // The same loss in one autodiff graph, from the token ids on.
         let log_q = log_softmax(student.logits(target_rows(&student, &batch)), 1);
         let log_p = log_softmax(teacher.logits(target_rows(&teacher, &batch)), 1);
         let log_p = Tensor::from_inner(log_p);
@@ -102,7 +102,7 @@ fn a_tied_embedding_has_the_gradients_of_both_its_uses() {
             cache: None,
         });
         for checkpointing in [false, true] {
-            let three_rows = 3 * 4 * VOCAB * 2; // the teacher's too
+            let three_rows = 3 * 4 * VOCAB * 2; // for both models
             let phases = &mut Phases::default();
             let (loss, grads) =
                 gradients(&student, teacher, &part, checkpointing, three_rows, phases).unwrap();

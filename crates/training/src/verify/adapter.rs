@@ -1,4 +1,4 @@
-//! Training goes on with an adapter that is already there.
+//! Continued training of an existing adapter.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -45,7 +45,7 @@ struct GoldenTensor {
     values: Vec<f64>,
 }
 
-/// Goes on training the adapter of `lora_continue.json` and compares losses, gradient norms and the adapter afterwards.
+/// Continues training the adapter of `lora_continue.json` and compares losses, gradient norms and the final adapter.
 /// `path` is the file or the folder beside it, which holds `base`, `adapter` and `teacher`.
 ///
 /// # Errors

@@ -1,4 +1,4 @@
-//! The generalized Jensen divergence of three implementations.
+//! The generalized Jensen divergence against three implementations.
 
 use std::path::Path;
 
@@ -44,7 +44,7 @@ struct Entry {
     grad: Vec<f64>,
 }
 
-/// Compares values and gradients of `gjsd.json`, and the default of GKD's weight with ABKD's.
+/// Compares values and gradients of `gjsd.json`, and GKD's default weight with that of the ABKD code.
 ///
 /// # Errors
 ///
@@ -67,7 +67,7 @@ pub fn verify_gjsd(path: &Path, device: &Device) -> Result<Vec<Check>, Error> {
         let (student, teacher) = (rows(&case.student_logits), rows(&case.teacher_logits));
         for entry in &case.results {
             let divergence = match (entry.code.as_str(), entry.beta, entry.lam) {
-                // Its ends are continued by the plain divergences.
+                // At beta 0 and 1 TRL uses the plain KL divergences.
                 ("trl", Some(0.0), None) => Divergence::forward_kl(),
                 ("trl", Some(1.0), None) => Divergence::reverse_kl(),
                 ("trl", Some(beta), None) => Divergence::jensen(1.0 - beta),

@@ -78,7 +78,7 @@ struct DataResult {
     grad: Vec<f64>,
 }
 
-/// Compares every number of `minillm.json`, worked out from its logits.
+/// Recomputes every number of `minillm.json` from its logits and compares.
 ///
 /// # Errors
 ///
@@ -97,9 +97,9 @@ pub fn verify_minillm(path: &Path, device: &Device) -> Result<Vec<Check>, Error>
 
 /// The counted tokens of a case, one answer after the other.
 struct Tokens {
-    /// Of each answer.
+    /// Counted tokens of each answer.
     lengths: Vec<usize>,
-    /// Rows of the flat `[batch, width]` matrix.
+    /// Indices of the counted tokens in the flat `[batch, width]` matrix.
     places: Vec<usize>,
     labels: Vec<u32>,
 }
@@ -125,7 +125,7 @@ impl Tokens {
                 outside.copied().unwrap_or_default()
             ))
         })?;
-        // An answer ends with its first end of text, which counts.
+        // An answer ends with its first end of text, which is counted.
         let length = |r: &Vec<u32>| {
             let end = r.iter().position(|&t| t == case.eos);
             end.map_or(width, |at| at + 1)
@@ -165,7 +165,7 @@ impl Tokens {
         Ok(self.places.iter().map(|&at| all[at]).collect())
     }
 
-    /// One slice an answer.
+    /// Splits `values` into one slice per answer.
     fn by_answer<'a>(&self, values: &'a [f32]) -> Vec<&'a [f32]> {
         let mut rest = values;
         let cut = |&n: &usize| {
@@ -296,7 +296,7 @@ fn check_case(golden: &mut Golden, case: &Case, device: &Device) -> Result<(), E
             policy.single_step = true;
             let (total, grad) = golden.computed(&name("total"), loss(&policy))?;
             let grad = spread(&grad, &tokens.places, n, vocab);
-            // Together: the policy's loss is a mean that nearly cancels.
+            // Compared as one list: pg_loss alone nearly cancels to 0, so its relative error would be large.
             golden.compare(
                 name("pg_loss, total"),
                 &[pg_loss, total],
@@ -336,7 +336,7 @@ fn check_data_term(golden: &mut Golden, term: &DataTerm, device: &Device) -> Res
         let computed = mean_loss(&supervised(&settings), &student, &teacher, &labels);
         let (loss, grad) = golden.computed("data_term", computed)?;
         let name = |what| format!("term on the data, kd_ratio {}: {what}", result.kd_ratio);
-        // Theirs has the cross-entropy from the teacher in the KL's place: the teacher's entropy more.
+        // The released code has the teacher's cross-entropy instead of the KL: larger by the teacher's entropy.
         let loss = loss + result.kd_ratio * entropy;
         golden.compare(name("loss"), &[loss], &[result.loss], TOLERANCE)?;
         let grad = spread(&grad, &places, n, vocab);

@@ -24,10 +24,10 @@ pub use minillm::verify_minillm;
 pub use schedule::verify_schedule;
 pub use trajectory::verify_trajectory;
 
-/// Largest vocabulary of rows of logits: their head is a square of that side.
+/// Largest vocabulary of rows of logits: their head is a square matrix of that size.
 const WIDEST: usize = 1 << 12;
 
-/// Errors of lists are relative to this where their entries are all smaller.
+/// Scale of a list's relative error where all its entries are smaller.
 const SMALL: f64 = 1e-3;
 
 /// A golden file with its checks.
@@ -59,14 +59,14 @@ impl<'a> Golden<'a> {
         })
     }
 
-    /// Refuses a list that has nothing to check.
+    /// Refuses an empty list.
     fn not_empty<T>(&self, what: &str, list: &[T]) -> Result<(), Error> {
         self.ensure(!list.is_empty(), || {
             format!("{what} is empty: there is nothing to check")
         })
     }
 
-    /// Refuses a matrix that has not so many rows of so many entries.
+    /// Refuses a matrix that does not have `n` rows of `width` entries.
     fn matrix<T>(&self, what: &str, rows: &[Vec<T>], n: usize, width: usize) -> Result<(), Error> {
         self.same_length(what, n, rows.len())?;
         for (row, entries) in rows.iter().enumerate() {
@@ -80,7 +80,7 @@ impl<'a> Golden<'a> {
         Ok(())
     }
 
-    /// Refuses logits that are not `n` rows of `vocab` numbers of f32.
+    /// Refuses logits that are not `n` rows of `vocab` finite f32 values.
     fn logits(&self, what: &str, values: &[f64], n: usize, vocab: usize) -> Result<(), Error> {
         self.ensure((1..=WIDEST).contains(&vocab), || {
             format!("vocab is {vocab}; 1 to {WIDEST} are checked")
@@ -123,7 +123,7 @@ impl<'a> Golden<'a> {
         Ok(counted)
     }
 
-    /// What was computed of the file's numbers; an error names the file and the place in it.
+    /// The result of a computation on the file's numbers; an error names the file and the place in it.
     fn computed<T>(&self, place: &str, result: Result<T, Error>) -> Result<T, Error> {
         result.map_err(|e| Error::checkpoint(self.path, format!("{place}: {e}")))
     }
@@ -136,7 +136,7 @@ impl<'a> Golden<'a> {
         });
     }
 
-    /// Largest error relative to `theirs`' largest entry; where that is small, the error is absolute.
+    /// Checks the largest error relative to `theirs`' largest entry, or to [`SMALL`] if that is larger.
     fn compare(
         &mut self,
         name: String,
@@ -151,7 +151,7 @@ impl<'a> Golden<'a> {
         Ok(())
     }
 
-    /// How many of two lists differ: none may.
+    /// Checks that two lists are equal; the error is the number of different entries.
     fn equal<T: PartialEq>(&mut self, name: String, ours: &[T], theirs: &[T]) -> Result<(), Error> {
         self.same_length(&name, ours.len(), theirs.len())?;
         let different = ours.iter().zip(theirs).filter(|(a, b)| a != b).count();
@@ -159,7 +159,7 @@ impl<'a> Golden<'a> {
         Ok(())
     }
 
-    /// The checks; a file without any is refused.
+    /// Returns the checks; a file without any is refused.
     fn finish(self) -> Result<Vec<Check>, Error> {
         self.ensure(!self.checks.is_empty(), || {
             "there is nothing to check in it".into()
@@ -168,7 +168,7 @@ impl<'a> Golden<'a> {
     }
 }
 
-/// Largest size; NaN if there is one.
+/// Largest absolute value; NaN if any value is NaN.
 fn largest(values: impl Iterator<Item = f64>) -> f64 {
     // `f64::max` would drop a NaN.
     values.map(f64::abs).fold(0.0, |a, b| {
@@ -180,7 +180,7 @@ fn largest(values: impl Iterator<Item = f64>) -> f64 {
     })
 }
 
-/// Largest difference; NaN if there is one.
+/// Largest absolute difference; NaN if any difference is NaN.
 fn distance(ours: &[f64], theirs: &[f64]) -> f64 {
     largest(ours.iter().zip(theirs).map(|(a, b)| a - b))
 }
@@ -189,7 +189,7 @@ fn widened(values: &[f32]) -> Vec<f64> {
     values.iter().map(|&x| f64::from(x)).collect()
 }
 
-/// Logits as rows whose head is the identity: loss and gradients are then those of the logits.
+/// Logits as hidden states with the identity as head: loss and gradients are then those of the logits.
 fn rows_of_logits(logits: Vec<f32>, vocab: usize, device: &Device) -> Rows {
     let n = logits.len() / vocab;
     Rows {
@@ -199,7 +199,7 @@ fn rows_of_logits(logits: Vec<f32>, vocab: usize, device: &Device) -> Rows {
     }
 }
 
-/// Mean loss over rows of logits and its gradient in them.
+/// Mean loss over rows of logits and its gradient in the logits.
 fn mean_loss(
     objective: &Objective,
     student: &Rows,
@@ -221,7 +221,7 @@ fn mean_loss(
     Ok((done.loss, widened(grad)))
 }
 
-/// Puts rows of `vocab` numbers at their places among `rows` rows; the others are 0.
+/// Scatters rows of `vocab` numbers to `places` among `rows` rows; the other rows are 0.
 fn spread(values: &[f64], places: &[usize], rows: usize, vocab: usize) -> Vec<f64> {
     let mut out = vec![0.0; rows * vocab];
     for (row, &place) in values.chunks(vocab).zip(places) {
@@ -230,7 +230,7 @@ fn spread(values: &[f64], places: &[usize], rows: usize, vocab: usize) -> Vec<f6
     out
 }
 
-/// Rows `places` of a flat matrix, in f32.
+/// Gathers the rows `places` of a flat matrix, in f32.
 fn gather(values: &[f64], places: &[usize], vocab: usize) -> Vec<f32> {
     places
         .iter()

@@ -1,4 +1,4 @@
-//! Golden runs: updates of a student that another implementation has made, repeated.
+//! Golden runs: repeats the updates of a student that another implementation trained.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ use crate::step::{StepReport, Teacher, Term, Update, update};
 use crate::timing::Phases;
 use crate::{Error, optim};
 
-/// A batch of a golden run: inputs and the labels that follow them, -100 where none counts.
+/// A batch of a golden run: inputs and their next-token labels, -100 where no label counts.
 #[derive(Deserialize)]
 pub(super) struct GoldenBatch {
     input_ids: Vec<Vec<u32>>,
@@ -31,7 +31,7 @@ pub(super) struct Entry {
 }
 
 impl GoldenBatch {
-    /// The sequences, each up to its last label; labels are next tokens without a gap.
+    /// The sequences, each up to its last label; labels must be the next tokens, without a gap.
     fn sequences(
         &self,
         golden: &Golden,
@@ -89,9 +89,9 @@ pub(super) struct GoldenRun<'a> {
     pub log: &'a [Entry],
     pub lr: f64,
     pub loss: Loss,
-    /// Of the losses and norms.
+    /// Tolerance of the losses and gradient norms.
     pub tolerance: f64,
-    /// Whether that is relative.
+    /// Whether the tolerance is relative.
     pub relative: bool,
 }
 
@@ -158,7 +158,7 @@ impl GoldenRun<'_> {
     }
 }
 
-/// The divergence of a golden run by its id and parameters, in its default form unless another is named.
+/// The divergence of a golden run by its id and parameters, in its default form unless `fidelity` names another.
 pub(super) fn golden_loss(
     golden: &Golden,
     id: &str,

@@ -1,4 +1,4 @@
-//! What decides over the course of a run: learning rates, DistiLLM's threshold and sources, the replay buffer.
+//! Schedules of a run: learning rates, DistiLLM's threshold and sources, the replay buffer.
 
 use std::path::Path;
 
@@ -15,15 +15,15 @@ use crate::{Error, Schedule, Settings};
 
 const TOLERANCE: f64 = 1e-9;
 
-/// Most sequences of a buffer and of a batch: more would take memory and time for nothing.
+/// Limits of a buffer's and a batch's sequences: more would take memory and time without checking more.
 const MOST_HELD: usize = 1 << 14;
 const MOST_DRAWN: usize = 1 << 10;
 
-/// DistiLLM's `threshold_step`, which the released code has not as a setting.
+/// DistiLLM's `threshold_step`, a constant in the released code.
 const RISE: f64 = 0.1;
 
-/// Compares `schedules.json`, `distillm_schedule.json` or `replay_buffer.json`, told apart by their keys. Of the learning
-/// rates, those of the schedule `noam` are left out: no script uses it and it is not built.
+/// Compares `schedules.json`, `distillm_schedule.json` or `replay_buffer.json`, distinguished by their keys. Learning rates
+/// of the schedule `noam` are skipped: no script uses it and this project does not implement it.
 ///
 /// # Errors
 ///
@@ -161,11 +161,11 @@ struct MixedCase {
     capacity: usize,
     batch_size: usize,
     numbers: Vec<f64>,
-    /// Of the sequences that an update is made on, in the order of sampling; null: the data.
+    /// For each update, the numbers of its sequences in the order of sampling; null: it trains on the data.
     sequences: Vec<Option<Vec<usize>>>,
 }
 
-/// Shares lie between 0 and 1: their error is absolute.
+/// Compares with absolute errors, as shares lie between 0 and 1.
 fn compare(golden: &mut Golden, name: String, ours: &[f64], theirs: &[f64]) -> Result<(), Error> {
     golden.same_length(&name, ours.len(), theirs.len())?;
     golden.not_empty(&name, theirs)?;
@@ -208,7 +208,7 @@ fn check_distillm(golden: &mut Golden, file: &DistiLlm) -> Result<(), Error> {
     Ok(())
 }
 
-/// Refuses a buffer that cannot be, or that is larger than any that is worth a check.
+/// Refuses empty or too large buffers and batches.
 fn check_sizes(golden: &Golden, name: &str, capacity: usize, batch: usize) -> Result<(), Error> {
     golden.ensure(
         (1..=MOST_HELD).contains(&capacity) && (1..=MOST_DRAWN).contains(&batch),
@@ -248,7 +248,7 @@ fn check_sources(golden: &mut Golden, name: &str, case: &SourcesCase) -> Result<
             }
         });
         if step % case.eval_every == 0 {
-            // The last one is repeated.
+            // The last loss is repeated.
             loss = losses.next().or(loss);
             if let Some(&loss) = loss {
                 threshold.validated(loss, RISE, case.loss_eps);
@@ -299,7 +299,7 @@ fn check_mixed(golden: &mut Golden, name: &str, case: &MixedCase) -> Result<(), 
     Ok(())
 }
 
-/// Whether these are `n` different ones of those that are held.
+/// Whether `drawn` holds `n` different sequences of the buffer.
 fn is_a_draw(buffer: &ReplayBuffer<usize>, drawn: Option<&[usize]>, n: usize) -> bool {
     drawn.is_some_and(|drawn| {
         let different = |(i, x): (usize, &usize)| !drawn[..i].contains(x);
@@ -326,7 +326,7 @@ struct BufferStep {
     pushed: Vec<usize>,
     held: Vec<usize>,
     length: usize,
-    /// null: fewer are held than a batch.
+    /// null: the buffer holds less than a batch.
     draws: Vec<Option<Vec<usize>>>,
 }
 

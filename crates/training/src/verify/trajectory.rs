@@ -16,7 +16,7 @@ use crate::Error;
 #[derive(Deserialize)]
 struct File {
     lr: f64,
-    /// Id of the divergence; absent: alpha-beta with 0.2 and 0.7.
+    /// Id of the divergence; absent: alpha-beta with alpha 0.2 and beta 0.7.
     #[serde(default)]
     divergence: Option<String>,
     #[serde(default)]
@@ -28,7 +28,7 @@ struct File {
 }
 
 /// Repeats the training run of `dir/golden.json` from `dir/student` with `dir/teacher` and compares every step. The file's
-/// `divergence` and `params` (and `fidelity`) say what is minimised; absent: the alpha-beta divergence with 0.2 and 0.7.
+/// `divergence`, `params` and `fidelity` give the loss; absent: the alpha-beta divergence with alpha 0.2 and beta 0.7.
 ///
 /// # Errors
 ///
