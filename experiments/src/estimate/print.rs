@@ -303,7 +303,7 @@ mod tests {
     fn a_token_costs_six_flops_a_parameter_and_two_of_the_cached_teacher_once() {
         let (_, costs, teacher, student) = estimate("table1", "paper-gpt2");
         let distill = costs.iter().find(|c| c.updates == 7_140).unwrap();
-        // half of the tokens go through the student's head; of the teacher, only the head counts
+        // only response tokens, about half, go through the heads; of the teacher, only the head is computed
         let head = 50_257.0 * (3.0 * 768.0 + 1600.0);
         let rough = distill.trained_tokens * (6.0 * (student - 39e6) + head);
         let ratio = distill.flops / rough;
