@@ -8,11 +8,11 @@ use anyhow::Result;
 
 use crate::results::{Cell, Table, dataset_title, write_lines};
 
-/// The tables of scores among the paper's files.
+/// The score tables among the paper's files.
 const TABLES: [&str; 3] = ["table1", "table2", "table4"];
 
 /// Pairs of tables that report the same experiment: Table 4 is an ablation around the students of Table 1.
-/// Table 2 has rows of the same names, but another pair of models.
+/// Table 2 has rows with the same names, but another pair of models.
 const SAME_EXPERIMENT: [(&str, &str); 1] = [("table1", "table4")];
 
 /// Fewer equal cells than this are no sign of a copied row.

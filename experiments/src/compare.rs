@@ -1,9 +1,9 @@
-//! Ours against the paper: who ranks where, how well the orders agree, by how much a row is ahead or behind, and where scores
-//! of single answers are there, which differences are more than chance ([`crate::evidence`]).
+//! Ours against the paper: ranks of the rows, agreement of the orders, lead of the subject, and with scores of single
+//! answers, which differences are more than chance ([`crate::evidence`]).
 //!
 //! The two sides are measured at different scales, so scores are shown side by side but only *ranks* are compared.
-//! On each data set the ranks run over the rows that both sides have; what only one side has is listed apart, and ranked
-//! among our rows. Without a table of the paper's all ranks are among our rows.
+//! On each data set the ranks run over the rows that both sides have. Rows of one side are listed apart; our own ones are
+//! also ranked among all our rows. Without a table of the paper, all ranks are among our rows.
 
 mod terminal;
 mod write;
@@ -14,12 +14,12 @@ use anyhow::{Result, ensure};
 use crate::evidence::Evidence;
 use crate::results::{Cell, Table, Titles, distinct};
 
-/// What rows are compared with.
+/// Rows with a special role in a comparison.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct References {
-    /// Label of the row whose lead over the best other one is shown, if one's is.
+    /// Label of the row whose lead over the best other row is shown, if any.
     pub subject: Option<String>,
-    /// Labels that are shown and not ranked: models before distillation.
+    /// Labels of rows that are shown but not ranked: models before distillation.
     pub unranked: Vec<String>,
 }
 
@@ -37,7 +37,7 @@ pub struct Standing {
     /// Number of sampling seeds, where known.
     pub sampling_seeds: Option<u64>,
     /// Rank among the rows that both sides have, 1 for the best, ties averaged; `None` for a row of one side. Without a table
-    /// of the paper's: among all our rows.
+    /// of the paper: rank among all our rows.
     pub rank: Option<f64>,
     /// Rank among all our rows.
     pub own_rank: Option<f64>,
@@ -50,7 +50,7 @@ pub struct Pair {
     pub row: String,
     /// Our result, if there is one.
     pub ours: Option<Standing>,
-    /// The paper's, if there is one.
+    /// The paper's result, if there is one.
     pub paper: Option<Standing>,
 }
 
@@ -59,7 +59,7 @@ pub struct Pair {
 pub struct Lead {
     /// Label of the best other row.
     pub best_other: String,
-    /// Mean of the subject minus mean of the best other row, in percent points: the subject leads when it is above 0.
+    /// Mean of the subject minus mean of the best other row, in percentage points: positive if the subject leads.
     pub margin: f64,
 }
 
@@ -87,11 +87,11 @@ pub struct Agreement {
 pub struct AverageRank {
     /// Label of the row.
     pub row: String,
-    /// Over how many data sets.
+    /// Number of data sets.
     pub datasets: usize,
     /// Mean rank, ours.
     pub ours: f64,
-    /// Mean rank, the paper's; absent without a table of it.
+    /// Mean rank, the paper's; absent without a table of the paper.
     pub paper: Option<f64>,
 }
 
@@ -102,9 +102,9 @@ pub struct Comparison {
     pub experiment: String,
     /// Name of the profile, e.g. `smollm2`.
     pub profile: String,
-    /// What the profile's scale is, in words.
+    /// Description of the profile's scale.
     pub scale: String,
-    /// What else a reader must know, a sentence each.
+    /// Further remarks for the reader, a sentence each.
     pub remarks: Vec<String>,
     /// Name of the first column: `loss` or `method`.
     pub row_key: String,
@@ -114,9 +114,9 @@ pub struct Comparison {
     pub datasets: Vec<Agreement>,
     /// Average ranks of the rows that have one.
     pub average_ranks: Vec<AverageRank>,
-    /// How many of the paper's cells we have, and how many the paper has; absent without a table of it.
+    /// How many of the paper's cells we have, and how many the paper has; absent without a table of the paper.
     pub coverage: Option<(usize, usize)>,
-    /// Intervals, differences and verdicts, where the scores of single answers are there.
+    /// Intervals, differences and verdicts, if there are scores of single answers.
     pub evidence: Option<Evidence>,
     /// Headings of the data sets.
     pub titles: Titles,
@@ -124,7 +124,7 @@ pub struct Comparison {
 }
 
 impl Comparison {
-    /// Compares two tables. Cells that are not there yet are no error: [`Comparison::coverage`] counts them.
+    /// Compares two tables. Missing cells are no error: [`Comparison::coverage`] counts them.
     ///
     /// # Errors
     /// The two tables name their rows by different keys.
@@ -268,7 +268,7 @@ impl Standing {
     }
 }
 
-/// Ranks our rows among themselves, but for those that are not ranked; `alone`: there are no other ranks.
+/// Ranks our rows among themselves, except the unranked ones; `alone`: there is no table of the paper.
 fn rank_ours(pairs: &mut [Pair], unranked: &[String], alone: bool) {
     let ranked = |pair: &&mut Pair| !unranked.contains(&pair.row);
     let mut standings: Vec<&mut Standing> = pairs
@@ -298,7 +298,7 @@ impl Pair {
     }
 }
 
-/// The subject against the best other of the rows that are ranked.
+/// The subject against the best other ranked row.
 fn lead<'a>(
     pairs: &'a [Pair],
     subject: Option<&str>,
@@ -363,7 +363,7 @@ pub(crate) mod tests {
         }
     }
 
-    /// On Dolly a tie of ours and a row of each side alone; on Vicuna ABKD is behind and two cells are missing.
+    /// On Dolly, a tie of ours and one row on each side only; on Vicuna, ABKD is behind and two cells are missing.
     pub(crate) fn sample() -> Comparison {
         let paper = table(vec![
             cell("FKLD", "dolly", 10.0, Some(0.5)),
@@ -394,7 +394,7 @@ pub(crate) mod tests {
         }
     }
 
-    /// Rows of ours of which the paper has the second alone, or of which there is no paper.
+    /// Rows of ours; the paper has only `RKLD`, or there is no paper.
     pub(crate) fn mine(with_paper: bool) -> Comparison {
         let ours = table(vec![
             cell("Teacher", "dolly", 50.0, None),

@@ -1,7 +1,7 @@
-//! What a plan will cost: parameters, tokens, FLOPs, memory, disk, time.
+//! Cost of a plan: parameters, tokens, FLOPs, memory, disk, time.
 //!
-//! Counts are exact where the data are at hand; FLOPs count the matrix products (2 a multiply-add,
-//! backward twice forward; with adapters the frozen weights need no gradient of their own). Memory and
+//! Counts are exact if the data are available; FLOPs count the matrix products (2 per multiply-add,
+//! backward twice forward; with adapters, frozen weights have no gradient). Memory and
 //! time on an accelerator are estimates, and their assumptions are printed with them.
 
 mod cost;
@@ -30,9 +30,9 @@ pub struct Lengths {
     pub sequences: usize,
     /// Mean prompt.
     pub prompt: f64,
-    /// Mean response, its end included.
+    /// Mean response, including its end-of-sequence token.
     pub response: f64,
-    /// Whether they were counted, and not assumed.
+    /// Whether the lengths are counted rather than assumed.
     pub counted: bool,
 }
 
@@ -61,14 +61,14 @@ impl Lengths {
     }
 }
 
-/// Models and lengths that all costs are made of.
+/// Models and lengths that all costs depend on.
 pub struct Estimate<'a> {
     spec: &'a Spec,
     plan: &'a Plan,
     teacher: ModelConfig,
     student: ModelConfig,
     lengths: Lengths,
-    /// Examples of each test set, by id; the paper's numbers where the data are not at hand.
+    /// Examples of each test set, by id; the paper's numbers if the data are not available.
     examples: BTreeMap<String, usize>,
 }
 
@@ -77,7 +77,7 @@ impl<'a> Estimate<'a> {
     ///
     /// # Errors
     ///
-    /// A model of which neither checkpoint nor shape is there.
+    /// A model with neither checkpoint nor shape.
     pub fn new(
         root: &Path,
         spec: &'a Spec,

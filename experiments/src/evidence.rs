@@ -1,7 +1,7 @@
-//! What the scores of single answers say about the rows of a table: intervals, differences, and a verdict on each claim.
+//! Statistics of a table's rows from the scores of single answers: intervals, differences, and a verdict on each claim.
 //!
-//! Two questions are kept apart: whether *these students* differ (other examples could have been asked) and whether *the
-//! losses* differ (other trainings could have been run, too). Verdicts are about the losses. Formulas and what is assumed:
+//! Two questions are kept apart: whether *these students* differ (other examples could have been drawn) and whether *the
+//! losses* differ (other trainings could have been run, too). Verdicts are about the losses. Formulas and assumptions:
 //! [`abkd_metrics::inference`].
 
 mod claims;
@@ -24,11 +24,11 @@ use crate::results::{Examples, Table, Titles, distinct};
 
 /// Level of all intervals.
 pub const LEVEL: f64 = 0.95;
-/// Power for which the smallest difference that would be found is given.
+/// Power of the smallest detectable difference.
 pub const POWER: f64 = 0.8;
-/// Exchanges of the approximate randomisation, and draws of the bootstrap.
+/// Number of exchanges of the approximate randomisation, and of bootstrap draws.
 const DRAWS: usize = 10_000;
-/// Trainings a row beyond which it is not said how many would decide.
+/// Largest number of trainings per row that is reported as deciding a difference.
 const MOST: usize = 1000;
 
 /// A row on a data set.
@@ -36,30 +36,30 @@ const MOST: usize = 1000;
 pub struct RowMean {
     /// Label of the row.
     pub row: String,
-    /// Mean over the scores that count.
+    /// Mean over the scores of the block.
     pub mean: f64,
-    /// The same with its error; absent where there is one training.
+    /// The mean with its standard error; absent for one training.
     pub estimate: Option<Estimate>,
-    /// Probability that the row is first; absent where there is one training.
+    /// Probability that the row is first; absent for one training.
     pub first: Option<f64>,
 }
 
-/// A row less another.
+/// A row minus another row.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Difference {
     /// Label of the row.
     pub row: String,
-    /// Label of the other.
+    /// Label of the other row.
     pub other: String,
     /// Difference of the means.
     pub mean: f64,
-    /// Of the losses, and its p value, adjusted for all pairs of the set (Holm); absent where there is one training.
+    /// Difference of the losses, and its p value, adjusted for all pairs of the set (Holm); absent for one training.
     pub losses: Option<(Estimate, f64)>,
-    /// p value of these students being alike, adjusted likewise; absent over all sets.
+    /// p value of no difference between these students, adjusted likewise; absent over all sets.
     pub students: Option<f64>,
-    /// Difference over the standard deviation of a single answer's difference.
+    /// Difference divided by the standard deviation of a single answer's difference.
     pub effect: Option<f64>,
-    /// Trainings a row with which the difference would be found at [`POWER`]; absent where there are none so many.
+    /// Trainings per row with which the difference would be found at [`POWER`]; absent if too many.
     pub trainings: Option<usize>,
 }
 
@@ -69,7 +69,7 @@ impl Difference {
         Some(self.losses.as_ref()?.0.detectable(POWER))
     }
 
-    /// The other less the row.
+    /// The other row minus the row.
     fn reversed(&self) -> Self {
         let turn = |e: &Estimate| Estimate {
             mean: -e.mean,
@@ -97,16 +97,16 @@ pub struct OnSet {
     pub pairs: Vec<Difference>,
     /// Interval of Spearman's rho with the paper's scores.
     pub agreement: Option<[f64; 2]>,
-    /// Trainings, sampling seeds and examples that count, those of all rows.
+    /// Numbers of trainings, sampling seeds and examples that all rows have.
     pub shape: Shape,
-    /// Rows left out since they have too few scores in common with the others.
+    /// Rows left out because they have too few scores in common with the others.
     pub left_out: Vec<String>,
-    /// Interquartile mean over the sets and its interval, a row; of all sets only.
+    /// Per row, the interquartile mean over the sets and its interval; empty for a single set.
     pub middle: Vec<(f64, Option<[f64; 2]>)>,
 }
 
 impl OnSet {
-    /// A row less another.
+    /// A row minus another row.
     pub fn difference(&self, row: &str, other: &str) -> Option<Difference> {
         let is = |d: &&Difference, a: &str, b: &str| d.row == a && d.other == b;
         let found = self.pairs.iter().find(|d| is(d, row, other));
@@ -121,18 +121,18 @@ impl OnSet {
     }
 }
 
-/// What is known of a table.
+/// Statistics of a table.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Evidence {
     /// The data sets, and last, where there are several, their mean.
     pub sets: Vec<OnSet>,
-    /// The claims and what becomes of them.
+    /// The claims and their verdicts.
     pub claims: Vec<Claim>,
     /// Headings of the sets.
     pub titles: Titles,
 }
 
-/// The scores of some rows on a set that form a whole block.
+/// Scores of some rows on a set that form a complete block.
 struct Block<'a> {
     dataset: &'a str,
     rows: Vec<&'a str>,
@@ -144,8 +144,8 @@ struct Block<'a> {
 }
 
 impl<'a> Block<'a> {
-    /// Of the rows `rows`: the training and sampling seeds that all of them have. A row with which the others have fewer
-    /// than two trainings in common is left out, where the others have that.
+    /// The block of `rows` over the training and sampling seeds that all of them have. Rows with the fewest trainings are
+    /// left out until two trainings are common, if any row has two.
     fn new(all: &'a [Examples], dataset: &'a str, rows: &[&'a str]) -> Option<Self> {
         let of_set = all.iter().filter(|e| e.dataset == dataset);
         let ranked = of_set.filter(|e| rows.contains(&e.row.as_str()));
@@ -190,7 +190,7 @@ impl<'a> Block<'a> {
         };
         let examples = block.lists().next()??.len();
         block.examples = examples;
-        // A hole, or another number of examples: nothing that can be compared.
+        // With a missing cell or another number of examples, nothing can be compared.
         let whole = block
             .lists()
             .all(|list| list.is_some_and(|l| l.len() == block.examples));
@@ -218,7 +218,7 @@ impl<'a> Block<'a> {
         Values::new(shape, values)
     }
 
-    /// The same of fewer rows and trainings.
+    /// The block of fewer rows and trainings.
     fn of(&self, rows: &[&'a str], trainings: &BTreeSet<u64>) -> Self {
         Self {
             rows: rows.to_vec(),
@@ -232,8 +232,8 @@ impl<'a> Block<'a> {
 }
 
 impl Evidence {
-    /// Of the scores of single answers; `rows` are the rows that are compared, in the table's order, `subject` the one that
-    /// is claimed to be first where there is no table of the paper. `None` where there are no two rows to compare.
+    /// From the scores of single answers. `rows` are the rows to compare, in the table's order; `subject` is claimed to be
+    /// first if there is no table of the paper. `None` with fewer than two rows to compare.
     pub fn new(
         scores: &[Examples],
         rows: &[&str],
@@ -280,7 +280,7 @@ impl Evidence {
         }
     }
 
-    /// A data set; `None` for all.
+    /// The statistics of a data set; `None` for the mean over all.
     pub fn on(&self, dataset: Option<&str>) -> Option<&OnSet> {
         self.sets.iter().find(|s| s.dataset.as_deref() == dataset)
     }
@@ -343,7 +343,7 @@ fn on_set(block: &Block, paper: Option<&Table>) -> Option<OnSet> {
     })
 }
 
-/// The mean over all sets, of the rows and trainings that all sets have.
+/// The mean over all sets, for the rows and trainings that all sets have.
 fn on_all(blocks: &[Block]) -> Option<OnSet> {
     let (one, others) = blocks.split_first()?;
     let mut rows = one.rows.clone();

@@ -12,16 +12,16 @@ use crate::inputs::data_folder;
 use crate::results::write_atomic;
 use crate::spec::{Profile, Source, TestSet, test_sets};
 
-/// Training and validation data: repository, path there, folder below the data folder.
+/// Training and validation data: repository, path in it, folder below the data folder.
 const DOLLY: (&str, &str, &str) = ("MiniLLM/dolly", "raw.jsonl", "dolly");
-/// Examples of Dolly that validate: the first of `raw.jsonl`, as in MiniLLM's preparation.
+/// Number of Dolly's validation examples: the first ones of `raw.jsonl`, as in MiniLLM's preparation.
 const DEV: usize = 1000;
 
-/// Fetches the data sets that are not there yet; gives lines on what was done.
+/// Fetches missing data sets; returns a line per file.
 ///
 /// # Errors
 ///
-/// A profile without files; what the Hub refuses; a disk that is full.
+/// A profile without files; an error of the Hub; a full disk.
 pub fn data(hub: &Hub, root: &Path, profile: &Profile) -> Result<Vec<String>> {
     ensure!(
         profile.data.source == Source::Folder,
@@ -59,7 +59,7 @@ fn first_folder(file: &Path) -> &Path {
     file.iter().next().map_or(file, Path::new)
 }
 
-/// Writes the files that are parts of fetched ones: training, validation and the test sets that have another place there.
+/// Writes the files that are parts of fetched ones: training, validation, and test sets whose path differs on the Hub.
 fn derive(folder: &Path, sets: &[TestSet]) -> Result<Vec<String>> {
     let mut lines = Vec::new();
     let mut part = |from: &Path, to: &Path, skip: usize, take: usize| -> Result<()> {
@@ -87,11 +87,11 @@ fn derive(folder: &Path, sets: &[TestSet]) -> Result<Vec<String>> {
     Ok(lines)
 }
 
-/// Fetches the checkpoints that are not there yet; gives lines on what was done.
+/// Fetches missing checkpoints; returns a line per file.
 ///
 /// # Errors
 ///
-/// A profile whose models are not on the Hub; what the Hub refuses.
+/// A profile whose models are not on the Hub; an error of the Hub.
 pub fn weights(hub: &Hub, root: &Path, profile: &Profile) -> Result<Vec<String>> {
     let mut lines = Vec::new();
     for model in [&profile.teacher, &profile.student] {
@@ -108,11 +108,11 @@ pub fn weights(hub: &Hub, root: &Path, profile: &Profile) -> Result<Vec<String>>
     Ok(lines)
 }
 
-/// Fetches a checkpoint's files that are not in its folder yet; gives lines on what was done.
+/// Fetches a checkpoint's missing files; returns a line per file.
 ///
 /// # Errors
 ///
-/// What the Hub refuses; a repository without safetensors.
+/// An error of the Hub; a repository without safetensors.
 pub fn checkpoint(
     hub: &Hub,
     repo: &str,
@@ -132,7 +132,7 @@ pub fn checkpoint(
         Err(error) if error.to_string().contains("has no file") => Ok(false),
         Err(error) => Err(error),
     };
-    // They say which token ends a text.
+    // These files name the end-of-sequence token.
     for file in [
         "tokenizer_config.json",
         "special_tokens_map.json",
@@ -141,7 +141,7 @@ pub fn checkpoint(
         optional(file)?;
     }
     let single = dir.join("model.safetensors");
-    // Large models are in several files that an index names.
+    // Large models are sharded: an index names the files.
     let sharded = !single.exists() && optional("model.safetensors.index.json")?;
     if !sharded {
         let fetched = one(hub, &wanted("model.safetensors"), dir);
@@ -150,7 +150,7 @@ pub fn checkpoint(
         })?);
         return Ok(lines);
     }
-    // Names that lead out of the folder are refused there.
+    // `weight_files` refuses names that lead out of the folder.
     for file in weight_files(dir)?.unwrap_or_default() {
         let name = file.file_name().unwrap_or_default().to_string_lossy();
         lines.push(one(hub, &wanted(&name), dir)?);
@@ -170,7 +170,7 @@ fn request(kind: RepoKind, repo: &str, revision: Option<String>, file: &str) -> 
     }
 }
 
-/// Fetches the file of a request to a folder; tells what was done.
+/// Fetches the file of a request to a folder; returns a line about it.
 fn one(hub: &Hub, wanted: &Request, folder: &Path) -> Result<String> {
     let bar = if std::io::stderr().is_terminal() {
         ProgressBar::new(0)

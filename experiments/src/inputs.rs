@@ -1,4 +1,4 @@
-//! What tasks work on: data, tokenizer, base models; and the hashes that tell one input from another.
+//! Inputs of tasks: data, tokenizer, base models, and the hashes that identify them.
 
 pub mod checkpoints;
 mod companions;
@@ -18,12 +18,12 @@ use self::identity::{hash_examples, hash_tokens, short};
 pub use self::identity::{hash_json, identity};
 use crate::spec::{DataSpec, Layers, ModelSpec, Source, Spec, TestSet, Validated};
 
-/// An input that is not there yet: a plan goes on without it, a run does not.
+/// A missing input: a plan tolerates it, a run does not.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct Absent(pub String);
 
-/// Whether an error says that an input is not there, and not that it is wrong.
+/// Whether an error reports a missing input rather than a wrong one.
 pub fn is_absent(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
         cause.is::<Absent>()
@@ -34,23 +34,23 @@ pub fn is_absent(error: &anyhow::Error) -> bool {
     })
 }
 
-/// Data of a spec, as tokens, each with its hash.
+/// Tokenized data of a spec, each set with its hash.
 pub struct Inputs {
     /// Tokenizer of both models.
     pub tokenizer: Tokenizer,
     /// Training sequences.
     pub train: Encoding,
-    /// Training examples read.
+    /// Number of training examples read.
     pub train_examples: usize,
     /// Validation examples.
     pub valid: Vec<Example>,
-    /// Their prompts.
+    /// Prompts of the validation examples.
     pub valid_prompts: Vec<Vec<u32>>,
-    /// Their sequences.
+    /// Sequences of the validation examples.
     pub valid_sequences: Encoding,
-    /// The token that prompts begin with where answers are drawn for a test or from the teacher, if any.
+    /// Beginning-of-sequence token of the prompts for test and teacher answers, if any.
     pub bos: Option<u32>,
-    /// Where texts are cut.
+    /// Length limits of prompts and sequences.
     pub limits: Limits,
     /// Plain text for the language-modelling term.
     pub text: Option<IndexedTokens>,
@@ -58,11 +58,11 @@ pub struct Inputs {
     pub tests: BTreeMap<String, (Vec<Example>, Vec<Vec<u32>>)>,
     /// Hashes of `train`, `valid`, each test set, the text and the tokenizer.
     pub hashes: BTreeMap<String, String>,
-    /// What makes a student's folder whole beside its weights.
+    /// Files of a student's folder besides the weights.
     pub companions: Vec<companions::File>,
 }
 
-/// Which data are read, and where they are named.
+/// Data to read, and the spec that names them.
 #[derive(Clone, Copy)]
 pub struct Wanted<'a> {
     /// The project's folder.
@@ -71,18 +71,18 @@ pub struct Wanted<'a> {
     pub data: &'a DataSpec,
     /// The teacher, whose tokenizer is used where there is no other.
     pub teacher: &'a ModelSpec,
-    /// Validation examples, the first ones.
+    /// Number of validation examples to use.
     pub valid: usize,
-    /// Whether prompts begin with the beginning-of-sequence token where answers are drawn for a test or from the teacher.
+    /// Whether prompts for test and teacher answers begin with the beginning-of-sequence token.
     pub bos: bool,
     /// Test sets.
     pub tests: &'a [TestSet],
-    /// The spec that names them; a task has none.
+    /// The spec that names the data; a task has none.
     pub(crate) spec: Option<&'a Spec>,
 }
 
 impl<'a> Wanted<'a> {
-    /// What a spec needs.
+    /// The data that a spec needs.
     pub fn of(root: &'a Path, spec: &'a Spec) -> Self {
         let p = &spec.profile;
         Self {
@@ -106,7 +106,7 @@ impl<'a> Wanted<'a> {
 }
 
 impl Inputs {
-    /// Reads and encodes what a spec needs.
+    /// Reads and encodes the data that a spec needs.
     ///
     /// # Errors
     ///
@@ -115,7 +115,7 @@ impl Inputs {
         Self::load(&Wanted::of(root, spec))
     }
 
-    /// Reads and encodes what is wanted.
+    /// Reads and encodes the wanted data.
     ///
     /// # Errors
     ///
@@ -240,7 +240,7 @@ impl Inputs {
         })
     }
 
-    /// What there is to validate with.
+    /// Which validation figures the data allow.
     pub fn validated(&self) -> Validated {
         let mut sequences = self.valid_sequences.sequences.iter();
         Validated {
@@ -249,7 +249,7 @@ impl Inputs {
         }
     }
 
-    /// What is worth knowing of the data, and no mistake.
+    /// Notes about the data that are not errors.
     pub fn notes(&self) -> Vec<String> {
         if self.validated().loss {
             return Vec::new();
@@ -257,7 +257,7 @@ impl Inputs {
         vec!["no validation example has a response token: there is no validation loss".into()]
     }
 
-    /// Examples and prompts of a test set; none of one that was not wanted.
+    /// Examples and prompts of a test set; empty for a set that was not loaded.
     pub fn test(&self, id: &str) -> (&[Example], &[Vec<u32>]) {
         let found = self.tests.get(id);
         found.map_or((&[], &[]), |(examples, prompts)| (examples, prompts))
@@ -285,7 +285,7 @@ pub fn load_tokenizer(wanted: &Wanted) -> Result<(Tokenizer, Option<PathBuf>)> {
 ///
 /// # Errors
 ///
-/// When it is not there, or nothing says where.
+/// When the file is missing, or the profile names none.
 pub fn tokenizer_path(wanted: &Wanted) -> Result<Option<PathBuf>> {
     let (root, data) = (wanted.root, wanted.data);
     if data.source == Source::Embedded && data.tokenizer.is_none() {
@@ -309,7 +309,7 @@ pub fn tokenizer_path(wanted: &Wanted) -> Result<Option<PathBuf>> {
             "{place}: {}: not there; give [data] tokenizer the path of the tokenizer.json that the teacher was trained with",
             path.display()
         );
-        // A folder without it has been fetched or written that way.
+        // An existing folder without its tokenizer is wrong, not absent.
         return Err(if abkd_host::files::folder_of(&path).exists() {
             anyhow!(what)
         } else {
@@ -319,9 +319,9 @@ pub fn tokenizer_path(wanted: &Wanted) -> Result<Option<PathBuf>> {
     Ok(Some(path))
 }
 
-/// Reads a tokenizer; a pointer of git-lfs is told.
+/// Reads a tokenizer; the error names a git-lfs pointer.
 pub(crate) fn read_tokenizer(path: &Path, eos: Option<u32>) -> Result<Tokenizer> {
-    // What is no plain file is refused here: the reader would wait on a pipe.
+    // Refuses anything but a plain file: the reader would block on a pipe.
     abkd_host::files::open(path).with_context(|| path.display().to_string())?;
     Ok(Tokenizer::from_file(path, eos)?)
 }
@@ -351,7 +351,7 @@ pub fn data_folder(root: &Path, data: &DataSpec) -> PathBuf {
     }
 }
 
-/// The sets that are wanted, but for those with a path of their own.
+/// Reads the wanted sets, except test sets with their own `path`.
 fn load_sets<'a>(wanted: &Wanted<'a>) -> Result<DataSets> {
     let (root, data) = (wanted.root, wanted.data);
     match data.source {

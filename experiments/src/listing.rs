@@ -1,4 +1,4 @@
-//! What there is, and what a plan holds, as text.
+//! Listings as text: experiments, profiles, methods, losses, data sets, and the tasks of a plan.
 
 use std::path::Path;
 
@@ -26,7 +26,7 @@ pub enum Listing {
     Datasets,
 }
 
-/// The tasks with what they depend on; evaluations are only counted.
+/// The tasks with their needs; evaluations are only counted.
 pub fn tasks(plan: &Plan, done: &[bool]) -> String {
     let mut text = String::new();
     let mut evaluations = (0, 0);

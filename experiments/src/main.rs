@@ -22,7 +22,7 @@ use abkd_experiments::{audit, backend, fetch, page, plot, report};
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-/// Set by Ctrl-C; runs save their state and end.
+/// Set by Ctrl-C; runs then save their state and stop.
 static STOP: AtomicBool = AtomicBool::new(false);
 
 /// Exit status of a run that was interrupted.
@@ -31,9 +31,9 @@ const INTERRUPTED: u8 = 130;
 /// Reproduces the tables and figures of the ABKD paper (knowledge distillation with the alpha-beta
 /// divergence, ICML 2025), and distils a pair of models of your own on your own data.
 ///
-/// An EXPERIMENT says which rows and columns (experiments/*.toml), a PROFILE at what scale
-/// (experiments/profiles/*.toml). A run is cut into tasks; a finished task is never run again, and a
-/// run that was stopped goes on where it was.
+/// An EXPERIMENT names rows and columns (experiments/*.toml), a PROFILE the scale
+/// (experiments/profiles/*.toml). A run consists of tasks; a finished task is never run again, and an
+/// interrupted run resumes.
 #[derive(Parser)]
 #[command(
     version,
@@ -53,50 +53,50 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Show the tasks of an experiment and what they will cost, without running them
+    /// Show the tasks of an experiment and their cost, without running them
     ///
-    /// Parameters, tokens, floating-point operations, peak memory by part and disk are worked out from the
-    /// profile and, where they are there, the data. Time needs a measurement or a machine's name.
+    /// Parameters, tokens, floating-point operations, peak memory by part and disk are computed from the
+    /// profile and, if present, the data. Time needs a measurement or a machine's name.
     Plan {
         #[command(flatten)]
         target: Target,
-        /// Measure some updates and answers of each kind here, for the expected time
+        /// Measure some updates and answers of each kind on this machine, for the expected time
         #[arg(long)]
         calibrate: bool,
         /// Expected time on another machine: v100, a6000, rtx4090, a100, l40s or h100
         #[arg(long, value_name = "NAME")]
         accelerator: Option<String>,
     },
-    /// Run what is not done yet, then compare and plot
+    /// Run the tasks that are not done yet, then compare and plot
     Run {
         #[command(flatten)]
         target: Target,
-        /// Show what would run, and stop; with `--executor slurm` the scripts that would be submitted
+        /// Show what would run, then stop; with `--executor slurm`, the scripts that would be submitted
         #[arg(long)]
         dry_run: bool,
-        /// Tasks run side by side [default: the profile's]
+        /// Number of tasks run in parallel [default: the profile's]
         #[arg(long)]
         jobs: Option<usize>,
         /// Who runs the tasks
         #[arg(long, value_enum, default_value = "local")]
         executor: ExecutorName,
     },
-    /// Run one task from its folder alone: what a cluster's job does
+    /// Run one task from its folder alone, as a cluster's job does
     ///
-    /// The folder holds `task.json`, which `abkd run` writes. Data and models are read from where it says, and must be those
+    /// The folder holds `task.json`, written by `abkd run`. Data and models are read from the paths in it, and must be those
     /// that the task was planned for.
     Task {
-        /// Folder of the task, among those of the tasks that it builds on
+        /// Folder of the task, next to the folders of the tasks that it needs
         folder: PathBuf,
-        /// The project's folder, where it has another path on this machine
+        /// The project's folder, if it has another path on this machine
         #[arg(long)]
         root: Option<PathBuf>,
     },
-    /// Distil a student from a teacher of yours, on your own data
+    /// Distil a student from your own teacher, on your own data
     ///
-    /// Makes the folder DIR: student/ (a Hugging Face folder with its tokenizer and a model card), curve.png, scores.csv,
-    /// answers.md, and profile.toml and experiment.toml, which `abkd run` takes. The same command goes on where it was stopped.
-    /// All that is wrong with the arguments is said before anything runs.
+    /// Creates the folder DIR: student/ (a Hugging Face folder with its tokenizer and a model card), curve.png, scores.csv,
+    /// answers.md, and profile.toml and experiment.toml for `abkd run`. The same command resumes an interrupted run.
+    /// All arguments are checked before anything runs.
     #[command(after_help = "Examples:
   abkd distill ./teacher layers:10 --data train.jsonl --out first
   abkd distill HuggingFaceTB/SmolLM2-360M-Instruct HuggingFaceTB/SmolLM2-135M --data train.jsonl --test mine=test.jsonl --out second
@@ -147,8 +147,8 @@ enum Command {
     },
     /// Fetch a profile's data sets or checkpoints from the Hugging Face Hub
     ///
-    /// HF_ENDPOINT (a mirror), HF_TOKEN and HF_HOME (the cache) count. What is there is not fetched again, and a
-    /// transfer that broke off goes on.
+    /// HF_ENDPOINT (a mirror), HF_TOKEN and HF_HOME (the cache) are used. Existing files are not fetched again, and an
+    /// interrupted transfer resumes.
     Fetch {
         /// What to fetch
         what: Fetchable,
@@ -177,9 +177,9 @@ enum Command {
 enum ExecutorName {
     /// This process
     Local,
-    /// A Slurm cluster, as the profile's [slurm] says; the command submits and ends, and a last job makes the tables
+    /// A Slurm cluster, as the profile's [slurm] says; the command submits and ends, and a last job writes the tables
     Slurm,
-    /// Nobody: make the tables of what is done
+    /// Nobody: write the tables of the finished tasks
     Fold,
 }
 
@@ -193,7 +193,7 @@ enum Fetchable {
 
 #[derive(Subcommand)]
 enum DataCommand {
-    /// JSONL examples into PREFIX.bin and PREFIX.idx, as the published ones
+    /// Pack JSONL examples into PREFIX.bin and PREFIX.idx, in the published format
     Pack {
         /// JSONL with instruction, input and output
         jsonl: PathBuf,
@@ -202,7 +202,7 @@ enum DataCommand {
         #[command(flatten)]
         tokenizer: TokenizerArgs,
     },
-    /// PREFIX.bin and PREFIX.idx as JSONL on stdout: prompt and output, or text
+    /// Print PREFIX.bin and PREFIX.idx as JSONL: prompt and output, or text
     Unpack {
         /// The two files without their suffix
         prefix: PathBuf,
@@ -289,7 +289,7 @@ fn main() -> ExitCode {
     abkd_host::keep_freed_memory();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        // Help and version, too, are data that somebody waits for.
+        // Help and version are output, too: a failed write is an error.
         Err(answer) => {
             let status = u8::try_from(answer.exit_code()).unwrap_or(2);
             return match answer.print() {
@@ -411,10 +411,10 @@ fn data_command(command: &DataCommand) -> Result<ExitCode> {
     }
 }
 
-/// What failed where data cannot be written.
+/// Error message for a failed write to stdout.
 const STDOUT: &str = "stdout cannot be written to";
 
-/// Writes data to stdout. A reader that has gone away has not got them, which is an error as on any file.
+/// Writes data to stdout. A closed pipe loses data, which is an error as on any file.
 fn print(text: &str) -> Result<ExitCode> {
     let mut stdout = std::io::stdout().lock();
     stdout
@@ -424,7 +424,7 @@ fn print(text: &str) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Has Ctrl-C and a termination save the state and end.
+/// Makes Ctrl-C and a termination signal save the state and stop.
 fn catch_interrupts() -> Result<()> {
     let handler = || {
         if STOP.swap(true, Ordering::Relaxed) {
@@ -440,7 +440,7 @@ fn interrupted() -> ExitCode {
     ExitCode::from(INTERRUPTED)
 }
 
-/// What a cluster's jobs are made of.
+/// Parameters of a cluster's jobs.
 fn submission(target: &Target, spec: &Spec, dry_run: bool) -> Result<Submission> {
     let absolute = |path: &Path| {
         let path = std::path::absolute(path).with_context(|| path.display().to_string())?;
@@ -492,7 +492,7 @@ fn run_experiment(
         Some(_) => "--backend".to_owned(),
         None => spec.in_profile(&["backend"]),
     };
-    // A job's machine may have what this one has not.
+    // A cluster node may have a backend that this machine has not.
     if executor == ExecutorName::Local {
         backend::check(&spec.profile.backend).context(place)?;
     }
@@ -592,8 +592,8 @@ fn show_plan(target: &Target, calibrate: bool, accelerator: Option<&str>) -> Res
     let spec = target.load()?;
     let places = target.folders.places();
     let mut notes = spec.notes();
-    // A plan is worth showing where data or weights are not there yet; the ids are then not final. What is there and
-    // wrong is an error as for a run.
+    // A plan is shown even if data or weights are missing; its ids are then not final. A wrong input is an error, as for
+    // a run.
     let inputs = match preflight::load(&places, &spec) {
         Ok(inputs) => {
             notes.extend(inputs.notes());

@@ -1,13 +1,13 @@
-//! What is said on the terminal: errors, notes, and how wide it is.
+//! Terminal output: errors, notes, the terminal's width.
 
 use std::io::{IsTerminal, Write};
 
-/// Says a line on stderr. A terminal that has gone away is no reason to stop: what is said is lost, what is done is not.
+/// Prints a line on stderr. A closed terminal is no reason to stop: only the message is lost.
 pub fn say(line: &str) {
     let _ = writeln!(std::io::stderr().lock(), "{line}");
 }
 
-/// The chain of causes on one line; a cause that its error quotes already is not repeated.
+/// The chain of causes on one line; a cause already quoted by its error is not repeated.
 pub fn describe(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain().map(ToString::to_string) {
@@ -22,7 +22,7 @@ pub fn describe(error: &anyhow::Error) -> String {
     text
 }
 
-/// Columns of the terminal that stdout is; `None` where it is none.
+/// Width of the terminal in columns; `None` if stdout is no terminal.
 pub fn terminal_width() -> Option<u16> {
     let stdout = std::io::stdout();
     if !stdout.is_terminal() {

@@ -1,8 +1,8 @@
 //! A user's own pair of models on the user's own data: `abkd distill`, `abkd eval` and `abkd generate`. None needs the
 //! project's folder.
 //!
-//! `distill` trains nothing itself: it writes a profile and an experiment, which the runner runs, and puts what a user is
-//! after in one place: the student, its curve, scores and some answers.
+//! `distill` does not train by itself: it writes a profile and an experiment, which the runner runs, and collects the
+//! results in one folder: the student, its curve, scores and some answers.
 
 mod ask;
 mod card;
@@ -19,21 +19,21 @@ pub use distill::{Distill, Own};
 
 use crate::suggest::with_nearest_key;
 
-/// Longest sequence where the models have as many positions: the paper's.
+/// Maximum sequence length, as in the paper; less if the models have fewer positions.
 const MAX_LENGTH: usize = 512;
 
-/// Where prompts are cut, of sequences of this length: the paper's prompts have half of its 512.
+/// Maximum prompt length for sequences of this length: half of it, as in the paper (of 512).
 fn prompt_length(max_length: usize) -> usize {
     (max_length / 2).max(1)
 }
 
-/// Names of columns as the command line has them.
+/// Parses column names of the command line.
 fn columns(text: &str) -> Result<Columns, String> {
     text.parse()
         .map_err(|error: String| with_nearest_key(&error))
 }
 
-/// A file with the name that it has in scores.
+/// Parses `NAME=FILE`; NAME is the set's name in scores.
 fn named(text: &str) -> Result<(String, std::path::PathBuf), String> {
     match text.split_once('=') {
         Some((name, file)) if !name.is_empty() && !file.is_empty() => {

@@ -1,5 +1,5 @@
-//! The report: one HTML file that needs no network. Verdicts first, then tables, pictures, the trainings, answers side by side,
-//! and where all of it comes from.
+//! The report: one HTML file that needs no network. Verdicts first, then tables, pictures, trainings, answers side by side,
+//! and provenance.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ use crate::runner::{Answered, Places, is_done};
 use crate::spec::{Kind, Spec};
 use crate::task::Work;
 
-/// Examples of a set that are shown with their answers.
+/// Examples per set that are shown with their answers.
 const EXAMPLES: usize = 12;
 
 #[derive(Template)]
@@ -89,12 +89,12 @@ struct Given {
     answer: String,
 }
 
-/// Writes the report of an experiment; gives its path. `plan` is absent where the inputs are not there: then there are no
-/// trainings and no answers in it.
+/// Writes the report of an experiment; returns its path. `plan` is absent if inputs are missing: the report then has no
+/// trainings and no answers.
 ///
 /// # Errors
 ///
-/// No results yet; a file that is not what it should be, or cannot be written.
+/// No results yet; an invalid file; a file that cannot be written.
 pub fn write(
     places: &Places,
     spec: &Spec,
@@ -178,7 +178,7 @@ fn tables(places: &Places, spec: &Spec, evidence: Option<Evidence>, page: &mut P
     Ok(())
 }
 
-/// An SVG file without what stands before its element.
+/// An SVG file from its `<svg>` element on.
 fn svg(path: &Path) -> Result<String> {
     let text = files::read_text(path).with_context(|| path.display().to_string())?;
     Ok(text
@@ -187,7 +187,7 @@ fn svg(path: &Path) -> Result<String> {
         .to_owned())
 }
 
-/// How the trainings of the rows went, as far as they have begun.
+/// The rows' trainings that have begun, as a figure of their logs.
 fn trainings(places: &Places, spec: &Spec, plan: &Plan, scratch: &Path) -> Result<Option<Section>> {
     let mut rows: Vec<(String, Vec<Update>)> = Vec::new();
     for (planned, work) in plan.works() {
@@ -198,7 +198,7 @@ fn trainings(places: &Places, spec: &Spec, plan: &Plan, scratch: &Path) -> Resul
         let Ok(text) = files::read_text(&log) else {
             continue;
         };
-        // The last line of a run that goes on may be torn.
+        // The last line of a log still being written may be torn.
         let logged: Vec<Logged> = text
             .lines()
             .filter_map(|l| serde_json::from_str(l).ok())
@@ -268,11 +268,11 @@ fn answers(places: &Places, spec: &Spec, plan: &Plan) -> Result<String> {
         return Ok(String::new());
     }
     let json = serde_json::to_string(&shown.into_values().collect::<Vec<_>>())?;
-    // Nothing in an answer ends the script that holds it.
+    // An answer must not end the script element that holds it.
     Ok(json.replace('<', "\\u003c"))
 }
 
-/// The label of the model that a task evaluates; of the rows' trainings the first alone.
+/// Label of the model that a task evaluates; `None` for all but the first training of a row.
 fn first_training(spec: &Spec, planned: &Planned) -> Option<String> {
     let who = *planned.of.first()?;
     if let Who::Row { row, seed } = who
@@ -283,7 +283,7 @@ fn first_training(spec: &Spec, planned: &Planned) -> Option<String> {
     Some(row_label(spec, who))
 }
 
-/// The trainings of the plan, each with its value.
+/// The trainings of the plan: identifier, and task as JSON.
 fn tasks(plan: &Plan) -> Result<Vec<(String, String)>> {
     plan.works()
         .filter(|(_, work)| matches!(work, Work::Train(_)))
@@ -294,7 +294,7 @@ fn tasks(plan: &Plan) -> Result<Vec<(String, String)>> {
         .collect()
 }
 
-/// What made the results.
+/// Provenance of the results: program, backend, seeds, commit, hashes.
 fn provenance(places: &Places, spec: &Spec) -> Vec<(String, String)> {
     let p = &spec.profile;
     let mut facts = vec![
@@ -331,7 +331,7 @@ fn provenance(places: &Places, spec: &Spec) -> Vec<(String, String)> {
         .collect()
 }
 
-/// The commit of the project's folder, and whether files differ from it.
+/// The commit of the project's folder; notes files that differ from it.
 fn commit(root: &Path) -> Option<String> {
     let git = |words: &[&str]| {
         let output = Command::new("git")

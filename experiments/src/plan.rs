@@ -1,4 +1,4 @@
-//! From a spec to tasks, each after those that it builds on.
+//! From a spec to tasks, each after the tasks that it needs.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -12,14 +12,14 @@ use crate::inputs::identity;
 use crate::spec::{Kind, Recipe, STUDENT, Spec, Start, TEACHER};
 use crate::task::{Answers, Evaluation, Hidden, Model, Task, TaskId, Timed, Training, Work};
 
-/// Whose a task is in an experiment.
+/// The model that a task belongs to in an experiment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Who {
-    /// The teacher's.
+    /// The teacher.
     Teacher,
-    /// The student's before distillation.
+    /// The student before distillation.
     Student,
-    /// A distilled student's.
+    /// A distilled student.
     Row {
         /// Index of the row.
         row: usize,
@@ -35,14 +35,14 @@ pub struct Planned {
     pub id: TaskId,
     /// The task.
     pub task: Task,
-    /// Whose it is; rows with equal settings share a task.
+    /// Models that the task belongs to; rows with equal settings share a task.
     pub of: Vec<Who>,
     /// Tasks that must be finished first, as indices into the plan.
     pub needs: Vec<usize>,
 }
 
 impl Planned {
-    /// Tasks of one kind take about the same time.
+    /// Kind of the task; tasks of one kind take about the same time.
     pub fn kind(&self) -> String {
         let row = |who: Option<&Who>| match who {
             Some(Who::Row { row, .. }) => format!("row {row}"),
@@ -62,16 +62,16 @@ impl Planned {
     }
 }
 
-/// All tasks of a spec, each after those that it needs.
+/// All tasks of a spec, each after its needs.
 #[derive(Default)]
 pub struct Plan {
     /// The tasks.
     pub tasks: Vec<Planned>,
-    /// Index of a task by its id without its name.
+    /// Index of a task by its id for an empty name.
     known: BTreeMap<TaskId, usize>,
 }
 
-/// What all tasks of a plan are made from.
+/// Builds a plan.
 struct Planner<'a> {
     spec: &'a Spec,
     hashes: &'a BTreeMap<String, String>,
@@ -101,19 +101,19 @@ impl Plan {
         )
     }
 
-    /// The task of this id, if it is planned.
+    /// Index of the task with this id, if it is planned.
     pub fn index(&self, id: &TaskId) -> Option<usize> {
         self.tasks.iter().position(|planned| planned.id == *id)
     }
 
-    /// The tasks with what they do.
+    /// The tasks with their work.
     pub fn works(&self) -> impl Iterator<Item = (&Planned, &Work)> {
         self.tasks
             .iter()
             .map(|planned| (planned, &planned.task.work))
     }
 
-    /// Adds a task, unless it is there under some name; gives its id.
+    /// Adds a task, unless it is planned under any name; returns its id.
     fn add(&mut self, name: &str, task: Task, who: Who) -> Result<TaskId> {
         let known = task.id("")?;
         if let Some(&index) = self.known.get(&known) {
@@ -216,7 +216,7 @@ impl Planner<'_> {
             .into()
     }
 
-    /// A model fine-tuned on the data, where the profile says so.
+    /// The model, fine-tuned on the data if the profile says so.
     fn tuned(
         &mut self,
         who: Who,
@@ -244,7 +244,7 @@ impl Planner<'_> {
         Ok(base.trained(id, settings))
     }
 
-    /// The training of a row, with the seed of its settings; plans what it needs of the teacher.
+    /// The training of a row, with the seed of its settings; plans the teacher's tasks that it needs.
     fn training(&mut self, recipe: &Recipe, start: &Model, teacher: &Model) -> Result<Training> {
         let p = &self.spec.profile;
         let method = &recipe.method;
@@ -333,7 +333,7 @@ mod tests {
         Plan::new(&root, &spec, &BTreeMap::new()).unwrap()
     }
 
-    /// Whether it trains a row's student.
+    /// Whether a task trains a row's student.
     fn is_training(planned: &Planned) -> bool {
         matches!(planned.task.work, Work::Train(_)) && matches!(planned.of[0], Who::Row { .. })
     }
@@ -449,7 +449,7 @@ mod tests {
             let from_base = ["SFT", "SeqKD"].contains(&label);
             assert_eq!(planned.needs.contains(&init), !from_base, "{label}");
         }
-        // Fresh weights are no language model: there all start from the initialised student.
+        // Fresh weights are no language model: in `tiny` all rows start from the initialised student.
         let spec = Spec::load(&root, "table2", "tiny").unwrap();
         assert!(spec.starts_are_replaced());
     }

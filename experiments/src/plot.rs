@@ -41,11 +41,11 @@ pub use training::{Update, training};
 
 static DEJAVU_SANS: &[u8] = include_bytes!("../assets/DejaVuSans.ttf");
 
-/// Figures are drawn at twice their size and averaged down: the backend does not smooth thick lines and polygons.
+/// Figures are drawn at twice their size and averaged down: the backend does not antialias thick lines and polygons.
 const OVERSAMPLING: u32 = 2;
 
 /// Okabe and Ito's palette, its yellow replaced by grey: safe for colour-blind readers, and every curve has a marker
-/// too. Losses and methods never meet in one figure, except in `ABKD`, so they share the colours.
+/// too. Losses and methods share colours: except for `ABKD`, they never appear in one figure.
 const STYLES: [(&str, RGBColor, Marker); 16] = [
     ("FKLD", RGBColor(0, 114, 178), Marker::Circle),
     ("RKLD", RGBColor(230, 159, 0), Marker::Square),
@@ -178,14 +178,14 @@ impl Ranged for Axis {
     }
 }
 
-/// What the legend shows before a label.
+/// Symbol before a label in the legend.
 #[derive(Clone, Copy, PartialEq)]
 enum Key {
     Line,
     Box,
 }
 
-/// A length in pixels of the finished figure, in pixels of the canvas.
+/// Converts a length from pixels of the finished figure to pixels of the canvas.
 fn px(length: i32) -> i32 {
     length * OVERSAMPLING as i32
 }
@@ -211,7 +211,7 @@ fn ticks(low: f64, high: f64, wanted: f64) -> (Vec<f64>, f64) {
     ((first..=last).map(|i| i as f64 * step).collect(), step)
 }
 
-/// A tick of a given step without needless decimals.
+/// A tick's text, with as many decimals as the step needs.
 fn tick_text(value: f64, step: f64) -> String {
     let decimals = (-step.log10().floor()).max(0.0) as usize;
     format!("{value:.decimals$}")
@@ -219,7 +219,7 @@ fn tick_text(value: f64, step: f64) -> String {
 
 type Chart<'a> = ChartContext<'a, Canvas<'a>, Cartesian2d<Axis, Axis>>;
 
-/// A titled panel with its axes and grid; `descriptions` are those of x (may be empty) and y.
+/// A titled panel with its axes and grid; `descriptions` are the axis labels of x (may be empty) and y.
 fn axes<'a>(
     area: &Area<'a>,
     title: &str,
@@ -283,8 +283,8 @@ fn vectors((width, height): (u32, u32), draw: impl Fn(&Area) -> Result<()>) -> R
     Ok(text)
 }
 
-/// Draws a figure, as SVG where the path ends so and else as PNG, and puts it in place in one step. It is encoded in memory: an encoder that writes to a file drops the
-/// error of a disk that is full at its end.
+/// Draws a figure, as SVG if the path ends in `.svg`, else as PNG, with an atomic write. It is encoded in memory: an
+/// encoder that writes to a file drops the last disk-full error.
 fn save(path: &Path, size: (u32, u32), draw: impl Fn(&Area) -> Result<()>) -> Result<()> {
     let context = || format!("draw {}", path.display());
     if path.extension().is_some_and(|end| end == "svg") {
@@ -329,7 +329,7 @@ fn average_down(pixels: &[u8], (width, height): (u32, u32)) -> Vec<u8> {
     small
 }
 
-/// Draws the title above and the legend below, and returns what is left between them.
+/// Draws the title above and the legend below, and returns the area between them.
 fn frame<'a>(area: &Area<'a>, title: &str, looks: &[Look], key: Key) -> Result<Area<'a>> {
     let (width, height) = area.dim_in_pixel();
     let (width, height) = (width as i32, height as i32);

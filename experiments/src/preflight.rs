@@ -1,5 +1,4 @@
-//! Everything that the files of a run show to be wrong is said here, before anything runs: by `abkd plan` and `abkd run`
-//! alike.
+//! Checks of all files of a run before anything runs, for `abkd plan` and `abkd run` alike.
 
 use std::path::Path;
 
@@ -18,17 +17,17 @@ use crate::timing;
 
 const SIDES: [Side; 2] = [Side::Teacher, Side::Student];
 
-/// Checks the spec against all that it names and loads the data.
+/// Checks the spec against all files that it names, and loads the data.
 ///
 /// # Errors
 ///
-/// Whatever is wrong or, see [`is_absent`], not there.
+/// The first wrong input, or a missing one (see [`is_absent`]).
 pub fn load(places: &Places, spec: &Spec) -> Result<Inputs> {
     let root = &places.root;
     let mut absent = None;
     for side in SIDES {
         match checkpoints::check(root, spec, side) {
-            // What is not there may be declared, and what it must be is checked all the same.
+            // A missing checkpoint may have a declared shape, which is checked all the same.
             Err(error) if is_absent(&error) => absent = absent.or(Some(error)),
             checked => checked?,
         }
@@ -55,19 +54,19 @@ pub fn load(places: &Places, spec: &Spec) -> Result<Inputs> {
     Ok(inputs)
 }
 
-/// Whether the shapes of both models are known, from a checkpoint or as declared: a plan needs no more of them.
+/// Whether the shapes of both models are known, from a checkpoint or as declared: enough for a plan.
 pub fn shapes_are_known(places: &Places, spec: &Spec) -> bool {
     SIDES
         .iter()
         .all(|&side| inputs::shape_of(&places.root, spec, side).is_ok())
 }
 
-/// Reads the weights of the checkpoints once, so that a tensor that is missing or of another shape is told before the first
-/// update and not after the last one of the teacher.
+/// Reads the weights of the checkpoints once, so that a tensor that is missing or has the wrong shape is reported before
+/// the first update, not after the teacher's training.
 ///
 /// # Errors
 ///
-/// Whose checkpoint it is and what is wrong.
+/// A checkpoint that cannot be loaded; the error names its side.
 pub fn weights(places: &Places, spec: &Spec) -> Result<()> {
     let mut read = Vec::new();
     for side in SIDES {
@@ -87,7 +86,7 @@ pub fn weights(places: &Places, spec: &Spec) -> Result<()> {
     Ok(())
 }
 
-/// The paper's file, where the experiment names one.
+/// Checks the paper's file, if the experiment names one.
 fn paper(places: &Places, spec: &Spec) -> Result<()> {
     let e = &spec.experiment;
     let Some(name) = &e.paper else {
@@ -119,8 +118,8 @@ fn paper(places: &Places, spec: &Spec) -> Result<()> {
     Ok(())
 }
 
-/// Whether results, figures and checkpoints can be written. Nothing is made: a folder that is not there yet is made below
-/// one that is.
+/// Whether results, figures and checkpoints can be written. Creates nothing: for a missing folder, its nearest existing
+/// parent is tested.
 fn folders(places: &Places, spec: &Spec) -> Result<()> {
     let name = &spec.profile.name;
     for (what, folder) in [
@@ -144,7 +143,7 @@ fn folders(places: &Places, spec: &Spec) -> Result<()> {
     Ok(())
 }
 
-/// Whether models of these shapes can do what the spec asks of them.
+/// Whether the shapes of the models fit the spec.
 fn shapes_fit(
     root: &Path,
     spec: &Spec,
@@ -168,7 +167,7 @@ fn shapes_fit(
     }
     if spec.recipes.iter().any(|r| r.method.needs_teacher()) {
         let (teacher, student) = (teacher.vocab_size(), student.vocab_size());
-        // Tokenizers that differ say more than two numbers.
+        // An error about tokenizers says more than two vocabulary sizes.
         if teacher != student
             && let Ok((used, _)) = inputs::load_tokenizer(&Wanted::of(root, spec))
         {
@@ -259,8 +258,8 @@ fn positions_fit(spec: &Spec, teacher: &ModelConfig, student: &ModelConfig) -> R
     Ok(())
 }
 
-/// Whether the adapters fit the architectures, and those that are trained on fit each other: tried on models of a few
-/// numbers, whose layers have the same names.
+/// Whether the adapters fit the architectures, and successive adapters fit each other: tried on tiny models whose layers
+/// have the same names.
 fn adapters_fit(spec: &Spec, teacher: &ModelConfig, student: &ModelConfig) -> Result<()> {
     let p = &spec.profile;
     let try_on = |shape: &ModelConfig,
@@ -281,7 +280,7 @@ fn adapters_fit(spec: &Spec, teacher: &ModelConfig, student: &ModelConfig) -> Re
                 rank <= width,
                 "`lora.r` = {rank}: the model is {width} wide, and no matrix of it has a higher rank"
             );
-            // The tiny model is not as wide.
+            // The tiny model is narrower.
             let narrow = lora::LoraConfig {
                 r: rank.min(1),
                 ..config.clone()
@@ -345,8 +344,7 @@ fn data_fit(
     Ok(())
 }
 
-/// Refuses a checkpoint that comes with another tokenizer than the one that makes the data: the same text has other ids
-/// for it.
+/// Refuses a checkpoint whose tokenizer differs from the one that encodes the data: the same text has other ids for it.
 fn own_tokenizer_fits(root: &Path, spec: &Spec, side: Side, used: &Tokenizer) -> Result<()> {
     let Some(dir) = &side.of(spec).checkpoint else {
         return Ok(());

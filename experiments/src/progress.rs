@@ -1,4 +1,4 @@
-//! What a run shows on stderr: bars on a terminal, plain lines elsewhere.
+//! Progress of a run on stderr: bars on a terminal, plain lines elsewhere.
 
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -21,7 +21,7 @@ pub struct Display {
 }
 
 impl Display {
-    /// For `tasks` tasks of which `done` are finished already, worked on by `jobs` workers.
+    /// For `tasks` tasks, `done` of them finished already, and `jobs` workers.
     pub fn new(tasks: usize, done: usize, jobs: usize) -> Self {
         let bars = MultiProgress::with_draw_target(ProgressDrawTarget::stderr());
         let plain = bars.is_hidden();
@@ -37,7 +37,7 @@ impl Display {
         }
     }
 
-    /// A line that stays.
+    /// Prints a permanent line.
     pub fn line(&self, text: &str) {
         if self.plain {
             say(text);
@@ -112,7 +112,7 @@ pub struct TaskDisplay<'a> {
 }
 
 impl TaskDisplay<'_> {
-    /// How far the task is.
+    /// Sets the task's progress.
     pub fn at(&mut self, position: usize, length: usize, message: impl FnOnce() -> String) {
         self.bar.set_length(length as u64);
         self.bar.set_position(position as u64);
@@ -126,18 +126,18 @@ impl TaskDisplay<'_> {
         }
     }
 
-    /// `n` more of what the bar counts.
+    /// Advances the bar by `n`.
     pub fn more(&mut self, n: usize, length: usize, message: impl FnOnce() -> String) {
         let position = self.bar.position() as usize + n;
         self.at(position, length, message);
     }
 
-    /// A line that stays.
+    /// Prints a permanent line.
     pub fn line(&self, text: &str) {
         self.display.line(&format!("{}: {text}", self.id));
     }
 
-    /// The task is done; `kind` groups tasks of like duration.
+    /// Marks the task as done; `kind` groups tasks of similar duration.
     pub fn finish(self, kind: String, left: &[String], result: &str) {
         self.bar.finish_and_clear();
         let seconds = self.begun.elapsed().as_secs_f64();

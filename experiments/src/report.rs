@@ -1,4 +1,4 @@
-//! What is made from the CSV files once they are there: comparison and pictures.
+//! Comparison and pictures from the CSV files.
 
 use std::path::{Path, PathBuf};
 
@@ -12,12 +12,12 @@ use crate::runner::Places;
 use crate::spec::{Kind, REPLACED, STUDENT, Spec, TEACHER};
 use crate::timing;
 
-/// Compares a table with the paper's, where the experiment names one, and writes the comparison; gives the table for a
+/// Compares a table with the paper's, if the experiment names one, and writes the comparison; returns the table for a
 /// terminal of `width` columns, or for a pipe.
 ///
 /// # Errors
 ///
-/// When there are no results yet, or a file is not what it should be.
+/// When there are no results yet, or a file is invalid.
 pub fn compare(
     places: &Places,
     spec: &Spec,
@@ -35,11 +35,11 @@ pub fn compare(
     Ok(comparison.terminal(width))
 }
 
-/// A table beside the paper's, where the experiment names one, with [what the scores say](evidence).
+/// A table beside the paper's, if the experiment names one, with the evidence from the scores of single answers.
 ///
 /// # Errors
 ///
-/// When there are no results yet, or a file is not what it should be.
+/// When there are no results yet, or a file is invalid.
 pub fn comparison(places: &Places, spec: &Spec, evidence: Option<Evidence>) -> Result<Comparison> {
     let e = &spec.experiment;
     let ours = Table::read(&ours(places, spec, ".csv")).with_context(|| hint(spec))?;
@@ -89,7 +89,7 @@ pub fn evidence(places: &Places, spec: &Spec) -> Result<Option<Evidence>> {
     }))
 }
 
-/// Seconds a sample and ratios to SFT, ours and the paper's.
+/// Seconds per sample and ratios to SFT, ours and the paper's.
 fn compare_timings(places: &Places, spec: &Spec) -> Result<String> {
     let e = &spec.experiment;
     let ours = timing::read(&ours(places, spec, ".json")).with_context(|| hint(spec))?;
@@ -156,7 +156,7 @@ fn quoted(text: &str) -> String {
     text.into()
 }
 
-/// Draws the picture of an experiment, and of a table its intervals and pairs beside it; gives the first one's path.
+/// Draws the picture of an experiment; for a table, also its intervals and pairs. Returns the first picture's path.
 ///
 /// # Errors
 ///
@@ -173,7 +173,7 @@ pub fn draw(places: &Places, spec: &Spec, evidence: Option<&Evidence>) -> Result
     Ok(path)
 }
 
-/// Draws the same as PNG or SVG, as the path ends; gives the paths of all pictures.
+/// As [`draw`], as PNG or SVG by the path's extension; returns the paths of all pictures.
 pub(crate) fn draw_into(
     places: &Places,
     spec: &Spec,
@@ -236,7 +236,7 @@ pub(crate) fn draw_into(
     Ok(drawn)
 }
 
-/// The paper's file, where the experiment names one.
+/// Reads the paper's file, if the experiment names one.
 fn paper<T>(
     places: &Places,
     spec: &Spec,
@@ -246,12 +246,12 @@ fn paper<T>(
     name.map(|name| read(&places.paper(name))).transpose()
 }
 
-/// A file of our results: the whole ones, else those of a run that is not done.
+/// A file of our results: the complete ones, else the partial ones.
 fn ours(places: &Places, spec: &Spec, end: &str) -> PathBuf {
     folder(places, spec, end).join(format!("{}{end}", spec.experiment.name))
 }
 
-/// The folder in which a file of our results lies.
+/// The folder of a file of our results.
 fn folder(places: &Places, spec: &Spec, end: &str) -> PathBuf {
     let name = format!("{}{end}", spec.experiment.name);
     if !places.result(spec, &name).exists() && places.partial(spec, &name).exists() {

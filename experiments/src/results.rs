@@ -29,7 +29,7 @@ pub use score::{Score, read_scores, write_scores};
 pub(crate) use sheet::Sheet;
 pub use sheet::{Field, write_atomic, write_lines};
 
-/// The folder of results that are not whole yet, below those of their profile.
+/// The folder of partial results, below the results of their profile.
 pub(crate) const PARTIAL: &str = "partial";
 
 const CELL_COLUMNS: [&str; 7] = [
@@ -41,9 +41,9 @@ const CELL_COLUMNS: [&str; 7] = [
     "sampling_seeds",
     "exact_match_mean",
 ];
-/// The paper's: its spread is over the sampling seeds of one student.
+/// Columns of the paper's tables; their spread is over the sampling seeds of one student.
 const PAPER_COLUMNS: [&str; 3] = ["dataset", "rouge_l_mean", "rouge_l_std"];
-/// What the first column of a table may be called.
+/// Allowed names of a table's first column.
 pub(crate) const ROW_KEYS: [&str; 2] = ["loss", "method"];
 
 /// One cell of a table: a row on a data set, folded over seeds.
@@ -62,14 +62,14 @@ pub struct Cell {
     pub sampling_std: Option<f64>,
     /// How many trainings were folded; the paper's files do not say.
     pub training_seeds: Option<u64>,
-    /// How many sampling seeds a training has, the fewest of them; the paper's files do not say.
+    /// Smallest number of sampling seeds of a training; the paper's files do not say.
     pub sampling_seeds: Option<u64>,
     /// Mean exact match in percent; the paper's files do not say.
     pub exact_match_mean: Option<f64>,
 }
 
 impl Cell {
-    /// The spread over the trainings where there are several, else over the sampling seeds of the one.
+    /// The spread over the trainings if there are several, else over the sampling seeds of the only one.
     pub fn spread(&self) -> Option<f64> {
         self.training_std.or(self.sampling_std)
     }
@@ -93,7 +93,7 @@ pub fn distinct<'a>(values: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
         .collect()
 }
 
-/// The paper's heading for a data set; a name it does not know is returned as it is.
+/// The paper's heading for a data set; an unknown name is returned unchanged.
 pub fn dataset_title(name: &str) -> &str {
     match name {
         "dolly" => "Dolly",
@@ -142,7 +142,7 @@ impl Table {
             .find(|cell| cell.row == row && cell.dataset == dataset)
     }
 
-    /// Reads a folded table of ours, or one of the paper's, which has one spread and no counts.
+    /// Reads a folded table, ours or the paper's; the latter has one spread and no counts.
     ///
     /// # Errors
     /// Names the file, and the line and column where a value is wrong or a cell is given twice.
@@ -184,7 +184,7 @@ impl Table {
         Ok(Self { row_key, cells })
     }
 
-    /// Writes the folded table, replacing the file in one step.
+    /// Writes the folded table with an atomic write.
     ///
     /// # Errors
     /// Names the file, or the cell that is not a finite number.
@@ -310,7 +310,7 @@ fn fold_cell(members: &[&Score]) -> Option<Cell> {
     Some(Cell {
         row: members.first()?.row.clone(),
         dataset: members.first()?.dataset.clone(),
-        // Each training counts alike, as in the spread, where some have more answers done than others.
+        // Each training has equal weight, as in the spread, even if some have more finished answers than others.
         rouge_l_mean: stats::mean(&means)?,
         training_std: stats::std(&means),
         sampling_std: (freedom > 0).then(|| (squares / freedom as f64).sqrt()),
@@ -414,7 +414,7 @@ mod tests {
             (cell.training_seeds, cell.sampling_seeds),
             (Some(2), Some(2))
         );
-        // The third training has one answer yet: the mean is over trainings.
+        // The third training has only one answer so far: the mean is over trainings.
         let more = [&scores[..], &[of(3, 10, 20.0)]].concat();
         let cell = &fold(&more, "loss").unwrap().cells[0];
         assert_eq!(cell.rouge_l_mean, 15.0);

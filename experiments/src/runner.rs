@@ -1,4 +1,4 @@
-//! Runs the tasks of a plan: several side by side, each at most once, resuming what was begun.
+//! Runs the tasks of a plan: several in parallel, each at most once; interrupted tasks are resumed.
 
 mod answers;
 mod calibrate;
@@ -37,7 +37,7 @@ use crate::results::PARTIAL;
 use crate::spec::Spec;
 use crate::task::{self, Sources};
 
-/// Where things are.
+/// The folders of a project.
 #[derive(Clone, Debug)]
 pub struct Places {
     /// The project's folder.
@@ -61,7 +61,7 @@ impl Places {
         self.results.join(&spec.profile.name).join(name)
     }
 
-    /// A file of results that are not whole yet, beside those that are.
+    /// A file of partial results, in a folder next to the complete ones.
     pub fn partial(&self, spec: &Spec, name: &str) -> PathBuf {
         self.result(spec, PARTIAL).join(name)
     }
@@ -72,17 +72,17 @@ impl Places {
     }
 }
 
-/// What a training task leaves.
+/// Result of a training task.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Trained {
-    /// One record an epoch.
+    /// One record per epoch.
     pub curve: Vec<ValidationRecord>,
-    /// Share of the teacher's hidden states that came from the cache; absent where no teacher was asked.
+    /// Share of the teacher's hidden states that came from the cache; absent without a teacher.
     #[serde(default)]
     pub cached_share: Option<f64>,
 }
 
-/// What an evaluation leaves.
+/// Result of an evaluation.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct Evaluated {
     /// Means over the answers.
@@ -92,7 +92,7 @@ struct Evaluated {
     examples: Vec<f64>,
 }
 
-/// What a task leaves that works something out for many others: its time, over all attempts.
+/// Result of a task whose output is shared by many others: its time, over all attempts.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 struct OneOff {
     /// Sequences.
@@ -101,7 +101,7 @@ struct OneOff {
 }
 
 const RESULT: &str = "result.json";
-/// Where updates are timed.
+/// Folder in which updates are timed.
 const SCRATCH: &str = "scratch";
 
 /// How a run ended.
@@ -109,11 +109,11 @@ const SCRATCH: &str = "scratch";
 pub enum Ended {
     /// All tasks are done.
     Finished,
-    /// Stopped by the user; what was done is saved.
+    /// Stopped by the user; finished work is saved.
     Interrupted,
-    /// The tasks were given to others, who run them later.
+    /// The tasks were submitted to a cluster, which runs them later.
     Submitted,
-    /// What would be submitted.
+    /// The scripts of a dry run.
     Shown(Vec<String>),
 }
 
@@ -123,11 +123,11 @@ pub enum How<'a> {
     Local,
     /// A Slurm cluster.
     Slurm(Slurm<'a>),
-    /// Nobody: what is done is folded.
+    /// Nobody: only folds finished tasks.
     Fold,
 }
 
-/// Whether a task is done, as far as its files show without those that are large.
+/// Whether a task is done; large files are checked by length only.
 pub fn is_done(places: &Places, spec: &Spec, planned: &Planned) -> bool {
     let dir = places.runs_of(spec).join(&planned.id);
     matches!(Standing::of(&dir, &planned.id), Ok(Standing::Finished(_)))
@@ -137,7 +137,7 @@ pub fn is_done(places: &Places, spec: &Spec, planned: &Planned) -> bool {
 ///
 /// # Errors
 ///
-/// The first error of a task; the others finish the task that they are at.
+/// The first error of a task; other workers finish their current task.
 pub fn run(
     places: &Places,
     spec: &Spec,
@@ -162,7 +162,7 @@ pub fn run(
     let _lock = lock(&runs)?;
     let results = places.result(spec, "");
     fs::create_dir_all(&results)
-        // found out now, and not after hours of work
+        // fail now, not after hours of work
         .and_then(|()| tempfile::tempfile_in(&results))
         .with_context(|| format!("results cannot be written to {}", results.display()))?;
     let figures = places.figures.join(&spec.profile.name);
@@ -224,8 +224,8 @@ pub fn run(
 ///
 /// # Errors
 ///
-/// A file that is not the task's as it was planned; data or models that are others than it was planned for, or not there;
-/// another process that runs it; the errors of the task itself.
+/// A task file that differs from the planned one; data or models that are missing or differ from the planned ones;
+/// another process that runs the task; the errors of the task itself.
 pub fn run_task(folder: &Path, root: Option<&Path>, stop: &AtomicBool) -> Result<Ended> {
     let (id, task, mut sources) = task::read(folder)?;
     if let Some(root) = root {
@@ -293,7 +293,7 @@ fn lock_file(runs: &Path) -> Result<File> {
     File::create(&path).with_context(|| path.display().to_string())
 }
 
-/// Refuses a second run on the same folder. The lock goes when the file is closed.
+/// Refuses a second run on the same folder. Closing the file releases the lock.
 fn lock(runs: &Path) -> Result<File> {
     let file = lock_file(runs)?;
     file.try_lock().map_err(|_| {
@@ -305,7 +305,7 @@ fn lock(runs: &Path) -> Result<File> {
 /// How long a task waits for a run that has just submitted it.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Several tasks may run in the same folder, but not beside a run that does all of them.
+/// Several tasks may run in the same folder, but not in parallel with a run of all tasks.
 fn lock_shared(runs: &Path) -> Result<File> {
     let file = lock_file(runs)?;
     let begun = Instant::now();

@@ -1,4 +1,4 @@
-//! What an experiment is: a TOML file that names rows and columns, and a profile that names the scale.
+//! Specs: an experiment's TOML file, which names rows and columns, and a profile, which names the scale.
 
 mod blame;
 mod check;
@@ -38,21 +38,21 @@ pub struct Spec {
     pub experiment: Experiment,
     /// The profile.
     pub profile: Profile,
-    /// The rows, with nothing left to look up.
+    /// The rows, fully resolved.
     pub recipes: Vec<Recipe>,
     /// The test sets of the table.
     pub tests: Vec<TestSet>,
-    /// The grid that the rows come from, if they do.
+    /// The grid that the rows come from, if any.
     pub grid: Grid,
     /// All test sets of the project.
     known: Vec<TestSet>,
-    /// The two files, for the place of what is found wrong later.
+    /// The two files, for the locations in later errors.
     files: Files,
-    /// The pair of the profile that is used, where it has several.
+    /// The profile's pair in use, if it has several.
     pair: Option<String>,
 }
 
-/// How the student of a row is trained: the row over the profile's settings of its method over the profile's own.
+/// How the student of a row is trained. The row overrides the profile's settings of its method, these the profile's own.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Recipe {
     /// The row's label.
@@ -71,7 +71,7 @@ pub struct Recipe {
     pub seeds: Vec<u64>,
 }
 
-/// What is said where rows ask for a base that there is not.
+/// Note for rows that ask for a base that is no language model.
 pub const REPLACED: &str =
     "Every row starts from the initialised student: the base of this profile is no language model.";
 
@@ -130,7 +130,7 @@ impl Spec {
         Ok(spec)
     }
 
-    /// Resolves rows and data sets, once: what they are now is what runs.
+    /// Resolves rows and data sets; later changes of them do not reach the run.
     ///
     /// # Errors
     ///
@@ -163,7 +163,7 @@ impl Spec {
         self.files.experiment.place(&steps(keys))
     }
 
-    /// `path:line` of a key of the profile's file: in the experiment's pair where that sets it.
+    /// `path:line` of a key of the profile's file: in the experiment's pair if the pair sets the key.
     pub fn in_profile(&self, keys: &[&str]) -> String {
         let file = &self.files.profile;
         if let Some(pair) = &self.pair {
@@ -198,7 +198,7 @@ impl Spec {
         notes
     }
 
-    /// What is wrong with the pairs of the profile that this experiment does not ask for.
+    /// Checks the profile's pairs that this experiment does not use.
     fn check_other_pairs(&self) -> Result<()> {
         for name in self.profile.pairs.keys() {
             if self.pair.as_ref() == Some(name) {
@@ -222,7 +222,7 @@ impl Spec {
         rows.any(|row| row.asked_start(p) != row.start(p))
     }
 
-    /// Tasks that run side by side: updates that are timed have the machine to themselves.
+    /// Number of tasks that run in parallel; timed updates have the machine to themselves.
     pub fn jobs(&self) -> usize {
         match self.experiment.kind {
             Kind::Timing => 1,
@@ -231,7 +231,7 @@ impl Spec {
     }
 }
 
-/// Reads `experiments/profiles/<name>.toml` below `root`, or the path that `name` is.
+/// Reads `experiments/profiles/<name>.toml` below `root`, or `name` itself if it is a path.
 ///
 /// # Errors
 ///
@@ -245,8 +245,8 @@ fn steps<'a>(keys: &[&'a str]) -> Vec<Step<'a>> {
     keys.iter().map(|&key| Key(key)).collect()
 }
 
-/// A profile and the pair that was taken; the keys of its `[pairs.NAME]` replace (models) or extend (all else) those of the
-/// file. A profile without pairs is of one pair, whatever it is called.
+/// The profile and the pair in use. Keys of `[pairs.NAME]` replace (models) or extend (all else) those of the file. A
+/// profile without pairs ignores the pair's name.
 fn parse_profile(files: &Files, pair: Option<&str>) -> Result<(Profile, Option<String>)> {
     let file = &files.profile;
     let plain: Profile = file.parse()?;
@@ -297,7 +297,7 @@ fn merged(file: &toml::Table, changes: &toml::Table) -> Result<Profile, toml::de
     table.try_into()
 }
 
-/// Adds the keys of a table, those of its tables to the tables that are there.
+/// Merges `new` into `old`, recursively.
 fn extend(old: &mut toml::Table, new: &toml::Table) {
     for (key, value) in new {
         match (old.get_mut(key), value) {
@@ -309,7 +309,7 @@ fn extend(old: &mut toml::Table, new: &toml::Table) {
     }
 }
 
-/// The file that a name or path stands for.
+/// Resolves a name or path to a file.
 fn find(folder: &Path, name: &str, what: &str) -> Result<PathBuf> {
     if name.ends_with(".toml") {
         return Ok(PathBuf::from(name));

@@ -1,4 +1,4 @@
-//! The unit of work: a value with all that its result depends on. Its id is its name and the hash of that value, so a
+//! The unit of work: a value with everything that its result depends on. Its id is its name and the hash of that value, so a
 //! finished task is never run again, whatever experiment asks for it, and a changed setting makes another task.
 //!
 //! The value is written to `task.json` in the task's folder, and that file alone is enough to run it (`abkd task FOLDER`).
@@ -18,9 +18,9 @@ use crate::inputs::checkpoints::Side;
 use crate::inputs::{Wanted, hash_json};
 use crate::spec::{DataSpec, DecodingSpec, ModelSpec, Spec, TestSet, TimingSpec, ValidationSpec};
 
-/// Raised when the meaning of a task changes, so that older ones are not mistaken for new ones.
+/// Incremented when the meaning of a task changes, so that old tasks are not mistaken for new ones.
 const FORMAT: u32 = 5;
-/// What a task's folder says of it.
+/// Name of the task's file in its folder.
 pub const FILE: &str = "task.json";
 
 /// Name and hash of a task; also its folder.
@@ -31,19 +31,19 @@ pub type TaskId = String;
 #[serde(deny_unknown_fields)]
 pub struct Task {
     format: u32,
-    /// Where it is computed.
+    /// Backend of the computation.
     pub backend: String,
-    /// In which numbers.
+    /// Number format of the matrix products.
     pub precision: Precision,
     /// Hash of the tokenizer.
     pub tokenizer: String,
-    /// Where texts are cut.
+    /// Length limits of prompts and sequences.
     pub limits: Limits,
-    /// What it does.
+    /// The work of the task.
     pub work: Work,
 }
 
-/// What a task does.
+/// Work of a task.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[allow(clippy::large_enum_variant)]
@@ -52,7 +52,7 @@ pub enum Work {
     Train(Training),
     /// Computes the teacher's hidden states of the training data.
     TeacherHidden(Hidden),
-    /// Has the teacher answer every training prompt.
+    /// Samples the teacher's answers to all training prompts.
     TeacherAnswers(Answers),
     /// Answers a test set and scores the answers.
     Evaluate(Evaluation),
@@ -66,25 +66,25 @@ pub enum Work {
 pub struct Training {
     /// The model that is trained.
     pub student: Model,
-    /// The model that it learns from, where its method asks one.
+    /// The teacher, if the method needs one.
     pub teacher: Option<Model>,
     /// The method.
     pub method: Method,
     /// Share of the divergence in the loss.
     pub kd_ratio: f64,
-    /// Its settings.
+    /// Settings of the training.
     pub settings: Settings,
     /// Hash of the training data.
     pub train: String,
     /// Hash of the validation data.
     pub valid: String,
-    /// Hash of the plain text, where there is a term on it.
+    /// Hash of the plain text, if there is a term on it.
     pub text: Option<String>,
-    /// The teacher's hidden states, where they are cached.
+    /// Task of the teacher's hidden states, if they are cached.
     pub hidden: Option<TaskId>,
-    /// The teacher's answers, where they are trained on.
+    /// Task of the teacher's answers, if the student trains on them.
     pub answers: Option<TaskId>,
-    /// What is measured at each validation.
+    /// Settings of the validations.
     pub validation: ValidationSpec,
 }
 
@@ -96,9 +96,9 @@ pub struct Hidden {
     pub teacher: Model,
     /// Hash of the training data.
     pub train: String,
-    /// How they are stored.
+    /// Number format of the cache.
     pub mode: CacheMode,
-    /// Sequences that go through the model together.
+    /// Sequences per batch.
     pub batch_size: usize,
 }
 
@@ -110,13 +110,13 @@ pub struct Answers {
     pub teacher: Model,
     /// Hash of the training data.
     pub train: String,
-    /// Most tokens of an answer.
+    /// Maximum tokens of an answer.
     pub max_new_tokens: usize,
     /// Whether prompts begin with the beginning-of-sequence token.
     pub bos: bool,
     /// Rows decoded together.
     pub batch_size: usize,
-    /// Seed of the draws.
+    /// Sampling seed.
     pub seed: u64,
 }
 
@@ -124,15 +124,15 @@ pub struct Answers {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Evaluation {
-    /// Whose answers.
+    /// The model that answers.
     pub model: Model,
     /// Id of the test set.
     pub dataset: String,
-    /// Its hash.
+    /// Hash of the test set.
     pub examples: String,
-    /// How answers are drawn.
+    /// How answers are decoded.
     pub decoding: DecodingSpec,
-    /// Seed of the draws.
+    /// Sampling seed.
     pub seed: u64,
 }
 
@@ -142,9 +142,9 @@ pub struct Evaluation {
 pub struct Timed {
     /// The training whose updates are timed.
     pub training: Training,
-    /// How many.
+    /// Numbers of warm-up and timed updates.
     pub timing: TimingSpec,
-    /// Which of the repeats, from 0.
+    /// Index of the repeat, from 0.
     pub repeat: usize,
 }
 
@@ -152,27 +152,27 @@ pub struct Timed {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Model {
-    /// As it comes: a checkpoint, some of its layers, or fresh weights.
+    /// A base model: a checkpoint, some of its layers, or fresh weights.
     Base {
-        /// Whose source it is.
+        /// The side that the model is the base of.
         side: Side,
-        /// Its content.
+        /// Identity of the model's content.
         identity: Value,
     },
-    /// What a task has trained.
+    /// A model trained by a task.
     Trained {
         /// The task.
         task: TaskId,
-        /// What its adapter sits on, where an adapter was trained.
+        /// The model under the adapter, if an adapter was trained.
         adapter_on: Option<Box<Model>>,
     },
 }
 
 impl Model {
-    /// What the task `id` makes of a model by these settings.
+    /// The model that the task `id` trains from this one with these settings.
     pub fn trained(&self, id: TaskId, settings: &Settings) -> Self {
         let on = settings.lora.as_ref().map(|lora| match self {
-            // An adapter that is trained on sits where it sat before.
+            // Continued training of an adapter keeps the model under it.
             Self::Trained {
                 adapter_on: Some(base),
                 ..
@@ -185,7 +185,7 @@ impl Model {
         }
     }
 
-    /// The tasks that make it.
+    /// Adds the tasks that make the model.
     fn needs<'a>(&'a self, needs: &mut Vec<&'a TaskId>) {
         if let Self::Trained { task, adapter_on } = self {
             if let Some(on) = adapter_on {
@@ -195,7 +195,7 @@ impl Model {
         }
     }
 
-    /// The task that makes it, if one does.
+    /// The task that trained the model, if any.
     pub fn task(&self) -> Option<&TaskId> {
         match self {
             Self::Base { .. } => None,
@@ -203,7 +203,7 @@ impl Model {
         }
     }
 
-    /// What it, or the adapter that it is, sits on in the end; `None` where its task has trained all weights.
+    /// The model itself, or the base model under its adapters; `None` if a task has trained all weights.
     fn base(&self) -> Option<(Side, &Value)> {
         match self {
             Self::Base { side, identity } => Some((*side, identity)),
@@ -229,11 +229,11 @@ impl Task {
         }
     }
 
-    /// Its id under a name.
+    /// Id of the task under a name.
     ///
     /// # Errors
     ///
-    /// A number that JSON does not have.
+    /// A value that JSON cannot represent.
     pub fn id(&self, name: &str) -> Result<TaskId> {
         Ok(format!(
             "{name}-{}",
@@ -241,7 +241,7 @@ impl Task {
         ))
     }
 
-    /// The tasks that it builds on, each once.
+    /// The tasks that the task needs, each once.
     pub fn needs(&self) -> Vec<&TaskId> {
         let mut needs = Vec::new();
         match &self.work {
@@ -257,7 +257,7 @@ impl Task {
         needs
     }
 
-    /// The models that it works with as they come, each once: whose, and what they are.
+    /// The base models that the task uses, each once: side and identity.
     pub fn bases(&self) -> Vec<(Side, &Value)> {
         let models: Vec<&Model> = match &self.work {
             Work::Train(t) | Work::Time(Timed { training: t, .. }) => {
@@ -278,7 +278,7 @@ impl Task {
         bases
     }
 
-    /// Hashes of the data that it reads, by their names in [`Inputs::hashes`](crate::inputs::Inputs).
+    /// Hashes of the data that the task reads, by their names in [`Inputs::hashes`](crate::inputs::Inputs).
     pub fn data(&self) -> Vec<(&str, &str)> {
         let mut data = vec![("tokenizer", self.tokenizer.as_str())];
         match &self.work {
@@ -306,11 +306,11 @@ impl Training {
     }
 }
 
-/// Where the data and models of a task lie. Not part of its value: the content counts, not the place.
+/// Paths of a task's data and models. Not part of its value: the content counts, not the path.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Sources {
-    /// The project's folder, which the other paths start from.
+    /// The project's folder; the other paths are relative to it.
     pub root: PathBuf,
     /// The data.
     pub data: DataSpec,
@@ -323,7 +323,7 @@ pub struct Sources {
 }
 
 impl Sources {
-    /// Those of a spec.
+    /// The sources of a spec.
     pub fn of(root: &Path, spec: &Spec) -> Self {
         let p = &spec.profile;
         Self {
@@ -382,7 +382,7 @@ struct Saved<T, S> {
 ///
 /// # Errors
 ///
-/// A number that JSON does not have.
+/// A value that JSON cannot represent.
 pub fn content(id: &TaskId, task: &Task, sources: &Sources) -> Result<Vec<u8>> {
     let saved = Saved {
         id: id.clone(),
@@ -398,8 +398,8 @@ pub fn content(id: &TaskId, task: &Task, sources: &Sources) -> Result<Vec<u8>> {
 ///
 /// # Errors
 ///
-/// A file that is not there or not of this program's version; a value that does not have the hash that it had when the task
-/// was planned; a folder with another name than the task's.
+/// A file that is missing or has another format version; a value whose hash differs from the planned one; a folder whose
+/// name is not the task's.
 pub fn read(folder: &Path) -> Result<(TaskId, Task, Sources)> {
     let path = folder.join(FILE);
     let place = || path.display().to_string();
@@ -427,7 +427,7 @@ pub fn read(folder: &Path) -> Result<(TaskId, Task, Sources)> {
         "{}: the task {id}, in a folder of another name: what it builds on is looked for beside its folder",
         place()
     );
-    // What was hashed is what is run: nothing of the value was dropped on reading.
+    // The hashed value is the one that runs: reading must not have dropped any part of it.
     ensure!(
         task.id("")?.ends_with(&hash),
         anyhow!("{}: it holds what this program does not know", place())

@@ -1,8 +1,8 @@
-//! Table 3: seconds a sample, and where they go.
+//! Table 3: seconds per sample, by phase.
 //!
-//! Updates that sample answers and updates that do not are two kinds with times of their own, and a
-//! method may do the one or the other. So the time of a method is the median of each kind, weighted by
-//! how often it occurred; that is as robust as a median and does not lose the rarer kind.
+//! Updates that sample answers and updates that do not are two kinds with different times, and a
+//! method may have both. So the time of a method is the mean of the two medians, weighted by the share
+//! of each kind: as robust as a median, without losing the rarer kind.
 
 use std::path::Path;
 
@@ -21,7 +21,7 @@ use crate::spec::{Spec, TimingSpec};
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Timing {
     warmup: usize,
-    /// One entry an update.
+    /// One entry per update.
     pub updates: Vec<UpdateTime>,
 }
 
@@ -47,7 +47,7 @@ impl UpdateTime {
 }
 
 impl Timing {
-    /// Nothing timed yet.
+    /// A timing without updates.
     pub fn new(spec: &TimingSpec) -> Self {
         Self {
             warmup: spec.warmup,
@@ -55,7 +55,7 @@ impl Timing {
         }
     }
 
-    /// Takes in an update; `step` counts from 1.
+    /// Adds an update after the warm-up; `step` counts from 1.
     pub fn add(&mut self, step: usize, report: &StepReport) {
         if step > self.warmup {
             self.updates.push(UpdateTime {
@@ -66,13 +66,13 @@ impl Timing {
         }
     }
 
-    /// See the module's text.
+    /// Seconds per sample, as the module documentation defines it.
     pub fn seconds_per_sample(&self) -> f64 {
         by_kind(&self.updates, UpdateTime::seconds_per_sample)
     }
 }
 
-/// What is worked out once before training, seconds a sequence.
+/// Costs of what is computed once before training, seconds per sequence.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct OneOffCosts {
     /// An answer of the teacher.
@@ -110,17 +110,17 @@ fn by_kind(updates: &[UpdateTime], value: impl Fn(&UpdateTime) -> f64) -> f64 {
 pub struct TimingRow {
     /// Label of the method.
     pub method: String,
-    /// Seconds a sample of the training.
+    /// Seconds per sample of the training.
     pub seconds_per_sample: f64,
-    /// The same over SFT's.
+    /// Ratio of these seconds to SFT's.
     pub ratio_to_sft: Option<f64>,
-    /// One-off costs (the teacher's answers or hidden states), seconds a sequence.
+    /// One-off costs (the teacher's answers or hidden states), seconds per sequence.
     pub one_off_seconds_per_sample: f64,
-    /// Training and the one-off costs spread over the profile's epochs.
+    /// Training time plus the one-off costs spread over the row's epochs.
     pub amortised_seconds_per_sample: f64,
-    /// Its ratio to SFT.
+    /// Ratio of the amortised seconds to SFT's.
     pub amortised_ratio_to_sft: Option<f64>,
-    /// Median of all timed updates, seconds a sample.
+    /// Median of all timed updates, seconds per sample.
     pub median: f64,
     /// First quartile.
     pub q1: f64,
@@ -134,7 +134,7 @@ pub struct TimingRow {
     pub sampling_share: f64,
     /// Mean response tokens of an update.
     pub tokens_per_update: f64,
-    /// Seconds a sample in each phase.
+    /// Seconds per sample in each phase.
     pub phases: [f64; 7],
 }
 
@@ -165,7 +165,7 @@ fn row(label: &str, updates: &[UpdateTime], answer_cost: f64, epochs: usize) -> 
     }
 }
 
-/// Updates beyond 1.5 interquartile ranges (Tukey's fences), each among its kind.
+/// Updates beyond 1.5 interquartile ranges (Tukey's fences), each within its kind.
 fn outliers(updates: &[UpdateTime]) -> u64 {
     let mut count = 0;
     for kind in [true, false] {
@@ -302,7 +302,7 @@ fn micro(seconds: f64) -> Field<'static> {
     Field::Fine(seconds)
 }
 
-/// The processor's name and the number of threads, as far as the system tells.
+/// The processor's name and the number of threads, as far as the system reports them.
 pub(crate) fn machine() -> String {
     let name = std::fs::read_to_string("/proc/cpuinfo")
         .ok()
@@ -315,10 +315,10 @@ pub(crate) fn machine() -> String {
     format!("{name}, {threads} threads")
 }
 
-/// What `<stem>.json` says.
+/// Content of `<stem>.json`.
 #[derive(Deserialize)]
 pub struct Timings {
-    /// Where it was measured.
+    /// Machine of the measurement.
     pub machine: String,
     /// The methods.
     pub rows: Vec<TimingRow>,
@@ -328,18 +328,18 @@ pub struct Timings {
 ///
 /// # Errors
 ///
-/// When it is not there or not as written.
+/// When the file is missing or invalid.
 pub fn read(path: &Path) -> Result<Timings> {
     let text = abkd_host::files::read(path, abkd_host::files::TEXT_LIMIT);
     let text = text.with_context(|| path.display().to_string())?;
     serde_json::from_slice(&text).with_context(|| path.display().to_string())
 }
 
-/// The paper's seconds a sample, by method.
+/// The paper's seconds per sample, by method.
 ///
 /// # Errors
 ///
-/// When the file is not there or not as it should be.
+/// When the file is missing or invalid.
 pub fn read_paper(path: &Path) -> Result<Vec<(String, f64)>> {
     let sheet = Sheet::open(path, &[&["method", "seconds_per_sample"]])?;
     (0..sheet.len())
@@ -347,7 +347,7 @@ pub fn read_paper(path: &Path) -> Result<Vec<(String, f64)>> {
         .collect()
 }
 
-/// Ours beside the paper's, where there is one, as Markdown; `paper` is method and seconds a sample.
+/// Ours beside the paper's, if given, as Markdown; `paper` holds methods and seconds per sample.
 pub fn comparison(rows: &[TimingRow], paper: Option<&[(String, f64)]>) -> String {
     let of = |method: &str| {
         let mut rows = paper.into_iter().flatten();
@@ -396,7 +396,7 @@ mod tests {
 
     #[test]
     fn rare_sampling_counts_by_its_share() {
-        // one update of four samples for 8 s; the others take 2 s, 1 s a sample
+        // one update in four samples answers for 8 s; the rest of each update takes 2 s, 1 s per sample
         let updates = [
             update(8.0, 2.0),
             update(0.0, 2.0),

@@ -1,4 +1,4 @@
-//! `abkd verify`: this build against golden files of another implementation.
+//! `abkd verify`: compares this build with golden files of another implementation.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use burn::tensor::Device;
 use clap::ValueEnum;
 
-/// What is verified.
+/// What to verify.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Subject {
     /// Values and gradients of the divergences (losses.json)
@@ -25,7 +25,7 @@ pub enum Subject {
     /// Learning rates, DistiLLM's threshold and sources, replay buffer (schedules.json, distillm_schedule.json,
     /// replay_buffer.json)
     Schedule,
-    /// Training goes on with an adapter (lora_continue.json, with the folder lora_continue/ beside it)
+    /// Continued training with an adapter (lora_continue.json, with the folder lora_continue/ beside it)
     Adapter,
 }
 
@@ -33,7 +33,7 @@ pub enum Subject {
 ///
 /// # Errors
 ///
-/// Files that cannot be read or have another format.
+/// Files that cannot be read or have a wrong format.
 pub fn verify(
     subject: Subject,
     path: &Path,

@@ -1,4 +1,4 @@
-//! A small form of the fault campaign (`make faults`, docs/faults.md): a handful of each kind of trouble.
+//! A small form of the fault campaign (`make faults`, docs/faults.md): a handful of each kind of fault.
 
 use std::path::Path;
 use std::process::Command;

@@ -1,4 +1,4 @@
-//! Damaged files of the runner's own: each is read or refused by name, without a panic, in bounded time and memory.
+//! Damaged files of the runner: each is read, or refused by name, without a panic, in bounded time and memory.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-/// Numbers and words of a text become others, or some of its bytes do.
+/// Replaces some words and numbers of a text, or mutates some of its bytes.
 fn damage(text: &str, dice: &mut Rng) -> Vec<u8> {
     let mut words: Vec<String> = text
         .split_inclusive([' ', '\n', ',', '[', ']'])

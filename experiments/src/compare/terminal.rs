@@ -1,4 +1,4 @@
-//! Tables and paragraphs for a terminal of so many columns.
+//! Tables and paragraphs for a terminal of a given width.
 
 use comfy_table::{ContentArrangement, Table as Grid, presets};
 
@@ -7,12 +7,12 @@ use comfy_table::{ContentArrangement, Table as Grid, presets};
 pub(super) enum Layout {
     /// Each cell on one line.
     Wide,
-    /// Cells broken at set places, so that five data sets fit 80 columns.
+    /// Cells broken at fixed places, so that five data sets fit 80 columns.
     Narrow,
 }
 
 impl Layout {
-    /// What parts of a cell are divided by.
+    /// Separator between the parts of a cell.
     pub(super) fn gap(self) -> char {
         match self {
             Self::Wide => ' ',
@@ -35,8 +35,8 @@ impl Layouts {
         }
     }
 
-    /// The grid for so many columns of a terminal, in the widest layout that fits; else in several parts one beneath the
-    /// other, each with the first column. A cell is never broken where it is not meant to be, unless one alone is too wide.
+    /// The grid for a terminal of `width` columns, in the widest layout that fits; else in several parts one below the
+    /// other, each with the first column. A cell breaks only at its fixed places, unless it alone is too wide.
     pub(super) fn fitted(&self, width: Option<u16>) -> String {
         let Some(width) = width else {
             return terminal_grid(&self.wide) + "\n";
@@ -90,7 +90,7 @@ fn terminal_table(grid: &[Vec<String>]) -> Grid {
     table
 }
 
-/// A paragraph in lines of at most so many characters, broken between words.
+/// A paragraph in lines of at most `width` characters, broken between words.
 pub(super) fn wrapped(text: &str, width: Option<u16>) -> String {
     let Some(width) = width else {
         return text.into();

@@ -11,7 +11,7 @@ use super::{Agreement, Comparison, Lead, Pair, Standing};
 use crate::evidence::LEVEL;
 use crate::results::{Field, write_atomic, write_lines};
 
-/// What stands for a value that does not exist.
+/// Text of a missing value.
 const NONE: &str = "–";
 const VERDICT: &str = "Verdict";
 const INTERVALS: &str = "Intervals";
@@ -163,7 +163,7 @@ impl Comparison {
         page
     }
 
-    /// The comparison for a terminal of `width` columns; `None` for a pipe: then nothing is wrapped. Plain text.
+    /// The comparison as plain text for a terminal of `width` columns; `None` for a pipe, without wrapping.
     pub fn terminal(&self, width: Option<u16>) -> String {
         let paragraph = |text: &str| wrapped(text, width);
         let mut page = format!("{}\n{}\n", self.heading(), paragraph(&self.note()));
@@ -202,7 +202,7 @@ impl Comparison {
         page
     }
 
-    /// What the cells of the intervals' grid hold.
+    /// Explains the cells of the intervals' grid.
     pub fn interval_note(&self) -> String {
         format!(
             "Mean, its interval of {:.0}%, probability that the row is first; over all sets the interquartile mean.",
@@ -210,7 +210,7 @@ impl Comparison {
         )
     }
 
-    /// All tables with their headings: ours, the paper's, how they agree.
+    /// All tables with their headings: ours, the paper's, their agreement.
     pub fn grids(&self) -> Vec<(String, Vec<Vec<String>>)> {
         let sides = self.sides().iter();
         let scores = sides.map(|&side| (self.title(side), self.scores(side, Layout::Wide)));
@@ -242,7 +242,7 @@ impl Comparison {
         }
     }
 
-    /// What must be known to read the numbers.
+    /// Note on how to read the numbers.
     pub fn note(&self) -> String {
         let scale = match self.scale.as_str() {
             "" => String::new(),
@@ -402,7 +402,7 @@ impl Comparison {
             .collect()
     }
 
-    /// The lines beneath the tables: the whole table in one number, and what only one side has.
+    /// The lines below the tables: overall rank correlation, and cells of one side only.
     pub fn closing(&self) -> Vec<String> {
         let mut lines = Vec::new();
         if let Some(rho) = self.overall_spearman() {
@@ -441,7 +441,7 @@ impl Comparison {
 }
 
 impl Pair {
-    /// A line of a table of ours.
+    /// CSV fields of our side.
     fn of_ours<'a>(&'a self, dataset: &'a str) -> [Field<'a>; 8] {
         let ours = self.ours.as_ref();
         [
@@ -456,7 +456,7 @@ impl Pair {
         ]
     }
 
-    /// A line of both sides.
+    /// CSV fields of both sides.
     fn of_both<'a>(&'a self, dataset: &'a str) -> [Field<'a>; 11] {
         let [a, b, c, d, e, f, g, h] = self.of_ours(dataset);
         let paper = self.paper.as_ref();
@@ -476,7 +476,7 @@ impl Pair {
     }
 }
 
-/// `25.65 ± 0.31 / 0.24 (1)`: the spread over the trainings and over the sampling seeds; or the spreads beneath.
+/// `25.65 ± 0.31 / 0.24 (1)`: the spreads over trainings and over sampling seeds; if narrow, on a second line.
 fn standing_text(standing: Option<&Standing>, layout: Layout) -> String {
     let Some(standing) = standing else {
         return NONE.to_string();

@@ -6,7 +6,7 @@ use abkd_training::{Method, Settings};
 
 use super::Estimate;
 
-/// What a task costs.
+/// Cost of a task.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Cost {
     /// Updates.
@@ -17,11 +17,11 @@ pub struct Cost {
     pub sampled_tokens: f64,
     /// Floating-point operations of the matrix products.
     pub flops: f64,
-    /// Bytes of weights that sampling reads, one token of a batch after the other.
+    /// Bytes of weights that sampling reads, once per decoding step of a batch.
     pub sampling_bytes: f64,
     /// Peak memory by part, bytes.
     pub memory: Memory,
-    /// What stays on the disk, bytes.
+    /// Disk space of the results, bytes.
     pub disk: f64,
 }
 
@@ -47,7 +47,7 @@ impl Memory {
     }
 }
 
-/// Products of the layers for one token at a place with `context` tokens before it, forward.
+/// FLOPs of the layers for one token after `context` others, forward.
 fn layers_flops(shape: &ModelConfig, context: f64) -> f64 {
     let p = shape.parameters();
     let attention = 4.0 * context * shape.width() as f64;
@@ -58,7 +58,7 @@ fn head_flops(shape: &ModelConfig) -> f64 {
     2.0 * (shape.vocab_size() * shape.width()) as f64
 }
 
-/// Answering `n` prompts.
+/// Cost of answering `n` prompts.
 pub(super) fn sampling(shape: &ModelConfig, n: f64, prompt: f64, new: f64, batch: usize) -> Cost {
     let length = prompt + new;
     let layers = layers_flops(shape, length / 2.0) * length;
@@ -79,7 +79,7 @@ pub(super) fn sampling(shape: &ModelConfig, n: f64, prompt: f64, new: f64, batch
     }
 }
 
-/// The teacher's hidden states of the data.
+/// Cost of the teacher's hidden states of the data.
 pub(super) fn hidden(estimate: &Estimate) -> Cost {
     let (lengths, teacher) = (estimate.lengths, &estimate.teacher);
     let p = &estimate.spec.profile;
@@ -96,7 +96,7 @@ pub(super) fn hidden(estimate: &Estimate) -> Cost {
     }
 }
 
-/// Training a student (or fine-tuning a teacher) of the given shape.
+/// Cost of training a student (or fine-tuning a teacher) of the given shape.
 pub(super) fn training(
     estimate: &Estimate,
     method: &Method,
@@ -112,7 +112,7 @@ pub(super) fn training(
     let trained = settings.lora.as_ref().map_or(counts.total(), |lora| {
         lora.r * 2 * (shape.width() * 2) * counts.layers
     }) as f64;
-    // forward 1, gradient in the activations 1, gradient in the weights 1 where they are trained
+    // forward 1, gradient of the activations 1, gradient of the weights 1 if they are trained
     let passes = if settings.lora.is_some() { 2.0 } else { 3.0 }
         + if settings.gradient_checkpointing {
             1.0
@@ -177,7 +177,7 @@ pub(super) fn training(
     cost
 }
 
-/// Numbers kept a token and layer: about 16 d beside the attention weights, H a key each.
+/// Bytes of activations. Values per token and layer: about 16 d, plus the attention weights, H per key.
 fn activations(shape: &ModelConfig, settings: &Settings, rows: f64, width: f64) -> f64 {
     let d = shape.width() as f64;
     let layers = shape.parameters().layers as f64;
@@ -190,13 +190,13 @@ fn activations(shape: &ModelConfig, settings: &Settings, rows: f64, width: f64) 
     4.0 * kept
 }
 
-/// Logits that are held at once, of rows of either model.
+/// Bytes of the logits in memory at once, for `rows` rows of either model.
 fn chunk(shape: &ModelConfig, rows: f64) -> f64 {
     let all = 4.0 * rows * shape.vocab_size() as f64;
     all.min(abkd_training::head::CHUNK_BYTES as f64)
 }
 
-/// Answers that a method samples while it trains on `samples` sequences: model, number, length.
+/// Answers that a method samples during training on `samples` sequences: model, number, length.
 fn sampled<'a>(
     estimate: &'a Estimate,
     method: &Method,

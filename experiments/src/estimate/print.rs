@@ -15,7 +15,7 @@ use crate::task::Work;
 pub struct Accelerator {
     /// Name.
     pub name: &'static str,
-    /// Dense half-precision peak, TFLOP/s, as its maker states it.
+    /// Dense half-precision peak, TFLOP/s, as stated by the manufacturer.
     pub half: f64,
     /// Peak of f32, TFLOP/s, without tensor cores.
     pub single: f64,
@@ -25,7 +25,7 @@ pub struct Accelerator {
     pub memory: f64,
 }
 
-/// Share of the peak that training is assumed to reach, and of the bandwidth that sampling does.
+/// Assumed utilisation: of the peak in training, of the bandwidth in sampling.
 const UTILISATION: f64 = 0.35;
 
 impl Accelerator {
@@ -53,7 +53,7 @@ impl Accelerator {
         }
     }
 
-    /// Peak of the products in these numbers, TFLOP/s.
+    /// Peak of the matrix products in this precision, TFLOP/s.
     fn tflops(&self, precision: Precision) -> f64 {
         match precision {
             Precision::F32 => self.single,
@@ -78,8 +78,8 @@ impl Accelerator {
         }
     }
 
-    /// Seconds for a task: its products at the assumed share of the peak, but no less than reading the
-    /// weights for each token that is sampled.
+    /// Seconds for a task: its matrix products at the assumed share of the peak, plus reading the weights
+    /// for each sampled token.
     fn seconds(&self, cost: &Cost, precision: Precision) -> f64 {
         let compute = cost.flops / (self.tflops(precision) * 1e12 * UTILISATION);
         let reading = cost.sampling_bytes / (self.bandwidth * 1e9 * UTILISATION);
@@ -87,7 +87,7 @@ impl Accelerator {
     }
 }
 
-/// The whole estimate. `seconds` are each task's on this machine, measured, where they are known;
+/// The whole estimate. `seconds` are the measured times of the tasks on this machine, if known;
 /// `done` marks finished tasks.
 pub fn report(
     estimate: &Estimate,
@@ -303,7 +303,7 @@ mod tests {
     fn a_token_costs_six_flops_a_parameter_and_two_of_the_cached_teacher_once() {
         let (_, costs, teacher, student) = estimate("table1", "paper-gpt2");
         let distill = costs.iter().find(|c| c.updates == 7_140).unwrap();
-        // the vocabulary is met by half of the tokens, the teacher's by its head alone
+        // only response tokens, about half, go through the heads; of the teacher, only the head is computed
         let head = 50_257.0 * (3.0 * 768.0 + 1600.0);
         let rough = distill.trained_tokens * (6.0 * (student - 39e6) + head);
         let ratio = distill.flops / rough;

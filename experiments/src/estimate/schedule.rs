@@ -1,4 +1,4 @@
-//! How long tasks take side by side.
+//! Time of tasks that run in parallel.
 
 use crate::plan::Planned;
 
@@ -9,7 +9,7 @@ pub fn makespan(tasks: &[Planned], seconds: &[f64], jobs: usize) -> f64 {
     end(&needs, seconds, jobs)
 }
 
-/// The same of the needs of each task.
+/// [`makespan`] from the needs of each task.
 fn end(tasks: &[&[usize]], seconds: &[f64], jobs: usize) -> f64 {
     let mut ends: Vec<Option<f64>> = vec![None; tasks.len()];
     let mut running: Vec<(f64, usize)> = Vec::new();
@@ -41,7 +41,7 @@ mod tests {
         let tasks: [&[usize]; 4] = [&[], &[], &[0], &[0, 1]];
         let seconds = [4.0, 1.0, 2.0, 3.0];
         assert_eq!(end(&tasks, &seconds, 1), 10.0);
-        // 0 and 1 side by side; 2 and 3 begin at 4
+        // 0 and 1 in parallel; 2 and 3 begin at 4
         assert_eq!(end(&tasks, &seconds, 2), 7.0);
         assert_eq!(end(&[], &[], 2), 0.0);
     }

@@ -3,22 +3,22 @@
 use super::{Difference, OnSet};
 use crate::results::Table;
 
-/// A difference counts where its p value, adjusted for all pairs of the set, is below this.
+/// A difference is significant if its p value, adjusted for all pairs of the set, is below this.
 const SIGNIFICANT: f64 = 0.05;
 
-/// What becomes of a claim.
+/// Verdict on a claim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// The row is above each row that it is claimed to be above, each time by more than chance.
     Supported,
-    /// Some row that it is claimed to be above is above it by more than chance.
+    /// Some row that is claimed to be below it is above it by more than chance.
     Refuted,
     /// Neither.
     Undecided,
 }
 
 impl Verdict {
-    /// As it is printed.
+    /// Name as printed.
     pub fn name(self) -> &'static str {
         match self {
             Self::Supported => "supported",
@@ -39,11 +39,12 @@ pub struct Claim {
     pub dataset: Option<String>,
     /// The verdict.
     pub verdict: Verdict,
-    /// The numbers that it rests on.
+    /// The numbers behind the verdict.
     pub reason: String,
 }
 
-/// The paper's first and second row on each set, and the first over all; without a table of the paper the subject.
+/// Claims the places of the paper's first and second row on each set, and of its first over all; without a table of the
+/// paper, that the subject is first.
 pub(super) fn claims(sets: &[OnSet], paper: Option<&Table>, subject: Option<&str>) -> Vec<Claim> {
     let mut claims = Vec::new();
     for set in sets {
@@ -81,7 +82,7 @@ fn others<'a>(set: &'a OnSet, without: &[&str]) -> Vec<&'a str> {
     rows.filter(|row| !without.contains(row)).collect()
 }
 
-/// The paper's first and second row among ours, where no other has the same score, and the rows that are neither.
+/// The paper's first and second row among ours, unless tied, and the remaining rows.
 fn paper_order<'a>(set: &'a OnSet, sets: &[OnSet], paper: &Table) -> (Vec<&'a str>, Vec<&'a str>) {
     let score = |row: &str| -> Option<f64> {
         let on = |name: &str| Some(paper.cell(row, name)?.rouge_l_mean);
@@ -100,7 +101,7 @@ fn paper_order<'a>(set: &'a OnSet, sets: &[OnSet], paper: &Table) -> (Vec<&'a st
         .filter_map(|r| Some((r.row.as_str(), score(&r.row)?)))
         .collect();
     scored.sort_by(|a, b| b.1.total_cmp(&a.1));
-    // Of all sets only the first place is claimed.
+    // Over all sets, only the first place is claimed.
     let places = if set.dataset.is_some() { 2 } else { 1 };
     let mut leaders = Vec::new();
     for pair in scored.windows(2).take(places) {

@@ -96,7 +96,7 @@ fn claims_are_decided_by_what_is_more_than_chance() {
             .claims
             .is_empty()
     );
-    // Differences have their sign whichever way they are asked for.
+    // A difference changes its sign with the order of its rows.
     let dolly = right.on(Some("dolly")).unwrap();
     let (one, other) = (
         dolly.difference("bb", "a").unwrap(),
@@ -171,7 +171,7 @@ fn statistics_are_over_what_the_rows_have_in_common() {
     let rows: Vec<&str> = all.rows.iter().map(|r| r.row.as_str()).collect();
     assert_eq!(rows, ["a", "dddd"]);
     assert!(evidence.note().contains("On Dolly without ccc"));
-    // A hole in the block, or another number of examples: no statistics on that set.
+    // A missing cell in the block, or another number of examples: no statistics on that set.
     let mut holed = scores(&far, 3, 0.1);
     holed.remove(0);
     let evidence = Evidence::new(&holed, &ROWS, Some(&table), None).unwrap();

@@ -7,9 +7,9 @@ use anyhow::Result;
 use super::{Evidence, LEVEL, OnSet, RowMean};
 use crate::results::{Field, write_lines};
 
-/// What stands for a value that does not exist.
+/// Text of a missing value.
 const NONE: &str = "–";
-/// What the mean over all sets is called in CSV files.
+/// Name of the mean over all sets in CSV files.
 const ALL: &str = "all";
 
 impl Evidence {
@@ -127,7 +127,7 @@ impl Evidence {
         [header].into_iter().chain(lines).collect()
     }
 
-    /// Rows by data sets: mean and interval, and the probability of being first. `gap` divides the parts of a cell.
+    /// Rows by data sets: mean and interval, and the probability of being first. `gap` separates the parts of a cell.
     pub fn interval_grid(&self, row_key: &str, gap: char) -> Vec<Vec<String>> {
         let mut header = vec![row_key.to_owned()];
         header.extend(self.sets.iter().map(|set| {
@@ -155,7 +155,7 @@ impl Evidence {
         [header].into_iter().chain(lines).collect()
     }
 
-    /// How to read verdicts and intervals, and what they are of.
+    /// Note on how to read verdicts and intervals.
     pub fn note(&self) -> String {
         let mut note = format!(
             "Intervals are of {:.0}% and of the losses: other trainings, sampling seeds and examples could have been drawn \
@@ -179,7 +179,7 @@ impl Evidence {
         note
     }
 
-    /// A line per set on what these students say, and on the ranks.
+    /// A line per set: pairs that differ as losses and as students, and rank agreement with the paper.
     pub fn closing(&self) -> Vec<String> {
         let mut lines = Vec::new();
         for set in &self.sets {

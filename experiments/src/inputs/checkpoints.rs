@@ -1,4 +1,4 @@
-//! Checkpoint folders as they lie on the disk: what is wrong with one, whose it is, and what to do.
+//! Checks of checkpoint folders on disk; an error names the problem, the side and a remedy.
 
 use std::fs;
 use std::io::Read;
@@ -14,7 +14,7 @@ use serde_json::Value;
 use super::Absent;
 use crate::spec::{ModelSpec, Spec};
 
-/// Largest header of a safetensors file that its readers take.
+/// Largest header of a safetensors file that readers accept.
 const HEADER_LIMIT: u64 = 100_000_000;
 /// The folder that `make weights` fills.
 const MADE: &str = "weights/smollm2-135m";
@@ -30,7 +30,7 @@ pub enum Side {
 }
 
 impl Side {
-    /// Its section in the profile.
+    /// Section of the side in the profile.
     pub fn section(self) -> &'static str {
         match self {
             Self::Teacher => "teacher",
@@ -38,7 +38,7 @@ impl Side {
         }
     }
 
-    /// Its source in the profile.
+    /// Model of the side in the profile.
     pub fn of(self, spec: &Spec) -> &ModelSpec {
         match self {
             Self::Teacher => &spec.profile.teacher,
@@ -47,24 +47,24 @@ impl Side {
     }
 }
 
-/// What is wrong with a checkpoint.
+/// Problem of a checkpoint.
 enum Trouble {
-    /// It is not there yet.
+    /// The checkpoint is missing.
     Absent(String),
-    /// It is there and cannot be read.
+    /// The checkpoint exists but cannot be read.
     Broken {
         what: String,
-        /// What to do, where the cause says.
+        /// Remedy, if the cause implies one.
         remedy: Option<&'static str>,
     },
 }
 
-/// Checks the checkpoint folder of a side, if it has one: present, complete, no file cut or a pointer. The weights are not
-/// read.
+/// Checks the checkpoint folder of a side, if it has one: present, complete, no truncated file, no git-lfs pointer. Does
+/// not read the weights.
 ///
 /// # Errors
 ///
-/// What is wrong, whose checkpoint it is, and what to do; [`Absent`] where it is not there.
+/// The problem, the side and a remedy; [`Absent`] if the checkpoint is missing.
 pub fn check(root: &Path, spec: &Spec, side: Side) -> Result<()> {
     let model = side.of(spec);
     let Some(dir) = &model.checkpoint else {
@@ -93,7 +93,7 @@ pub fn check(root: &Path, spec: &Spec, side: Side) -> Result<()> {
 ///
 /// # Errors
 ///
-/// What is wrong and what to do; [`Absent`] where it is not there.
+/// The problem and a remedy; [`Absent`] if the checkpoint is missing.
 pub fn check_folder(dir: &Path) -> Result<()> {
     const WANTED: &str =
         "a Hugging Face folder is wanted: config.json, model.safetensors and tokenizer.json";
@@ -106,7 +106,7 @@ pub fn check_folder(dir: &Path) -> Result<()> {
     }
 }
 
-/// How a side's checkpoint is got.
+/// How to get a side's checkpoint.
 pub fn remedy(spec: &Spec, side: Side) -> String {
     let model = side.of(spec);
     if let Some(repo) = &model.hub {
@@ -196,7 +196,7 @@ fn pointer(path: &Path) -> Option<Trouble> {
     })
 }
 
-/// Whether the file is as long as its header says.
+/// Checks that the file is as long as its header says.
 fn header(path: &Path) -> std::io::Result<()> {
     let fail = |what: String| Err(std::io::Error::other(what));
     let mut file = files::open(path)?;

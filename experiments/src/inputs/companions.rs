@@ -1,5 +1,5 @@
-//! The files beside a student's weights that make its folder a whole Hugging Face folder: the tokenizer, how it is loaded,
-//! and how answers end.
+//! The files beside a student's weights that make its folder a complete Hugging Face folder: tokenizer, tokenizer
+//! configuration and generation configuration.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use abkd_host::files;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
-/// What is copied where it lies beside the tokenizer.
+/// Files copied if they lie beside the tokenizer.
 const COPIED: [&str; 3] = [
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -19,7 +19,7 @@ const COPIED: [&str; 3] = [
 pub type File = (&'static str, Vec<u8>);
 
 /// The files. `path` is the tokenizer's, `None` for the embedded one; `described` is the teacher's folder, whose
-/// `generation_config.json` is taken over where it ends texts as the tokenizer does; `positions` is the longest sequence.
+/// `generation_config.json` is copied if it has the tokenizer's EOS token; `positions` is the maximum sequence length.
 ///
 /// # Errors
 ///
@@ -79,7 +79,7 @@ pub fn files(
     Ok(all)
 }
 
-/// Whether a `generation_config.json` ends texts with a token, alone or among others.
+/// Whether a token is an EOS token of a `generation_config.json`.
 fn ends_with(bytes: &[u8], token: u32) -> bool {
     let json: Value = serde_json::from_slice(bytes).unwrap_or_default();
     match &json["eos_token_id"] {
@@ -88,7 +88,7 @@ fn ends_with(bytes: &[u8], token: u32) -> bool {
     }
 }
 
-/// The text of a token in a `tokenizer.json`: among those that were added, else in the vocabulary.
+/// The text of a token in a `tokenizer.json`: among the added tokens, else in the vocabulary.
 fn token_of(json: &[u8], id: u32) -> Option<String> {
     let json: Value = serde_json::from_slice(json).ok()?;
     let is = |value: &Value| value.as_u64() == Some(id.into());

@@ -1,4 +1,4 @@
-//! What tells one input from another: hashes over the content of all that a task reads.
+//! Identity of inputs: hashes over the content of all files that a task reads.
 
 mod remembered;
 
@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 
 use crate::spec::ModelSpec;
 
-/// Files of a checkpoint folder, beside the weights, that say what the model computes or where its texts end.
+/// Files of a checkpoint folder, besides the weights, that affect the model's computation or its end-of-sequence token.
 const DESCRIPTIONS: [&str; 4] = [
     "config.json",
     "generation_config.json",
@@ -20,7 +20,7 @@ const DESCRIPTIONS: [&str; 4] = [
     "adapter_config.json",
 ];
 
-/// What a base model is, for the ids of the tasks that start from it.
+/// Identity of a base model, for the ids of the tasks that start from it.
 ///
 /// # Errors
 ///
@@ -39,7 +39,7 @@ pub fn identity(root: &Path, model: &ModelSpec, teacher: &ModelSpec) -> Result<V
     Ok(json!({ "checkpoint": hash_checkpoint(&root.join(dir))? }))
 }
 
-/// Hash of a checkpoint folder's descriptions and weights with their names; `absent` when there is none yet.
+/// Hash of a checkpoint folder's descriptions and weights, with file names; `absent` if there is no checkpoint yet.
 fn hash_checkpoint(dir: &Path) -> Result<String> {
     if !dir.join("config.json").exists() {
         return Ok("absent".into());

@@ -1,4 +1,4 @@
-//! `abkd eval` and `abkd generate`: any model, asked as the runner asks its students.
+//! `abkd eval` and `abkd generate`: any model, decoded as the runner decodes its students.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -19,24 +19,24 @@ use crate::inputs::read_tokenizer;
 use crate::progress::Display;
 use crate::runner::lines;
 
-/// Answers that are drawn together.
+/// Decoding batch size.
 const BATCH: usize = 32;
-/// Size of the n-grams that do not come twice, as in the paper's evaluation.
+/// Size of the n-grams that may not repeat, as in the paper's evaluation.
 const NO_REPEAT: usize = 6;
 
-/// What `abkd eval` is asked for.
+/// Arguments of `abkd eval`.
 #[derive(Args)]
 pub struct Eval {
     /// A Hugging Face folder, or OWNER/NAME on the Hub
     #[arg(value_name = "MODEL")]
     model: String,
-    /// A test set as JSONL, may be given several times
+    /// A test set as JSONL; may be given several times
     #[arg(long, value_name = "NAME=FILE", value_parser = named, required = true)]
     test: Vec<(String, PathBuf)>,
     /// Names of the columns, e.g. instruction=question,output=answer
     #[arg(long, value_name = "COLUMN=NAME,...", value_parser = columns)]
     columns: Option<Columns>,
-    /// Seeds of the draws; each answers every example once
+    /// Sampling seeds; each answers every example once
     #[arg(
         long,
         value_name = "N,...",
@@ -44,7 +44,7 @@ pub struct Eval {
         default_value = "10"
     )]
     seeds: Vec<u64>,
-    /// Most tokens of an answer [default: 256, or half of what the model takes]
+    /// Maximum tokens of an answer [default: 256, or half of what the model takes]
     #[arg(long, value_name = "N")]
     max_new_tokens: Option<usize>,
     /// Write the answers (NAME-sSEED.jsonl) and scores.csv into this folder
@@ -52,19 +52,19 @@ pub struct Eval {
     out: Option<PathBuf>,
 }
 
-/// What `abkd generate` is asked for.
+/// Arguments of `abkd generate`.
 #[derive(Args)]
 pub struct Generate {
     /// A Hugging Face folder, or OWNER/NAME on the Hub
     #[arg(value_name = "MODEL")]
     model: String,
-    /// What is asked
+    /// The instruction
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     prompt: String,
-    /// The text as it is, without the instruction template of the paper's data
+    /// Use the text alone, without the instruction template of the paper's data
     #[arg(long)]
     raw: bool,
-    /// Divides the logits; 0 takes the likeliest token
+    /// Divides the logits; 0 takes the most likely token
     #[arg(
         long,
         value_name = "NUMBER",
@@ -72,7 +72,7 @@ pub struct Generate {
         allow_negative_numbers = true
     )]
     temperature: f64,
-    /// Draw among the likeliest tokens that together have this probability; 1 is off
+    /// Sample among the most likely tokens that together have this probability; 1 is off
     #[arg(
         long,
         value_name = "NUMBER",
@@ -80,10 +80,10 @@ pub struct Generate {
         allow_negative_numbers = true
     )]
     top_p: f64,
-    /// Most tokens of the answer [default: 256, or what the model takes after the prompt]
+    /// Maximum tokens of the answer [default: 256, or what the model takes after the prompt]
     #[arg(long, value_name = "N")]
     max_new_tokens: Option<usize>,
-    /// Seed of the draws
+    /// Sampling seed
     #[arg(long, value_name = "N", default_value_t = 10)]
     seed: u64,
 }
@@ -130,7 +130,7 @@ impl Loaded {
 }
 
 impl Eval {
-    /// Answers the sets and scores the answers; gives the table.
+    /// Answers the sets and scores the answers; returns the table.
     ///
     /// # Errors
     ///
@@ -214,7 +214,7 @@ impl Eval {
 }
 
 impl Generate {
-    /// The answer.
+    /// Returns the answer.
     ///
     /// # Errors
     ///

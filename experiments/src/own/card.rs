@@ -1,5 +1,5 @@
-//! The student's model card: what it was made of, with which settings, and how it scores. It names files without their
-//! folders: it may be published.
+//! The student's model card: its models, settings and scores. It names files without their folders, because it may be
+//! published.
 
 use abkd_training::Settings;
 use anyhow::Result;
@@ -22,7 +22,7 @@ struct Card {
 }
 
 impl Own {
-    /// The card of the student that the task `id` has trained.
+    /// The card of the student trained by the task `id`.
     pub(super) fn card(&self, args: &Distill, id: &str, scored: &[Scored]) -> Result<String> {
         let found = &self.found;
         let mut models = vec![&found.teacher];
@@ -35,7 +35,7 @@ impl Own {
             input: String::new(),
             outputs: Vec::new(),
         });
-        // A cell of a table is one line without bars.
+        // A Markdown table cell is one line without bars.
         let cell = |text: String| text.replace('|', "\\|").replace(char::is_control, " ");
         let facts = self.facts(args, id).into_iter();
         let card = Card {
@@ -49,7 +49,7 @@ impl Own {
         Ok(card.render()?)
     }
 
-    /// How it was made, by name.
+    /// Facts about the training, by name.
     fn facts(&self, args: &Distill, id: &str) -> Vec<(String, String)> {
         let (found, p) = (&self.found, &self.spec.profile);
         let mut facts = Vec::new();
@@ -89,7 +89,7 @@ impl Own {
     }
 }
 
-/// Settings of a training in words.
+/// Settings of a training as text.
 fn told(settings: &Settings) -> String {
     let adapter = settings.lora.as_ref().map_or(String::new(), |lora| {
         format!(", adapter of rank {}, merged", lora.r)

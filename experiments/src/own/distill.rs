@@ -20,19 +20,19 @@ use crate::runner::Places;
 use crate::spec::{Layers, ModelSpec, Spec};
 use crate::{backend, preflight};
 
-/// Most examples that are held out where no validation data are given.
+/// Maximum number of held-out examples if no validation data are given.
 const MOST_HELD_OUT: usize = 500;
-/// The set that is scored where no test set is given.
+/// The set that is scored if no test set is given.
 const VALIDATION: &str = "validation";
 
-/// What `abkd distill` is asked for.
+/// Arguments of `abkd distill`.
 #[derive(Args)]
 pub struct Distill {
     /// The teacher: a Hugging Face folder, or OWNER/NAME on the Hub
     #[arg(value_name = "TEACHER")]
     pub(super) teacher: String,
-    /// The student: a folder or a name as the teacher's; `layers:10`, ten evenly spaced layers of the teacher; or
-    /// `layers:0,1,2,29`, these layers
+    /// The student: a folder or a Hub name; `layers:10`, ten evenly spaced layers of the teacher; or `layers:0,1,2,29`,
+    /// these layers
     #[arg(value_name = "STUDENT")]
     pub(super) student: String,
     /// Training data: JSONL with instruction, input and output, or prompt and completion, or messages
@@ -41,7 +41,7 @@ pub struct Distill {
     /// Validation data [default: the last 5% of the training data, at most 500 examples]
     #[arg(long, value_name = "FILE")]
     pub(super) valid: Option<PathBuf>,
-    /// A test set, may be given several times; without any the validation data are scored
+    /// A test set; may be given several times. Without any, the validation data are scored
     #[arg(long, value_name = "NAME=FILE", value_parser = named)]
     pub(super) test: Vec<(String, PathBuf)>,
     /// Names of the columns in all files, e.g. instruction=question,output=answer
@@ -65,60 +65,60 @@ pub struct Distill {
         allow_negative_numbers = true
     )]
     pub(super) lr: f64,
-    /// Examples an update
+    /// Examples per update
     #[arg(long, value_name = "N", default_value_t = 8)]
     pub(super) batch: usize,
     /// Epochs of fine-tuning that initialise the student [default: 1 for layers:..., else 0]
     #[arg(long, value_name = "N")]
     init_epochs: Option<usize>,
-    /// Epochs of fine-tuning of the teacher, with a rate of 5e-5; 0: it is used as it is
+    /// Epochs of fine-tuning of the teacher, with a learning rate of 5e-5; 0: none
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(super) teacher_epochs: usize,
-    /// Train a low-rank adapter of this rank instead of all weights; the result has it merged into them
+    /// Train a low-rank adapter of this rank instead of all weights; it is merged into the resulting weights
     #[arg(long, value_name = "RANK")]
     pub(super) lora: Option<usize>,
-    /// Most tokens of an example, half of them the prompt's [default: 512, or what the models take]
+    /// Maximum tokens of an example, half of them for the prompt [default: 512, or what the models take]
     #[arg(long, value_name = "N")]
     pub(super) max_length: Option<usize>,
-    /// Most tokens of an answer in validation and tests [default: the half of --max-length]
+    /// Maximum tokens of an answer in validation and tests [default: half of --max-length]
     #[arg(long, value_name = "N")]
     pub(super) max_new_tokens: Option<usize>,
     /// Where to compute: flex, tch, cuda or wgpu
     #[arg(long, value_name = "NAME", default_value = "flex")]
     pub(super) backend: String,
-    /// Numbers of the matrix products
+    /// Number format of the matrix products
     #[arg(long, value_name = "NUMBERS", default_value = "f32", value_parser = ["f32", "bf16"])]
     pub(super) precision: String,
-    /// Folder of the run: new or empty, or that of the same command, which goes on where it was
+    /// Folder of the run: new or empty, or from the same command, which then resumes
     #[arg(long, value_name = "DIR")]
     pub(super) out: PathBuf,
-    /// Show what would run and what it costs, and stop
+    /// Show what would run and its cost, then stop
     #[arg(long)]
     pub dry_run: bool,
 }
 
-/// A run of a user's own pair, found right.
+/// A run of a user's own pair, checked.
 pub struct Own {
-    /// Where things are: all of them in its folder.
+    /// The folders: all below the run's folder.
     pub places: Places,
     /// The experiment and the profile.
     pub spec: Spec,
-    /// What they read.
+    /// The inputs of the experiment.
     pub inputs: Inputs,
-    /// Its tasks.
+    /// The tasks of the experiment.
     pub plan: Plan,
     pub(super) files: Files,
     pub(super) found: Found,
 }
 
 impl Distill {
-    /// The divergence, where the method has one to choose.
+    /// The divergence, if the method has one to choose.
     pub(super) fn divergence(&self) -> Option<Divergence> {
         let paper = (self.method == "kd").then_some(Divergence::alpha_beta(0.2, 0.7));
         self.loss.or(paper)
     }
 
-    /// What the student is called in tables.
+    /// Label of the student in tables.
     pub(super) fn label(&self) -> &str {
         match (self.method.as_str(), self.divergence()) {
             ("kd" | "abkd", Some(divergence)) => divergence.label(),
@@ -126,13 +126,13 @@ impl Distill {
         }
     }
 
-    /// Epochs of the student's fine-tuning: some layers of another model are no language model yet.
+    /// Epochs of the student's fine-tuning; a selection of another model's layers needs one to be a language model.
     pub(super) fn init_epochs(&self) -> usize {
         let cut = self.student.starts_with(LAYERS);
         self.init_epochs.unwrap_or(usize::from(cut))
     }
 
-    /// The sets that are scored, with their files; without one it is the validation data.
+    /// The sets that are scored, with their files; the validation set, without a file, if none is given.
     pub(super) fn sets(&self) -> impl Iterator<Item = (&str, Option<&PathBuf>)> {
         let none = self.test.is_empty().then_some((VALIDATION, None));
         let given = self
@@ -142,11 +142,11 @@ impl Distill {
         given.chain(none)
     }
 
-    /// Checks all that the arguments name, and makes the run of it; nothing is written but what comes from the Hub.
+    /// Checks all that the arguments name and returns the run. Writes only files fetched from the Hub.
     ///
     /// # Errors
     ///
-    /// Whatever is wrong, by the argument that it comes from.
+    /// The first wrong input, with the argument that it comes from.
     pub fn prepare(&self) -> Result<Own> {
         backend::check(&self.backend).context("--backend")?;
         let found = self.find()?;
@@ -173,7 +173,7 @@ impl Distill {
         })
     }
 
-    /// Reads what the arguments name, data first: they are cheap, and models may have to be fetched.
+    /// Reads the files that the arguments name, data first: data are cheap, models may have to be fetched.
     fn find(&self) -> Result<Found> {
         let mut names = BTreeSet::new();
         for (name, _) in &self.test {
@@ -214,7 +214,7 @@ impl Distill {
         }
         let mut positions = MAX_LENGTH;
         for (who, model) in models {
-            // What is wrong in a configuration the check of the whole run says.
+            // Errors of a configuration are left to the check of the whole run.
             if let Ok(config) = ModelConfig::read(&model.folder.join("config.json")) {
                 positions = positions.min(config.max_positions());
             }
@@ -235,7 +235,7 @@ impl Distill {
     }
 }
 
-/// What a student of the teacher's layers begins with.
+/// Prefix of a student made of the teacher's layers.
 const LAYERS: &str = "layers:";
 
 fn layers(text: &str) -> Result<Layers> {
@@ -249,13 +249,13 @@ fn layers(text: &str) -> Result<Layers> {
     })
 }
 
-/// How many of so many examples are held out: 5%, at least one and at most 500; `None` of a single one.
+/// Number of held-out examples: 5%, at least 1 and at most 500; `None` for a single example.
 fn held_out(all: usize) -> Option<usize> {
     (all > 1).then(|| (all / 20).clamp(1, MOST_HELD_OUT))
 }
 
 impl Own {
-    /// Makes the folder that of this run.
+    /// Writes the run's files into its folder.
     ///
     /// # Errors
     ///
@@ -264,12 +264,12 @@ impl Own {
         self.files.write(&self.places.root)
     }
 
-    /// A message with the places in the two files replaced by arguments.
+    /// An error whose locations in the two files are replaced by arguments.
     pub fn by_argument(&self, error: &anyhow::Error) -> anyhow::Error {
         anyhow!(self.files.by_argument(&describe(error)))
     }
 
-    /// What was chosen where the arguments say nothing.
+    /// Prints the choices made for missing arguments.
     pub fn say_choices(&self, args: &Distill) {
         if let Some(held_out) = self.found.held_out {
             say(&format!(

@@ -1,5 +1,5 @@
-//! The profile and the experiment that `abkd distill` stands for. A line that comes from an argument says so in a comment, so
-//! that a mistake in it is told by the argument's name: the files are written when all is found right.
+//! The profile and the experiment of `abkd distill`. A line that comes from an argument names it in a comment, so that an
+//! error can name the argument: the files are written only after all checks.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,28 +13,28 @@ use super::source::Source;
 use super::{MAX_LENGTH, prompt_length};
 use crate::spec::{Layers, TomlFile};
 
-/// Most validation answers of an epoch.
+/// Maximum number of validation answers per epoch.
 const MOST_VALIDATED: usize = 500;
-/// Learning rate of a teacher's fine-tuning: the paper's for its own.
+/// Learning rate of the teacher's fine-tuning, as in the paper.
 const TEACHER_RATE: f64 = 5e-5;
 
-/// What the student is made of.
+/// Source of the student.
 pub(super) enum Student {
     Checkpoint(Source),
     Layers(Layers),
 }
 
-/// What the arguments lead to.
+/// Models and data that the arguments name.
 pub(super) struct Found {
     pub teacher: Source,
     pub student: Student,
-    /// Fewest positions of both models.
+    /// The smaller number of positions of the two models.
     pub positions: usize,
-    /// Examples held out of the data.
+    /// Number of examples held out of the training data.
     pub held_out: Option<usize>,
-    /// Validation examples.
+    /// Number of validation examples.
     pub valid: usize,
-    /// What was read: its name, and what tells it from others.
+    /// Each input's name, and its size and hash.
     pub facts: Vec<(String, String)>,
 }
 
@@ -44,12 +44,12 @@ pub(super) struct Files {
     pub profile: TomlFile,
 }
 
-/// A value as TOML has it.
+/// A value in TOML syntax.
 fn toml(value: impl Into<Value>) -> String {
     value.into().to_string()
 }
 
-/// A path as TOML has it, from the root on.
+/// An absolute path in TOML syntax.
 fn path(path: &Path) -> Result<String> {
     let whole = fs::canonicalize(path).with_context(|| path.display().to_string())?;
     let text = whole.to_str();
@@ -75,7 +75,7 @@ impl Files {
     pub fn by_argument(&self, message: &str) -> String {
         let mut message = message.to_owned();
         for file in self.both() {
-            // The last lines first: line 1 is the begin of line 10.
+            // Last lines first: `:1` is a prefix of `:10`.
             for (index, line) in file
                 .text()
                 .lines()
@@ -94,7 +94,7 @@ impl Files {
         message
     }
 
-    /// Refuses a folder that holds anything but this run.
+    /// Refuses a folder that holds anything else than this run.
     pub fn check(&self, out: &Path) -> Result<()> {
         let Ok(entries) = fs::read_dir(out) else {
             ensure!(
@@ -111,7 +111,7 @@ impl Files {
                 self.check_same(file)?;
             }
         }
-        // A kill may come between the two, the profile being the last.
+        // A kill may come between the two writes; the profile is the last.
         let begun = |name: &std::ffi::OsString| {
             let name = name.to_string_lossy();
             name == "experiment.toml" || name.starts_with(files::TEMPORARY)
@@ -148,7 +148,7 @@ impl Files {
         }
     }
 
-    /// Writes both, the profile last: it makes the folder that of this run.
+    /// Writes both, the profile last: it marks the folder as this run's.
     pub fn write(&self, out: &Path) -> Result<()> {
         files::create_folder(out)
             .and_then(|()| files::sweep(out))
@@ -190,7 +190,7 @@ fn profile(args: &Distill, found: &Found) -> Result<String> {
          #   abkd run ./experiment.toml -p ./profile.toml\n",
     );
     for (name, what) in &found.facts {
-        // A comment is a line, whatever a file is called.
+        // A comment stays one line, whatever the file's name.
         text += &format!("# {}: {}\n", name.escape_debug(), what.escape_debug());
     }
     let description = format!("{}, on {}", found.pair(), name_of(&args.data));
@@ -302,7 +302,7 @@ pub(super) fn name_of(path: &Path) -> String {
 }
 
 impl Found {
-    /// Teacher and student in words.
+    /// Teacher and student as text.
     pub fn pair(&self) -> String {
         let student = match &self.student {
             Student::Checkpoint(model) => model.name(),

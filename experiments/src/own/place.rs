@@ -1,4 +1,4 @@
-//! What a user is after, put in one place when all tasks are done: student, curve, scores, answers.
+//! Collects the results in one folder when all tasks are done: student, curve, scores, answers.
 
 use abkd_host::files;
 use abkd_host::seal::{Error, Seal};
@@ -18,7 +18,7 @@ use crate::runner::{Outcome, outcomes, student};
 const SHOWN: usize = 5;
 
 impl Own {
-    /// Puts the student and what is known of it in the run's folder; gives what to tell.
+    /// Writes student, curve, scores and answers to the run's folder; returns the summary to print.
     ///
     /// # Errors
     ///
@@ -54,7 +54,7 @@ impl Own {
         }
     }
 
-    /// Set by set: the teacher, the student before, the student.
+    /// Scores per set: the teacher, the student before distillation, the distilled student.
     fn scored(&self, outcomes: &[Outcome]) -> Vec<Scored> {
         let mut all = Vec::new();
         for set in &self.spec.tests {
@@ -103,7 +103,7 @@ impl Own {
         Ok(text)
     }
 
-    /// Writes the student's folder, whole and sealed, and its curve; a folder that is whole already stays.
+    /// Writes the student's folder, complete and sealed, and its curve; keeps a folder that is already complete.
     fn place_student(&self, args: &Distill, scored: &[Scored]) -> Result<()> {
         let student = student(&self.places, &self.spec, &self.plan)?;
         let id = student.id;
@@ -146,14 +146,14 @@ impl Own {
     }
 }
 
-/// What an example asks, without the words that all prompts share.
+/// An example's instruction, without the prompt template.
 fn asked(prompt: &str) -> &str {
     let from = prompt.split_once("### Instruction:\n");
     let from = from.map_or(prompt, |(_, asked)| asked);
     from.strip_suffix("\n\n### Response:\n").unwrap_or(from)
 }
 
-/// Text as a quotation of Markdown.
+/// Text as a Markdown block quote.
 fn quoted(text: &str) -> String {
     match text.trim().is_empty() {
         true => "> (nothing)\n".into(),

@@ -1,4 +1,4 @@
-//! Scores of models on test sets, as a table for people and as CSV.
+//! Scores of models on test sets, as a table and as CSV.
 
 use std::path::Path;
 
@@ -17,12 +17,12 @@ pub(super) struct Scored {
     pub dataset: String,
     pub seeds: usize,
     pub score: Score,
-    /// Over the examples; absent with a single one.
+    /// Interval over the examples; absent for a single example.
     pub interval: Option<[f64; 2]>,
 }
 
 impl Scored {
-    /// Of the answers to each sampling seed: their means, and the ROUGE-L of each.
+    /// From the means and the ROUGE-L of each answer, per sampling seed.
     pub fn new(model: &str, dataset: &str, seeds: &[(Score, Vec<f64>)]) -> Self {
         let mean = |of: fn(&Score) -> f64| {
             seeds.iter().map(|(s, _)| of(s)).sum::<f64>() / seeds.len().max(1) as f64
@@ -96,7 +96,7 @@ pub(super) fn table(scores: &[Scored]) -> String {
     text
 }
 
-/// The scores as a table of Markdown.
+/// The scores as a Markdown table.
 pub(super) fn markdown(scores: &[Scored]) -> String {
     let row = |cells: &[String; 7]| format!("| {} |\n", cells.join(" | "));
     let heading = row(&HEADINGS.map(str::to_owned)) + "|---|---|---|---|---|---|---|\n";

@@ -1,4 +1,4 @@
-//! A model as the command line names it: a folder, or a repository of the Hugging Face Hub.
+//! A model named on the command line: a folder, or a repository of the Hugging Face Hub.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,8 +18,8 @@ pub(super) struct Source {
 }
 
 impl Source {
-    /// The folder of this path, else that of the repository of this name, which is fetched where it is not there. `who` is
-    /// the argument.
+    /// The folder at this path, else the folder of the repository of this name, fetched if missing. `who` is the argument
+    /// to name in errors.
     pub fn find(name: &str, who: &str) -> Result<Self> {
         let path = Path::new(name);
         if path.exists() {
@@ -33,7 +33,7 @@ impl Source {
             );
         }
         let hub = Hub::from_env()?;
-        // Beside the Hub's own cache: a folder with all files under their names, which the profile names.
+        // Next to the Hub's own cache: a folder with all files under their own names, for the profile.
         let folder = hub.cache.join("abkd").join(name);
         let whole =
             |folder: &Path| check_folder(folder).is_ok() && folder.join("tokenizer.json").exists();
@@ -57,7 +57,7 @@ impl Source {
         })
     }
 
-    /// What people call it: the repository, else the name of its folder.
+    /// Display name: the repository, else the name of the folder.
     pub fn name(&self) -> String {
         let folder = || {
             self.folder
@@ -69,7 +69,7 @@ impl Source {
     }
 }
 
-/// Whether a name may be one of the Hub: OWNER/NAME.
+/// Whether a name has the form of a Hub repository: OWNER/NAME.
 fn is_repository(name: &str) -> bool {
     let good = |part: &str| {
         part.starts_with(|c: char| c.is_ascii_alphanumeric())

@@ -16,8 +16,8 @@ const FRAME_HEIGHT: u32 = 110;
 /// The share of a group's width that is left free between two groups.
 const GAP: f64 = 0.16;
 
-/// Draws our table and, where given, the paper's beneath it in the same layout. A cell that a side does not have is
-/// shown as a dash in the place of its bar.
+/// Draws our table and, if given, the paper's below it in the same layout. A missing cell is shown as a dash in place
+/// of its bar.
 ///
 /// # Errors
 /// Nothing to draw, or the file cannot be written.

@@ -1,4 +1,4 @@
-//! What pictures are drawn on: pixels for PNG, or SVG.
+//! Drawing backend of the pictures: pixels for PNG, or SVG.
 
 use std::error::Error;
 use std::io;
@@ -24,7 +24,7 @@ fn drawn<T, E: Error + Send + Sync>(result: Result<T, DrawingErrorKind<E>>) -> D
     })
 }
 
-/// The same call on whichever it is.
+/// Forwards a call to the inner backend.
 macro_rules! each {
     ($canvas:expr, $inner:ident => $call:expr) => {
         match $canvas {

@@ -11,8 +11,8 @@ use crate::results::{CurvePoint, distinct, mean_curve};
 
 const SIZE: (u32, u32) = (1600, 760);
 
-/// Draws the curves of ours in one panel and, where given, the paper's (read off its printed figure) in another. Each
-/// panel has its own scale, each loss one colour and marker in both.
+/// Draws our curves in one panel and, if given, the paper's (read off its printed figure) in another. Each panel has
+/// its own scale; each loss has the same colour and marker in both.
 ///
 /// # Errors
 /// Nothing to draw, or the file cannot be written.
@@ -44,12 +44,12 @@ pub fn own_curve(points: &[CurvePoint], path: &Path, pair: &str) -> Result<()> {
     picture(points, None, path, &words, None)
 }
 
-/// What is written beside the curves.
+/// Labels of a figure of curves.
 struct Words<'a> {
     title: &'a str,
-    /// Over our panel.
+    /// Heading of our panel.
     ours: &'a str,
-    /// Along the axis.
+    /// Label of the y axis.
     score: &'a str,
 }
 

@@ -15,9 +15,9 @@ use crate::spec::{Grid, Point};
 /// A number for each point of the grid, under a heading.
 struct Layer<'a> {
     title: String,
-    /// In the order of the grid's points; absent where there is no result yet.
+    /// In the order of the grid's points; absent if there is no result yet.
     values: Vec<Option<f64>>,
-    /// Whether more is better.
+    /// Whether higher is better.
     rises: bool,
     set: Option<&'a OnSet>,
 }
@@ -25,7 +25,7 @@ struct Layer<'a> {
 /// Draws the scores over a grid of one or two keys: the mean over all sets, each set and the validation loss.
 ///
 /// # Errors
-/// A grid of more keys, or the file cannot be written.
+/// A grid without keys, or the file cannot be written.
 pub fn grid(
     grid: &Grid,
     labels: &[&str],
@@ -42,7 +42,7 @@ pub fn grid(
         2 => maps(grid, labels, &layers, path, title),
         n => {
             ensure!(n > 2, "a grid without keys");
-            // Too many keys for a picture: the CSV has all.
+            // Too many keys for a map: lines over the last key; the CSV has all keys.
             lines(grid, labels, &layers, path, title)
         }
     }
@@ -102,7 +102,7 @@ fn layers<'a>(
 const LINES: (u32, u32) = (760, 400);
 const COLUMNS: usize = 2;
 
-/// A curve for each row of the file, over the last key on a logarithmic axis where its values span decades.
+/// A curve for each row of the file, over the last key; the axis is logarithmic if its values span a decade.
 fn lines(grid: &Grid, labels: &[&str], layers: &[Layer], path: &Path, title: &str) -> Result<()> {
     let mut rows: Vec<&str> = Vec::new();
     for point in &grid.points {
@@ -208,7 +208,7 @@ const NAMED: [(&str, f64, f64); 5] = [
     ("ABKD", 0.2, 0.7),
 ];
 
-/// A heat map for each layer; what does not differ from the best by more than chance has a frame.
+/// A heat map for each layer; points that do not differ from the best by more than chance have a frame.
 fn maps(grid: &Grid, labels: &[&str], layers: &[Layer], path: &Path, title: &str) -> Result<()> {
     let panels = layers.len().div_ceil(COLUMNS);
     let size = (COLUMNS as u32 * MAP.0, 60 + panels as u32 * MAP.1);

@@ -21,7 +21,7 @@ struct Point<'a> {
     ends: Option<[f64; 2]>,
 }
 
-/// Draws a panel for each data set, ours and where given the paper's.
+/// Draws a panel for each data set, ours and, if given, the paper's.
 ///
 /// # Errors
 /// The file cannot be written.

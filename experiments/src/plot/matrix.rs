@@ -1,4 +1,4 @@
-//! All pairs of rows on each data set: by how much a row is ahead, and whether that is more than chance.
+//! All pairs of rows on each data set: the difference, and whether it is more than chance.
 
 use std::path::Path;
 

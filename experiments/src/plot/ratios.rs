@@ -1,4 +1,4 @@
-//! The benchmarks beside PyTorch as bars: a panel a benchmark, a bar a row, its height the number of times as fast.
+//! The benchmarks against PyTorch as bars: one panel per benchmark, one bar per row, its height the speed-up.
 
 use std::path::Path;
 
@@ -14,7 +14,7 @@ const PANEL_HEIGHT: u32 = 330;
 const FRAME_HEIGHT: u32 = 60;
 const COLOR: RGBColor = RGBColor(0, 114, 178);
 
-/// What is compared, by the file that holds it, in the order of the panels.
+/// File name and heading of each panel, in order.
 const PANELS: [(&str, &str); 3] = [
     ("losses", "divergence, forward and backward"),
     (
@@ -24,20 +24,20 @@ const PANELS: [(&str, &str); 3] = [
     ("sampling", "sampling, by tokens a second"),
 ];
 
-/// A row of a benchmark's CSV; it has more columns than these.
+/// A row of a benchmark's CSV, which has more columns than these.
 #[derive(Debug, Deserialize)]
 struct Bar {
     what: String,
-    /// Beside eager PyTorch; absent where PyTorch does not run it at a speed worth waiting for.
+    /// Speed-up over eager PyTorch; absent if PyTorch is too slow to measure.
     #[serde(alias = "times_as_fast_as_good")]
     times_as_fast: Option<f64>,
     machine: String,
 }
 
-/// Draws the CSV files that are there in `results`.
+/// Draws the CSV files found in `results`.
 ///
 /// # Errors
-/// No file is there, one is not what the benchmark writes, or the figure cannot be written.
+/// No file is found, one has another format, or the figure cannot be written.
 pub fn ratios(results: &Path, path: &Path) -> Result<()> {
     let mut panels = Vec::new();
     for (name, title) in PANELS {

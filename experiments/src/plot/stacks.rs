@@ -1,4 +1,4 @@
-//! Seconds a sample as stacked bars: one bar a method, one colour a phase, the ratio to SFT above it.
+//! Seconds per sample as stacked bars: one bar per method, one colour per phase, the ratio to SFT above the bar.
 
 use std::path::Path;
 
@@ -23,7 +23,7 @@ const COLORS: [RGBColor; 7] = [
     RGBColor(204, 121, 167),
 ];
 
-/// Draws the rows; `paper` gives the paper's ratio to SFT where it has one.
+/// Draws the rows; `paper` gives the paper's ratio to SFT, if any.
 ///
 /// # Errors
 /// Nothing to draw, or the file cannot be written.

@@ -1,4 +1,4 @@
-//! How the trainings of a table went: loss, gradient norm and share of clipped updates, a curve a row.
+//! Training curves of a table: loss, gradient norm and share of clipped updates, one curve per row.
 
 use std::path::Path;
 
@@ -14,13 +14,13 @@ const BINS: usize = 80;
 /// An update of a training.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Update {
-    /// From 0 to 1 over the training.
+    /// Position in the training, from 0 to 1.
     pub at: f64,
-    /// Loss, nats a token.
+    /// Loss, nats per token.
     pub loss: f64,
-    /// Norm of the gradient before it is clipped.
+    /// Norm of the gradient before clipping.
     pub grad_norm: f64,
-    /// Whether it was clipped.
+    /// Whether the gradient was clipped.
     pub clipped: bool,
 }
 
@@ -55,7 +55,7 @@ pub fn training(rows: &[(String, Vec<Update>)], path: &Path, subject: Option<&st
     })
 }
 
-/// What is drawn of an update.
+/// The quantity of an update that is drawn.
 type Value = fn(&Update) -> f64;
 
 /// Means over equal parts of the training.

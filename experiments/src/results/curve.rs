@@ -34,7 +34,7 @@ pub struct CurvePoint {
     pub validation_loss: Option<f64>,
 }
 
-/// Writes validation curves, replacing the file in one step.
+/// Writes validation curves with an atomic write.
 ///
 /// # Errors
 /// Names the file, or the point that is not a finite number.
@@ -54,7 +54,7 @@ pub fn write_curve(path: &Path, points: &[CurvePoint]) -> Result<()> {
     )
 }
 
-/// Reads validation curves, ours or the paper's, which has no validation loss.
+/// Reads validation curves, ours or the paper's; the latter have no validation loss.
 ///
 /// # Errors
 /// Names the file, and the line and column where a value is wrong.
@@ -79,14 +79,14 @@ pub fn read_curve(path: &Path) -> Result<Vec<CurvePoint>> {
         .collect()
 }
 
-/// A loss at an epoch, over the trainings.
+/// A point of a loss's mean curve, over the trainings.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct MeanPoint {
     /// Epoch, counted from 1.
     pub epoch: u32,
     /// Mean over the trainings that have the epoch.
     pub mean: f64,
-    /// Sample standard deviation over them; absent for one.
+    /// Sample standard deviation over the trainings; absent for one.
     pub std: Option<f64>,
 }
 

@@ -24,13 +24,13 @@ pub struct Examples {
     pub training_seed: Option<u64>,
     /// Name of the data set.
     pub dataset: String,
-    /// Seed of the answers.
+    /// Sampling seed of the answers.
     pub sampling_seed: u64,
     /// The scores.
     pub rouge_l: Vec<f64>,
 }
 
-/// Writes the scores of single answers, divided by blanks in one field a student, set and seed.
+/// Writes the scores of single answers, separated by spaces in one field per student, set and seed.
 ///
 /// # Errors
 /// Names the file.

@@ -25,11 +25,11 @@ pub struct Score {
     pub experiment: String,
     /// Label of the row as the paper prints it, e.g. `Jensen's KL`.
     pub row: String,
-    /// Seed of the student's training; absent for the teacher and the initialised student, of which there is one.
+    /// Seed of the student's training; absent for the teacher and the initialised student, which are unique.
     pub training_seed: Option<u64>,
     /// Name of the data set, e.g. `self_instruct`.
     pub dataset: String,
-    /// Seed of the answers.
+    /// Sampling seed of the answers.
     pub sampling_seed: u64,
     /// How many examples were answered.
     pub n: u64,
@@ -43,7 +43,7 @@ pub struct Score {
     pub examples: Vec<f64>,
 }
 
-/// Writes raw scores, replacing the file in one step.
+/// Writes raw scores with an atomic write.
 ///
 /// # Errors
 /// Names the file, or the score that is not a finite number.
@@ -67,7 +67,7 @@ pub fn write_scores(path: &Path, scores: &[Score]) -> Result<()> {
     )
 }
 
-/// Reads raw scores, without those of single answers.
+/// Reads raw scores, without the scores of single answers.
 ///
 /// # Errors
 /// Names the file, and the line and column where a value is wrong.

@@ -1,4 +1,4 @@
-//! CSV as text with places: what every file of results shares.
+//! CSV fields with their locations, shared by all result files.
 
 use std::path::Path;
 use std::str::FromStr;
@@ -20,7 +20,7 @@ pub enum Field<'a> {
     Number(f64),
     /// A number that may be small, written with seven decimals.
     Fine(f64),
-    /// Nothing: the value does not exist.
+    /// An empty field: the value does not exist.
     Empty,
 }
 
@@ -48,7 +48,7 @@ impl<'a, T: Into<Field<'a>>> From<Option<T>> for Field<'a> {
     }
 }
 
-/// Writes a CSV file with LF line ends, replacing it in one step.
+/// Writes a CSV file with LF line ends, with an atomic write.
 ///
 /// # Errors
 /// Names the file, or the column and line of a number that is not finite.
@@ -83,8 +83,8 @@ pub fn write_lines<'a, const N: usize>(
     write_atomic(path, &bytes)
 }
 
-/// Writes a file whole or not at all, in a folder that is made if absent. Those of an unfinished experiment are written
-/// after each task, and again from the tasks if a power cut takes them.
+/// Atomic write, in a folder that is created if missing. Partial results are written after each task without fsync: after
+/// a power loss they are written again from the tasks.
 ///
 /// # Errors
 /// Names the file.
@@ -100,7 +100,7 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
         .with_context(|| format!("write {}", path.display()))
 }
 
-/// A CSV file as text fields that know their place in the file.
+/// A CSV file as text fields with their locations.
 pub struct Sheet {
     file: String,
     /// The header.

@@ -1,4 +1,4 @@
-//! The teacher's answers to the training prompts: written once, shared by all that train on them.
+//! The teacher's answers to the training prompts: written once, shared by all trainings that use them.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,18 +17,18 @@ use crate::inputs::Inputs;
 use crate::progress::TaskDisplay;
 use crate::task::Answers;
 
-/// What is read again of a line of `answers.jsonl`.
+/// The fields that are read back from a line of `answers.jsonl`.
 #[derive(Serialize, Deserialize)]
 struct Line {
     /// Index of the training example.
     example: usize,
     /// The answer's text.
     answer: String,
-    /// The answer's tokens, its end included where it has one.
+    /// The answer's tokens, including its end-of-sequence token, if any.
     tokens: Vec<u32>,
 }
 
-/// An answer with what was asked, and what else would have been an answer; a line of every `answers.jsonl`.
+/// An answer with its prompt and reference answers: a line of every `answers.jsonl`.
 #[derive(Serialize)]
 pub(super) struct Told<'a, A: Serialize> {
     #[serde(flatten)]
@@ -38,7 +38,7 @@ pub(super) struct Told<'a, A: Serialize> {
 }
 
 pub(super) const FILE: &str = "answers.jsonl";
-/// Answers written at a time; also the grain of resuming.
+/// Answers per write; resuming starts at a multiple of it.
 const CHUNK: usize = 256;
 
 /// Answers every training prompt; `None` when interrupted.
@@ -109,7 +109,7 @@ pub(super) fn write(
     Ok(Some(format!("{} answers", written.items)))
 }
 
-/// What is said of a partial file that is not whole.
+/// Message about a damaged partial file.
 pub(super) fn again(dropped: u64) -> String {
     format!(
         "{dropped} bytes of an earlier attempt are torn or do not fit their checksums and are computed again"
@@ -120,7 +120,7 @@ fn bytecount(text: &[u8]) -> usize {
     text.iter().filter(|&&b| b == b'\n').count()
 }
 
-/// The training prompts with the teacher's answers in place of the data's.
+/// The training prompts with the teacher's answers in place of the data's responses.
 pub(super) fn read(
     runs: &Path,
     id: &str,

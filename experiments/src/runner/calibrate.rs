@@ -1,5 +1,5 @@
-//! How long the tasks of a plan will take here: a few updates and answers of each kind, measured with
-//! as many of them side by side as the plan's tasks will run.
+//! Estimates the time of a plan's tasks on this machine: a few updates and answers of each kind, measured
+//! with as many in parallel as the plan's tasks will run.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -22,26 +22,26 @@ use crate::plan::{Plan, Planned, Who};
 use crate::spec::{ModelSpec, Spec};
 use crate::task::{Timed, Training, Work};
 
-/// Updates that are not counted, and updates that are.
+/// Warm-up updates, and measured updates.
 const WARMUP: usize = 2;
 const COUNTED: usize = 12;
 
-/// What is measured.
+/// Quantity to measure.
 #[derive(Clone, Copy)]
 enum Measured<'a> {
-    /// Seconds an update of a training.
+    /// Seconds per update of a training.
     Updates(&'a Training, Side),
-    /// Seconds an answer of a model.
+    /// Seconds per answer of a model.
     Answers(Side),
 }
 
-/// Seconds that each task of the plan will take.
+/// Estimated seconds of each task of the plan.
 ///
 /// # Errors
 ///
 /// Models that cannot be loaded, steps that fail.
 pub fn calibrate(places: &Places, spec: &Spec, plan: &Plan, inputs: &Inputs) -> Result<Vec<f64>> {
-    // One of each kind; trainings of models that others wait for have the machine to themselves.
+    // One of each kind; trainings of models that other tasks wait for have the machine to themselves.
     let (mut first, mut rest) = (BTreeMap::new(), BTreeMap::new());
     for (planned, work) in plan.works() {
         let Some((training, side)) = updates(planned, work) else {
@@ -88,7 +88,7 @@ pub fn calibrate(places: &Places, spec: &Spec, plan: &Plan, inputs: &Inputs) -> 
     Ok(plan.tasks.iter().map(seconds).collect())
 }
 
-/// Whose model a task trains or asks.
+/// The side whose model a task trains or evaluates.
 fn side_of(planned: &Planned) -> Side {
     match planned.of[0] {
         Who::Teacher => Side::Teacher,
@@ -96,7 +96,7 @@ fn side_of(planned: &Planned) -> Side {
     }
 }
 
-/// The training whose updates a task makes.
+/// The training that a task runs or times, if any.
 fn updates<'a>(planned: &'a Planned, work: &'a Work) -> Option<(&'a Training, Side)> {
     let training = match work {
         Work::Train(training) | Work::Time(Timed { training, .. }) => training,
@@ -105,7 +105,7 @@ fn updates<'a>(planned: &'a Planned, work: &'a Work) -> Option<(&'a Training, Si
     Some((training, side_of(planned)))
 }
 
-/// Training sequences enough for the measured updates, and the teacher's hidden states of them.
+/// Enough training sequences for the measured updates, and the teacher's hidden states of them.
 struct Sample<'a> {
     sequences: &'a [Sequence],
     cache: Option<TeacherCache>,
@@ -153,7 +153,7 @@ impl<'a> Sample<'a> {
     }
 }
 
-/// Measures each, `jobs` of them side by side.
+/// Measures each of `wanted`, `jobs` of them in parallel.
 fn measure_all(
     places: &Places,
     spec: &Spec,
@@ -217,7 +217,7 @@ impl Measure<'_> {
         }
     }
 
-    /// Seconds an update of a training that starts from a base model and has a few updates.
+    /// Seconds per update, measured on a short training that starts from a base model.
     fn update(&self, training: &Training, side: Side) -> Result<f64> {
         let p = &self.spec.profile;
         let settings = training.settings.measured(WARMUP + COUNTED);
@@ -273,7 +273,7 @@ impl Measure<'_> {
         Ok(begun.map_or(0.0, |b| (last.1 - b).as_secs_f64() / counted))
     }
 
-    /// Seconds an answer as long as the data's are on average.
+    /// Seconds per answer of the training data's mean length.
     fn answer(&self, side: Side) -> Result<f64> {
         let p = &self.spec.profile;
         let model = self.model(side);

@@ -1,4 +1,4 @@
-//! Who runs which task, and in which order. An executor knows nothing of learning.
+//! Who runs which task, and in which order. An executor knows nothing about training.
 
 use std::any::Any;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,21 +12,21 @@ use crate::plan::{Plan, Planned};
 
 /// Runs the tasks of a plan.
 pub trait Executor {
-    /// Runs the tasks that are not done, each after those that it needs.
+    /// Runs the tasks that are not done, each after its needs.
     ///
     /// # Errors
     ///
-    /// The first error of a task; those that run are finished, and no other is begun.
+    /// The first error of a task; running tasks are finished, and no other is begun.
     fn execute(&self, plan: &Plan, done: &[bool]) -> Result<Ended>;
 }
 
-/// Runs tasks on this machine, several side by side.
+/// Runs tasks on this machine, several in parallel.
 pub struct Local<'a, F> {
-    /// How many.
+    /// Number of parallel tasks.
     pub jobs: usize,
     /// Whether the user wants it to stop.
     pub stop: &'a AtomicBool,
-    /// Makes what runs one task after the other, of which each tells whether it was finished, and not interrupted.
+    /// Makes a worker: it runs one task per call and returns whether the task finished (`false`: interrupted).
     pub worker: F,
 }
 
@@ -73,7 +73,7 @@ where
     }
 }
 
-/// What a worker's panic is to the user.
+/// Converts a worker's panic to an error.
 fn panicked(panic: &(dyn Any + Send)) -> anyhow::Error {
     let said = panic.downcast_ref::<String>().map(String::as_str);
     let said = said.or_else(|| panic.downcast_ref::<&str>().copied());
@@ -90,10 +90,10 @@ enum Status {
     Done,
 }
 
-/// Which tasks wait, run and are done.
+/// Which tasks are waiting, running and done.
 pub struct Board<'a> {
     plan: &'a Plan,
-    /// And whether a worker has failed.
+    /// Status of each task, and whether a worker has failed.
     status: Mutex<(Vec<Status>, bool)>,
     changed: Condvar,
 }
@@ -111,7 +111,7 @@ impl<'a> Board<'a> {
         }
     }
 
-    /// The first task whose needs are done; waits while there may be one later.
+    /// The first waiting task whose needs are done; blocks while one may become ready.
     fn next(&self, stop: &AtomicBool) -> Option<usize> {
         let mut guard = self.status.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
@@ -140,8 +140,8 @@ impl<'a> Board<'a> {
         self.changed.notify_all();
     }
 
-    /// Runs a worker. Where it ends with an error or a panic, nobody gets another task: those that wait for its task would
-    /// wait for ever.
+    /// Runs a worker. If it ends with an error or a panic, no worker gets another task: workers that wait for its task
+    /// would wait forever.
     fn attend(&self, work: impl FnOnce() -> Result<()>) -> Result<()> {
         struct Abandon<'a, 'b>(&'a Board<'b>);
         impl Drop for Abandon<'_, '_> {
@@ -162,7 +162,7 @@ impl<'a> Board<'a> {
         guard.0.iter().all(|s| *s == Status::Done)
     }
 
-    /// Kinds of the tasks that are still to do when `but` is done, for the estimate of the time left.
+    /// Kinds of the tasks that remain when `but` is done, for the estimate of the time left.
     pub fn left(&self, but: &Planned) -> Vec<String> {
         let guard = self.status.lock().unwrap_or_else(PoisonError::into_inner);
         let tasks = guard.0.iter().zip(&self.plan.tasks);
@@ -189,7 +189,7 @@ mod tests {
         Plan::new(&root, &spec, &Default::default()).unwrap()
     }
 
-    /// Runs a plan with workers that note what they run and do nothing else; the result, and what was run.
+    /// Runs a plan with workers that only record their tasks; returns the result and the recorded tasks.
     fn mock(
         plan: &Plan,
         done: &[bool],
@@ -274,7 +274,7 @@ mod tests {
             let (sender, receiver) = channel();
             std::thread::spawn(move || {
                 let plan = plan();
-                // All but a task that others need is done, and those that need it.
+                // All tasks are done, except one that others need and the tasks that need it.
                 let first = plan.tasks.iter().find_map(|t| t.needs.first().copied());
                 let first = first.expect("a table has tasks that need others");
                 let done: Vec<bool> = (0..plan.tasks.len())

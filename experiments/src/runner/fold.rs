@@ -12,8 +12,8 @@ use crate::spec::{Kind, Spec};
 use crate::task::Work;
 use crate::timing::{self, Timing};
 
-/// Folds what is done into the CSV files of the experiment, beside those of an earlier run:
-/// [`publish`](super::publish()) puts them in place. Safe to call from several workers.
+/// Folds finished tasks into partial CSV files of the experiment; [`publish`](super::publish()) replaces those of an
+/// earlier run with them. Safe to call from several workers.
 ///
 /// # Errors
 ///
@@ -109,13 +109,13 @@ pub fn write_results(places: &Places, spec: &Spec, plan: &Plan) -> Result<()> {
     }
 }
 
-/// What tasks of rows yield, in the order of the rows: a task that rows share comes early for the later ones.
+/// Results in the order of the rows; plan order differs, because a shared task precedes the later rows' other tasks.
 fn in_order<K: Ord, T>(mut keyed: Vec<(K, T)>) -> Vec<T> {
     keyed.sort_by(|(a, _), (b, _)| a.cmp(b));
     keyed.into_iter().map(|(_, value)| value).collect()
 }
 
-/// What the teacher's one-off tasks took, seconds a sequence.
+/// Time of the teacher's one-off tasks, in seconds per sequence.
 fn one_off_costs(runs: &Path, plan: &Plan) -> Result<timing::OneOffCosts> {
     let mut costs = timing::OneOffCosts::default();
     for (planned, work) in plan.works() {

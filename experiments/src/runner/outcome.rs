@@ -1,4 +1,4 @@
-//! What finished tasks have left, for those who show it to people.
+//! Results of finished tasks, for display.
 
 use std::sync::atomic::AtomicBool;
 
@@ -15,9 +15,9 @@ use crate::plan::{Plan, Planned, Who};
 use crate::spec::Spec;
 use crate::task::{Model, Sources, Task, TaskId, Work};
 
-/// An evaluation that is done.
+/// A finished evaluation.
 pub struct Outcome {
-    /// Whose answers they are.
+    /// The model that gave the answers.
     pub who: Who,
     /// Id of the test set.
     pub dataset: String,
@@ -38,14 +38,14 @@ pub struct Answered {
     pub answer: String,
     /// Best ROUGE-L F1 over the references, x 100.
     pub rouge_l: f64,
-    /// What was asked.
+    /// The prompt.
     pub prompt: String,
     /// The reference answers.
     pub references: Vec<String>,
 }
 
 impl Outcome {
-    /// The first so many answers.
+    /// The first `count` answers.
     ///
     /// # Errors
     ///
@@ -59,11 +59,11 @@ impl Outcome {
     }
 }
 
-/// The evaluations of a plan that are done, in its order.
+/// The finished evaluations of a plan, in its order.
 ///
 /// # Errors
 ///
-/// A file that is not what was written.
+/// A file that does not match its seal.
 pub fn outcomes(places: &Places, spec: &Spec, plan: &Plan) -> Result<Vec<Outcome>> {
     let runs = places.runs_of(spec);
     let mut all = Vec::new();
@@ -93,10 +93,10 @@ pub fn outcomes(places: &Places, spec: &Spec, plan: &Plan) -> Result<Vec<Outcome
 pub struct Student<'a> {
     /// The task that trained it.
     pub id: &'a TaskId,
-    /// One record a validation.
+    /// One record per validation.
     pub curve: Vec<ValidationRecord>,
     model: &'a Model,
-    /// One that asks it.
+    /// A task that evaluates the student.
     task: &'a Task,
 }
 
@@ -104,7 +104,7 @@ pub struct Student<'a> {
 ///
 /// # Errors
 ///
-/// Where it is not trained, or the plan evaluates it on no set.
+/// When the student is not trained, or the plan evaluates it on no set.
 pub fn student<'a>(places: &Places, spec: &Spec, plan: &'a Plan) -> Result<Student<'a>> {
     let of_row = |planned: &Planned| matches!(planned.of[..], [Who::Row { row: 0, .. }, ..]);
     let mut works = plan.works().filter(|(planned, _)| of_row(planned));
@@ -124,11 +124,11 @@ pub fn student<'a>(places: &Places, spec: &Spec, plan: &'a Plan) -> Result<Stude
 }
 
 impl Student<'_> {
-    /// The model, its adapter folded in.
+    /// The model, its adapter merged.
     ///
     /// # Errors
     ///
-    /// Weights that are not what was written.
+    /// Weights that do not match their seal.
     pub fn load(&self, places: &Places, spec: &Spec, inputs: &Inputs) -> Result<LanguageModel> {
         let worker = Worker {
             runs: &places.runs_of(spec),

@@ -1,8 +1,8 @@
-//! Which tasks are finished: those whose folder carries the seal of their id and holds what the seal says.
+//! Which tasks are finished: those whose folder has a seal with their id and the files of that seal.
 //!
-//! Results, answers and the task's own file are checked at the start of a run, weights and hidden states when a task that
-//! is still to run needs them. A finished task that is damaged is not finished: it is done again, and this is said. The
-//! log of steps is in no seal: nothing reads it once the task is finished.
+//! Results, answers and the task's own file are checked at the start of a run, weights and hidden states when an open
+//! task needs them. A damaged task runs again, and a message says so. The log of steps is not sealed: nothing reads it
+//! once the task is finished.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -19,27 +19,27 @@ use super::{RESULT, SCRATCH, answers};
 use crate::plan::{Plan, Planned};
 use crate::task;
 
-/// The seal of a finished task. Once it was found, its result comes from memory.
+/// A finished task: its folder and seal.
 pub(super) struct Finished {
     dir: PathBuf,
     seal: Seal,
 }
 
-/// How far a task is.
+/// Status of a task.
 pub(super) enum Standing {
     Finished(Finished),
-    /// Never begun, or begun.
+    /// Not begun, or begun and not finished.
     Open,
-    /// Finished once, but this is wrong.
+    /// Finished once, but damaged: the reason.
     Damaged(String),
 }
 
 impl Standing {
-    /// Of the task `id` in its folder.
+    /// Status of the task `id` in its folder.
     ///
     /// # Errors
     ///
-    /// A file that cannot be read, which does not say that it is damaged.
+    /// A file that cannot be read; it may be intact.
     pub(super) fn of(dir: &Path, id: &str) -> Result<Self> {
         match light(dir, id) {
             Ok(Some(finished)) => Ok(Self::Finished(finished)),
@@ -51,10 +51,10 @@ impl Standing {
     }
 }
 
-/// Checks all but what is large, and of that the length.
+/// Checks small files completely, and large files by length only.
 fn light(dir: &Path, id: &str) -> Result<Option<Finished>, Error> {
     let seal = Seal::open(dir, id)?;
-    // The teacher's hidden states are sealed before their task.
+    // The teacher's hidden states are sealed before their task is finished.
     if !seal.holds(RESULT) {
         return Ok(None);
     }
@@ -75,7 +75,7 @@ impl Finished {
         self.seal.check_all()
     }
 
-    /// Removes what was needed only until the task was finished, and a kill has left.
+    /// Removes files needed only by an unfinished task, which a kill may have left behind.
     fn sweep(&self) -> Result<()> {
         let mut left = state::checkpoints(&self.dir)?;
         left.push(self.dir.join(SCRATCH));
@@ -89,7 +89,7 @@ impl Finished {
     }
 }
 
-/// Which tasks are finished, and a line for each that is to be done again.
+/// Which tasks are finished, and a line for each that must run again.
 ///
 /// # Errors
 ///
@@ -113,7 +113,7 @@ pub(super) fn survey(runs: &Path, plan: &Plan) -> Result<(Vec<bool>, Vec<String>
             }
         });
     }
-    // From the last on: what a task needs comes before it.
+    // In reverse: the needs of a task precede it in the plan.
     for (index, task) in plan.tasks.iter().enumerate().rev() {
         if finished[index].is_some() {
             continue;
@@ -135,18 +135,18 @@ pub(super) fn survey(runs: &Path, plan: &Plan) -> Result<(Vec<bool>, Vec<String>
     Ok((finished.iter().map(Option::is_some).collect(), lines))
 }
 
-/// What a finished task left for others, checked: their folder.
+/// The folder and seal of a finished task that another task needs; all files are checked.
 ///
 /// # Errors
 ///
-/// Files that are not what was written, which only a change during the run can be.
+/// Files that do not match their seal: they have changed during the run.
 pub(super) fn needed(runs: &Path, id: &str) -> Result<(PathBuf, Seal)> {
     let dir = runs.join(id);
     let seal = Seal::open(&dir, id).and_then(|seal| seal.check_all().map(|()| seal));
     Ok((dir, seal.map_err(changed)?))
 }
 
-/// Tells how to go on where a file has changed since the start of the run.
+/// Adds how to continue to an error of a file that has changed since the start of the run.
 pub(super) fn changed(error: Error) -> anyhow::Error {
     match error {
         Error::Io { .. } => error.into(),
@@ -154,7 +154,7 @@ pub(super) fn changed(error: Error) -> anyhow::Error {
     }
 }
 
-/// Results that were checked, by folder.
+/// Checked results, by folder.
 static RESULTS: Mutex<BTreeMap<PathBuf, Vec<u8>>> = Mutex::new(BTreeMap::new());
 
 fn remember(dir: PathBuf, result: Vec<u8>) {
@@ -190,14 +190,14 @@ pub(crate) fn result<T: DeserializeOwned>(runs: &Path, id: &str) -> Result<Optio
     ))
 }
 
-/// A task at work: what it leaves is sealed at its end.
+/// The folder of a running task; sealed when the task finishes.
 pub(super) struct Folder<'a> {
     pub dir: &'a Path,
     seal: Seal,
 }
 
 impl<'a> Folder<'a> {
-    /// Makes the folder and says in it what the task is.
+    /// Creates the folder and writes the task's file.
     pub(super) fn begin(dir: &'a Path, id: &str, task: &[u8]) -> Result<Self> {
         files::create_folder(dir).with_context(|| dir.display().to_string())?;
         let mut seal = Seal::new(dir, id);
@@ -237,7 +237,7 @@ mod tests {
     use crate::spec::Spec;
     use crate::task::Work;
 
-    /// A small plan of which all tasks are finished; those that train have a student.
+    /// A small plan with all tasks finished; trainings have a student.
     fn finished() -> (tempfile::TempDir, Plan) {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
         let mut spec = Spec::load(&root, "table1", "tiny").unwrap();
@@ -264,7 +264,7 @@ mod tests {
         plan.tasks.iter().position(|c| work(&c.task.work)).unwrap()
     }
 
-    /// Tasks that are to be done, and what is said.
+    /// Open tasks, and the messages.
     fn open(runs: &Path, plan: &Plan) -> (Vec<usize>, String) {
         let (done, lines) = survey(runs, plan).unwrap();
         let open = (0..done.len()).filter(|&i| !done[i]).collect();
@@ -336,7 +336,7 @@ mod tests {
         assert!(said.contains("model.safetensors"), "{said}");
         let error = needed(runs, &plan.tasks[teacher].id).unwrap_err();
         assert!(format!("{error:#}").contains("model.safetensors"));
-        // A length is checked always.
+        // The length is always checked.
         fs::write(&weights, "").unwrap();
         assert_eq!(open(runs, &plan).0, [teacher, answers]);
     }

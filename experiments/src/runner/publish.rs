@@ -1,4 +1,4 @@
-//! Results that are whole are put in the place of those of an earlier run.
+//! Complete results replace those of an earlier run.
 
 use std::fs;
 use std::path::Path;
@@ -10,8 +10,8 @@ use super::Places;
 use crate::results::PARTIAL;
 use crate::spec::{ENDINGS, Spec};
 
-/// Puts the results of an experiment, all tasks of which are done, in the place of those of an earlier run; tells of each
-/// file how it compares with what was there.
+/// Replaces the results of an earlier run with those of an experiment whose tasks are all done; returns a line per file
+/// that compares the two.
 ///
 /// # Errors
 ///
@@ -49,7 +49,7 @@ pub fn publish(places: &Places, spec: &Spec) -> Result<Vec<String>> {
         files::write(&to, &new).with_context(place)?;
         fs::remove_file(&from).with_context(place)?;
     }
-    // What was made from parts is out of date.
+    // Files made from partial results are out of date.
     for end in ENDINGS
         .iter()
         .flat_map(|end| [format!("{end}.csv"), format!("{end}.md")])
@@ -59,12 +59,12 @@ pub fn publish(places: &Places, spec: &Spec) -> Result<Vec<String>> {
             fs::remove_file(&stale).with_context(|| stale.display().to_string())?;
         }
     }
-    // Another experiment's may be in it.
+    // Fails if the folder holds another experiment's partial results.
     let _ = fs::remove_dir(places.result(spec, PARTIAL));
     Ok(told)
 }
 
-/// A file as the last commit has it; `None` outside a repository, without git, or where it is not committed.
+/// A file's content in the last commit; `None` outside a repository, without git, or if it is not committed.
 fn committed(path: &Path) -> Option<Vec<u8>> {
     let name = path.file_name()?.to_str()?;
     let output = std::process::Command::new("git")
@@ -114,7 +114,7 @@ mod tests {
             assert_eq!(fs::read_to_string(path).unwrap(), text);
             assert!(other.exists() && !places.partial(&spec, "table1.csv").exists());
         }
-        // What is committed is known where the folder is one of a repository.
+        // Inside a repository, results are compared with the committed ones.
         let git = |args: &[&str]| {
             let mut git = std::process::Command::new("git");
             git.arg("-C")

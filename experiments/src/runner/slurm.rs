@@ -1,7 +1,7 @@
-//! Tasks on a Slurm cluster: job arrays of `abkd task FOLDER`, each after those that its tasks need, then one job that folds.
+//! Tasks on a Slurm cluster: job arrays of `abkd task FOLDER`, each after the arrays that it needs, then one job that folds.
 //!
-//! Tasks with the same needs share an array. A task that fails stops those that need it, and no others. What is in the queue
-//! already is not submitted again.
+//! Tasks with the same needs share an array. A failed task stops only the tasks that need it. Tasks already in the queue
+//! are not submitted again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -16,50 +16,50 @@ use crate::plan::{Plan, Planned};
 use crate::spec::SlurmSpec;
 use crate::task::TaskId;
 
-/// The folder of scripts, logs and numbers of jobs, among those of the tasks.
+/// Folder of scripts, logs and job numbers, next to the task folders.
 const FOLDER: &str = "slurm";
-/// The job of each task that was submitted, `task job` a line.
+/// File of the submitted tasks' jobs; each line is `task job`.
 const JOBS: &str = "jobs";
-/// Most tasks of an array: what a cluster allows unless it says otherwise (`MaxArraySize`).
+/// Maximum tasks of an array: Slurm's default limit (`MaxArraySize`).
 const LARGEST: usize = 1000;
 
-/// What a submission is made of.
+/// Parameters of a submission.
 #[derive(Clone, Debug)]
 pub struct Submission {
-    /// The program, as every node finds it.
+    /// Path of the program, valid on every node.
     pub program: PathBuf,
     /// The folder that holds the tasks' folders.
     pub runs: PathBuf,
     /// Name of the experiment, for names of jobs.
     pub experiment: String,
-    /// The command that folds, without the program.
+    /// Arguments of the command that folds.
     pub fold: Vec<String>,
-    /// Whether scripts are only shown.
+    /// Whether scripts are only printed.
     pub dry_run: bool,
 }
 
-/// A cluster and what is submitted to it.
+/// A Slurm cluster and a submission to it.
 pub struct Slurm<'a> {
     /// The profile's section.
     pub spec: &'a SlurmSpec,
-    /// The rest.
+    /// The submission.
     pub submission: Submission,
 }
 
 /// A job array.
 struct Array<'a> {
     tasks: Vec<&'a Planned>,
-    /// Tasks that must have ended well.
+    /// Tasks that must have succeeded.
     needs: Vec<&'a TaskId>,
 }
 
 impl Slurm<'_> {
-    /// Submits what is not done and not in the queue; `begin` writes a task's folder. Gives lines on what was done, or for a
-    /// dry run the scripts.
+    /// Submits tasks that are neither done nor in the queue; `begin` writes a task's folder. Returns report lines, or the
+    /// scripts for a dry run.
     ///
     /// # Errors
     ///
-    /// No Slurm on this machine, said before anything is written; what Slurm refuses.
+    /// No Slurm on this machine, found before anything is written; an error of Slurm.
     pub fn submit(
         &self,
         plan: &Plan,
@@ -136,7 +136,7 @@ impl Slurm<'_> {
         Ok(lines)
     }
 
-    /// Submits a script after other jobs; gives the job's number, none for a dry run.
+    /// Submits a script after other jobs; returns the job's number, `None` for a dry run.
     fn one(
         &self,
         folder: &Path,
@@ -201,7 +201,7 @@ impl Slurm<'_> {
         text
     }
 
-    /// The lines of set-up and the command.
+    /// The set-up lines and the command.
     fn body(&self, command: &str) -> String {
         let mut text = String::from("set -euo pipefail\n");
         for line in &self.spec.setup {
@@ -237,12 +237,12 @@ impl Slurm<'_> {
     }
 }
 
-/// A word as a shell takes it.
+/// A word quoted for the shell.
 fn quoted(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
 }
 
-/// Tasks with the same needs, in the plan's order; those of no array are in one before it.
+/// Groups tasks with the same needs, in the plan's order: each array follows the arrays that it needs.
 fn arrays<'a>(plan: &'a Plan, done: &[bool], open: &[&'a Planned]) -> Vec<Array<'a>> {
     let mut arrays: Vec<Array> = Vec::new();
     for &planned in open {
@@ -264,7 +264,7 @@ fn arrays<'a>(plan: &'a Plan, done: &[bool], open: &[&'a Planned]) -> Vec<Array<
     arrays
 }
 
-/// Writes which job does which task.
+/// Writes the job of each task.
 fn save(folder: &Path, jobs: &BTreeMap<TaskId, String>) -> Result<()> {
     let lines: String = jobs
         .iter()
@@ -274,14 +274,14 @@ fn save(folder: &Path, jobs: &BTreeMap<TaskId, String>) -> Result<()> {
     files::write(&path, lines.as_bytes()).with_context(|| path.display().to_string())
 }
 
-/// Numbers of the jobs in the queue, those of arrays one by one.
+/// Numbers of the jobs in the queue, one per array task.
 fn queue() -> Result<BTreeSet<String>> {
     let words = ["--noheader", "--array", "--format=%i"].map(String::from);
     let told = command("squeue", &words)?;
     Ok(told.split_whitespace().map(str::to_owned).collect())
 }
 
-/// What a command writes to stdout.
+/// Stdout of a command.
 fn command(name: &str, words: &[String]) -> Result<String> {
     let output = match Command::new(name).args(words).output() {
         Ok(output) => output,
@@ -384,7 +384,7 @@ mod tests {
                 planned.id
             );
         }
-        // What is done is neither submitted nor waited for.
+        // A finished task is neither submitted nor waited for.
         done[0] = true;
         let text = scripts(&spec, &plan, &done);
         assert!(!text.contains(&format!("'{}'", plan.tasks[0].id)));

@@ -1,4 +1,4 @@
-//! Does one task after the other.
+//! Runs tasks one after the other.
 
 use std::borrow::Cow;
 use std::path::Path;
@@ -25,7 +25,7 @@ use crate::spec::{TimingSpec, ValidationSpec};
 use crate::task::{self, Evaluation, Hidden, Model, Sources, Task, TaskId, Training, Work};
 use crate::timing;
 
-/// Does one task after the other.
+/// Runs tasks one after the other.
 pub(super) struct Worker<'a> {
     /// The folder that holds the tasks' folders.
     pub runs: &'a Path,
@@ -33,12 +33,12 @@ pub(super) struct Worker<'a> {
     pub inputs: &'a Inputs,
     pub device: Device,
     pub stop: &'a AtomicBool,
-    /// The model that answered last: a model's evaluations come one after the other.
+    /// The model of the last evaluation, kept because a model's evaluations follow each other.
     pub loaded: Option<(Model, Sampler)>,
 }
 
 impl Worker<'_> {
-    /// Runs a task; gives a line about its result, or `None` when it was interrupted.
+    /// Runs a task; returns a line about its result, or `None` when it was interrupted.
     pub fn perform(
         &mut self,
         id: &TaskId,
@@ -47,7 +47,7 @@ impl Worker<'_> {
     ) -> Result<Option<String>> {
         self.check_data(task)?;
         if !matches!(task.work, Work::Evaluate(_)) {
-            // A training has better use for its memory.
+            // Frees memory for the training.
             self.loaded = None;
         }
         let dir = self.runs.join(id);
@@ -73,7 +73,7 @@ impl Worker<'_> {
         }
     }
 
-    /// Refuses data that are not those that the task was planned for.
+    /// Refuses data that differ from those that the task was planned for.
     fn check_data(&self, task: &Task) -> Result<()> {
         for (name, planned) in task.data() {
             let found = self
@@ -98,7 +98,7 @@ impl Worker<'_> {
         spec: &TimingSpec,
         shown: &mut TaskDisplay,
     ) -> Result<Option<String>> {
-        // Never resumed: what was timed before a stop is not comparable.
+        // Never resumed: timings from before an interruption are not comparable.
         let scratch = folder.dir.join(SCRATCH);
         remove_folder(&scratch)?;
         let mut timing = timing::Timing::new(spec);
@@ -203,7 +203,7 @@ impl Worker<'_> {
         Ok(Some(format!("{:.1} MB", size as f64 / 1e6)))
     }
 
-    /// What a student is trained on and with.
+    /// Loads the models and data of a training.
     fn job(&self, task: &Task, training: &Training) -> Result<Job<'_>> {
         let student = self.load(&training.student, task)?;
         let sequences = match &training.answers {
@@ -314,7 +314,7 @@ impl Worker<'_> {
             curve,
             cached_share,
         })?;
-        // A finished task needs its optimizer state no longer.
+        // A finished task no longer needs its optimizer state.
         for state in state::checkpoints(dir)? {
             remove_folder(&state)?;
         }
@@ -326,7 +326,7 @@ impl Worker<'_> {
         Ok(Some(told))
     }
 
-    /// A model to be asked, its adapter folded in.
+    /// A model for inference, its adapter merged.
     pub(super) fn asked(&self, model: &Model, task: &Task) -> Result<LanguageModel> {
         Ok(lora::merge(self.load(model, task)?))
     }
@@ -350,9 +350,9 @@ impl Worker<'_> {
     }
 }
 
-/// What a training works on.
+/// Models, data and settings of a training.
 struct Job<'a> {
-    /// The task that made the model it starts from, or `base`.
+    /// The task that made the initial student, or `base`.
     start: String,
     settings: Settings,
     method: Method,
@@ -368,14 +368,14 @@ struct Job<'a> {
     with_text: bool,
 }
 
-/// Name of the student's folder in that of its task.
+/// Name of the student's folder inside its task's folder.
 const STUDENT: &str = "student";
 
 fn remove_folder(dir: &Path) -> Result<()> {
     files::remove_folder(dir).with_context(|| dir.display().to_string())
 }
 
-/// An evaluation's `answers.jsonl`.
+/// Content of an evaluation's `answers.jsonl`.
 pub(crate) fn lines(answers: &[Answer], examples: &[Example]) -> Result<Vec<u8>> {
     let mut text = Vec::new();
     for (answer, example) in answers.iter().zip(examples) {

@@ -1,6 +1,6 @@
 //! Which key of a table an error is about.
 
-/// The key that is to blame for an error: the one that it names, else the one without which another error is met, or none.
+/// The key that causes an error: the key that the message names, else a key without which the error changes or vanishes.
 pub(super) fn culprit(
     table: &toml::Table,
     message: &str,
@@ -8,7 +8,7 @@ pub(super) fn culprit(
 ) -> Option<String> {
     let mut keys = table.keys();
     let named = keys.find(|key| names(message, key)).cloned();
-    // What is missing is no key of the table.
+    // A missing field is no key of the table.
     if named.is_some() || message.contains("missing field") {
         return named;
     }

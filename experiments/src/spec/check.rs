@@ -1,4 +1,4 @@
-//! What the two files of a spec, and the size of the data, show to be wrong, each with file and line.
+//! Checks of the two files of a spec and of the data; errors name file and line.
 
 use abkd_training::Settings;
 use anyhow::{Context, Result, anyhow, ensure};
@@ -12,9 +12,9 @@ use super::{Kind, Row, Spec, steps};
 use crate::results::ROW_KEYS;
 use crate::suggest::nearest;
 
-/// Longest name of an experiment or a profile: names of files are made of it.
+/// Maximum length of an experiment or profile name, which is part of file names.
 const LONGEST_NAME: usize = 100;
-/// What names of files of results end with, after the experiment's name.
+/// Endings of result file names, after the experiment's name.
 pub const ENDINGS: [&str; 10] = [
     "_scores",
     "_examples",
@@ -28,7 +28,7 @@ pub const ENDINGS: [&str; 10] = [
     "_pairs",
 ];
 
-/// What there is to validate with.
+/// Which validation figures the data allow.
 #[derive(Clone, Copy, Debug)]
 pub struct Validated {
     /// Whether a validation sequence has a response token, so that there is a loss.
@@ -126,7 +126,7 @@ impl Spec {
         self.check_seed_of(index)
     }
 
-    /// Refuses a seed of a row's training that the profile's list would replace without a word.
+    /// Refuses a row's training seed that the profile's `training_seeds` would silently replace.
     fn check_seed_of(&self, index: usize) -> Result<()> {
         let (p, row) = (&self.profile, &self.experiment.rows[index]);
         let own = p.methods.get(&row.method).map(|own| &own.train);
@@ -158,12 +158,12 @@ impl Spec {
         row.with_text(&self.profile).map(|_| ())
     }
 
-    /// What the data show to be wrong: the number of training sequences, and what there is to validate with.
+    /// Checks that need the data: the number of training sequences and the available validation figures.
     ///
     /// # Errors
     ///
-    /// A warm-up that is longer than its run, a replay buffer that is smaller than a batch, weights that are kept by a
-    /// figure that is not measured.
+    /// A warm-up longer than its run, a replay buffer smaller than a batch, weights selected by a figure that is not
+    /// measured.
     pub fn check_run(&self, sequences: usize, validated: Validated) -> Result<()> {
         let p = &self.profile;
         let check = |settings: &Settings| {
@@ -225,7 +225,7 @@ impl Spec {
         .filter_map(|(name, settings)| Some((name, settings.as_ref()?)))
     }
 
-    /// The row of the file that a row comes from.
+    /// Index in the file of the row that an expanded row comes from.
     fn origin(&self, index: usize) -> usize {
         self.grid.points.get(index).map_or(index, |point| point.row)
     }
@@ -236,8 +236,8 @@ impl Spec {
         self.files.experiment.place(&at)
     }
 
-    /// Adds the place of what is to blame for an error of a row. The profile alone has been found right, so that it is the
-    /// row, unless the error names a key that only the profile sets.
+    /// Adds the location of the cause to an error of a row. The profile is checked before, so the row is the cause unless
+    /// the error names a key that only the profile sets.
     pub(crate) fn blame(&self, index: usize, error: anyhow::Error) -> anyhow::Error {
         let place = self.place_of(index, &format!("{error:#}"));
         error.context(place)
@@ -262,7 +262,7 @@ impl Spec {
             path.extend(keys.iter().map(|key| Key(key)));
             file.place(&path)
         };
-        // The innermost keys first: a section is named by its own errors, too.
+        // Innermost keys first: an error of a key may name its section, too.
         for section in sections {
             let keys = file.keys(&[Key("rows"), Index(index), Key(section)]);
             if let Some(key) = keys.iter().find(|key| names(message, key)) {
@@ -277,7 +277,7 @@ impl Spec {
         if let Some(place) = self.named_in_profile(row, message) {
             return place;
         }
-        // An error that names no key is that of the key without which it is not met.
+        // An error that names no key belongs to the key without which it vanishes.
         for section in sections {
             for key in file.keys(&[Key("rows"), Index(index), Key(section)]) {
                 let mut without = row.clone();
@@ -294,7 +294,7 @@ impl Spec {
         in_row(&[])
     }
 
-    /// The place of a key that an error names, in the profile's settings of a row's method and of all trainings.
+    /// Location of the key that an error names, in the profile's settings of a row's method and of all trainings.
     fn named_in_profile(&self, row: &Row, message: &str) -> Option<String> {
         let file = &self.files.profile;
         let method = row.method.as_str();
@@ -320,7 +320,7 @@ impl Spec {
         None
     }
 
-    /// Adds the place of the key of a profile's section that an error names.
+    /// Adds to an error the location of the key that it names in a profile section.
     pub(super) fn blame_section(&self, section: &str, error: anyhow::Error) -> anyhow::Error {
         let message = format!("{error:#}");
         let file = &self.files.profile;
@@ -367,7 +367,7 @@ impl Spec {
     }
 }
 
-/// What is wrong with a name of which files and folders are made.
+/// Checks a name that is part of file and folder names.
 pub(super) fn check_name(name: &str, reserved: &[&str]) -> Result<()> {
     let good = |c: char| c.is_alphanumeric() || "-_.".contains(c);
     ensure!(
@@ -384,7 +384,7 @@ pub(super) fn check_name(name: &str, reserved: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Refuses a file that writes where another file of its folder does.
+/// Refuses a file whose results would overwrite those of another file in its folder.
 pub(super) fn check_its_file(file: &TomlFile, name: &str) -> Result<()> {
     let path = file.path();
     let other = path.with_file_name(format!("{name}.toml"));
@@ -398,7 +398,7 @@ pub(super) fn check_its_file(file: &TomlFile, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// What is wrong with a label of a row.
+/// Checks a row's label.
 fn check_label(label: &str) -> Result<()> {
     ensure!(
         !label.trim().is_empty() && label.trim() == label && !label.chars().any(char::is_control),

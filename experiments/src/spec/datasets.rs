@@ -11,16 +11,16 @@ use super::file::Step::Key;
 use super::file::{Step, TomlFile};
 use crate::suggest::nearest;
 
-/// The sets of a project that has no file of its own.
+/// Test sets of a project without its own file.
 const BUILT_IN: &str = include_str!("../../datasets.toml");
-/// Names of other inputs, and of the mean over all sets.
+/// Reserved names: other inputs, and the mean over all sets.
 const TAKEN: [&str; 5] = ["train", "valid", "text", "tokenizer", "all"];
 
 /// A test set.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TestSet {
-    /// Name in experiments and result files: that of its table.
+    /// Name in experiments and result files: the name of its TOML table.
     #[serde(default)]
     pub id: String,
     /// Heading in tables and pictures, and name in lists.
@@ -28,13 +28,13 @@ pub struct TestSet {
     /// JSONL file in the data folder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub file: Option<PathBuf>,
-    /// JSONL file from the project's folder on.
+    /// JSONL file, relative to the project's folder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<PathBuf>,
-    /// Names of its columns, where they are others than the usual ones.
+    /// Column names, where they differ from the default ones.
     #[serde(default, skip_serializing_if = "Columns::is_default")]
     pub columns: Columns,
-    /// Only the last so many examples of the file.
+    /// Use only the last N examples of the file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last: Option<usize>,
     /// How many examples the paper evaluates on.
@@ -49,7 +49,7 @@ pub struct TestSet {
 ///
 /// # Errors
 ///
-/// A file with an unknown key, or a set that is nowhere, in two places, or has a name that cannot be one.
+/// A file with an unknown key; a set with none or both of `file` and `path`, or with an invalid name.
 pub fn test_sets(root: &Path) -> Result<Vec<TestSet>> {
     let path = root.join("experiments/datasets.toml");
     let file = if path.exists() {
@@ -60,7 +60,7 @@ pub fn test_sets(root: &Path) -> Result<Vec<TestSet>> {
     checked(file.parse()?, &file, &[])
 }
 
-/// The sets of a file's tables, which stand below `section`, in its order.
+/// Checks the sets in the tables below `section`; returns them in file order.
 pub(super) fn checked(
     tables: BTreeMap<String, TestSet>,
     file: &TomlFile,
@@ -98,12 +98,12 @@ pub(super) fn checked(
     Ok(sets)
 }
 
-/// The way to a set's table.
+/// Path to a set's table.
 fn table_of<'a>(section: &[Step<'a>], id: &'a str) -> Vec<Step<'a>> {
     section.iter().copied().chain([Key(id)]).collect()
 }
 
-/// The sets of these ids, in their order.
+/// The sets with these ids, in the order of `ids`.
 pub(super) fn chosen(known: &[TestSet], ids: &[String]) -> Result<Vec<TestSet>> {
     let set = |id: &String| match known.iter().find(|set| set.id == *id) {
         Some(set) => Ok(set.clone()),

@@ -20,7 +20,7 @@ pub struct Experiment {
     pub name: String,
     /// Heading of its table and pictures.
     pub title: String,
-    /// What it yields.
+    /// Kind of its results.
     pub kind: Kind,
     /// First column of its CSV, as in the paper's: `loss` or `method`.
     #[serde(default = "row_key")]
@@ -28,8 +28,8 @@ pub struct Experiment {
     /// CSV of the paper's numbers in `results/paper`; absent: the rows are ranked among themselves.
     #[serde(default)]
     pub paper: Option<String>,
-    /// Label of the row whose lead over the best other one is shown, and that pictures emphasise; absent: `ABKD`, where
-    /// there is such a row.
+    /// Label of the row that pictures emphasise and whose lead over the best other row is shown; absent: `ABKD`, if a row
+    /// has this label.
     #[serde(default)]
     pub subject: Option<String>,
     /// The pair of models, where a profile has several (`[pairs.NAME]`).
@@ -73,7 +73,7 @@ impl Experiment {
     }
 }
 
-/// What an experiment yields.
+/// Kind of an experiment's results.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
@@ -81,7 +81,7 @@ pub enum Kind {
     Table,
     /// Validation curves.
     Curve,
-    /// Seconds a sample.
+    /// Seconds per sample.
     Timing,
 }
 
@@ -163,7 +163,7 @@ impl Row {
         }
     }
 
-    /// The method that the row names, with the profile's settings of it; the row's own win.
+    /// The row's method with the profile's settings for it; the row's own settings win.
     ///
     /// # Errors
     ///
@@ -244,7 +244,7 @@ impl Row {
         self.start.or(own.and_then(|m| m.start)).unwrap_or_default()
     }
 
-    /// Which student the training starts from: the initialised one, too, where the base is no language model.
+    /// Which student the training starts from; the initialised one if the base is no language model.
     pub(super) fn start(&self, profile: &Profile) -> Start {
         if profile.student.is_pretrained() {
             self.asked_start(profile)
@@ -257,7 +257,7 @@ impl Row {
     ///
     /// # Errors
     ///
-    /// A row that must have it, and a profile without a corpus.
+    /// When the row requires the term and the profile has no corpus.
     pub(super) fn with_text(&self, profile: &Profile) -> Result<bool> {
         let own = profile.methods.get(&self.method);
         let given = profile.data.text.is_some();

@@ -1,4 +1,4 @@
-//! A TOML file as it was read, and where in it a key stands.
+//! A TOML file's text, and the line of each key.
 
 use std::path::{Path, PathBuf};
 
@@ -9,7 +9,7 @@ use toml::de::{DeTable, DeValue};
 
 use crate::suggest::with_nearest_key;
 
-/// A step on the way to a value.
+/// One step of the path to a value.
 #[derive(Clone, Copy, Debug)]
 pub enum Step<'a> {
     /// A key of a table.
@@ -39,7 +39,7 @@ impl TomlFile {
         })
     }
 
-    /// A text that stands for a file.
+    /// A file with the given text; nothing is read from disk.
     pub fn of(path: &Path, text: &str) -> Self {
         Self {
             path: path.into(),
@@ -73,7 +73,7 @@ impl TomlFile {
         })
     }
 
-    /// `path:line` of a value, or of the last step on the way to it that is there; the path alone where none is.
+    /// `path:line` of a value, or of the last step to it that exists; the file's path alone if none does.
     pub fn place(&self, steps: &[Step]) -> String {
         let path = self.path.display();
         match self.walk(steps, |_| ()) {
@@ -94,7 +94,7 @@ impl TomlFile {
         there
     }
 
-    /// Keys of a table; none where it is not there.
+    /// Keys of a table; empty if there is no such table.
     pub fn keys(&self, steps: &[Step]) -> Vec<String> {
         let mut keys = Vec::new();
         self.walk(steps, |value| {
@@ -105,7 +105,7 @@ impl TomlFile {
         keys
     }
 
-    /// Walks to a value; gives where the last step that is there leads.
+    /// Walks to a value; returns the offset of the last step that exists.
     fn walk(&self, steps: &[Step], found: impl FnOnce(&DeValue)) -> Option<usize> {
         let root = DeValue::Table(DeTable::parse(&self.text).ok()?.into_inner());
         let (mut value, mut at) = (&root, None);
@@ -159,7 +159,7 @@ mod tests {
         assert_eq!(file.keys(&beta[..3]), ["beta"]);
         assert!(file.keys(&[Key("rows"), Index(2)]).is_empty());
         assert!(file.has(&beta) && !file.has(&[Key("rows"), Index(2)]));
-        // what is not there is where its table is
+        // a missing key is reported at its table
         assert_eq!(line(&[Key("rows"), Index(1), Key("none")]), 4);
         assert_eq!(file.place(&[Key("none")]), path.display().to_string());
         let folder = format!("{:#}", TomlFile::read(dir.path()).unwrap_err());

@@ -7,7 +7,7 @@ use super::file::Step::Key;
 use super::file::TomlFile;
 use crate::suggest::nearest;
 
-/// Most rows that a grid may make.
+/// Maximum number of rows that a grid expands to.
 const LARGEST: usize = 10_000;
 /// Tables of a row whose keys a grid may set.
 const TABLES: [&str; 3] = ["params", "train", "settings"];
@@ -23,16 +23,16 @@ pub struct Point {
     pub values: Vec<f64>,
 }
 
-/// The grid of an experiment; without keys where it has none.
+/// The grid of an experiment; without keys if it has none.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Grid {
     /// Keys without their tables, e.g. `alpha`.
     pub keys: Vec<String>,
-    /// One a row of the experiment.
+    /// One point per row of the experiment.
     pub points: Vec<Point>,
 }
 
-/// Expands the rows of a file; gives the rows and where they come from.
+/// Expands the rows of a file; returns the rows and the grid point of each.
 pub(super) fn expand(
     file: &TomlFile,
     rows: &[Row],

@@ -27,21 +27,21 @@ pub struct Profile {
     /// Where the computation happens: `flex`, `tch`, `cuda` or `wgpu`.
     #[serde(default = "defaults::backend")]
     pub backend: String,
-    /// Numbers of the matrix products: `f32` or `bf16`. Master weights, norms, attention weights and
+    /// Number format of the matrix products: `f32` or `bf16`. Master weights, norms, attention weights and
     /// divergences are f32 either way.
     #[serde(default)]
     pub precision: Precision,
-    /// Tasks run side by side.
+    /// Number of tasks that run in parallel.
     #[serde(default = "defaults::jobs")]
     pub jobs: usize,
     /// Replaces an experiment's seeds.
     #[serde(default)]
     pub seeds: Option<Vec<u64>>,
-    /// Seeds of the trainings of a row: data order, dropout, sampling while training. Each gives a student of its own.
-    /// Absent: one training, with the seed of its settings. Teacher and initialised student are one, whatever stands here.
+    /// Training seeds of a row: data order, dropout, sampling during training. Each seed trains its own student.
+    /// Absent: one training, with the seed of its settings. Teacher and initialised student are always trained once.
     #[serde(default)]
     pub training_seeds: Option<Vec<u64>>,
-    /// How the teacher's hidden states of the training data are kept for all losses and epochs: `f32`,
+    /// How the teacher's hidden states of the training data are cached for all losses and epochs: `f32`,
     /// `bf16` or `off`.
     #[serde(default)]
     pub teacher_cache: CacheMode,
@@ -54,36 +54,36 @@ pub struct Profile {
     pub teacher: ModelSpec,
     /// Student.
     pub student: ModelSpec,
-    /// Fine-tuning of the teacher; absent: it is used as it is.
+    /// Fine-tuning of the teacher, if any.
     #[serde(default)]
     pub teacher_sft: Option<Settings>,
-    /// Fine-tuning that initialises the student; absent: it is used as it is.
+    /// Fine-tuning that initialises the student, if any.
     #[serde(default)]
     pub student_sft: Option<Settings>,
     /// Distillation.
     pub distill: Settings,
-    /// What is measured after each epoch.
+    /// Validation after each epoch.
     pub validation: ValidationSpec,
-    /// How the test sets are answered.
+    /// Decoding of the answers to the test sets.
     pub evaluation: DecodingSpec,
-    /// What differs for a method at this scale, by its id.
+    /// Overrides for a method at this scale, by method id.
     #[serde(default)]
     pub methods: BTreeMap<String, MethodSpec>,
     /// How steps are timed (Table 3).
     #[serde(default)]
     pub timing: TimingSpec,
-    /// Test sets beside those of `experiments/datasets.toml`; one of the same id takes its place.
+    /// Test sets in addition to `experiments/datasets.toml`; a set with the same id replaces that file's.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub datasets: BTreeMap<String, TestSet>,
     /// How jobs are submitted with `--executor slurm`.
     #[serde(default)]
     pub slurm: SlurmSpec,
-    /// Keys of this file that differ for an experiment that names a pair.
+    /// Overrides of this file's keys for an experiment that names a pair.
     #[serde(default, skip_serializing)]
     pub pairs: BTreeMap<String, toml::Table>,
 }
 
-/// What differs for a method at a scale.
+/// Overrides for a method at a scale.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MethodSpec {
@@ -101,7 +101,7 @@ pub struct MethodSpec {
     pub text: Option<TextTerm>,
 }
 
-/// How jobs are submitted to Slurm; what is absent is left to the cluster.
+/// How jobs are submitted to Slurm; absent keys are left to the cluster.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SlurmSpec {
@@ -111,7 +111,7 @@ pub struct SlurmSpec {
     /// Generic resources of a task, e.g. `gpu:1`.
     #[serde(default)]
     pub gres: Option<String>,
-    /// Time limit of a task, as sbatch takes it. A task that is cut off goes on when it is submitted again.
+    /// Time limit of a task, in sbatch's format. A task that hits the limit resumes when submitted again.
     #[serde(default)]
     pub time: Option<String>,
     /// Account.
@@ -135,13 +135,13 @@ pub struct SlurmSpec {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TimingSpec {
-    /// Updates that are not counted, at the start of each repeat.
+    /// Warm-up updates at the start of each repeat; not timed.
     #[serde(default = "defaults::warmup")]
     pub warmup: usize,
-    /// Updates that are counted, in each repeat.
+    /// Timed updates in each repeat.
     #[serde(default = "defaults::timed_steps")]
     pub steps: usize,
-    /// Repeats; the methods take turns, so that a machine that grows slower does so for all.
+    /// Repeats; the methods alternate, so that a machine that slows down affects all of them.
     #[serde(default = "defaults::repeats")]
     pub repeats: usize,
 }
@@ -171,10 +171,10 @@ pub struct DataSpec {
     /// JSONL file of the validation data, in place of the folder's validation set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub valid_file: Option<PathBuf>,
-    /// The last so many examples of `train_file` are the validation data, and are not trained on.
+    /// The last N examples of `train_file` are held out as validation data.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hold_out: Option<usize>,
-    /// Names of the columns of `train_file` and `valid_file`, where they are others than the usual ones, e.g.
+    /// Column names of `train_file` and `valid_file`, where they differ from the default ones, e.g.
     /// `{ instruction = "question", output = "answer" }`.
     #[serde(default, skip_serializing_if = "Columns::is_default")]
     pub columns: Columns,
@@ -182,7 +182,7 @@ pub struct DataSpec {
     #[serde(default)]
     pub tokenizer: Option<PathBuf>,
     /// Indexed token files (without suffix) of the training data, e.g. `MiniLLM/dolly-processed`, in place
-    /// of the folder's training set; they must be the tokenizer's.
+    /// of the folder's training set; encoded with the same tokenizer.
     #[serde(default)]
     pub train_tokens: Option<PathBuf>,
     /// Indexed token files (without suffix) of plain text, e.g. OpenWebText: distillation then has a
@@ -192,25 +192,25 @@ pub struct DataSpec {
     /// Seed of the embedded corpus.
     #[serde(default)]
     pub seed: u64,
-    /// Use the first so many training examples; of the embedded corpus so many are made.
+    /// Use the first N training examples; the embedded corpus generates N.
     #[serde(default)]
     pub train: Option<usize>,
-    /// Use the first so many validation examples; `[validation] examples` may take fewer.
+    /// Use the first N validation examples; `[validation] examples` may take fewer.
     #[serde(default)]
     pub valid: Option<usize>,
-    /// Use the first so many examples of each test set.
+    /// Use the first N examples of each test set.
     #[serde(default)]
     pub test: Option<usize>,
-    /// A longer prompt is cut to its first so many tokens.
+    /// A longer prompt is truncated to its first N tokens.
     #[serde(default = "defaults::max_prompt_length")]
     pub max_prompt_length: usize,
-    /// A longer sequence is cut.
+    /// A longer sequence is truncated.
     #[serde(default = "defaults::max_length")]
     pub max_length: usize,
 }
 
 impl DataSpec {
-    /// Most tokens of an answer: what `max_length` leaves after `max_prompt_length`.
+    /// Maximum tokens of an answer: `max_length` minus `max_prompt_length`.
     pub fn max_new_tokens(&self) -> usize {
         self.max_length - self.max_prompt_length
     }
@@ -226,8 +226,8 @@ pub enum Source {
     Folder,
 }
 
-/// Where a model comes from: `checkpoint`, `layers` or a shape (`gpt2`, `llama`) for fresh weights. Beside a
-/// checkpoint a shape says what it must be, so that a plan can be made before the weights are there.
+/// Where a model comes from: `checkpoint`, `layers` or a shape (`gpt2`, `llama`) for fresh weights. A shape
+/// beside a checkpoint declares the checkpoint's shape, so that a plan can be made without the weights.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelSpec {
@@ -237,7 +237,7 @@ pub struct ModelSpec {
     /// Repository on the Hugging Face Hub that `abkd fetch weights` puts into `checkpoint`.
     #[serde(default)]
     pub hub: Option<String>,
-    /// Its revision: a branch, tag or commit.
+    /// Revision of `hub`: a branch, tag or commit.
     #[serde(default)]
     pub revision: Option<String>,
     /// Layers of the teacher checkpoint that the student is made of (student only).
@@ -258,9 +258,9 @@ pub struct ModelSpec {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Layers {
-    /// So many, evenly spaced, first and last included.
+    /// This many layers, evenly spaced, first and last included.
     Count(usize),
-    /// These, counted from 0, ascending.
+    /// These layers, counted from 0, ascending.
     These(Vec<usize>),
 }
 
@@ -274,7 +274,7 @@ impl fmt::Display for Layers {
 }
 
 impl Layers {
-    /// Whether there is one, and none twice.
+    /// Whether there is at least one layer, and the indices ascend strictly.
     fn are_some(&self) -> bool {
         let Self::These(layers) = self else {
             return self.count() > 0;
@@ -282,7 +282,7 @@ impl Layers {
         !layers.is_empty() && layers.is_sorted_by(|a, b| a < b)
     }
 
-    /// Layers that the whole model must have.
+    /// Minimum number of layers of the whole model.
     pub fn needs(&self) -> usize {
         match self {
             Self::Count(count) => *count,
@@ -317,7 +317,7 @@ impl ModelSpec {
     ///
     /// # Errors
     ///
-    /// A key that the architecture does not have, or a value that is not built.
+    /// A key that the architecture does not have, or an unsupported value.
     pub fn fresh(&self) -> Result<Option<ModelConfig>> {
         if self.checkpoint.is_some() {
             return Ok(None);
@@ -325,11 +325,11 @@ impl ModelSpec {
         self.declared()
     }
 
-    /// The shape that the file declares, if it does.
+    /// The shape that the file declares, if any.
     ///
     /// # Errors
     ///
-    /// A key that the architecture does not have, or a value that is not built.
+    /// A key that the architecture does not have, or an unsupported value.
     pub fn declared(&self) -> Result<Option<ModelConfig>> {
         self.section().map_or(Ok(None), |(model_type, table)| {
             shape(model_type, table).map(Some)
@@ -345,12 +345,12 @@ impl ModelSpec {
         }
     }
 
-    /// Whether it is a language model before any training here: neither fresh weights nor a selection of layers.
+    /// Whether this is a language model before any training here: neither fresh weights nor a selection of layers.
     pub fn is_pretrained(&self) -> bool {
         self.checkpoint.is_some()
     }
 
-    /// What is wrong with it, and the keys that lead there.
+    /// Checks the section; an error is the path of keys to the wrong value, and a message.
     pub(super) fn check(&self, who: &str) -> Result<(), (Vec<String>, String)> {
         let shapes = usize::from(self.gpt2.is_some()) + usize::from(self.llama.is_some());
         let sources = match (&self.checkpoint, &self.layers) {
@@ -406,16 +406,16 @@ impl ModelSpec {
     }
 }
 
-/// What is measured after each epoch.
+/// Validation after each epoch.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ValidationSpec {
-    /// Use the first so many validation examples.
+    /// Use the first N validation examples.
     pub examples: usize,
-    /// Seed of the draws.
+    /// Sampling seed.
     #[serde(default = "defaults::seed")]
     pub seed: u64,
-    /// Most tokens of an answer.
+    /// Maximum tokens of an answer.
     pub max_new_tokens: usize,
     /// Rows decoded together.
     #[serde(default = "defaults::decode_batch")]
@@ -423,7 +423,7 @@ pub struct ValidationSpec {
 }
 
 impl ValidationSpec {
-    /// Sampling without the n-gram rule, as the published code validates.
+    /// Sampling without the n-gram rule, as in the published code's validation.
     pub fn decoding(&self) -> Decoding {
         Decoding {
             max_new_tokens: self.max_new_tokens,
@@ -433,17 +433,17 @@ impl ValidationSpec {
     }
 }
 
-/// How answers are drawn.
+/// How answers are decoded.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DecodingSpec {
-    /// Whether prompts begin with the beginning-of-sequence token, as those of the released OpenLLaMA2 evaluation do, and
-    /// those of the teacher's answers with them; training prompts never have it.
+    /// Whether prompts for test and teacher answers begin with the beginning-of-sequence token, as in the released
+    /// OpenLLaMA2 evaluation; training prompts never have it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub bos: bool,
-    /// Most tokens of an answer.
+    /// Maximum tokens of an answer.
     pub max_new_tokens: usize,
-    /// Divides the logits; above 0. The likeliest token is `top_k = 1`.
+    /// Divides the logits; above 0. Greedy decoding is `top_k = 1`.
     #[serde(default = "defaults::one")]
     pub temperature: f64,
     /// 0 is off.
@@ -461,7 +461,7 @@ pub struct DecodingSpec {
 }
 
 impl DecodingSpec {
-    /// As the models crate wants it.
+    /// Converts to the type of the models crate.
     pub fn decoding(&self) -> Decoding {
         Decoding {
             max_new_tokens: self.max_new_tokens,

@@ -1,4 +1,4 @@
-//! What a profile's file alone shows to be wrong, each with its line.
+//! Checks that need only the profile's file; errors name the line.
 
 use abkd_training::Method;
 use anyhow::{Context, Result, anyhow, ensure};
@@ -9,19 +9,19 @@ use super::{Profile, Row, Source, Spec};
 use crate::backend;
 use crate::suggest::nearest;
 
-/// Most cells side by side.
+/// Maximum number of parallel cells.
 const MOST_JOBS: usize = 256;
-/// Most examples of a set of the embedded corpus, which is made in memory.
+/// Maximum examples per set of the embedded corpus, which is generated in memory.
 const MOST_EMBEDDED: usize = 1_000_000;
-/// Longest sequence, and most of whatever is counted one by one.
+/// Maximum of sequence lengths, step counts and batch sizes.
 const LARGEST: usize = 1 << 20;
-/// Most repeats of a timing: each is a cell.
+/// Maximum repeats of a timing: each is a cell.
 const MOST_REPEATS: usize = 1000;
 /// Folders below `results` that are not a profile's.
 const RESERVED: [&str; 2] = ["paper", "bench"];
 
 impl Spec {
-    /// What the profile's file alone shows to be wrong.
+    /// Checks that need only the profile's file.
     pub(super) fn check_profile(&self) -> Result<()> {
         let p = &self.profile;
         let place = |keys: &[&str]| self.in_profile(keys);
@@ -96,7 +96,7 @@ impl Spec {
         self.check_files()
     }
 
-    /// What is wrong with the files of the data that are named one by one.
+    /// Checks `train_file`, `columns` and `hold_out`.
     fn check_files(&self) -> Result<()> {
         let data = &self.profile.data;
         let place = |key: &str| self.in_profile(&["data", key]);
@@ -156,7 +156,7 @@ impl Spec {
         Ok(())
     }
 
-    /// What is wrong with `[methods.ID]`, whatever the rows set.
+    /// Checks `[methods.ID]` independently of the rows.
     fn check_method(&self, id: &str) -> Result<()> {
         let ids: Vec<&str> = Method::ids().collect();
         ensure!(
@@ -198,11 +198,11 @@ impl Spec {
         Ok(())
     }
 
-    /// Layers that are computed again draw their dropout again, from a random state that all cells share.
+    /// Checks `jobs`. Gradient checkpointing redraws dropout from a random state that all cells share.
     ///
     /// # Errors
     ///
-    /// Gradient checkpointing with cells side by side; more of them than any machine runs. `place` says where `jobs` stands.
+    /// Gradient checkpointing with parallel cells; `jobs` out of range. `place` is the location of `jobs`.
     pub fn check_jobs(&self, place: &str) -> Result<()> {
         let p = &self.profile;
         ensure!(

@@ -22,14 +22,14 @@ pub(super) fn shape(model_type: &str, table: &toml::Table) -> Result<ModelConfig
     Ok(config)
 }
 
-/// Most layers of a model that is built here; the deepest published language models have about a thousand.
+/// Maximum number of layers; the deepest published language models have about a thousand.
 const MOST_LAYERS: usize = 1024;
-/// Largest vocabulary, width and the like.
+/// Maximum of the vocabulary size, the width and similar sizes.
 const LARGEST_SIZE: i64 = 1 << 24;
-/// Most parameters: 400 GB of weights.
+/// Maximum number of parameters: 400 GB of weights.
 const MOST_PARAMETERS: usize = 100_000_000_000;
 
-/// Refuses sizes that no machine holds, before anything is built of them.
+/// Refuses sizes that fit on no machine, before a model is built.
 pub(super) fn bounded(table: &toml::Table, config: &ModelConfig) -> Result<()> {
     for (key, value) in table {
         ensure!(
@@ -55,7 +55,7 @@ pub(super) fn bounded(table: &toml::Table, config: &ModelConfig) -> Result<()> {
     Ok(())
 }
 
-/// Refuses what TOML takes for a number and JSON does not have.
+/// Refuses NaN and infinities, which TOML has and JSON has not.
 pub(super) fn finite(table: &toml::Table) -> Result<()> {
     for (key, value) in table {
         ensure!(

@@ -1,4 +1,4 @@
-//! Drives the binary as a user does, on a profile of seconds.
+//! Drives the binary as a user does, on a profile that runs in seconds.
 
 mod project;
 mod report;
@@ -53,7 +53,7 @@ fn a_run_gives_table_comparison_and_picture_and_is_not_repeated() {
 fn a_killed_run_ends_with_the_same_bits() {
     let project = Project::new();
     let mut kills = 0;
-    // Ever later, so that all kinds of moments are hit.
+    // Increasing delays, so that kills hit different moments.
     for wait in [150, 250, 350, 500, 700, 900, 1100] {
         let mut child = project.start();
         std::thread::sleep(Duration::from_millis(wait));
@@ -71,7 +71,7 @@ fn a_killed_run_ends_with_the_same_bits() {
     assert_eq!(project.outcome(), undisturbed.outcome());
 }
 
-/// Files above a limit cannot be written, as on a disk that fills.
+/// Files above a limit cannot be written, as on a full disk.
 #[cfg(unix)]
 #[test]
 fn a_full_disk_is_an_error_and_nothing_is_lost() {
@@ -94,7 +94,7 @@ fn a_full_disk_is_an_error_and_nothing_is_lost() {
         .chain(run.get_args())
         .map(|w| w.to_string_lossy().into_owned())
         .collect();
-    // 16 blocks of 1024 bytes hold a log and no checkpoint
+    // 16 blocks of 1024 bytes hold a log, but no checkpoint
     let limited = Command::new("bash")
         .args(["-c", "trap '' XFSZ; ulimit -f 16; exec \"$@\"", "bash"])
         .args(&words)
@@ -323,7 +323,7 @@ fn settings_of_methods_are_checked_with_file_and_line_before_anything_runs() {
         }
         assert!(!project.path("runs").exists());
     };
-    // (from the row's divergence to a method with settings, what is said)
+    // (replacement of the row's divergence, expected parts of the message)
     for (row, what) in [
         (
             "method = \"distillm\"\nsettings = { replay_ratio = \"rising\" }",
@@ -410,8 +410,8 @@ fn each_training_seed_gives_a_student_of_its_own() {
     );
 }
 
-/// A student that has hardly moved answers as the one that it started from, if its adapter sits on the right model:
-/// one that is trained on replaces the initialised student's, a new one sits on it.
+/// After near-zero updates a student answers as its initial model, if its adapter is applied to the right model: a
+/// continued adapter replaces the initialised student's, a new one is applied on top of it.
 #[test]
 fn an_adapter_is_evaluated_on_what_it_was_trained_on() {
     for start in ["continue", "merge"] {
@@ -568,7 +568,7 @@ fn listings_and_plans_need_no_run() {
     assert!(abkd(&["audit"]).contains("AlphaNet"));
 }
 
-/// A tokenizer of words in a folder of its own, with these files beside it.
+/// A word-level tokenizer in its own folder, with the given files beside it.
 fn tokenizer(dir: &Path, vocabulary: &str, beside: &[(&str, &str)]) -> String {
     fs::create_dir_all(dir).unwrap();
     let path = dir.join("tokenizer.json");

@@ -1,4 +1,4 @@
-//! A project of seconds, and the binary on it.
+//! A project that runs in seconds, and the binary on it.
 
 use std::fs;
 use std::path::{Path, PathBuf};

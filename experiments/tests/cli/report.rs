@@ -1,4 +1,4 @@
-//! The report: one file, whole without a network, and a browser has nothing to complain about.
+//! The report: one file, complete without a network, shown by a browser without errors.
 
 use std::fs;
 use std::process::Command;
@@ -31,12 +31,12 @@ fn a_report_is_one_page_without_a_network_that_a_browser_shows_without_errors() 
     ] {
         assert!(page.contains(part), "no `{part}`");
     }
-    // Names of formats are no addresses.
+    // The SVG namespace is not fetched.
     let rest = page.replace("http://www.w3.org/2000/svg", "");
     for address in ["http:", "https:", "src=\"", "@import", "url("] {
         assert!(!rest.contains(address), "{address}");
     }
-    // An answer that looks like the end of a script is none.
+    // An answer that looks like the end of a script does not end it.
     assert_eq!(page.matches("</script>").count(), 2);
 
     let browser = ["chromium", "chromium-browser", "google-chrome"]
@@ -70,7 +70,7 @@ fn a_report_is_one_page_without_a_network_that_a_browser_shows_without_errors() 
         .output()
         .unwrap();
     let shown = String::from_utf8_lossy(&output.stdout);
-    // Written by the script.
+    // Text that the page's script has written.
     assert!(
         shown.contains("References: ") && shown.contains(" answers</span>"),
         "{shown}"

@@ -1,4 +1,4 @@
-//! Slurm's executor against a scheduler that only notes what is submitted, and `abkd task` on what it notes.
+//! The Slurm executor with a mock scheduler that only records submitted jobs, and `abkd task` on the recorded jobs.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -7,7 +7,7 @@ use std::process::{Command, Output};
 
 use crate::project::{Project, text};
 
-/// Commands of a Slurm that takes jobs and runs none: scripts go to `jobs/`, the queue is a file.
+/// Mock Slurm commands that accept jobs and run none: scripts go to `jobs/`, the queue is a file.
 struct Scheduler {
     dir: tempfile::TempDir,
 }
@@ -47,7 +47,7 @@ impl Scheduler {
         command.output().unwrap()
     }
 
-    /// Scripts by the numbers of their jobs, in their order.
+    /// Job numbers and scripts, in order.
     fn jobs(&self) -> Vec<(u32, PathBuf)> {
         let jobs = fs::read_dir(self.dir.path().join("jobs")).unwrap();
         let mut jobs: Vec<(u32, PathBuf)> = jobs
@@ -107,7 +107,7 @@ fn jobs_give_the_bits_of_a_local_run_and_only_what_is_missing_is_submitted() {
         text(&output)
     );
     let jobs = slurm.jobs();
-    // What is in the queue is not submitted again: but for the fold nothing is.
+    // Queued tasks are not submitted again: only the fold is.
     let known = fs::read_to_string(project.path("runs/micro/slurm/jobs")).unwrap();
     let numbers: Vec<&str> = known.lines().filter_map(|l| l.split(' ').nth(1)).collect();
     assert_eq!(numbers.len(), 21);
@@ -123,7 +123,7 @@ fn jobs_give_the_bits_of_a_local_run_and_only_what_is_missing_is_submitted() {
     fs::write(slurm.dir.path().join("queue"), "").unwrap();
     slurm.forget();
 
-    // The queue was lost: all are submitted. The teacher's job runs, and no other.
+    // The queue was lost: all tasks are submitted. Only the teacher's job runs.
     assert!(slurm.submit(&project, &[]).status.success());
     assert_eq!(slurm.jobs().len(), jobs.len());
     let first = run(&slurm.jobs()[0].1);
@@ -217,7 +217,7 @@ fn a_task_that_cannot_be_run_says_why() {
         "{said}"
     );
     fs::write(&file, &whole).unwrap();
-    // Other data than it was planned for.
+    // Data that differ from the planned ones.
     fs::write(&file, whole.replacen("\"seed\": 0", "\"seed\": 7", 1)).unwrap();
     let (code, said) = task(&teacher);
     assert!(

@@ -1,4 +1,4 @@
-//! Checkpoints, tokenizers and data that do not fit, or are not there.
+//! Checkpoints, tokenizers and data that do not fit, or are missing.
 
 use std::fs;
 
@@ -82,12 +82,12 @@ fn checkpoints_and_tokenizers_are_named_with_whose_they_are_and_what_to_do() {
         },
         &["tokenizer", "40"],
     );
-    // fewer positions in the student alone
+    // fewer positions in the student only
     with(
         &|root| root.checkpoint("weights/s", &gpt2(1, 128, 512)),
         &["ok.toml:7", "the student has 128 positions"],
     );
-    // another tokenizer of the same size; an equal one is none
+    // another tokenizer of the same size; an equal one is accepted
     with(
         &|root| root.swapped_tokenizer("weights/s/tokenizer.json"),
         &[
@@ -113,7 +113,7 @@ fn checkpoints_and_tokenizers_are_named_with_whose_they_are_and_what_to_do() {
     let same = root.read("weights/t/tokenizer.json");
     root.write("weights/s/tokenizer.json", &same);
     assert!(root.abkd("plan").status.success());
-    // a document that no model has positions for
+    // a document longer than the models' positions
     with(
         &|root| {
             let long: Vec<Vec<u16>> = vec![vec![5; 400]];
@@ -136,12 +136,12 @@ fn what_is_not_there_yet_can_be_planned_and_is_said_once() {
         text(&plan)
     );
     assert!(!root.abkd("run").status.success());
-    // one set of several
+    // one missing set
     let root = Root::new();
     fs::remove_file(root.path("data/dolly/valid.jsonl")).unwrap();
     let said = text(&root.abkd("plan"));
     assert_eq!(said.matches("valid.jsonl").count(), 1, "{said}");
-    // a checkpoint of which the shape is declared
+    // a missing checkpoint with a declared shape
     let root = Root::new();
     let shape = "weights/none\"\n[student.gpt2]\nvocab_size = 512\nn_positions = 192\nn_embd = 8\nn_layer = 1\nn_head = 2";
     root.profile("weights/s\"", shape);
@@ -153,7 +153,7 @@ fn what_is_not_there_yet_can_be_planned_and_is_said_once() {
         text(&plan)
     );
     assert!(!root.abkd("run").status.success());
-    // and what the declared shape shows to be wrong is an error
+    // and a wrong declared shape is an error
     root.profile("n_positions = 192", "n_positions = 100");
     root.refuses(&["the student has 100 positions"]);
 }

@@ -4,7 +4,7 @@ use std::fs;
 
 use crate::root::Root;
 
-/// Edits of the profile, and what is said.
+/// Edits of the profile, and expected parts of the message.
 #[test]
 fn a_profile_that_cannot_be_run_is_refused_with_its_line() {
     let shape = "[teacher.gpt2]\nvocab_size = 512\nn_positions = 192\nn_embd = 8\nn_layer = 2\nn_head = 2\n";

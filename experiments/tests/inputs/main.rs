@@ -1,5 +1,5 @@
-//! What a run reads: all that is wrong is said before anything runs, by `plan` and `run` alike, and nothing is silently
-//! different. Everything is made in a folder of the test's own.
+//! Inputs of a run: all mistakes are reported before anything runs, by `plan` and `run` alike, and no input changes
+//! silently. Each test creates its own folder.
 
 mod checkpoints;
 mod files;
@@ -14,7 +14,7 @@ use std::process::Command;
 
 use self::root::text;
 
-/// Everything that is shipped is found right before anything is loaded.
+/// All shipped files pass the checks of `plan`.
 #[test]
 fn shipped_files_have_no_mistakes() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");

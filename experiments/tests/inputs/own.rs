@@ -75,7 +75,7 @@ impl Desk {
             .args(words.split_whitespace())
             .current_dir(self.dir.path())
             .env("HF_HOME", self.path("hub"))
-            // Nobody listens there.
+            // Nothing listens on this port.
             .env("HF_ENDPOINT", "http://127.0.0.1:9")
             .env_remove("ABKD_DATA");
         command
@@ -85,14 +85,14 @@ impl Desk {
         self.command(words).output().unwrap()
     }
 
-    /// What goes to stdout.
+    /// Runs a command; returns its stdout.
     fn runs(&self, words: &str) -> String {
         let output = self.abkd(words);
         assert!(output.status.success(), "{words}: {}", text(&output));
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// The command fails, says all of `says`, and leaves no folder `out`.
+    /// The command fails with a message that has all of `says`, and leaves no folder `out`.
     fn refuses(&self, words: &str, says: &[&str]) {
         let output = self.abkd(words);
         let said = text(&output);
@@ -107,7 +107,7 @@ impl Desk {
         assert!(!self.path("out").exists(), "{words}: {said}");
     }
 
-    /// Every file of the student, and what lies beside it.
+    /// Every file of the student, and the files beside its folder.
     fn outcome(&self) -> Vec<(String, Vec<u8>)> {
         let student = fs::read_dir(self.path("out/student")).unwrap();
         let student = student.map(|e| format!("student/{}", e.unwrap().file_name().display()));
@@ -173,7 +173,7 @@ fn a_student_is_a_whole_folder_that_answers_and_the_profile_runs_again() {
     assert_eq!(scores.lines().count(), 1 + 3, "{scores}");
     assert!(desk.read("out/answers.md").contains("### Example 4"));
 
-    // The same command does nothing again, and puts back what is damaged.
+    // The same command repeats nothing, and restores a damaged file.
     let before = desk.outcome();
     let again = text(&desk.abkd(&distill));
     assert!(again.contains("6 of 6 tasks are done"), "{again}");
@@ -182,7 +182,7 @@ fn a_student_is_a_whole_folder_that_answers_and_the_profile_runs_again() {
     assert!(again.contains("the student is written again"), "{again}");
     assert_eq!(before, desk.outcome());
 
-    // So does the run that it stands for.
+    // `abkd run` on its two files repeats nothing, either.
     let mut run = desk.command("run ./experiment.toml -p ./profile.toml");
     let run = run.current_dir(desk.path("out")).output().unwrap();
     assert!(run.status.success(), "{}", text(&run));
@@ -192,7 +192,7 @@ fn a_student_is_a_whole_folder_that_answers_and_the_profile_runs_again() {
         text(&run)
     );
 
-    // The student answers, with the score that it has there.
+    // `abkd eval` gives the student the same score.
     let eval = "eval out/student --test mine=test.jsonl --max-new-tokens 8 --out answers";
     let table = desk.runs(eval);
     assert!(table.contains("student  mine"), "{table}");
@@ -209,7 +209,7 @@ fn a_student_is_a_whole_folder_that_answers_and_the_profile_runs_again() {
         desk.runs(&format!("{greedy} 2"))
     );
 
-    // What was fetched from the Hub once needs no network.
+    // A model that was fetched from the Hub before needs no network.
     desk.model("hub/hub/abkd/owner/model", &gpt2(1, 192, 512));
     desk.runs("generate owner/model --prompt hello --max-new-tokens 5");
 }

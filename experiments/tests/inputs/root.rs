@@ -1,4 +1,4 @@
-//! A project's folder of the test's own: two checkpoints, a tokenizer, one data set, an experiment of one row.
+//! A project folder for tests: two checkpoints, a tokenizer, one data set, an experiment of one row.
 
 use std::fs;
 use std::path::PathBuf;
@@ -70,7 +70,7 @@ pub fn gpt2(layers: usize, positions: usize, vocab: usize) -> LanguageModel {
     config.init(layers as u64, &Device::flex())
 }
 
-/// Examples as lines.
+/// Examples as JSONL.
 pub fn jsonl(examples: &[Example]) -> String {
     let line = |e: &Example| {
         let line = json!({ "instruction": e.instruction, "input": e.input, "output": e.outputs });
@@ -121,7 +121,7 @@ impl Root {
         fs::read_to_string(self.path(name)).unwrap()
     }
 
-    /// Writes the teacher's tokenizer with the ids of two words exchanged: another one of the same size.
+    /// Writes the teacher's tokenizer with the ids of two words swapped: another tokenizer of the same size.
     pub fn swapped_tokenizer(&self, name: &str) {
         let mut json: serde_json::Value =
             serde_json::from_str(&self.read("weights/t/tokenizer.json")).unwrap();
@@ -173,7 +173,7 @@ impl Root {
         text(&output)
     }
 
-    /// Both `plan` and `run` say `what`, and nothing is begun.
+    /// Both `plan` and `run` fail with a message that has all of `what`, and begin nothing.
     pub fn refuses(&self, what: &[&str]) {
         for verb in ["plan", "run"] {
             let output = self.abkd(verb);
@@ -196,7 +196,7 @@ impl Root {
         evaluations.ends_with(&format!(", {all} of them done")) && !said.contains("to do ")
     }
 
-    /// Folders of tasks whose name begins so.
+    /// Folders of tasks whose names begin with `name`.
     pub fn tasks(&self, name: &str) -> Vec<PathBuf> {
         let entries = fs::read_dir(self.path("runs/ok")).unwrap();
         let paths = entries.map(|e| e.unwrap().path());
@@ -206,7 +206,7 @@ impl Root {
     }
 }
 
-/// All that a program said.
+/// Stdout and stderr of a program.
 pub fn text(output: &Output) -> String {
     format!(
         "{}{}",

@@ -5,7 +5,7 @@ use serde_json::json;
 
 use crate::root::{PROFILE, Root, text};
 
-/// Edits of the experiment, and what is said.
+/// Edits of the experiment, and expected parts of the message.
 #[test]
 fn an_experiment_that_cannot_be_run_is_refused_with_its_line() {
     let fkld = "divergence = \"fkld\"";

@@ -116,7 +116,7 @@ fn data_that_cannot_be_written_to_stdout_are_an_error() {
         .output()
         .unwrap();
     assert!(!help.status.success());
-    // a reader that has gone away, and nobody to tell of it
+    // a closed pipe, and a stderr that cannot be written
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
     let status = list().stdout(writer).stderr(full()).status().unwrap();

@@ -1,4 +1,4 @@
-//! What makes a task, and what one leaves.
+//! Identity and results of tasks.
 
 use std::fs;
 use std::process::Stdio;
@@ -42,12 +42,12 @@ fn a_run_leaves_whole_folders_and_answers_that_can_be_read() {
         assert!(prompt.contains(example["instruction"].as_str().unwrap()));
         assert_eq!(line["references"], example["output"]);
     }
-    // a limit of validation examples holds for a folder, too
+    // a limit of validation examples applies to a folder, too
     assert!(said.contains("4 validation examples"), "{said}");
     let few = Root::new();
     few.profile("max_length = 192", "max_length = 192\nvalid = 2");
     assert!(few.runs().contains("2 validation examples"));
-    // A student is a teacher of another run, without any more files.
+    // A student's folder can be the teacher of another run, without further files.
     let student = root.tasks("distill-fkld")[0].join("student");
     let relative = student
         .strip_prefix(root.dir.path())
@@ -98,7 +98,7 @@ fn other_content_of_any_input_makes_other_tasks() {
     changed("text.bin", &|| {
         indexed::write_indexed(&root.path("text"), documents([8, 7, 6, 5])).unwrap();
     });
-    // the same tokens cut otherwise
+    // the same tokens in other documents
     changed("text.idx", &|| {
         let other = vec![vec![5, 6], vec![7, 8, 5, 6, 7, 8], vec![5, 6, 7, 8]];
         let rest = documents([5, 6, 7, 8])[..3].to_vec();

@@ -1,9 +1,8 @@
-//! Hashes of large files, remembered from one command to the next: a checkpoint of gigabytes is read once, and not at every
-//! plan. A file is the same as long as its size, its inode and the times of its last changes are; the time at which the inode
-//! changed cannot be set back by copying.
+//! Cache of large files' hashes across commands: a checkpoint of gigabytes is read once, not for every plan. A cached hash
+//! is valid while size, inode, mtime and ctime are unchanged; copying cannot set back the ctime.
 //!
-//! Kept in `abkd/hashes.json` in the user's cache folder (`XDG_CACHE_HOME`, else `~/.cache`). What cannot be read or written
-//! there is as if it were not remembered.
+//! The cache is `abkd/hashes.json` in the user's cache folder (`XDG_CACHE_HOME`, else `~/.cache`). A cache that cannot be
+//! read or written counts as empty.
 
 use std::collections::BTreeMap;
 use std::fs::Metadata;
@@ -13,12 +12,12 @@ use std::path::{Path, PathBuf};
 use abkd_host::files;
 use serde::{Deserialize, Serialize};
 
-/// Smaller files are read faster than looked up.
+/// Minimum size of a cached file; reading a smaller one is cheap.
 const WORTH: u64 = 1 << 20;
-/// A file that has changed less than this long ago may change again within the same tick of the clock, in nanoseconds.
+/// Minimum age of a cached file, in nanoseconds: a newer one may change again within the same clock tick.
 const SETTLED: i128 = 2_000_000_000;
 
-/// What a file was like when it was hashed.
+/// Metadata of a file when it was hashed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct Known {
     bytes: u64,
@@ -67,7 +66,7 @@ fn in_cache(cache: Option<&Path>, path: &Path) -> io::Result<String> {
     let age = std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
         .map_or(0, |since| since.as_nanos() as i128 - now.changed);
-    // What was hashed is still what is there.
+    // Cache only if the file did not change while it was hashed.
     let after = std::fs::metadata(&path)
         .ok()
         .and_then(|m| known(&m, String::new()));
@@ -87,7 +86,7 @@ fn in_cache(cache: Option<&Path>, path: &Path) -> io::Result<String> {
     Ok(sha256)
 }
 
-/// Of a large file, on systems that tell one file from another.
+/// Metadata of a large file, on systems with inodes.
 #[cfg(unix)]
 fn known(found: &Metadata, sha256: String) -> Option<Known> {
     use std::os::unix::fs::MetadataExt;
@@ -120,17 +119,17 @@ mod tests {
         let hash = || in_cache(Some(&cache), &path).unwrap();
         let content = vec![7u8; WORTH as usize];
         fs::write(&path, &content).unwrap();
-        // It has just been written, and may change again.
+        // The file has just been written, and may change again.
         assert_eq!(hash(), files::sha256(&content));
         assert!(!cache.exists());
         std::thread::sleep(Duration::from_millis(2100));
         assert_eq!(hash(), files::sha256(&content));
-        // From now on the hash comes from there.
+        // From now on the hash comes from the cache.
         let lie = "0".repeat(64);
         let text = fs::read_to_string(&cache).unwrap();
         fs::write(&cache, text.replace(&files::sha256(&content), &lie)).unwrap();
         assert_eq!(hash(), lie);
-        // Other content of the same size with the old time.
+        // Other content of the same size with the old mtime.
         let time = fs::metadata(&path).unwrap().modified().unwrap();
         let mut other = content.clone();
         other[5] = 8;
@@ -142,7 +141,7 @@ mod tests {
             .set_modified(time)
             .unwrap();
         assert_eq!(hash(), files::sha256(&other));
-        // A cache that is none.
+        // A damaged cache.
         fs::write(&cache, "{").unwrap();
         assert_eq!(hash(), files::sha256(&other));
         // Small files are not looked up.

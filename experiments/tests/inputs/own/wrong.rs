@@ -1,4 +1,4 @@
-//! What is wrong with a command is said before anything runs, and what is not the run's own is left alone.
+//! Mistakes in a command are reported before anything runs, and files of other runs are left alone.
 
 use std::fs;
 
@@ -87,7 +87,7 @@ fn what_is_wrong_is_said_by_its_argument_before_anything_runs() {
         );
     }
 
-    // A student of another vocabulary, and one whose words have other numbers.
+    // A student with another vocabulary size, and one whose tokens have other ids.
     desk.model("other", &gpt2(1, 192, 600));
     let hash = |name: &str| {
         let path = desk.path(name).join("tokenizer.json");
