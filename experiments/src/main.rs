@@ -436,7 +436,7 @@ fn catch_interrupts() -> Result<()> {
 }
 
 fn interrupted() -> ExitCode {
-    say("interrupted; the same command goes on from here");
+    say("interrupted; run the same command to resume");
     ExitCode::from(INTERRUPTED)
 }
 

@@ -135,8 +135,7 @@ pub fn write(
             page.tasks = tasks(plan)?;
         }
         None => page.notes.push(
-            "The inputs of the experiment are not there, so that its trainings and answers cannot be told from others: they are \
-             not shown."
+            "The inputs of the experiment are missing, so its trainings and answers cannot be identified and are not shown."
                 .into(),
         ),
     }

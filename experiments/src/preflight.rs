@@ -357,7 +357,7 @@ fn own_tokenizer_fits(root: &Path, spec: &Spec, side: Side, used: &Tokenizer) ->
     let own = inputs::read_tokenizer(&path, Some(used.eos())).with_context(place)?;
     if let Some(how) = own.differs_from(used) {
         return Err(anyhow!(
-            "{}: {}: the {} has another tokenizer than the data are encoded with (SHA-256 {:.12} and {:.12}): {how}; teacher \
+            "{}: {}: the tokenizer of the {} differs from the one that encodes the data (SHA-256 {:.12} and {:.12}): {how}; teacher \
              and student must share one",
             place(),
             path.display(),

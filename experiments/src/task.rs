@@ -430,7 +430,7 @@ pub fn read(folder: &Path) -> Result<(TaskId, Task, Sources)> {
     // The hashed value is the one that runs: reading must not have dropped any part of it.
     ensure!(
         task.id("")?.ends_with(&hash),
-        anyhow!("{}: it holds what this program does not know", place())
+        anyhow!("{}: it has keys that this program does not know", place())
     );
     Ok((id, task, sources))
 }

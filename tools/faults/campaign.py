@@ -223,7 +223,7 @@ class Campaign:
         found = project.snapshot()
         if found != self.wanted:
             raise Failure(difference(found, self.wanted))
-        return "refused" if refusals else "recomputed" if "is done again" in run.text else "same"
+        return "refused" if refusals else "recomputed" if "runs again" in run.text else "same"
 
     def attempt(self, what, project, action):
         """The action's verdict; a failure is told and counted."""

@@ -147,7 +147,7 @@ if [ -n "${small:-}" ]; then
     run "$work/slurm" --executor slurm
     sed -i 's/"batch_size": 8/"batch_size": 4/' "$broken/task.json"
     wait_for_queue
-    grep -rq "goes on after step" "$work"/slurm/runs/*/slurm/*.log || fail "the teacher did not go on from its checkpoint"
+    grep -rq "resumes after step" "$work"/slurm/runs/*/slurm/*.log || fail "the teacher did not go on from its checkpoint"
     [ -e "$(folder distill-fkld-t2)/result.json" ] || fail "a failed task stops those that do not need it"
     [ ! -e "$broken/result.json" ] || fail "a changed task was run"
     [ "$(ls -d "$work"/slurm/runs/*/evaluate-fkld-t1-*/result.json 2> /dev/null | wc -l)" = 0 ] || fail "an evaluation without its student"

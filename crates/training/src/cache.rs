@@ -177,7 +177,7 @@ fn read(dir: &Path, key: &str) -> Result<(Seal, Header), seal::Error> {
     let bytes = total * header.width * header.mode.bytes();
     let found = path.metadata().map_err(seal::Error::io(&path))?.len();
     if found != bytes as u64 {
-        let reason = format!("{found} bytes, and {HEADER} speaks of {bytes}");
+        let reason = format!("{found} bytes, but {HEADER} expects {bytes}");
         return Err(seal::Error::Broken { path, reason });
     }
     Ok((seal, header))
@@ -190,7 +190,7 @@ impl TeacherCache {
     ///
     /// Files that are missing, truncated, changed or of another key.
     pub fn open(dir: &Path, key: &str) -> Result<Self, Error> {
-        let again = format!("remove {}, and it is made again", dir.display());
+        let again = format!("remove {} to recompute it", dir.display());
         let (_, header) = read(dir, key).map_err(|error| Error::untrusted(error, &again))?;
         let path = dir.join(ROWS);
         let file = File::open(&path).map_err(Error::io(&path))?;

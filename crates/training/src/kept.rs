@@ -109,7 +109,7 @@ pub(crate) fn surpassed(
 
 fn check(run: &Path, dir: &Path, fingerprint: &str, number: usize) -> Result<Seal, Error> {
     let anew = format!(
-        "these are the best weights so far; remove {} to start the training anew",
+        "these are the best weights so far; remove {} to restart the training",
         run.display()
     );
     Seal::open(dir, &task(fingerprint, number))

@@ -43,7 +43,7 @@ impl StepLog {
             return Err(Error::checkpoint(
                 path,
                 format!(
-                    "its first {} bytes are not those that were there at the checkpoint; remove {} to start the training anew",
+                    "its first {} bytes differ from those at the checkpoint; remove {} to restart the training",
                     mark.bytes,
                     dir.display()
                 ),

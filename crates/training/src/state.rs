@@ -144,7 +144,7 @@ pub fn load(
 }
 
 fn anew(dir: &Path) -> String {
-    format!("remove {} to start the training anew", dir.display())
+    format!("remove {} to restart the training", dir.display())
 }
 
 /// Complete checkpoint folders, oldest first.

@@ -154,7 +154,7 @@ fn trouble(dir: &Path) -> Option<Trouble> {
     if let Err(error) = ModelConfig::read(&config) {
         return Some(Trouble::Broken {
             what: error.to_string(),
-            remedy: Some("a checkpoint that is built here is a GPT-2 or a LLaMA"),
+            remedy: Some("GPT-2, LLaMA, Mistral, Qwen2 and Qwen3 checkpoints are supported"),
         });
     }
     let files = match weight_files(dir) {
@@ -188,10 +188,7 @@ fn pointer(path: &Path) -> Option<Trouble> {
     let mut begin = Vec::new();
     let read = files::open(path).and_then(|file| file.take(64).read_to_end(&mut begin));
     (read.is_ok() && files::is_pointer(&begin)).then(|| Trouble::Broken {
-        what: format!(
-            "{}: a git-lfs pointer, not the file that it stands for",
-            path.display()
-        ),
+        what: format!("{}: a git-lfs pointer, not the file itself", path.display()),
         remedy: Some("`git lfs pull` in its repository gets the file"),
     })
 }
@@ -228,7 +225,9 @@ fn header(path: &Path) -> std::io::Result<()> {
         return fail(format!("truncated: {length} of {expected} bytes"));
     }
     if length > expected {
-        return fail(format!("{length} bytes, and its header counts {expected}"));
+        return fail(format!(
+            "{length} bytes, but its header declares {expected}"
+        ));
     }
     Ok(())
 }
@@ -281,7 +280,7 @@ mod tests {
             says("truncated");
         }
         write("model.safetensors", &[&whole[..], &[0]].concat());
-        says("its header counts");
+        says("its header declares");
         fs::remove_file(dir.join("model.safetensors")).unwrap();
         let index = |name: &str| format!(r#"{{"weight_map":{{"a":"{name}"}}}}"#);
         write(

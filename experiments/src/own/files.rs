@@ -138,7 +138,7 @@ impl Files {
             }
             if old != new {
                 bail!(
-                    "{}:{line}: the folder holds another run: `{}`, and this command asks for `{}`; name a new --out, or \
+                    "{}:{line}: the folder holds another run with `{}`; this command has `{}`; name a new --out, or \
                      remove this one",
                     path.display(),
                     old.unwrap_or("the end of the file"),

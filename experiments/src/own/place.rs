@@ -49,7 +49,7 @@ impl Own {
         match who {
             Who::Teacher => "teacher",
             Who::Student if self.spec.profile.student_sft.is_some() => "student fine-tuned",
-            Who::Student => "student as it was",
+            Who::Student => "student before",
             Who::Row { .. } => "student distilled",
         }
     }

@@ -219,7 +219,7 @@ mod tests {
         fs::write(dir.join(FILE), line(3, &[7, 9]) + &line(5, &[9])).unwrap();
         let error = format!("{:#}", read().unwrap_err());
         assert!(
-            error.contains("answers.jsonl") && error.contains("again by itself"),
+            error.contains("answers.jsonl") && error.contains("repeat the task"),
             "{error}"
         );
     }

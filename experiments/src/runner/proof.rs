@@ -98,7 +98,7 @@ pub(super) fn survey(runs: &Path, plan: &Plan) -> Result<(Vec<bool>, Vec<String>
     files::sweep(runs).with_context(|| runs.display().to_string())?;
     let mut lines = Vec::new();
     let mut again = |task: &Planned, why: &str| {
-        lines.push(format!("{} is done again: {why}", task.id));
+        lines.push(format!("{} runs again: {why}", task.id));
     };
     let mut finished = Vec::new();
     for task in &plan.tasks {
@@ -150,7 +150,7 @@ pub(super) fn needed(runs: &Path, id: &str) -> Result<(PathBuf, Seal)> {
 pub(super) fn changed(error: Error) -> anyhow::Error {
     match error {
         Error::Io { .. } => error.into(),
-        error => anyhow!("{error}; the same command does the task again by itself"),
+        error => anyhow!("{error}; run the same command to repeat the task"),
     }
 }
 
@@ -297,10 +297,7 @@ mod tests {
                 }
                 let (open, said) = open(runs, &plan);
                 assert_eq!(open, [index], "{name}");
-                assert!(
-                    said.contains("is done again") && said.contains(name),
-                    "{said}"
-                );
+                assert!(said.contains("runs again") && said.contains(name), "{said}");
             }
             fs::write(&path, content).unwrap();
         }

@@ -39,7 +39,7 @@ pub fn publish(places: &Places, spec: &Spec) -> Result<Vec<String>> {
         let before = to.exists().then(|| read(&to)).transpose()?;
         let (before, whose) = match committed(&to) {
             Some(bytes) => (Some(bytes), "the committed results"),
-            None => (before, "the results that were there"),
+            None => (before, "the earlier results"),
         };
         told.push(match before {
             None => format!("{}: written", place()),
@@ -102,8 +102,8 @@ mod tests {
         write(other.clone(), "another table that is not whole");
         for (text, says) in [
             ("one", "table1.csv: written"),
-            ("one", "identical to the results that were there"),
-            ("two", "differs from the results that were there"),
+            ("one", "identical to the earlier results"),
+            ("two", "differs from the earlier results"),
         ] {
             write(places.partial(&spec, "table1.csv"), text);
             write(places.partial(&spec, "table1_comparison.md"), "of parts");

@@ -276,7 +276,7 @@ impl Worker<'_> {
     ) -> Result<Option<String>> {
         let dir = folder.dir;
         let outcome = train(self.run(id, dir, job), &mut |event| match event {
-            Event::Resumed { step } => shown.line(&format!("goes on after step {step}")),
+            Event::Resumed { step } => shown.line(&format!("resumes after step {step}")),
             Event::Step {
                 step,
                 steps,

@@ -191,7 +191,7 @@ impl Spec {
                 let updates = settings.measured(all).updates(sequences);
                 ensure!(
                     updates > p.timing.warmup,
-                    "{}: [timing] warmup = {}: an epoch of row `{}` has {updates} updates, so that none is left to be timed",
+                    "{}: [timing] warmup = {}: an epoch of row `{}` has {updates} updates, so no update is left to time",
                     self.in_profile(&["timing", "warmup"]),
                     p.timing.warmup,
                     row.label

@@ -373,7 +373,7 @@ impl ModelSpec {
             );
         }
         if self.revision.is_some() && self.hub.is_none() {
-            return refuse("revision", "it is that of hub, and there is none");
+            return refuse("revision", "it needs hub");
         }
         if who != "student" && self.layers.is_some() {
             return refuse("layers", "the teacher cannot be made of layers");

@@ -116,7 +116,7 @@ impl Spec {
         };
         ensure!(
             data.train_file.is_some() && data.valid_file.is_none() && held_out > 0,
-            "{}: [data] hold_out = {held_out}: so many examples of train_file, 1 or more, validate where there is no valid_file",
+            "{}: [data] hold_out = {held_out}: it must be 1 or more, and needs train_file and no valid_file",
             place("hold_out")
         );
         Ok(())

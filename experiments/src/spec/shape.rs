@@ -44,13 +44,13 @@ pub(super) fn bounded(table: &toml::Table, config: &ModelConfig) -> Result<()> {
     let layers = config.layers();
     ensure!(
         layers <= MOST_LAYERS,
-        "{layers} layers: a model of {MOST_LAYERS} or less is built"
+        "{layers} layers: the maximum is {MOST_LAYERS}"
     );
     // The sizes above are small enough that these counts do not wrap.
     let parameters = config.parameters().total();
     ensure!(
         parameters <= MOST_PARAMETERS,
-        "{parameters} parameters: a model of {MOST_PARAMETERS} or less is built"
+        "{parameters} parameters: the maximum is {MOST_PARAMETERS}"
     );
     Ok(())
 }

@@ -93,7 +93,7 @@ fn checkpoints_and_tokenizers_are_named_with_whose_they_are_and_what_to_do() {
         &[
             "ok.toml:11",
             "weights/s/tokenizer.json",
-            "another tokenizer",
+            "differs from the one that encodes the data",
         ],
     );
     with(
@@ -106,7 +106,7 @@ fn checkpoints_and_tokenizers_are_named_with_whose_they_are_and_what_to_do() {
         },
         &[
             "weights/t/tokenizer.json",
-            "the teacher has another tokenizer",
+            "the tokenizer of the teacher differs",
         ],
     );
     let root = Root::new();

@@ -242,7 +242,7 @@ fn a_killed_run_goes_on_and_ends_with_the_same_bits() {
     // Without a test set the held-out examples are scored.
     assert!(
         desk.read("out/scores.csv")
-            .contains("student as it was,validation,3,")
+            .contains("student before,validation,3,")
     );
 }
 

@@ -191,7 +191,7 @@ fn a_table_that_is_not_whole_leaves_the_one_that_is_in_place() {
     root.write("experiments/small.toml", EXPERIMENT);
     let said = root.runs();
     assert!(
-        said.contains("small.csv: differs from the results that were there"),
+        said.contains("small.csv: differs from the earlier results"),
         "{said}"
     );
     assert!(
@@ -200,7 +200,7 @@ fn a_table_that_is_not_whole_leaves_the_one_that_is_in_place() {
     );
     let said = root.runs();
     assert!(
-        said.contains("small.csv: identical to the results that were there"),
+        said.contains("small.csv: identical to the earlier results"),
         "{said}"
     );
 }

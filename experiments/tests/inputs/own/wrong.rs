@@ -105,7 +105,7 @@ fn what_is_wrong_is_said_by_its_argument_before_anything_runs() {
             &format!("distill teacher {student} --data train.jsonl --out out"),
             &[
                 "STUDENT",
-                "another tokenizer",
+                "differs from the one that encodes the data",
                 "has id",
                 &hash("teacher"),
                 &hash(student),
