@@ -32,9 +32,7 @@ impl Optimizer for FusedAdamW {
         grad: Tensor<D>,
         state: Option<AdamWState<D>>,
     ) -> (Tensor<D>, Option<AdamWState<D>>) {
-        let device = tensor.device();
-        // libtorch would copy each tensor to the host and back.
-        if device != Device::flex() || tensor.dtype() != DType::F32 {
+        if !abkd_host::serves(&tensor.device()) || tensor.dtype() != DType::F32 {
             return self.burn.step(lr, tensor, grad, state);
         }
         let momentum = state.map_or_else(
@@ -42,10 +40,6 @@ impl Optimizer for FusedAdamW {
             |s| s.momentum,
         );
         let time = momentum.time + 1;
-        let mut weights = tensor.into_data();
-        let grad = grad.into_data();
-        let (mut first, mut second) =
-            (momentum.moment_1.into_data(), momentum.moment_2.into_data());
         let numbers = Numbers {
             beta_1: self.beta_1,
             beta_2: self.beta_2,
@@ -60,19 +54,10 @@ impl Optimizer for FusedAdamW {
                 as f32,
             lr: lr as f32,
         };
-        floats(&mut weights)
-            .par_chunks_mut(CHUNK)
-            .zip(
-                grad.as_slice::<f32>()
-                    .expect("as the weights")
-                    .par_chunks(CHUNK),
-            )
-            .zip(floats(&mut first).par_chunks_mut(CHUNK))
-            .zip(floats(&mut second).par_chunks_mut(CHUNK))
-            .for_each(|(((w, g), m), v)| update(numbers, w, g, m, v));
-        let tensor = |data| Tensor::from_data(data, &device);
-        let momentum = AdaptiveMomentumState::new(time, tensor(first), tensor(second));
-        (tensor(weights), Some(AdamWState::new(momentum)))
+        let tensors = [tensor, momentum.moment_1, momentum.moment_2];
+        let [tensor, first, second] = in_place(numbers, tensors, grad);
+        let momentum = AdaptiveMomentumState::new(time, first, second);
+        (tensor, Some(AdamWState::new(momentum)))
     }
 
     fn to_device<const D: usize>(state: AdamWState<D>, device: &Device) -> AdamWState<D> {
@@ -82,11 +67,115 @@ impl Optimizer for FusedAdamW {
 
 /// Sum of squares in one pass, for a tensor in host memory that is readable without a copy; else `None`.
 pub(super) fn sum_of_squares<const D: usize>(x: &Tensor<D>) -> Option<f64> {
+    #[cfg(feature = "tch")]
+    if let Some(sum) = libtorch::sum_of_squares(x) {
+        return Some(sum);
+    }
     let x = x.clone().try_into_primitive::<Flex>().ok()?;
-    let x: &[f32] = x.as_slice()?;
+    Some(all_squares(x.as_slice()?))
+}
+
+fn all_squares(x: &[f32]) -> f64 {
     // Chunks of a fixed size, so that the sum does not depend on the number of threads.
     let sums: Vec<f64> = x.par_chunks(CHUNK).map(squares).collect();
-    Some(sums.into_iter().sum())
+    sums.into_iter().sum()
+}
+
+/// Updates weights and both moments, given in this order.
+fn in_place<const D: usize>(
+    numbers: Numbers,
+    tensors: [Tensor<D>; 3],
+    grad: Tensor<D>,
+) -> [Tensor<D>; 3] {
+    let device = grad.device();
+    #[cfg(feature = "tch")]
+    if device != Device::flex() {
+        return libtorch::in_place(numbers, tensors, grad);
+    }
+    let mut data = tensors.map(Tensor::into_data);
+    let grad = grad.into_data();
+    let slices = data.each_mut().map(floats);
+    update_all(numbers, slices, grad.as_slice().expect("as the weights"));
+    data.map(|data| Tensor::from_data(data, &device))
+}
+
+fn update_all(numbers: Numbers, [weights, first, second]: [&mut [f32]; 3], grad: &[f32]) {
+    weights
+        .par_chunks_mut(CHUNK)
+        .zip(grad.par_chunks(CHUNK))
+        .zip(first.par_chunks_mut(CHUNK))
+        .zip(second.par_chunks_mut(CHUNK))
+        .for_each(|(((w, g), m), v)| update(numbers, w, g, m, v));
+}
+
+/// libtorch's tensors on the CPU, without a copy to data of Burn's own.
+#[cfg(feature = "tch")]
+#[allow(deprecated)] // Burn will drop libtorch one day
+mod libtorch {
+    use burn::backend::tensor::FloatTensor;
+    use burn::backend::{LibTorch, TensorMetadata};
+    use burn::tensor::{DType, Tensor};
+
+    use super::{Numbers, all_squares, update_all};
+
+    type Primitive = FloatTensor<LibTorch>;
+
+    pub(super) fn in_place<const D: usize>(
+        numbers: Numbers,
+        tensors: [Tensor<D>; 3],
+        grad: Tensor<D>,
+    ) -> [Tensor<D>; 3] {
+        let mut tensors = tensors.map(|x| owned(primitive(x)));
+        let grad = dense(primitive(grad));
+        update_all(numbers, tensors.each_mut().map(write), read(&grad));
+        tensors.map(Tensor::from_primitive::<LibTorch>)
+    }
+
+    pub(super) fn sum_of_squares<const D: usize>(x: &Tensor<D>) -> Option<f64> {
+        let x = x.clone().try_into_primitive::<LibTorch>().ok()?;
+        let on_host =
+            x.dtype() == DType::F32 && x.tensor.is_contiguous() && !x.tensor.device().is_cuda();
+        on_host.then(|| all_squares(read(&x)))
+    }
+
+    fn primitive<const D: usize>(x: Tensor<D>) -> Primitive {
+        let x = x.try_into_primitive::<LibTorch>();
+        x.unwrap_or_else(|_| panic!("the caller checks the device"))
+    }
+
+    /// The same numbers, row after row.
+    fn dense(x: Primitive) -> Primitive {
+        if x.tensor.is_contiguous() {
+            return x;
+        }
+        Primitive::new(x.tensor.contiguous())
+    }
+
+    /// The same numbers, row after row, in memory that no other tensor uses.
+    fn owned(x: Primitive) -> Primitive {
+        if x.tensor.is_contiguous() && x.can_mut() {
+            return x;
+        }
+        Primitive::new(x.tensor.contiguous().copy())
+    }
+
+    fn read(x: &Primitive) -> &[f32] {
+        check(x);
+        // SAFETY: as many numbers of this type lie there, as just checked, and live as long as `x`. libtorch writes only to
+        // tensors that nothing else holds.
+        unsafe { std::slice::from_raw_parts(x.tensor.data_ptr().cast(), x.tensor.numel()) }
+    }
+
+    fn write(x: &mut Primitive) -> &mut [f32] {
+        check(x);
+        assert!(x.can_mut());
+        // SAFETY: as for `read`, and no other tensor uses the memory.
+        unsafe { std::slice::from_raw_parts_mut(x.tensor.data_ptr().cast(), x.tensor.numel()) }
+    }
+
+    fn check(x: &Primitive) {
+        assert!(x.tensor.is_contiguous() && x.dtype() == DType::F32);
+    }
 }
 
 fn floats(data: &mut TensorData) -> &mut [f32] {
@@ -141,7 +230,12 @@ mod tests {
 
     #[test]
     fn it_is_burns_bit_by_bit() {
-        let device = Device::flex();
+        for device in std::iter::once(Device::flex()).chain(abkd_host::libtorch()) {
+            is_burns(&device);
+        }
+    }
+
+    fn is_burns(device: &Device) {
         for decay in [0.0f32, 0.01] {
             let burn = AdamWConfig::new()
                 .with_beta_2(0.98)
@@ -155,8 +249,7 @@ mod tests {
                 epsilon: 1e-8,
                 weight_decay: decay,
             };
-            let random =
-                || Tensor::<2>::random([130, 257], Distribution::Normal(0.0, 1.0), &device);
+            let random = || Tensor::<2>::random([130, 257], Distribution::Normal(0.0, 1.0), device);
             let start = random();
             let (mut ours, mut theirs) = ((start.clone(), None), (start, None));
             for step in 0..5 {
