@@ -176,7 +176,7 @@ pub fn publish(temporary: &Path, target: &Path, replaces: &[PathBuf]) -> io::Res
     replaces.iter().try_for_each(|old| remove_folder(old))
 }
 
-/// Removes a folder, if it exists, as one atomic step: what a kill leaves has a temporary name.
+/// Removes a folder, if it exists, as one atomic step: after a kill the rest has a temporary name.
 ///
 /// # Errors
 ///

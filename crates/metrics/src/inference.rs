@@ -153,8 +153,8 @@ impl Table {
         self.estimate(&self.contrast(row, None), self.training_within_rows()?)
     }
 
-    /// A row minus another, with trainings, sampling seeds and examples treated as random: whether *the losses* differ. `None` with
-    /// one training.
+    /// A row minus another, with trainings, sampling seeds and examples treated as random: whether *the losses* differ.
+    /// `None` with one training.
     ///
     /// # Panics
     ///
@@ -498,9 +498,9 @@ impl Table {
     }
 }
 
-/// The mean over data sets of a row minus another, with trainings, sampling seeds and examples treated as random. A training is one
-/// student on all sets; each set has its own examples. `None` with one training, or where the tables do not have the same
-/// number of rows and trainings.
+/// The mean over data sets of a row minus another, with trainings, sampling seeds and examples treated as random. A training
+/// is one student on all sets; each set has its own examples. `None` with one training, or where the tables do not have the
+/// same number of rows and trainings.
 ///
 /// # Panics
 ///

@@ -64,7 +64,7 @@ pub enum Error {
         path: PathBuf,
         /// The tensor that has no place.
         name: String,
-        /// The tensor that has.
+        /// The tensor that has a place.
         other: String,
         /// What to do.
         hint: String,

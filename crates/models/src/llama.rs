@@ -31,7 +31,7 @@ const NEUTRAL: &[(&str, Neutral)] = &[
     ("embd_pdrop", Neutral::Zero),
     ("hidden_dropout", Neutral::Zero),
     ("is_llama_config", Neutral::Any),
-    // of the first LLaMA files; `max_position_embeddings` alone counts today
+    // of the first LLaMA files; today only `max_position_embeddings` matters
     ("max_sequence_length", Neutral::Any),
     // which layers have a sliding window, where there is one
     ("max_window_layers", Neutral::Any),
@@ -67,9 +67,9 @@ pub struct LlamaConfig {
     pub max_position_embeddings: usize,
     /// Epsilon of the norms.
     pub rms_norm_eps: f64,
-    /// Base of the rotary frequencies. With `rope_scaling` it is the layout of transformers 4, which 5 reads too.
+    /// Base of the rotary frequencies. Together with `rope_scaling` it is the layout of transformers 4, which 5 reads too.
     pub rope_theta: f64,
-    /// What becomes of the frequencies.
+    /// Scaling of the rotary frequencies, if any.
     pub rope_scaling: Option<RopeScaling>,
     /// Whether the head is the token embedding.
     pub tie_word_embeddings: bool,
@@ -82,7 +82,7 @@ pub struct LlamaConfig {
     /// Tokens that end a text.
     #[serde(serialize_with = "ids_to_json")]
     pub eos_token_id: Vec<u32>,
-    /// Those of `generation_config.json`.
+    /// The same from `generation_config.json`.
     #[serde(skip)]
     pub(crate) generation_eos: Vec<u32>,
 }
@@ -109,7 +109,7 @@ impl LlamaConfig {
         "eos_token_id",
     ];
 
-    /// Takes all keys, with the defaults of `transformers` but for the sizes.
+    /// Takes all keys, with the defaults of `transformers`; most sizes have no default.
     pub(crate) fn take(keys: &mut Keys) -> Result<Self, Error> {
         let vocab_size = keys.size("vocab_size", None)?;
         let max_position_embeddings = keys.size("max_position_embeddings", Some(2048))?;
@@ -380,7 +380,7 @@ impl Layer {
         ]
     }
 
-    /// The same to be changed, with the block that they are in.
+    /// The same as mutable references, with the block of each.
     fn projections_mut(&mut self) -> [(&'static str, &'static str, &mut Linear); 7] {
         let (attn, mlp) = (&mut self.self_attn, &mut self.mlp);
         [

@@ -27,7 +27,7 @@ pub(crate) struct Mapped {
 impl Mapped {
     /// # Errors
     ///
-    /// Where it is not a plain file, a git-lfs pointer, or empty.
+    /// Where it is not a plain file, is a git-lfs pointer, or is empty.
     pub fn open(path: PathBuf) -> Result<Self, Error> {
         let file: File = files::open(&path).map_err(Error::io(&path))?;
         let length = file.metadata().map_err(Error::io(&path))?.len();
