@@ -1,4 +1,4 @@
-//! Inference from a table of scores: what they say about its rows beyond the trainings, sampling seeds and examples at hand.
+//! Inference from a table of scores about its rows, beyond the trainings, sampling seeds and examples at hand.
 //!
 //! A score of a row, `y[t, s, e]`, depends on the training seed t, the sampling seed s and the example e. All three are
 //! random draws, and they are crossed: each training answers each example with each sampling seed. With `x` a contrast of

@@ -371,7 +371,7 @@ fn buffers_are_skipped_and_other_tensors_are_refused_by_name() {
             "{error}"
         );
     }
-    // A buffer of one architecture is none of the other.
+    // A buffer of one architecture is not a buffer of the other.
     let folder = Folder::of("llama-tiny");
     folder.edit_tensors(|tensors| {
         tensors.push(("model.layers.0.attn.bias".into(), vec![1], vec![1.0]));

@@ -354,8 +354,8 @@ fn log_ratio(z: &[f32], t: &[f32], at: usize) -> f64 {
     others(z, at).ln_1p() - others(t, at).ln_1p()
 }
 
-/// Sum of all exponentials but that of an entry, relative to it. No closure: one that is not inlined is compiled without the
-/// processor features of its function.
+/// Sum of all exponentials except that of entry `at`, relative to it. No closure: one that is not inlined is compiled without
+/// the processor features of its function.
 #[inline(always)]
 fn others(x: &[f32], at: usize) -> f64 {
     let mut lanes = [0.0f64; LANES];
