@@ -1,7 +1,7 @@
 //! Settings that are one of a few words, for the crates that have settings.
 
-/// Defines an enum that files write as one of a few words. Another word is refused with the key, the word and all known
-/// ones, which serde's own message for an enum leaves without the key.
+/// Defines an enum that files write as one of a few words. An unknown word is refused with the key, the word and all known
+/// words; serde's own message for an enum does not name the key.
 #[macro_export]
 macro_rules! choice {
     (

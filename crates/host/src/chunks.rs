@@ -1,8 +1,8 @@
-//! A file that grows chunk by chunk, over several attempts where the first ones are killed.
+//! A file that is written chunk by chunk. If an attempt is killed, the next one resumes it.
 //!
-//! `<name>.partial` holds the chunks, `<name>.sums` a line for each: its length, the seconds spent so far, and a
-//! checksum of the task, of the line and of all chunks so far. A next attempt keeps the chunks that fit and cuts off
-//! what follows, so nothing needs to be synchronised before the end.
+//! `<name>.partial` holds the chunks, `<name>.sums` one line per chunk: its length, the seconds spent so far, and a checksum
+//! of the task, of the line and of all chunks so far. The next attempt keeps the chunks that match their checksums and cuts
+//! off the rest, so nothing needs to be synchronised before the end.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 use crate::files;
 use crate::seal::{Error, Proof};
 
-/// A line of the sums.
+/// A line of `<name>.sums`.
 #[derive(Serialize, Deserialize)]
 struct Sum {
     bytes: u64,
@@ -28,7 +28,7 @@ pub struct Chunks {
     sums: File,
     paths: Paths,
     task: String,
-    /// Of all chunks so far.
+    /// Hash of all chunks so far.
     hasher: Sha256,
     count: usize,
     bytes: u64,
@@ -58,8 +58,8 @@ impl Paths {
 }
 
 impl Chunks {
-    /// Goes on with the file `target` of `task`. `accept` gets the number and the bytes of each chunk that fits its
-    /// checksum; the first that it does not want and all that follow are dropped.
+    /// Resumes the file `target` of `task`. `accept` gets the index and the bytes of each chunk that matches its checksum;
+    /// the first chunk that it refuses and all after it are dropped.
     ///
     /// # Errors
     ///
@@ -70,7 +70,7 @@ impl Chunks {
         accept: &mut dyn FnMut(usize, &[u8]) -> bool,
     ) -> Result<Self, Error> {
         let paths = Paths::new(target);
-        // An attempt was killed between the name and the seal.
+        // An attempt was killed between the rename and the seal.
         if !paths.partial.exists() && paths.target.exists() {
             fs::rename(&paths.target, &paths.partial).map_err(Error::io(&paths.partial))?;
         }
@@ -109,7 +109,7 @@ impl Chunks {
         Ok(chunks)
     }
 
-    /// Takes the next chunk if it fits its line of the sums.
+    /// Accepts the next chunk if it matches its line of `<name>.sums`.
     fn take(
         &mut self,
         line: &[u8],
@@ -141,11 +141,11 @@ impl Chunks {
         Ok(true)
     }
 
-    /// Appends a chunk that took so many seconds.
+    /// Appends a chunk that took this number of seconds.
     ///
     /// # Errors
     ///
-    /// When it cannot be written; the next attempt goes on before it.
+    /// When it cannot be written; the next attempt resumes before this chunk.
     pub fn append(&mut self, chunk: &[u8], seconds: f64) -> Result<(), Error> {
         let bytes = chunk.len() as u64;
         self.hasher.update(chunk);
@@ -175,16 +175,17 @@ impl Chunks {
         self.seconds
     }
 
-    /// Bytes of earlier attempts that are torn, or fit no checksum, or are another task's.
+    /// Bytes of earlier attempts that were dropped: torn, without a matching checksum, or of another task.
     pub fn dropped(&self) -> u64 {
         self.dropped
     }
 
-    /// Gives the file its name. The sums stay until [`forget`]: a kill before the file is sealed loses nothing.
+    /// Renames the file to its final name. `<name>.sums` stays until [`forget`]: a kill before the file is sealed loses
+    /// nothing.
     ///
     /// # Errors
     ///
-    /// When that cannot be done.
+    /// When it cannot be synchronised or renamed.
     pub fn finish(self) -> Result<Proof, Error> {
         let Self { paths, .. } = &self;
         let written = files::publish(&paths.partial, &paths.target, &[]);
@@ -206,7 +207,7 @@ impl Chunks {
     }
 }
 
-/// Removes what only an unfinished file needs.
+/// Removes the files that only an unfinished file needs.
 ///
 /// # Errors
 ///
@@ -305,7 +306,7 @@ mod tests {
         assert_eq!(count(&|c| c[1].truncate(lines[0] + lines[1] - 1)), 1);
         assert_eq!(count(&|c| c[1].clear()), 0);
         for at in 0..content[1].len() {
-            // No line is taken with another length, time or checksum; the last end of line may be another space.
+            // No line is accepted with another length, time or checksum.
             let kept = count(&|c| c[1][at] ^= 1);
             let whole = [lines[0], lines[0] + lines[1]];
             let before = whole.iter().filter(|&&end| end <= at).count();

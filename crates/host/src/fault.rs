@@ -1,7 +1,7 @@
-//! Faults that the tests are tried on. Some mistakes in a formula no tool can make by itself: a wrong exponent, a bias
-//! correction left out. They stand beside the right formula, `fault!("name", right, wrong)`, and move with it. With the
-//! feature `faults` the environment variable `ABKD_FAULT` chooses one; `tools/mutants.sh` sees that a test fails for each.
-//! Without the feature nothing of it is in the program.
+//! Deliberate faults, on which the tests are checked. A mutation tool cannot make some mistakes in a formula: a wrong
+//! exponent, a missing bias correction. Each stands beside the right formula, `fault!("name", right, wrong)`, and moves with
+//! it. With the feature `faults` the environment variable `ABKD_FAULT` chooses one; `tools/mutants.sh` checks that a test
+//! fails for each. Without the feature the program contains none of them.
 
 #[cfg(feature = "faults")]
 use std::sync::OnceLock;

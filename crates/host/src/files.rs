@@ -1,5 +1,5 @@
-//! Files: read only where they are plain files of a sane size, and written so that a power cut leaves the old or the
-//! new content, never a part.
+//! Files. Only plain files of a sane size are read. Writes are atomic: a power cut leaves the old or the new content, never a
+//! part.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -10,14 +10,14 @@ use sha2::{Digest, Sha256};
 /// Largest file that is read into memory whole: text, tables, settings.
 pub const TEXT_LIMIT: u64 = 1 << 30;
 
-/// Whether a path is the name of a file and nothing else: no folder, no way up, no root, on any system.
+/// Whether `name` is the plain name of a file: no folder, no `..`, no root, on any system.
 pub fn is_file_name(name: &str) -> bool {
     let mut parts = Path::new(name).components();
     let plain = matches!(parts.next(), Some(Component::Normal(part)) if part == name);
     plain && parts.next().is_none() && !name.contains(['/', '\\', ':', '\0'])
 }
 
-/// Opens a plain file. A folder, a pipe or a device is refused before anything waits on it.
+/// Opens a plain file. A folder, a pipe or a device is refused first, because opening it could block.
 ///
 /// # Errors
 ///
@@ -37,7 +37,7 @@ pub fn open(path: &Path) -> io::Result<File> {
     File::open(path)
 }
 
-/// Opens a plain file to be read and extended; made if absent.
+/// Opens a plain file for reading and appending; created if absent.
 ///
 /// # Errors
 ///
@@ -69,19 +69,19 @@ pub fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// What a git-lfs pointer begins with.
+/// First bytes of a git-lfs pointer.
 const POINTER: &[u8] = b"version https://git-lfs";
 
-/// Whether bytes begin as a git-lfs pointer does.
+/// Whether bytes begin like a git-lfs pointer.
 pub fn is_pointer(bytes: &[u8]) -> bool {
     bytes.starts_with(POINTER)
 }
 
-/// Refuses a git-lfs pointer by its first bytes: it stands for a large file in a clone that was made without git-lfs.
+/// Refuses a git-lfs pointer by its first bytes. A clone without git-lfs has such pointers in place of large files.
 ///
 /// # Errors
 ///
-/// Where `bytes` begin as such a pointer does.
+/// Where `bytes` begin like such a pointer.
 pub fn refuse_pointer(bytes: &[u8]) -> io::Result<()> {
     if is_pointer(bytes) {
         return Err(io::Error::other(
@@ -110,7 +110,7 @@ pub fn sha256(bytes: &[u8]) -> String {
 ///
 /// # Errors
 ///
-/// As [`open`], and what reading meets.
+/// As [`open`], and where reading fails.
 pub fn sha256_of_file(path: &Path) -> io::Result<String> {
     let mut file = open(path)?;
     let mut hasher = Sha256::new();
@@ -128,21 +128,21 @@ pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
-/// Writes a file whole or not at all: a temporary file beside it, then [`publish`].
+/// Atomic write of a file: a temporary file beside it, then [`publish`].
 ///
 /// # Errors
 ///
-/// When the folder cannot be written; the file is then as it was.
+/// When the folder cannot be written; the file is then unchanged.
 pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     by_temporary(path, bytes, |temporary| publish(temporary, path, &[]))
 }
 
-/// As [`write`](fn@write), but a power cut may lose the file until it is [synchronised](sync): for many files that count
-/// together, or that are made again from others.
+/// As [`write`](fn@write), but a power cut may lose the file until it is [synchronised](sync): for many files that are valid
+/// only together, or that can be recomputed from others.
 ///
 /// # Errors
 ///
-/// When the folder cannot be written; the file is then as it was.
+/// When the folder cannot be written; the file is then unchanged.
 pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     by_temporary(path, bytes, |temporary| fs::rename(temporary, path))
 }
@@ -155,20 +155,20 @@ fn by_temporary(
     let temporary = temporary(path)?;
     let written = fs::write(&temporary, bytes).and_then(|()| name(&temporary));
     if written.is_err() {
-        // What is left is swept later; the first error is the one to tell.
+        // A temporary file that stays is swept later; the first error is the one to report.
         let _ = fs::remove_file(&temporary);
     }
     written
 }
 
-/// Gives a file or a folder that was written under a [`temporary`] name its own, and removes what it replaces. The one
-/// order that a power cut cannot break: content first, then the name, then the old.
+/// Renames a file or a folder from its [`temporary`] name to its own, and removes the folders that it replaces. Only this
+/// order is safe against a power cut: synchronise the content, rename, remove the old folders.
 ///
-/// A file takes the place of another; a folder's place must be free.
+/// A file replaces another one; a folder needs a free name.
 ///
 /// # Errors
 ///
-/// When something cannot be written, named or removed.
+/// When something cannot be written, renamed or removed.
 pub fn publish(temporary: &Path, target: &Path, replaces: &[PathBuf]) -> io::Result<()> {
     sync_below(temporary)?;
     fs::rename(temporary, target)?;
@@ -176,7 +176,7 @@ pub fn publish(temporary: &Path, target: &Path, replaces: &[PathBuf]) -> io::Res
     replaces.iter().try_for_each(|old| remove_folder(old))
 }
 
-/// Removes a folder, which need not be there, whole or not at all: what a kill leaves has a temporary name.
+/// Removes a folder, if it exists, as one atomic step: after a kill the rest has a temporary name.
 ///
 /// # Errors
 ///
@@ -191,7 +191,7 @@ pub fn remove_folder(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Removes a file or a folder, where it is there.
+/// Removes a file or a folder, if it exists.
 fn remove(path: &Path) -> io::Result<()> {
     match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -201,11 +201,11 @@ fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Makes a folder and those above it, so that a power cut does not lose it once something in it is kept.
+/// Creates a folder and its parents, and synchronises them, so that a power cut does not lose files kept in it.
 ///
 /// # Errors
 ///
-/// When it cannot be made.
+/// When it cannot be created.
 pub fn create_folder(path: &Path) -> io::Result<()> {
     if path.is_dir() {
         return Ok(());
@@ -215,18 +215,18 @@ pub fn create_folder(path: &Path) -> io::Result<()> {
         create_folder(&above)?;
     }
     match fs::create_dir(path) {
-        // By another thread, or there as something else, which is an error.
+        // Created by another thread. Anything else of this name is an error.
         Err(_) if path.is_dir() => Ok(()),
         Err(error) => Err(error),
         Ok(()) => sync_folder(&above),
     }
 }
 
-/// Begin of the names of files and folders that are not whole yet.
+/// Prefix of the names of files and folders that are not whole yet.
 pub const TEMPORARY: &str = ".tmp-";
 
-/// The name, beside `path`, under which it is written before it is [published](publish). The end stays, so that a writer
-/// still knows the format by it.
+/// The name, beside `path`, under which a file is written before it is [published](publish). It keeps the end of the name, by
+/// which a writer knows the format.
 ///
 /// # Errors
 ///
@@ -240,12 +240,12 @@ pub fn temporary(path: &Path) -> io::Result<PathBuf> {
     Ok(folder_of(path).join(temporary))
 }
 
-/// Removes what killed processes have left in a folder under temporary names. Those of a process that runs stay, but for
-/// this one's: it has written nothing yet.
+/// Removes the temporary files and folders that killed processes left in a folder. Those of another running process stay.
+/// Those with this process's own number go: it has written nothing yet.
 ///
 /// # Errors
 ///
-/// When the folder cannot be read or something cannot be removed. A folder that is absent is swept.
+/// When the folder cannot be read or something cannot be removed. An absent folder is no error.
 pub fn sweep(folder: &Path) -> io::Result<()> {
     let entries = match fs::read_dir(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -274,7 +274,7 @@ fn runs(process: u32) -> bool {
         let Ok(process) = libc::pid_t::try_from(process) else {
             return false;
         };
-        // SAFETY: signal 0 is none; it only asks.
+        // SAFETY: signal 0 sends nothing; it only checks that the process exists.
         let asked = unsafe { libc::kill(process, 0) };
         asked == 0 || io::Error::last_os_error().raw_os_error() == Some(libc::EPERM)
     }
@@ -285,17 +285,17 @@ fn runs(process: u32) -> bool {
     }
 }
 
-/// Has the content of a file survive a power cut.
+/// Synchronises the content of a file, so that it survives a power cut.
 ///
 /// # Errors
 ///
 /// When it cannot be opened or synchronised.
 pub fn sync(path: &Path) -> io::Result<()> {
-    // Opened to write, which Windows needs for it.
+    // Opened for writing, because Windows synchronises no other file.
     fs::OpenOptions::new().write(true).open(path)?.sync_all()
 }
 
-/// Has a file, or a folder with all that is in it, survive a power cut.
+/// Synchronises a file, or a folder with everything in it.
 fn sync_below(path: &Path) -> io::Result<()> {
     if !path.is_dir() {
         return sync(path);
@@ -306,13 +306,13 @@ fn sync_below(path: &Path) -> io::Result<()> {
     sync_folder(path)
 }
 
-/// Has a folder's entries survive a power cut.
+/// Synchronises a folder's entries, so that they survive a power cut.
 ///
 /// # Errors
 ///
 /// When it cannot be opened or synchronised.
 pub fn sync_folder(folder: &Path) -> io::Result<()> {
-    // Elsewhere a folder cannot be opened as a file.
+    // Only Unix can open a folder as a file.
     #[cfg(unix)]
     File::open(folder)?.sync_all()?;
     #[cfg(not(unix))]
@@ -424,7 +424,7 @@ mod tests {
         create_folder(&folder.join(".tmp-99999998-state")).unwrap();
         fs::write(folder.join(".tmp-99999998-state/x"), "").unwrap();
         create_folder(&temporary(&folder.join("mine")).unwrap()).unwrap();
-        // The first process runs.
+        // Process 1 always runs.
         fs::write(folder.join(".tmp-1-x"), "").unwrap();
         sweep(&folder).unwrap();
         let mut names: Vec<_> = fs::read_dir(&folder)

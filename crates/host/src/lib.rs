@@ -1,6 +1,5 @@
-//! What the other crates share: which devices the kernels over host memory serve, elementary functions that compile to
-//! vector code, the choice of an instruction set at run time, random numbers, and files: written whole or not at all, and
-//! proven.
+//! Code that the other crates share: which devices the kernels over host memory serve, elementary functions that compile to
+//! vector code, the choice of an instruction set at run time, random numbers, and files: atomic writes and checksums.
 
 mod choice;
 pub mod chunks;
@@ -12,7 +11,8 @@ pub mod seal;
 
 use burn::tensor::Device;
 
-/// Sums are kept in so many lanes, so that a result depends neither on the instruction set nor on the threads.
+/// Lanes of every sum. The number is fixed, so that a result depends neither on the instruction set nor on the number of
+/// threads.
 pub const LANES: usize = 16;
 
 /// libtorch's CPU, where this build has it (feature `tch`).
@@ -24,19 +24,19 @@ pub fn libtorch() -> Option<Device> {
     None
 }
 
-/// Whether tensors of `device` lie in host memory and are in no graph, so that a kernel may read them there and leave
-/// its result.
+/// Whether tensors of `device` lie in host memory and outside any autodiff graph, so that a kernel may read them there and
+/// write its result there.
 pub fn serves(device: &Device) -> bool {
-    // Devices are equal whether they keep a graph or not.
+    // Device equality ignores autodiff.
     if device.is_autodiff() {
         return false;
     }
     *device == Device::flex() || libtorch().is_some_and(|libtorch| *device == libtorch)
 }
 
-/// Keeps memory that is freed for what is allocated next, instead of giving it back to the system: every update
-/// allocates the same tens of megabytes again, and the pages of fresh memory are cleared one by one. Called once, at a
-/// program's start; does something with glibc alone.
+/// Keeps freed memory for later allocations instead of returning it to the system: every update allocates the same tens of
+/// megabytes again, and the system clears fresh pages one by one. Called once, at program start; has an effect with glibc
+/// only.
 pub fn keep_freed_memory() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     // SAFETY: mallopt only sets parameters of the allocator.
@@ -65,13 +65,13 @@ pub fn keeping_nohup<T>(install: impl FnOnce() -> T) -> T {
     done
 }
 
-/// Has the memory at an address, which need not be valid, brought to the second-level cache.
+/// Prefetches the memory at an address, which need not be valid, into the second-level cache.
 #[inline(always)]
 pub fn prefetch<T>(at: *const T) {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-        // SAFETY: part of x86-64, and no address faults.
+        // SAFETY: the instruction is part of x86-64, and a prefetch faults at no address.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) };
     }
     #[cfg(not(target_arch = "x86_64"))]
@@ -86,8 +86,8 @@ pub fn peak_memory() -> Option<usize> {
     Some(kib << 10)
 }
 
-/// `dispatch!(f => g(x: T) -> U)`: a function `f` that calls the inlined `g` compiled for AVX-512, AVX2 or anything else,
-/// whichever the machine has. `g` must be `#[inline(always)]`; it may have one type parameter: `g<D: Bound>`.
+/// `dispatch!(f => g(x: T) -> U)`: a function `f` that calls the inlined `g`, compiled for AVX-512, AVX2 and the baseline;
+/// the machine's features choose at run time. `g` must be `#[inline(always)]`; it may have one type parameter: `g<D: Bound>`.
 #[macro_export]
 macro_rules! dispatch {
     ($vis:vis $name:ident => $inner:ident $(<$d:ident: $bound:path>)? ($($arg:ident: $ty:ty),* $(,)?) $(-> $out:ty)?) => {

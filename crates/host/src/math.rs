@@ -1,5 +1,5 @@
-//! Elementary functions without branches, so that a loop over them becomes vector code. They are written with fused
-//! multiply-adds: a processor without them (x86-64 before 2013) is served right, but slowly.
+//! Elementary functions without branches, so that a loop over them becomes vector code. They use fused multiply-adds: on a
+//! processor without these (x86-64 before 2013) the results are right, but slow.
 
 /// Largest exponent of a power; beyond it powers saturate.
 pub const SATURATE: f32 = 60.0;
@@ -10,34 +10,32 @@ pub fn exp(x: f32) -> f32 {
     exp_in_range(x.clamp(-87.0, 88.0))
 }
 
-/// A power of which the exponent is known: [`exp`], saturated at [`SATURATE`].
+/// e^`exponent` as [`exp`], but saturated at [`SATURATE`].
 #[inline(always)]
 pub fn power(exponent: f32) -> f32 {
     exp_in_range(exponent.clamp(-87.0, SATURATE))
 }
 
-/// e^(x - shift) of an x not above `shift` + 88, and no number beyond: 1 at `shift`, 0 below `shift` - 88 (-inf too), NaN
-/// for NaN.
+/// e^(x - shift), for x not above `shift` + 88 (not checked): 1 at `shift`, 0 below `shift` - 88 (-inf too), NaN for NaN.
 #[inline(always)]
 pub fn shifted_exp(x: f32, shift: f32) -> f32 {
     let x = x - shift;
-    // In this order NaN, which compares with nothing, stays. The power of 2 in e^-88 has the exponent -127,
-    // whose bits are those of 0.
+    // This order of the comparison keeps NaN. The power of 2 in e^-88 has the exponent -127, whose bits are those of 0.
     exp_in_range(if -88.0 > x { -88.0 } else { x })
 }
 
-/// e^x / 2^exponent of an x not above 88 + `exponent` ln 2, and no number beyond: 0 where it is below e^-88 (-inf too), NaN
-/// for NaN. Unlike in [`shifted_exp`] nothing is rounded before the exponential, for |x| up to 1e4 and an integer exponent
-/// of the same order.
+/// e^x / 2^exponent, for x not above 88 + `exponent` ln 2 (not checked): 0 where the quotient is below e^-88 (-inf too),
+/// NaN for NaN. Unlike in [`shifted_exp`] nothing is rounded before the exponential, for |x| up to 1e4 and an integer
+/// exponent of the same order.
 #[inline(always)]
 pub fn scaled_exp(x: f32, exponent: f32) -> f32 {
-    // The power of 2 there is 2^-127, whose bits are those of 0. In this order NaN stays, as above.
+    // At `lowest` the power of 2 is 2^-127, whose bits are those of 0. The comparison keeps NaN, as above.
     let lowest = (exponent - 127.0) * std::f32::consts::LN_2;
     exp_over(if lowest > x { lowest } else { x }, exponent)
 }
 
-/// 1.5 x 2^23: adding it rounds to an integer. And the bias of an exponent, so that the integer's bits
-/// need only be shifted to be a power of 2.
+/// 1.5 x 2^23, whose addition rounds to an integer, plus the bias of an exponent, so that the integer's bits only need a
+/// shift to be a power of 2.
 const ROUND: f32 = 12_582_912.0 + 127.0;
 
 /// (e^r - 1 - r) / r^2 for |r| up to ln 2 / 2 (Cephes `expf`).
@@ -54,8 +52,7 @@ fn exp_tail(r: f32) -> f32 {
 /// e^u - 1 - u without a difference of nearly equal numbers, and e^u - 1; for |u| up to [`SATURATE`].
 #[inline(always)]
 pub fn beyond_linear(u: f32) -> (f32, f32) {
-    // As [`power`], but that 1 and u are taken off before the power of 2 is multiplied in: where it is 1,
-    // nothing is left of them.
+    // As [`power`], but 1 and u are subtracted before the power of 2 is multiplied in: where that is 1, they cancel exactly.
     let shifted = u.mul_add(std::f32::consts::LOG2_E, ROUND);
     let r = (shifted - ROUND).mul_add(-std::f32::consts::LN_2, u);
     let p = exp_tail(r) * (r * r);
@@ -131,7 +128,7 @@ pub fn ln_tail(m: f32) -> f32 {
     z * m.mul_add(p, -0.5)
 }
 
-/// What mixtures of two probabilities are made of, at x.
+/// Softplus and sigmoid at x, the parts of a mixture of two probabilities.
 #[derive(Clone, Copy)]
 pub struct Softplus {
     /// ln(1 + e^x)
@@ -146,7 +143,7 @@ pub struct Softplus {
     pub beyond: f32,
 }
 
-/// Each within 4e-7 relative (`beyond`, a difference for larger `e`: 3e-6).
+/// [`Softplus`] at x, each field within 4e-7 relative (`beyond`: 3e-6, because it is a difference for larger `e`).
 #[inline(always)]
 pub fn softplus(x: f32) -> Softplus {
     let e = exp(-x.abs());
@@ -198,9 +195,9 @@ mod tests {
             assert_eq!(shifted_exp(x, 5.0), 0.0);
         }
         assert!(shifted_exp(f32::NAN, 5.0).is_nan());
-        // where rows may be above the shift
+        // x above the shift
         assert!((f64::from(shifted_exp(21.0, 5.0)) / 16f64.exp() - 1.0).abs() < 2e-6);
-        // relative to powers of 2, which leave nothing to be rounded
+        // divided by powers of 2, which adds no rounding error
         for x in [0.0, 39.9, -39.9, 1e2 / 3.0, 5e3 / 7.0, -5e3 / 7.0, 9999.9] {
             for exponent in [-40.0, 0.0, 60.0, 100.0] {
                 let exponent = exponent + (x * std::f32::consts::LOG2_E).round();
@@ -224,7 +221,7 @@ mod tests {
             let exact = f64::from(u).exp_m1();
             let (beyond, less_one) = beyond_linear(u);
             assert!((f64::from(less_one) / exact - 1.0).abs() < 1e-6, "{u}");
-            // from here on the difference has digits enough in f64
+            // only here has the difference enough digits in f64
             if u.abs() > 1e-2 {
                 let exact = exact - f64::from(u);
                 assert!((f64::from(beyond) / exact - 1.0).abs() < 1e-6, "{u}");

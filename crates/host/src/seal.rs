@@ -1,7 +1,7 @@
-//! Proof that the files of a folder are whole, unchanged, and of the task that they are read for.
+//! Proof that the files of a folder are whole and unchanged, and belong to the task that reads them.
 //!
-//! `seal.json` names the task and gives, for each file, its length and SHA-256, and a SHA-256 of itself. It is written
-//! last: a folder without one is not finished. A reader checks what it reads against it.
+//! `seal.json` names the task and gives, for each file, its length and SHA-256, and a SHA-256 of itself. It is written last:
+//! a folder without a seal is not finished. A reader checks every file against the seal.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -17,7 +17,7 @@ use crate::files;
 /// Name of the seal in its folder.
 pub const SEAL: &str = "seal.json";
 
-/// Why what is in a folder is not trusted.
+/// Why the content of a folder is not trusted.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// There is no seal.
@@ -26,7 +26,7 @@ pub enum Error {
         /// Where it should be.
         path: PathBuf,
     },
-    /// A file is not what was written, or is another task's.
+    /// A file differs from what was written, or belongs to another task.
     #[error("{}: {reason}", path.display())]
     Broken {
         /// The file.
@@ -45,7 +45,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// Adds the path to what a call of the system says.
+    /// Adds the path to an I/O error.
     pub fn io(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { path, source }
@@ -69,7 +69,7 @@ pub struct Proof {
 }
 
 impl Proof {
-    /// Of what a file will hold.
+    /// Proof of a file's future content.
     pub fn of(content: &[u8]) -> Self {
         Self {
             bytes: content.len() as u64,
@@ -83,7 +83,7 @@ impl Proof {
 pub struct Seal {
     task: String,
     files: BTreeMap<String, Proof>,
-    /// Of the rest.
+    /// SHA-256 of the seal's other fields.
     sha256: String,
     #[serde(skip)]
     folder: PathBuf,
@@ -104,8 +104,8 @@ impl Seal {
         }
     }
 
-    /// Writes a file of the folder; its checksum is of what is in memory. It survives a power cut from
-    /// [`close`](Self::close) on.
+    /// Writes a file of the folder; its checksum is that of `content`. The file survives a power cut once
+    /// [`close`](Self::close) has returned.
     ///
     /// # Errors
     ///
@@ -123,7 +123,8 @@ impl Seal {
         self.files.insert(name.into(), proof);
     }
 
-    /// Adds the files of a sealed folder: one in this one, or this one, whose name is then empty.
+    /// Adds the files of another sealed folder: the subfolder `folder` of this one, or this folder itself if `folder` is
+    /// empty.
     pub fn enclose(&mut self, folder: &str, inner: &Self) {
         for (name, proof) in &inner.files {
             let name = match folder {
@@ -154,11 +155,11 @@ impl Seal {
         Ok(self)
     }
 
-    /// Seals a folder that others have filled under a temporary name, and gives it its own.
+    /// Seals a folder that was filled under a temporary name, and renames it to `target`.
     ///
     /// # Errors
     ///
-    /// When something cannot be read, written, named or removed.
+    /// When something cannot be read, written, renamed or removed.
     pub fn publish(
         temporary: &Path,
         target: &Path,
@@ -181,7 +182,7 @@ impl Seal {
     ///
     /// # Errors
     ///
-    /// When it is not there, damaged, or another task's.
+    /// When it is missing, damaged, or of another task.
     pub fn open(folder: &Path, task: &str) -> Result<Self, Error> {
         let path = folder.join(SEAL);
         let text = match files::read(&path, files::TEXT_LIMIT) {
@@ -204,7 +205,7 @@ impl Seal {
         Ok(seal)
     }
 
-    /// The folder that it is of.
+    /// The sealed folder.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
@@ -219,11 +220,11 @@ impl Seal {
         self.files.contains_key(name)
     }
 
-    /// Checks that a file is there with its length, without reading it.
+    /// Checks that a file exists with its recorded length, without reading it.
     ///
     /// # Errors
     ///
-    /// When it is not.
+    /// When the file is missing or has another length.
     pub fn check_length(&self, name: &str) -> Result<PathBuf, Error> {
         let (path, proof) = self.proof(name)?;
         let found = match fs::metadata(&path) {
@@ -240,13 +241,13 @@ impl Seal {
         Ok(path)
     }
 
-    /// Checks a file by its checksum, once a process as long as the file does not change; gives its path.
+    /// Checks a file by its checksum and returns its path. A process checks an unchanged file only once.
     ///
     /// # Errors
     ///
     /// When it is missing or not what was written.
     pub fn check(&self, name: &str) -> Result<PathBuf, Error> {
-        /// Files that were right, with the time of their last change.
+        /// Files that passed the check, with the time of their last change.
         static RIGHT: Mutex<BTreeMap<PathBuf, (SystemTime, Proof)>> = Mutex::new(BTreeMap::new());
         let right = || RIGHT.lock().unwrap_or_else(PoisonError::into_inner);
         let path = self.check_length(name)?;
@@ -257,7 +258,7 @@ impl Seal {
         if right().get(&path) == Some(&(changed, proof.clone())) {
             return Ok(path);
         }
-        // The clock of a file system is coarse: what has just changed may change again and show the same time.
+        // File times are coarse: a file that has just changed may change again and keep the same time.
         let settled = changed.elapsed().is_ok_and(|since| since > SETTLED);
         let sha256 = files::sha256_of_file(&path).map_err(Error::io(&path))?;
         if sha256 != proof.sha256 {
@@ -306,12 +307,12 @@ impl Seal {
         }
     }
 
-    /// The file's text. A change that leaves the values as they are is a change of the text.
+    /// The text of the seal's file. [`open`](Self::open) compares texts, so it also finds a change that keeps all values.
     fn text(&self) -> String {
         serde_json::to_string(self).expect("strings and numbers") + "\n"
     }
 
-    /// Of the text without a checksum.
+    /// SHA-256 of the text with an empty checksum.
     fn digest(&self) -> String {
         let open = Self {
             sha256: String::new(),
@@ -321,7 +322,7 @@ impl Seal {
     }
 }
 
-/// A file's time is finer than this.
+/// Longer than the resolution of a file's times.
 const SETTLED: Duration = Duration::from_millis(100);
 
 const MISMATCH: &str = "damaged: it does not fit its checksum";

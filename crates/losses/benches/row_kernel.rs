@@ -1,4 +1,4 @@
-//! Time of each divergence, forward and backward, beside one pass that reads two buffers and writes one.
+//! Time of each divergence, forward and backward, compared with one pass that reads two buffers and writes one.
 //!
 //! `cargo bench --bench row_kernel -- ab/1024x50257` runs one (a regular expression over ids of the form
 //! divergence/rows x vocabulary; `--list` prints them, `pass/1024x50257` is the pass). Throughput is in
@@ -11,7 +11,7 @@ use criterion::{BenchmarkGroup, Criterion, SamplingMode, Throughput, measurement
 use rayon::prelude::*;
 
 const SIZE: [usize; 2] = [1024, 50_257];
-/// Of `ab` alone: time grows with rows and with the vocabulary as the number of logits does.
+/// Further sizes, for `ab` alone: time grows with the number of logits, by more rows and by a larger vocabulary.
 const GROWTH: [[usize; 2]; 7] = [
     [256, 50_257],
     [512, 50_257],
@@ -68,8 +68,8 @@ impl Logits {
     }
 }
 
-/// Times `f` alone, not the copy of the student's logits before it. `kept` has the logits of the last
-/// benchmark that ran, so that none are made for those that are filtered out.
+/// Times `f` alone, not the copy of the student's logits before it. `kept` holds the logits of the last benchmark that ran,
+/// so that benchmarks that are filtered out make none.
 fn bench(
     group: &mut BenchmarkGroup<WallTime>,
     size: [usize; 2],
@@ -82,7 +82,7 @@ fn bench(
         .throughput(Throughput::Bytes(3 * 4 * (rows * vocab) as u64))
         .bench_function(format!("{rows}x{vocab}"), |b| {
             if kept.as_ref().is_none_or(|logits| logits.size != size) {
-                // the old ones go first
+                // frees the old ones first
                 *kept = None;
                 *kept = Some(Logits::new(size));
             }

@@ -5,16 +5,16 @@ use burn::tensor::Tensor;
 use crate::divergences::Form;
 use crate::{Divergence, Error, Fidelity, value};
 
-/// Which of two divergences counts for a batch that is too large for one call, see [`Divergence::choice`].
+/// Chooses one of two divergences for a batch that is too large for one call, see [`Divergence::choice`].
 pub struct Choice {
     members: [Divergence; 2],
     sums: [f64; 2],
 }
 
 impl Divergence {
-    /// A choice that all rows of a batch make together before the first of them counts; `None` for a divergence whose rows do
-    /// not depend on each other. A call of [`value_and_grad`](crate::value_and_grad) makes it by the rows that it is given. A
-    /// caller that splits a batch adds all parts to the choice, and then computes the divergence that it gives.
+    /// The choice between two members by their sums over all rows of a batch; `None` for a divergence whose rows do not
+    /// depend on each other. A call of [`value_and_grad`](crate::value_and_grad) chooses by its own rows. A caller that
+    /// splits a batch adds all parts to the choice, and then computes the chosen divergence.
     pub fn choice(&self, fidelity: Fidelity) -> Option<Choice> {
         match (&self.definition().form, fidelity) {
             (Form::Larger(members), Fidelity::Official) => Some(Choice {
@@ -27,8 +27,8 @@ impl Divergence {
 }
 
 impl Choice {
-    /// Adds rows. `logits` makes the student's and the teacher's, `[N, V]` each on a plain (not autodiff) device. It is called
-    /// once for each member, so that no copy of them is kept.
+    /// Adds rows. `logits` returns the student's and the teacher's logits, `[N, V]` each on a plain (not autodiff) device. It
+    /// is called once for each member, so that no copy of them is kept.
     ///
     /// # Errors
     ///
@@ -42,7 +42,7 @@ impl Choice {
         Ok(())
     }
 
-    /// The divergence with the larger sum, the first where both are equal, and its form.
+    /// The divergence with the larger sum, the first where both are equal, and the fidelity to compute it with.
     pub fn chosen(&self) -> (Divergence, Fidelity) {
         let [one, two] = self.sums;
         (self.members[usize::from(two > one)], Fidelity::Paper)

@@ -1,8 +1,8 @@
-//! The row kernel on a device that CubeCL serves: WebGPU (Vulkan, Metal, DirectX) or CUDA. One cube a
-//! row, no softmax in memory: one pass over the logits for both normalisers, one for the sums of f and h,
-//! one for the gradient. All of it in f32, which WebGPU's shaders are limited to.
+//! The row kernel on a device that CubeCL serves: WebGPU (Vulkan, Metal, DirectX) or CUDA. One cube per row, no softmax in
+//! memory: one pass over the logits for both normalisers, one for the sums of f and h, one for the gradient. All of it in
+//! f32, because WebGPU's shaders are limited to it.
 //!
-//! A divergence says in its definition which formula it is here, with which numbers; not every one is served.
+//! A divergence's definition names its formula here and the formula's numbers; a divergence without them is not served.
 
 mod formulas;
 mod kernel;
@@ -26,9 +26,9 @@ use crate::{Divergence, Error, Fidelity, Rows, reference};
 /// A formula, and its numbers a to d.
 pub(crate) type Description = (Formula, [f64; 4]);
 
-/// Units a cube; no more than WebGPU grants everywhere.
+/// Units per cube; no more than WebGPU grants everywhere.
 const UNITS: u32 = 256;
-/// Cubes along one axis of a launch.
+/// Largest number of cubes along one axis of a launch.
 const MOST_CUBES: usize = 65_535;
 
 /// See [`value_and_grad`](crate::value_and_grad); `None` where device or divergence is not served.
@@ -97,14 +97,14 @@ fn on_device(logits: &Tensor<2>) -> Option<CubeTensor> {
 
 fn units(logits: &CubeTensor) -> u32 {
     let most = logits.client.properties().hardware.max_units_per_cube;
-    // halved until one is left
+    // a power of 2: reductions halve the units until one is left
     1 << UNITS.min(most).ilog2()
 }
 
 struct Work {
     student: CubeTensor,
     teacher: CubeTensor,
-    /// Of the results.
+    /// Type of the results.
     dtype: DType,
 }
 
@@ -130,7 +130,7 @@ impl Work {
     }
 }
 
-/// What a launch writes.
+/// Outputs of a launch.
 struct Out {
     value: CubeTensor,
     grad: CubeTensor,
@@ -156,7 +156,7 @@ impl Out {
         }
     }
 
-    /// One a row; those beyond the last end at once.
+    /// One cube per row; cubes beyond the last row end at once.
     fn cubes(&self) -> CubeCount {
         let rows = self.value.meta.shape()[0];
         let along = rows.min(MOST_CUBES);

@@ -11,9 +11,9 @@ use crate::{Error, Fidelity};
 
 /// A divergence D(p, q) of the student's next-token distribution q from the teacher's p, in nats.
 ///
-/// Each is a sum over the vocabulary; `m` is a mixture of p and q. [`Divergence::all`] has every one with the paper's
-/// parameters, and each has a constructor here that says its formula and source. A constructor takes any numbers:
-/// [`validate`](Divergence::validate) checks them.
+/// Each is computed from sums over the vocabulary; `m` is a mixture of p and q. [`Divergence::all`] lists all of them with
+/// the paper's parameters. Each has a constructor here, whose documentation gives its formula and source. A constructor takes
+/// any numbers: [`validate`](Divergence::validate) checks them.
 ///
 /// As text, a divergence is its id, and its parameters by position or by name; those left out have the paper's values:
 ///
@@ -145,10 +145,10 @@ impl Divergence {
             })
     }
 
-    /// The divergence of this id; parameters that are not given have the paper's values.
+    /// The divergence with this id; parameters that are not given have the paper's values.
     ///
     /// # Errors
-    /// An unknown id (with the nearest known one), a parameter that the divergence has not, a value outside its range.
+    /// An unknown id (with the nearest known one), a parameter that the divergence does not have, a value outside its range.
     pub fn from_parts(id: &str, params: &BTreeMap<String, f64>) -> Result<Self, Error> {
         let mut divergence = Self::with_defaults(id)?;
         for (name, value) in params {
@@ -161,7 +161,7 @@ impl Divergence {
         Ok(divergence)
     }
 
-    /// Place of a parameter among the values.
+    /// Index of a parameter among the values.
     fn place(&self, name: &str) -> Option<usize> {
         let mut parameters = self.definition.parameters.iter();
         parameters.position(|parameter| parameter.name == name)
@@ -186,7 +186,7 @@ impl Divergence {
         names.zip(self.values).collect()
     }
 
-    /// A parameter's value; `None` where the divergence has none of this name.
+    /// A parameter's value; `None` where the divergence has no parameter of this name.
     pub fn param(&self, name: &str) -> Option<f64> {
         self.place(name).map(|place| self.values[place])
     }
@@ -194,7 +194,7 @@ impl Divergence {
     /// Checks the parameters.
     ///
     /// # Errors
-    /// Weights (`weight`, `lambda`, `mu`) must lie in `[0, 1]`, exponents be finite and at most 1000 in size.
+    /// Weights (`weight`, `lambda`, `mu`) must lie in `[0, 1]`, exponents must be finite and at most 1000 in size.
     pub fn validate(&self) -> Result<(), Error> {
         for (parameter, value) in self.definition.parameters.iter().zip(self.values) {
             if !(parameter.range.contains)(value) {

@@ -1,5 +1,5 @@
-//! The divergences. Each is a [`Definition`] in a file of this folder and a line in [`ALL`]; whatever else is known or done by
-//! name or by parameters is derived from these.
+//! The divergences. Each is a [`Definition`] in a file of this folder and a line in [`ALL`]. All code that goes by a
+//! divergence's name or parameters reads these definitions.
 
 mod akl;
 mod alpha_beta;
@@ -49,31 +49,31 @@ pub(crate) struct Definition {
     pub golden: Option<&'static str>,
     /// The formula, for help texts.
     pub formula: &'static str,
-    /// In the order of the formula; as many as [`Params`] holds at most.
+    /// In the order of the formula; at most as many as [`Params`] holds.
     pub parameters: &'static [Parameter],
     /// See [`Divergence::default_fidelity`].
     pub default_fidelity: Fidelity,
     /// The row kernel on the CPU.
     pub row: fn(Job, Params, Fidelity) -> Result<(), Error>,
-    /// What runs elsewhere.
+    /// How the other devices compute it.
     pub form: Form,
 }
 
-/// A divergence of tensors.
+/// How a divergence is computed from tensors.
 pub(crate) enum Form {
     /// A sum over the vocabulary.
     Sum {
         /// f and h as tensor operations, for any device.
         tensors: fn(&Pair, Params, Fidelity) -> Terms,
-        /// Formula and numbers of the kernel for CubeCL devices. Without it, or where it gives `None`, these run the tensor
-        /// operations.
+        /// Formula and numbers of the kernel for CubeCL devices. Without them, or where the function returns `None`, these
+        /// devices run the tensor operations.
         #[cfg(feature = "cube")]
         cube: Option<fn(Params, Fidelity) -> Option<crate::cube::Description>>,
     },
-    /// Something else, by tensor operations everywhere but on the CPU.
+    /// No sum over the vocabulary: rows computed by tensor operations, on every device but the CPU.
     Rows(fn(&Pair, Params) -> Rows),
     /// The larger of two divergences, the first where both are equal. Official: by their sums over the rows of a call. Paper:
-    /// row by row. Both members have their paper form.
+    /// row by row. Both members are computed with [`Fidelity::Paper`].
     Larger(fn(Params) -> [Divergence; 2]),
 }
 
@@ -88,11 +88,11 @@ pub(crate) struct Parameter {
 /// The values that a parameter may have.
 pub(crate) struct Range {
     pub contains: fn(f64) -> bool,
-    /// What such a value is, for messages.
+    /// The range in words, for messages.
     pub text: &'static str,
 }
 
-/// Of a weight.
+/// Range of a weight.
 const SHARE: Range = Range {
     contains: |x| (0.0..=1.0).contains(&x),
     text: "a number in [0, 1]",

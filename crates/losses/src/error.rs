@@ -1,4 +1,4 @@
-//! What can go wrong, with the names and values that say where.
+//! Errors, with the names and values that say where they occurred.
 
 use std::path::PathBuf;
 
@@ -74,7 +74,7 @@ pub enum Error {
         /// Shape of the teacher's logits.
         teacher: [usize; 2],
     },
-    /// A logit is NaN or +inf (-inf is allowed: it takes an entry out).
+    /// A logit is NaN or +inf (-inf is allowed: it leaves an entry out).
     #[error("{model} logits, row {row}: a logit is NaN or +inf")]
     NotFinite {
         /// Whose logits.

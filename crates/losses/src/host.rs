@@ -1,4 +1,4 @@
-//! Logits in host memory, which are copied only to write over those that others hold too.
+//! Logits in host memory. They are copied only for a write to memory that other tensors share.
 
 use burn::backend::Flex;
 use burn::backend::tensor::FloatTensor;
@@ -14,7 +14,7 @@ pub(crate) struct Host<L> {
 }
 
 enum Memory {
-    /// Flex's own, where a tensor is not the only one that it belongs to.
+    /// Flex's memory, where other tensors share it.
     Shared(FloatTensor<Flex>),
     Own(TensorData),
 }
@@ -58,7 +58,7 @@ impl<L: Element + Pod> Host<L> {
 
     fn own(&mut self) -> &mut TensorData {
         if let Memory::Shared(flex) = &self.memory {
-            // Once; Burn's own copy of shared memory is made again where the allocator aligns it too loosely.
+            // One copy; Burn's own copy of shared memory is copied again where the allocator's alignment is too small.
             let values: Vec<L> = self.read().par_iter().copied().collect();
             let shape = flex.layout().shape().clone();
             self.memory = Memory::Own(TensorData::new(values, shape));

@@ -1,18 +1,16 @@
 //! Divergences between the next-token distributions of a teacher p and a student q, with their
 //! gradients in the student's logits.
 //!
-//! Every divergence here has the form `D = sum_v f(p_v, q_v)`, summed over the vocabulary, in nats. With
-//! `h = q df/dq` its gradient in the student's logits is `dD/dz_j = h_j - q_j sum_v h_v`. So a
-//! divergence is two scalar formulas, and one row kernel serves all: [`row`] on the CPU, `cube` on wgpu
-//! and CUDA devices (with the features of these names). [`reference`] says the same as tensor operations
-//! for any backend, and serves the rest.
+//! Every divergence here is a sum `D = sum_v f(p_v, q_v)` over the vocabulary, in nats (AlphaNet and Renyi are built from
+//! such sums). With `h = q df/dq` its gradient in the student's logits is `dD/dz_j = h_j - q_j sum_v h_v`. So a divergence is
+//! two scalar formulas, and one row kernel serves all: [`row`] on the CPU, `cube` on wgpu and CUDA devices (with the features
+//! of these names). [`reference`] computes the same with tensor operations on any backend, and serves the rest.
 //!
-//! Everything is worked out in log space: values and gradients are finite for logits up to 1e4 in
-//! size (exponents saturate at 60, which matters only for a negative alpha, beta or alpha + beta). An
-//! entry that is `-inf` in either model is left out of the sums, as in the published code, and each
-//! softmax runs over the other entries.
+//! Everything is computed in log space: values and gradients are finite for logits up to 1e4 in size (exponents saturate at
+//! 60, which matters only for a negative alpha, beta or alpha + beta). An entry that is `-inf` in either model is left out of
+//! the sums, as in the published code, and each softmax runs over its own model's other entries.
 //!
-//! The mask over tokens and the mean over them are the caller's: `[N, V]` in, `[N]` out.
+//! The caller applies the mask over tokens and the mean over them: `[N, V]` in, `[N]` out.
 
 mod choice;
 #[cfg(feature = "cube")]
@@ -42,7 +40,7 @@ use self::host::Host;
 
 /// Values and gradients of a batch of rows.
 pub struct Rows {
-    /// `[N]`, nats. In f32 where the row kernel serves, whatever the logits' type; else in the student's type.
+    /// `[N]`, nats. In f32 from the row kernel, whatever the logits' type; else in the student's type.
     pub value: Tensor<1>,
     /// `[N, V]`: gradient of each row's value in that row's student logits, in their type.
     pub grad: Tensor<2>,
@@ -53,7 +51,7 @@ pub struct Rows {
 /// # Shapes
 ///
 /// - `student`, `teacher`: logits `[N, V]` on a plain (not autodiff) device; the row kernel reads f16 and
-///   bf16 as they are where both are of one type
+///   bf16 without a conversion where both have the same type
 ///
 /// # Errors
 ///

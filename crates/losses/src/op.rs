@@ -1,5 +1,5 @@
-//! The differentiable forms: an operation of Burn's whose value and gradient are already known, so that
-//! a backward pass is one product, and with a gradient that nothing else holds, one in place.
+//! The differentiable forms: a Burn operation whose value and gradient are already known, so that a backward pass is one
+//! product, in place where nothing else holds the gradient.
 
 #![allow(deprecated)] // Burn will drop libtorch one day
 
@@ -15,8 +15,8 @@ use crate::{Divergence, Error, Fidelity, Rows, cross_entropy_value_and_grad, val
 /// Divergence of each row, differentiable in the student's logits. The teacher is a constant, whatever
 /// device it comes from. On a plain device this is [`value`](crate::value).
 ///
-/// The gradient is worked out with the value and kept for the backward pass: `[N, V]`, and nothing else
-/// of that size. It is a constant there: no second derivatives.
+/// The gradient is computed with the value and kept for the backward pass: `[N, V]`, and nothing else of that size. It is a
+/// constant there: no second derivatives.
 ///
 /// # Errors
 ///
@@ -42,7 +42,7 @@ pub fn cross_entropy(student: Tensor<2>, labels: &[u32]) -> Result<Tensor<1>, Er
     Ok(differentiable(student, rows))
 }
 
-/// The rows' values as a function of the logits that they were worked out from.
+/// The rows' values as a function of the logits that they were computed from.
 fn differentiable(logits: Tensor<2>, Rows { value, grad }: Rows) -> Tensor<1> {
     let [logits, grad] = [logits, grad].map(Tensor::into_dispatch);
     Tensor::from_dispatch(Dispatch::rows(logits, value.into_dispatch(), grad))
@@ -55,7 +55,7 @@ fn differentiable(logits: Tensor<2>, Rows { value, grad }: Rows) -> Tensor<1> {
     Cube: cfg(feature = "cube"),
 )]
 trait RowsOp: Backend {
-    /// `value`, whose gradient in `logits` is `grad`. Without autodiff that is `value` alone.
+    /// `value`, whose gradient in `logits` is `grad`. Without autodiff the result is `value` alone.
     ///
     /// # Shapes
     ///
@@ -85,7 +85,7 @@ impl<B: RowsOp, C: CheckpointStrategy> RowsOp for Autodiff<B, C> {
         let value = value.into_primitive();
         match RowsBackward
             .prepare::<C>([logits.node()])
-            // not to be worked out again from the logits
+            // never recomputed from the logits
             .compute_bound()
             .stateful()
         {

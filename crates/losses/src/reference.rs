@@ -1,6 +1,6 @@
-//! Every divergence as tensor operations, for any backend: the readable form of what [`row`](crate::row)
-//! computes, and what runs where there is no row kernel. In f32 it has five digits; of alpha-beta divergences with alpha + beta
-//! near 0, which count all tokens alike, so many on vocabularies of a few hundred tokens only: the row kernel has them on all.
+//! Every divergence as tensor operations, for any backend: the readable form of what [`row`](crate::row) computes, and the
+//! code for devices without a row kernel. In f32 it has five digits. For alpha-beta divergences with alpha + beta near 0,
+//! which weigh all tokens alike, only a vocabulary of a few hundred tokens has five digits; the row kernel has no such limit.
 
 mod mixture;
 pub(crate) mod pair;
@@ -64,7 +64,7 @@ pub fn cross_entropy(student: Tensor<2>, labels: &[u32]) -> Result<Rows, Error> 
     let value = student.log.clone().gather(1, ids.clone());
     let is_label = student.is_at(&ids);
     let others = student.prob.mask_fill(is_label.clone(), 0.0);
-    // The label's q - 1 by the others: the difference has no digits where q is near 1.
+    // The label's q - 1, from the sum of the others: the difference has no digits where q is near 1.
     let at_label = others.clone().sum_dim(1).neg().expand(others.dims());
     Ok(Rows {
         value: value.neg().squeeze_dim(1),

@@ -1,7 +1,7 @@
-//! The row kernel on the CPU: exponentials and log-sum-exp of both rows, then f and h of every entry, then
-//! the gradient over the student's logits in place (at once with f, where no sum of h is needed). Rows run
-//! in parallel; within a row sums are kept in 16 lanes, so a result does not depend on the number of
-//! threads. Compiled for AVX-512, AVX2 and anything else, and chosen at run time.
+//! The row kernel on the CPU: exponentials and log-sum-exp of both rows, then f and h of every entry, then the gradient in
+//! place of the student's logits (together with f, where no sum of h is needed). Rows run in parallel; within a row sums are
+//! kept in 16 lanes, so a result does not depend on the number of threads. Compiled for AVX-512, AVX2 and the baseline, and
+//! chosen at run time.
 
 mod logit;
 pub(crate) mod passes;
@@ -94,7 +94,7 @@ pub fn cross_entropy<L: Logit>(
                     for (out, e) in out.iter_mut().zip(q) {
                         *out = *e * norm.scale;
                     }
-                    // q - 1, which the difference would lose where q is near 1
+                    // q - 1, from the sum of the others: the difference loses its digits where q is near 1
                     out[label] = if label == norm.peak {
                         -norm.rest as f32
                     } else {
@@ -139,7 +139,7 @@ pub(crate) trait Kernel {
     -> Result<(), Error>;
 }
 
-/// The formulas that a function makes of a row.
+/// A function that makes a row's formulas.
 struct EachRow<F>(F);
 
 impl<D: Pointwise, F: Fn(&RowView) -> D + Sync> Kernel for EachRow<F> {
@@ -153,14 +153,14 @@ impl<D: Pointwise, F: Fn(&RowView) -> D + Sync> Kernel for EachRow<F> {
     }
 }
 
-/// A row before f and h are known: exponentials, and what makes probabilities of them.
+/// A row before f and h are known: exponentials and their normalisers.
 pub(crate) struct RowView<'a> {
     pub p: &'a [f32],
     pub q: &'a [f32],
     pub norms: &'a Norms,
 }
 
-/// The teacher's logits, and how many make a row.
+/// The teacher's logits, and the length of a row.
 pub(crate) struct Run<'a, L> {
     pub teacher: &'a [L],
     pub vocab: usize,
@@ -190,7 +190,7 @@ impl<L: Logit> Run<'_, L> {
             .map_or(Ok(()), Err)
     }
 
-    /// Applies `make`'s formulas to a row; the gradient in place of its logits.
+    /// Applies `make`'s formulas to a row; the gradient replaces its logits.
     fn row<D: Pointwise>(
         &self,
         index: usize,
@@ -225,7 +225,7 @@ impl<L: Logit> Run<'_, L> {
     }
 }
 
-/// f and h summed, and h in place of `p`, by the faster formulas where these keep their digits.
+/// Sums of f and h, and h in place of `p`, by the faster formulas where these keep their digits.
 pub(crate) fn formulas<D: Pointwise>(
     d: D,
     z: &[f32],
@@ -263,8 +263,7 @@ pub(crate) fn normalize(
     Ok(Norms::new(teacher, student, z, t, p, q))
 }
 
-/// A thread's room for a row: logits that have to be converted, exponentials, and h in place of the
-/// teacher's.
+/// A thread's buffers for a row: converted logits, exponentials, and h in place of the teacher's.
 pub(crate) struct Scratch {
     pub z: Vec<f32>,
     pub t: Vec<f32>,

@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use crate::{Divergence, Error, Fidelity, Rows, reference, value_and_grad};
 
-/// Below this a golden number is what rounding in f64 leaves of 0, and has no digits to compare.
+/// A golden number below this is a rounding error of 0 in f64, and has no digits to compare.
 const NOISE: f64 = 1e-14;
 /// Errors of values are relative to this where the value is smaller: its terms are numbers of order 1 in f32.
 const SMALL: f64 = 1e-2;
@@ -200,7 +200,7 @@ fn compare(
     Ok((value_error, grad_error))
 }
 
-/// `ab(0.2,0.7)` and the like.
+/// Reads a golden loss name such as `ab(0.2,0.7)`.
 fn parse(name: &str) -> Result<Divergence, String> {
     let (id, numbers) = match name.split_once('(') {
         None => (name, Vec::new()),

@@ -1,5 +1,5 @@
-//! How near gradients are to those of the formulas in numbers of 31 digits, over every divergence, in rows as they
-//! occur and in peaked and nearly equal ones.
+//! Accuracy of every divergence's gradients against the formulas in numbers of 31 digits, in typical rows and in peaked and
+//! nearly equal ones.
 
 mod common;
 
@@ -11,8 +11,8 @@ use common::exact::{Found, Row, exact_of_rows};
 use common::regimes::{Regime, normal};
 use common::{errors, kernel, with_other_parameters};
 
-/// Three rows of logits of a student and of a teacher as they occur: from flat to peaked, and from two
-/// models that know nothing of each other to two that nearly agree.
+/// Three typical rows of a student's and a teacher's logits: from flat to peaked, and from two independent models to two that
+/// nearly agree.
 fn rows() -> impl Strategy<Value = (Vec<f32>, Vec<f32>, usize)> {
     let vocab = prop_oneof![Just(2usize), Just(7), Just(100), Just(1000)];
     (any::<u64>(), vocab, 1.0..8.0, 0.0..0.99).prop_map(
@@ -48,8 +48,8 @@ fn peaked(
 /// Values and gradients.
 type Computed = (Vec<f32>, Vec<f32>);
 
-/// Whether a token's weight in the sum does not fall with its probability: alpha + beta near 0. The rounding of the
-/// logarithm of the softmax's sum then counts once a token, and tensors of f32 have no more digits of it.
+/// Whether tokens of all probabilities have about the same weight in the sum: alpha + beta near 0. Each token then adds the
+/// rounding error of the softmax's log-sum-exp, which f32 tensors cannot make smaller.
 fn counts_all_alike(d: &Divergence) -> bool {
     let exponents = d.param("alpha").zip(d.param("beta"));
     exponents.is_some_and(|(alpha, beta)| (alpha + beta).abs() < 0.25)

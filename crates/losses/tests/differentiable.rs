@@ -46,7 +46,7 @@ fn assert_close<const D: usize>(ours: Tensor<D>, theirs: Tensor<D>, what: &str) 
     }
 }
 
-/// `[N, 1]` of what each row is weighed by.
+/// Each row's weight, `[N, 1]`.
 fn columns(device: &Device) -> Tensor<2> {
     Tensor::<1>::from_floats(UPSTREAM, device).unsqueeze_dim(1)
 }
@@ -92,7 +92,7 @@ fn gradients_are_the_kernels_times_what_comes_from_above() {
     }
 }
 
-/// A teacher that the student's own leaf makes: what would come back through it would be seen in the leaf.
+/// A teacher computed from the student's own leaf: a gradient through the teacher would show in the leaf.
 #[test]
 fn a_teacher_in_a_graph_is_a_constant() {
     for device in devices() {
@@ -107,8 +107,8 @@ fn a_teacher_in_a_graph_is_a_constant() {
     }
 }
 
-/// A head and its input, which get gradients from two losses of the same logits: the published formulas
-/// as Burn's own operations give the same.
+/// A head and its input get gradients from two losses of the same logits. The published formulas as Burn's own operations
+/// give the same gradients.
 #[test]
 fn behind_a_product_parameters_get_the_gradients_of_plain_operations() {
     for device in devices() {

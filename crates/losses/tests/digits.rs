@@ -114,7 +114,7 @@ fn alpha_nets_members_keep_their_digits() {
             let d = Divergence::alpha_net(a, b);
             let (value, grad) = kernel(&d, Fidelity::Official, &z, &t, z.len());
             let error = (f64::from(value[0]) / exact - 1.0).abs();
-            // Logarithms take their rounding from their size.
+            // The rounding error of a logarithm grows with its size.
             let slack = 1e-6 + 1e-7 * f64::from(size);
             assert!(error < slack, "{d:?} {size}: {value:?} {exact}");
             let h = rows().map(|(q, p)| -q.exp() * phi(alpha, p - q));
@@ -129,7 +129,7 @@ fn alpha_nets_members_keep_their_digits() {
     }
 }
 
-/// Rows of several blocks whose largest logit is anywhere and above the first block's by anything.
+/// Rows of several blocks whose largest logit is anywhere and exceeds the first block's by any amount.
 fn late_peaks() -> Vec<Vec<f32>> {
     let noise = |i: usize| ((i * 811) % 5003) as f32 / 500.0 - 5.0;
     let row = |peak: usize, size: f32| -> Vec<f32> {

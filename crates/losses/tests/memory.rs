@@ -1,5 +1,5 @@
-//! A dense call takes its inputs and one gradient, and the differentiable form no more: the peak is read
-//! from the system, in a process of its own.
+//! A dense call needs memory for its inputs and one gradient, the differentiable form for no more. The peak is read from the
+//! system, in a process of its own.
 #![cfg(target_os = "linux")]
 
 use abkd_losses::{Divergence, Fidelity, Rows, divergence, value_and_grad};
@@ -21,7 +21,7 @@ fn logits(seed: usize) -> Tensor<2> {
     Tensor::from_data(TensorData::new(data, [ROWS, VOCAB]), &Device::flex())
 }
 
-/// A peak only grows, so the calls are ordered by what they may take.
+/// A peak only grows, so the calls are ordered by the memory that they may take.
 #[test]
 fn a_call_takes_its_inputs_and_one_gradient() {
     let start = peak();

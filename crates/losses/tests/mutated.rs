@@ -20,7 +20,7 @@ proptest! {
         let mut dice = Rng::new(&[seed]);
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/losses.json");
         let mut golden: Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
-        // One result of a case: what is left is changed the more.
+        // One result per case, so that it is mutated more often.
         for case in golden.as_array_mut().unwrap() {
             let results = case["results"].as_array_mut().unwrap();
             let chosen = dice.below(results.len());

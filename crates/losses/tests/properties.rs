@@ -1,4 +1,4 @@
-//! What every divergence must satisfy, checked against plain f64 formulas.
+//! Properties that every divergence must satisfy, checked against plain formulas.
 
 mod common;
 

@@ -1,4 +1,4 @@
-//! The kernel of wgpu devices against the one of the CPU. Runs on any Vulkan, Mesa's software one too.
+//! The wgpu kernel against the CPU kernel. Runs on any Vulkan driver, also on Mesa's software driver.
 #![cfg(feature = "wgpu")]
 
 mod common;
@@ -18,13 +18,13 @@ fn device() -> Device {
     Device::wgpu(DeviceKind::DefaultDevice)
 }
 
-/// Every divergence that the kernel serves, the alpha-beta family with its limits and neighbours of them.
+/// Every divergence but AKL, the alpha-beta family with its limits and values near them.
 fn served() -> Vec<Divergence> {
     let mut all: Vec<Divergence> = common::all();
     all.retain(|d| d.id() != "akl");
     all.push(Divergence::alpha_beta(0.5, -0.49));
     all.extend(mixtures(0.5));
-    // the other member is the larger one of these logits
+    // with these logits the other member is the larger one
     all.push(Divergence::alpha_net(0.9, 0.2));
     all
 }
@@ -47,7 +47,7 @@ fn noise(len: usize, seed: u64) -> Vec<f32> {
         .collect()
 }
 
-/// Random rows, of which the second is peaked in the student and the teacher's third is masked in part.
+/// Random rows. The second is peaked in both models, the third is masked in part.
 fn logits(n: usize, vocab: usize) -> (Vec<f32>, Vec<f32>) {
     let (mut z, mut t) = (noise(n * vocab, 1), noise(n * vocab, 2));
     z[vocab + vocab / 3] = 25.0;
@@ -74,9 +74,9 @@ fn floats<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
         .to_vec()
 }
 
-/// Values relative, entries of the gradient relative to the row's largest. What is allowed beside is the
-/// CPU kernel's rounding, not this one's. It adds the peak's 1 to the small terms in f32, which costs half
-/// a unit in the last place of 1, and it moves the rounding of the whole row's gradient to the peak.
+/// Compares values relative to themselves, entries of the gradient relative to the row's largest. The rest of the tolerance
+/// is for the CPU kernel's rounding, not for this one's. The CPU kernel adds the peak's 1 to the small terms in f32, which
+/// costs half a unit in the last place of 1, and it moves the rounding of the whole row's gradient to the peak.
 fn assert_close(what: &str, rows: Rows, z: &[f32], (value, grad): (&[f32], &[f32])) {
     let vocab = z.len() / value.len();
     let ours = floats(rows.value);
@@ -241,7 +241,7 @@ fn values_and_gradients_are_those_of_the_released_losses() {
 }
 
 proptest! {
-    // Each is 100 launches.
+    // Each case is 100 launches.
     #![proptest_config(ProptestConfig::with_cases(12))]
 
     #[test]
@@ -260,7 +260,7 @@ proptest! {
         let (z, t) = (all(|row| &row.0), all(|row| &row.1));
         for d in common::with_other_parameters() {
             for fidelity in [Fidelity::Paper, Fidelity::Official] {
-                // its choice is one for all rows
+                // skips a divergence that chooses once for all rows
                 if d.choice(fidelity).is_some() {
                     continue;
                 }

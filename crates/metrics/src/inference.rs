@@ -1,15 +1,16 @@
-//! What the scores of a table say about its rows, beyond the trainings, sampling seeds and examples at hand.
+//! Inference from a table of scores about its rows, beyond the trainings, sampling seeds and examples at hand.
 //!
 //! A score of a row, `y[t, s, e]`, depends on the training seed t, the sampling seed s and the example e. All three are
-//! draws from what could have been, and they are crossed: each training answers each example with each sampling seed.
-//! With `x` a contrast of rows (one row, or one less another) the variance of its mean over all of them is
-//! `var(t) / T + var(s) / S + var(e) / E` and the like for the interactions, which the mean squares of the analysis of
-//! variance estimate without bias; degrees of freedom are Satterthwaite's (1946).
+//! random draws, and they are crossed: each training answers each example with each sampling seed. With `x` a contrast of
+//! rows (one row, or one minus another) the variance of its mean is `var(t) / T + var(s) / S + var(e) / E` plus such terms
+//! for the interactions, which the mean squares of the analysis of variance estimate without bias; degrees of freedom are
+//! Satterthwaite's (1946).
 //!
-//! Two or three trainings say little about their own variance. **The rows of a table are taken to have one training
+//! Two or three trainings say little about their own variance. **All rows of a table are assumed to have the same training
 //! variance**, which is estimated from all of them: 8 rows of 3 trainings have 14 degrees of freedom where a pair of rows has
-//! 2. With equal variances nominal 95% intervals hold 93 to 97% of the time, whatever the number of trainings. The mean of a row
-//! whose training varies 1.5 times as much (in standard deviations) as that of the others is held by 84 to 95% of them only.
+//! 2. With equal variances nominal 95% intervals contain the true value 93 to 97% of the time, whatever the number of
+//! trainings. For a row whose training standard deviation is 1.5 times that of the others, only 84 to 95% of
+//! the intervals do.
 //!
 //! Two questions are kept apart: whether *these trained students* differ, where only examples and sampling vary
 //! ([`Table::students`]), and whether *the losses* differ, where the trainings vary, too ([`Table::difference`]).
@@ -27,7 +28,7 @@ pub struct Table {
     values: Vec<f64>,
 }
 
-/// How many of each a [`Table`] has.
+/// Sizes of a [`Table`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
     /// Rows of the table.
@@ -40,7 +41,7 @@ pub struct Shape {
     pub examples: usize,
 }
 
-/// A mean with what is known of its error.
+/// A mean, and how uncertain it is.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Estimate {
     /// The mean.
@@ -68,7 +69,7 @@ impl Estimate {
         [self.mean - half, self.mean + half]
     }
 
-    /// Two-sided p value of a mean of 0.
+    /// Two-sided p value of the hypothesis that the mean is 0.
     pub fn p(&self) -> f64 {
         if self.variance <= 0.0 {
             return if self.mean == 0.0 { 1.0 } else { 0.0 };
@@ -99,7 +100,7 @@ struct Square {
     degrees: f64,
 }
 
-/// Mean squares of a contrast. Those of the sampling seeds are 0 where there is one.
+/// Mean squares of a contrast. With one sampling seed those of the sampling seeds are 0.
 #[derive(Clone, Copy, Debug)]
 struct Squares {
     training: Square,
@@ -112,9 +113,9 @@ struct Squares {
 }
 
 impl Table {
-    /// Of `values[row][training][sampling][example]`, in that order; `None` where the number of values is not that of
-    /// the shape, a value is not finite, or there is nothing to estimate from: no row, training or sampling seed, or
-    /// fewer than two examples.
+    /// From `values[row][training][sampling][example]`, in that order; `None` where the number of values does not fit the
+    /// shape, a value is not finite, or there is nothing to estimate from: no row, training or sampling seed, or fewer than
+    /// two examples.
     pub fn new(shape: Shape, values: Vec<f64>) -> Option<Self> {
         let Shape {
             rows,
@@ -128,12 +129,12 @@ impl Table {
         (whole && enough && finite).then_some(Self { shape, values })
     }
 
-    /// How many of each there are.
+    /// The table's sizes.
     pub fn shape(&self) -> Shape {
         self.shape
     }
 
-    /// Mean of a row over all.
+    /// Mean of all values of a row.
     ///
     /// # Panics
     ///
@@ -142,7 +143,7 @@ impl Table {
         mean(&self.contrast(row, None)).expect("has values")
     }
 
-    /// A row's mean, trainings, sampling seeds and examples varying; `None` with one training, whose variance is
+    /// A row's mean, with trainings, sampling seeds and examples treated as random; `None` with one training, whose variance is
     /// unknown.
     ///
     /// # Panics
@@ -152,8 +153,8 @@ impl Table {
         self.estimate(&self.contrast(row, None), self.training_within_rows()?)
     }
 
-    /// A row less another, trainings, sampling seeds and examples varying: whether *the losses* differ. `None` with
-    /// one training.
+    /// A row minus another, with trainings, sampling seeds and examples treated as random: whether *the losses* differ.
+    /// `None` with one training.
     ///
     /// # Panics
     ///
@@ -165,7 +166,7 @@ impl Table {
         )
     }
 
-    /// A row less another for the students at hand: examples and sampling seeds vary, trainings do not.
+    /// A row minus another for the students at hand: examples and sampling seeds vary, trainings do not.
     ///
     /// # Panics
     ///
@@ -195,8 +196,8 @@ impl Table {
         }
     }
 
-    /// Two-sided p value of the students at hand being alike, by approximate randomisation over examples (Noreen 1989):
-    /// the two rows' answers to an example change places with probability 1/2.
+    /// Two-sided p value of the hypothesis that the students at hand are equal, by approximate randomisation over examples
+    /// (Noreen 1989): the two rows' answers to an example are swapped with probability 1/2.
     ///
     /// # Panics
     ///
@@ -232,8 +233,8 @@ impl Table {
         Some(mean(&x)? / deviation)
     }
 
-    /// How many trainings a row would need for the difference at hand to be found with this power, all else equal, and at
-    /// most `most`: `None` where more would be needed, since examples vary, too.
+    /// The number of trainings per row, at most `most`, with which the difference at hand would be found with this power, all
+    /// else equal. `None` where `most` is too few, since examples vary, too.
     ///
     /// # Panics
     ///
@@ -250,7 +251,7 @@ impl Table {
         let x = self.contrast(row, Some(other));
         let squares = self.squares(&x, training);
         let all = self.estimate_of(&x, &squares)?;
-        // What trainings add to the variance of the mean, now; it falls with their number.
+        // The trainings' part of the variance of the mean; it falls with their number.
         let [_, t, s, e] = self.counts();
         let by_training = (training.value - squares.training_example.value).max(0.0) / (t * s * e);
         let rest = (all.variance - by_training).max(0.0);
@@ -263,7 +264,7 @@ impl Table {
             };
             estimate.detectable(power) <= all.mean.abs()
         };
-        // What would be found falls with their number.
+        // The smallest difference that is found falls with their number.
         let (mut too_few, mut enough) = (1, most);
         if most < 2 || !found(most) {
             return None;
@@ -285,7 +286,7 @@ impl Table {
         [s.rows, s.trainings, s.samplings, s.examples].map(|n| n as f64)
     }
 
-    /// Values of a row, less another's: `[T, S, E]`.
+    /// Values of a row, minus another's: `[T, S, E]`.
     fn contrast(&self, row: usize, other: Option<usize>) -> Vec<f64> {
         let size = self.values.len() / self.shape.rows;
         let of = |row: usize| &self.values[row * size..(row + 1) * size];
@@ -295,7 +296,7 @@ impl Table {
         }
     }
 
-    /// The same, the mean over trainings and sampling seeds: `[E]`.
+    /// The same, averaged over trainings and sampling seeds: `[E]`.
     fn by_example(&self, row: usize, other: Option<usize>) -> Vec<f64> {
         let mut sums = vec![0.0; self.shape.examples];
         let x = self.contrast(row, other);
@@ -356,7 +357,7 @@ impl Table {
         (rows - 1.0) * (trainings - 1.0)
     }
 
-    /// Means of each training less those of its row and of its training seed: `[R][T]`.
+    /// Mean of each training, minus those of its row and of its training seed, plus that of all: `[R][T]`.
     fn residuals(&self) -> Vec<Vec<f64>> {
         let mut z = self.by_training();
         let of_row: Vec<f64> = z.iter().map(|z| mean(z).expect("has values")).collect();
@@ -370,7 +371,7 @@ impl Table {
         z
     }
 
-    /// Mean square of training x example of a row, the mean over rows.
+    /// Mean square of training x example of a row, averaged over rows.
     fn training_by_example(&self) -> f64 {
         let none = Square::default();
         let of_row = |row| {
@@ -390,7 +391,7 @@ impl Table {
             ..
         } = self.shape;
         let all = x.iter().sum::<f64>() / x.len() as f64;
-        // Means over what is not kept, in the order of the keys.
+        // Means over the factors that are not kept, in the order training, sampling seed, example.
         let means = |keep: [bool; 3]| {
             let size = |kept: bool, n: usize| if kept { n } else { 1 };
             let [a, b, c] = [size(keep[0], nt), size(keep[1], ns), size(keep[2], ne)];
@@ -451,11 +452,11 @@ impl Table {
         self.estimate_of(x, &self.squares(x, training))
     }
 
-    /// Mean squares and their signs, whose sum is the variance of a contrast's mean times the number of its values; that of
-    /// the trainings first.
+    /// Mean squares and their signs, that of the trainings first. Their signed sum is the variance of a contrast's mean times
+    /// the number of its values.
     fn terms(q: &Squares) -> Vec<(Square, f64)> {
-        // What a sampling seed shares over all examples is next to nothing: its draws differ from example to example. Where
-        // its estimate is negative it is 0.
+        // The sampling seeds' own variance is nearly 0, because a seed's draws differ from example to example. Where its
+        // estimate is negative it counts as 0.
         let sampling =
             q.sampling.value - q.training_sampling.value - q.sampling_example.value + q.all.value;
         let mut terms = vec![
@@ -483,7 +484,7 @@ impl Table {
             .filter(|(q, _)| q.degrees > 0.0)
             .map(|(q, _)| q.value.powi(2) / q.degrees)
             .sum();
-        // No less than its largest part alone.
+        // At least the larger of the trainings' and the examples' parts.
         let variance = sum.max(q.training.value).max(q.example.value);
         Some(Estimate {
             mean: mean(x)?,
@@ -497,8 +498,8 @@ impl Table {
     }
 }
 
-/// The mean over data sets of a row less another, trainings, sampling seeds and examples varying. A training is one student on
-/// all sets; the examples of the sets are different ones. `None` with one training, or where the tables do not have the
+/// The mean over data sets of a row minus another, with trainings, sampling seeds and examples treated as random. A training
+/// is one student on all sets; each set has its own examples. `None` with one training, or where the tables do not have the
 /// same number of rows and trainings.
 ///
 /// # Panics
@@ -536,7 +537,7 @@ pub fn difference_across(tables: &[Table], row: usize, other: usize) -> Option<E
     }
     Some(Estimate {
         mean,
-        // As that of a set: no less than its largest part alone.
+        // As for one set: at least the larger of the trainings' and the examples' parts.
         variance: sum.max(training).max(examples),
         degrees: if known > 0.0 {
             sum.max(0.0).powi(2) / known
@@ -553,23 +554,22 @@ fn alike(tables: &[Table]) -> Option<Shape> {
     tables.iter().all(same).then_some(first)
 }
 
-/// Means of all rows on all data sets as they could have come out: `[draw][set][row]`. Examples are drawn again (bootstrap);
-/// trainings deviate as those at hand do, with the rows' common variance and together on all sets, since a training is
-/// one student. With one training the trainings stay what they are. Nothing where the tables do not have the same number of
-/// rows and trainings.
+/// Random draws of the means of all rows on all data sets: `[draw][set][row]`. Examples are resampled (bootstrap). Trainings
+/// deviate as those at hand do, with the rows' common variance and jointly on all sets, since a training is one student; with
+/// one training they do not deviate. Empty where the tables do not have the same number of rows and trainings.
 pub fn redrawn(tables: &[Table], draws: usize, seed: u64) -> Vec<Vec<Vec<f64>>> {
     let Some(shape) = alike(tables) else {
         return Vec::new();
     };
     let degrees = tables[0].degrees_of_trainings();
-    // What the mean of a row's trainings deviates by for each of the residuals: a random sum of them has their covariance.
+    // The deviation of a row's mean for each of the residuals: their sum with random weights has their covariance.
     let parts: Vec<Vec<f64>> = tables
         .iter()
         .map(|table| {
             let Some(training) = table.training_of_differences() else {
                 return Vec::new();
             };
-            // Without what resampling the examples brings already.
+            // Without the part that resampling the examples already adds.
             let own = 0.5 * training.value;
             let kept = (own - table.training_by_example()).max(0.0);
             let share = if own > 0.0 { kept / own } else { 0.0 };
@@ -584,7 +584,7 @@ pub fn redrawn(tables: &[Table], draws: usize, seed: u64) -> Vec<Vec<Vec<f64>>> 
         .collect();
     let mut rng = Rng::new(&[seed, 1]);
     let draw = |_| {
-        // The variance is known from so many degrees of freedom only.
+        // The variance is itself an estimate with this number of degrees of freedom.
         let chi: f64 = (0..degrees as usize).map(|_| rng.normal().powi(2)).sum();
         let scale = if chi > 0.0 {
             (degrees / chi).sqrt()
@@ -634,7 +634,7 @@ pub fn holm(p: &[f64]) -> Vec<f64> {
 }
 
 /// Mean of the middle half: a quarter of the values is left out at either end (rliable's aggregate, Agarwal et al. 2021), as
-/// `scipy.stats.trim_mean(x, 0.25)`; `None` of nothing.
+/// `scipy.stats.trim_mean(x, 0.25)`; `None` without values.
 pub fn interquartile_mean(values: &[f64]) -> Option<f64> {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -857,7 +857,7 @@ mod tests {
         assert!(difference_across(&[simulated(4, 3, 1.0), other], 0, 1).is_none());
     }
 
-    /// Three sets; the trainings' parts are the same on all of them, or apart.
+    /// Three sets; the trainings' parts are the same on all of them, or independent.
     fn simulated_sets(seed: u64, ratio: f64, together: bool) -> Vec<Table> {
         (0..3)
             .map(|set| {

@@ -88,7 +88,7 @@ fn ends_double_consonant(w: &[u8]) -> bool {
     n >= 2 && w[n - 1] == w[n - 2] && is_consonant(w, n - 1)
 }
 
-/// *o, and NLTK's addition: vowel and consonant alone.
+/// The paper's *o, and NLTK's addition: a vowel and a consonant alone.
 fn ends_cvc(w: &[u8]) -> bool {
     let n = w.len();
     (n >= 3
@@ -110,7 +110,7 @@ fn before<'a>(w: &'a [u8], suffix: &str) -> Option<&'a [u8]> {
     w.strip_suffix(suffix.as_bytes())
 }
 
-/// The first rule whose suffix fits decides: it is applied if its condition holds, else nothing is.
+/// The first rule whose suffix fits decides: it is applied if its condition holds, else no rule is.
 fn apply(w: &mut Vec<u8>, rules: &[Rule]) {
     for (suffix, with, condition) in rules {
         if let Some(stem) = before(w, suffix) {
@@ -225,7 +225,7 @@ fn step_2(w: &mut Vec<u8>) {
             ("iviti", "ive", m_over_0),
             ("biliti", "ble", m_over_0),
             ("fulli", "ful", m_over_0), // NLTK
-            // NLTK: the l counts to the stem, so that "geologi" gives "geolog"
+            // NLTK: the l belongs to the stem, so that "geologi" gives "geolog"
             ("logi", "log", |stem| measure(&[stem, b"l"].concat()) > 0),
         ],
     );
@@ -296,8 +296,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Pairs from NLTK 3.10.4; every rule of every step is both applied and refused in them, as far
-    /// as any word can do so.
+    /// Pairs from NLTK 3.10.4. They both apply and refuse every rule of every step, as far as any word can.
     #[test]
     fn stems_are_those_of_nltk() {
         let pairs: Vec<_> = include_str!("../tests/goldens/stems.tsv")

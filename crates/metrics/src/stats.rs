@@ -1,11 +1,11 @@
-//! Statistics over scores. What is not defined for the given values is `None`, never NaN.
+//! Statistics over scores. A statistic that is not defined for the given values is `None`, never NaN.
 
-/// Arithmetic mean; `None` of nothing.
+/// Arithmetic mean; `None` without values.
 pub fn mean(values: &[f64]) -> Option<f64> {
     (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
 }
 
-/// Sample standard deviation `sqrt(sum (x - mean)^2 / (n - 1))`; `None` of fewer than two values.
+/// Sample standard deviation `sqrt(sum (x - mean)^2 / (n - 1))`; `None` for fewer than two values.
 pub fn std(values: &[f64]) -> Option<f64> {
     let mean = mean(values).filter(|_| values.len() > 1)?;
     let squares: f64 = values.iter().map(|x| (x - mean).powi(2)).sum();
@@ -17,8 +17,8 @@ pub fn median(values: &[f64]) -> Option<f64> {
     quartiles(values).map(|[_, median, _]| median)
 }
 
-/// Lower quartile, median and upper quartile, linearly interpolated between the neighbours of
-/// position `q (n - 1)` of the sorted values. `None` of nothing, and when a value is not finite.
+/// Lower quartile, median and upper quartile, linearly interpolated between the neighbours of position `q (n - 1)` of the
+/// sorted values. `None` without values, and when a value is not finite.
 pub fn quartiles(values: &[f64]) -> Option<[f64; 3]> {
     if !values.iter().all(|x| x.is_finite()) {
         return None;
@@ -26,7 +26,7 @@ pub fn quartiles(values: &[f64]) -> Option<[f64; 3]> {
     quantiles(values, [0.25, 0.5, 0.75])
 }
 
-/// The values at these shares of the sorted ones, interpolated as in [`quartiles`]; `None` of nothing.
+/// The values at these shares of the sorted ones, interpolated as in [`quartiles`]; `None` without values.
 pub fn quantiles<const N: usize>(values: &[f64], shares: [f64; N]) -> Option<[f64; N]> {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -77,9 +77,8 @@ pub fn spearman(a: &[f64], b: &[f64]) -> Option<f64> {
     correlation(both, only_a, only_b)
 }
 
-/// Kendall's tau-b, in [-1, 1]: concordant less discordant pairs of pairs, over the geometric mean of
-/// the numbers of pairs that are not tied on either side. `None` as for [`spearman`]. The time grows
-/// with the square of the length.
+/// Kendall's tau-b, in [-1, 1]: concordant minus discordant pairs of pairs, over the geometric mean of the numbers of pairs
+/// that are not tied on either side. `None` as for [`spearman`]. The time grows with the square of the length.
 ///
 /// # Panics
 ///
@@ -102,7 +101,7 @@ pub fn kendall(a: &[f64], b: &[f64]) -> Option<f64> {
     correlation(both, only_a, only_b)
 }
 
-/// `both / sqrt(only_a only_b)`, rounding kept out of the ends of [-1, 1].
+/// `both / sqrt(only_a only_b)`, clamped because rounding may exceed [-1, 1].
 fn correlation(both: f64, only_a: f64, only_b: f64) -> Option<f64> {
     let scale = (only_a * only_b).sqrt();
     (scale > 0.0).then(|| (both / scale).clamp(-1.0, 1.0))

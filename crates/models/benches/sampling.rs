@@ -1,6 +1,6 @@
-//! Tokens a second of sampling, on a model of SmolLM2's shape with 10 layers and drawn weights (the time does not
-//! depend on them): `cargo bench -p abkd-models --bench sampling -- 16 64 128 f32 flex` (batch, tokens of a prompt,
-//! new tokens, precision, backend). The end of a text never comes, so every row is sampled to its full length.
+//! Tokens per second of sampling, on a model of SmolLM2's shape with 10 layers and drawn weights (the time does not depend on
+//! them): `cargo bench -p abkd-models --bench sampling -- 16 64 128 f32 flex` (batch, tokens of a prompt, new tokens,
+//! precision, backend). The end of a text never comes, so every row is sampled to its full length.
 
 use std::time::Instant;
 
@@ -8,7 +8,7 @@ use abkd_models::generate::{Decoding, generate};
 use abkd_models::{ModelConfig, Precision};
 use burn::tensor::Device;
 
-/// Batches of a run, which share what is made once: real runs have tens of them.
+/// Batches of a run. They share the one-time setup: real runs have tens of batches.
 const BATCHES: usize = 4;
 
 const SMOLLM2_10: &str = r#"{"model_type": "llama", "vocab_size": 49152, "hidden_size": 576,

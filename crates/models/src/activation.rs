@@ -1,4 +1,4 @@
-//! Activations of the two architectures: in host memory operations of ours, elsewhere Burn's.
+//! Activations of the two architectures: our own operations in host memory, Burn's elsewhere.
 
 use burn::tensor::{Tensor, activation};
 
@@ -15,8 +15,8 @@ pub(crate) fn swiglu(gate_and_up: Projected<2>) -> Tensor<2> {
 }
 
 /// The tanh form of GELU (Hendrycks and Gimpel 2016), as GPT-2 uses it:
-/// `x (1 + tanh u) / 2 = x sigmoid(2 u)` with `u = sqrt(2/pi) (x + 0.044715 x^3)`. The sigmoid is the
-/// same number, and faster than the tanh.
+/// `x (1 + tanh u) / 2 = x sigmoid(2 u)` with `u = sqrt(2/pi) (x + 0.044715 x^3)`. The sigmoid form is
+/// equal, and faster than the tanh.
 pub(crate) fn gelu_new(x: Tensor<2>) -> Tensor<2> {
     if ops::serve(&x.device()) {
         return ops::gelu_new(x);

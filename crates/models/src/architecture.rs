@@ -1,4 +1,4 @@
-//! What an architecture has to say of itself, and the list of those that are built.
+//! The traits of an architecture, and the list of the supported ones.
 
 use std::fmt::Debug;
 
@@ -16,12 +16,12 @@ use crate::rope::Angles;
 use crate::span::Span;
 use crate::{Error, gpt2, llama};
 
-/// The keys of an architecture's `config.json` that matter. Beside it stand `KEYS`, their names, and `take`, which takes all
-/// keys of a file: each is honoured, known to be harmless, or refused.
+/// The keys of an architecture's `config.json` that matter. Each type also has `KEYS`, their names, and `take`, which takes
+/// all keys of a file: each is honoured, known to be harmless, or refused.
 pub(crate) trait Shape: Debug {
-    /// Every size by its key, with the largest that is built; `None` where the file may leave it out and does.
+    /// Every size: its key, value and largest supported value; `None` where the file may omit the key and does.
     fn sizes(&self) -> Vec<(&'static str, Option<usize>, usize)>;
-    /// A key with its value and what would be right, where what depends on several keys is not.
+    /// A key whose value conflicts with other keys, its value, and what would be right.
     fn conflict(&self) -> Option<(&'static str, String, String)>;
     fn parameters(&self) -> Parameters;
     fn facts(&self) -> Facts;
@@ -38,7 +38,7 @@ pub(crate) trait Shape: Debug {
     fn smallest(&self) -> Value;
 }
 
-/// What others ask of a configuration.
+/// Facts that other modules need about a configuration.
 pub(crate) struct Facts {
     /// V: rows of the token embedding.
     pub vocab_size: usize,
@@ -56,7 +56,7 @@ pub(crate) struct Facts {
     pub bos: Option<u32>,
     /// The class in `transformers`.
     pub class: &'static str,
-    /// Of the names of the tensors below the head.
+    /// Prefix of the names of the tensors below the head.
     pub prefix: &'static str,
     /// Name of the token embedding.
     pub embedding: &'static str,
@@ -70,7 +70,7 @@ pub(crate) trait Architecture {
     fn head(&self) -> &Param<Tensor<2>>;
     /// Number of layers.
     fn layers(&self) -> usize;
-    /// What the first layer gets of the tokens: `[N, d] -> [N, d]`.
+    /// Input of the first layer: `[N, d] -> [N, d]`.
     fn enter(&self, tokens: Tensor<2>, _span: &Span) -> Tensor<2> {
         tokens
     }
@@ -84,28 +84,28 @@ pub(crate) trait Architecture {
     ) -> Tensor<2>;
     /// The final norm: `[N, d] -> [N, d]`
     fn norm(&self, x: Tensor<2>) -> Tensor<2>;
-    /// Of the rotary embedding, where there is one.
+    /// Angles of the rotary embedding, where there is one.
     fn angles(&self) -> Option<Angles> {
         None
     }
-    /// Numbers of the matrix products.
+    /// Number type of the matrix products.
     fn precision(&self) -> Precision;
     fn set_precision(&mut self, precision: Precision);
     /// Turns dropout off; the configuration keeps its probabilities.
     fn without_dropout(&mut self) {}
-    /// Calls `f` with the weight of each projection, the head apart.
+    /// Calls `f` with the weight of each projection, without the head.
     fn each_weight(&mut self, f: &mut dyn FnMut(&mut Param<Tensor<2>>));
-    /// Leaves these layers alone, in ascending order.
+    /// Keeps only these layers, in ascending order.
     fn keep_layers(&mut self, keep: &[usize]);
-    /// The projections that an adapter may sit on, by layer and name.
+    /// The projections that may have an adapter, by layer and name.
     fn adaptable(&self) -> Vec<(&'static str, &Linear)> {
         Vec::new()
     }
-    /// The same to be changed, by path and name.
+    /// The same as mutable references, by path and name.
     fn adaptable_mut(&mut self) -> Vec<(String, &'static str, &mut Linear)> {
         Vec::new()
     }
-    /// What the host's decoder is made of.
+    /// The parts of the decoder in host memory.
     fn parts(&self) -> Parts;
 }
 
@@ -118,7 +118,7 @@ macro_rules! architectures {
             $($(#[$doc])* $name($module::$model),)*
         }
 
-        /// The `config.json` of a Hugging Face checkpoint, told apart by its `model_type`.
+        /// The `config.json` of a Hugging Face checkpoint, selected by its `model_type`.
         #[derive(Clone, Debug, PartialEq, Serialize)]
         #[serde(untagged)]
         pub enum ModelConfig {
@@ -145,14 +145,14 @@ macro_rules! architectures {
                 }
             }
 
-            /// The walk over all parameters, by names as in a checkpoint: the enum is left out of them.
+            /// Maps all parameters, under the names of a checkpoint: the enum adds nothing to a name.
             pub(crate) fn map_parameters<M: ModuleMapper>(self, mapper: &mut M) -> Self {
                 match self {
                     $(Self::$name(model) => Self::$name(model.map(mapper)),)*
                 }
             }
 
-            /// The same, to look at them.
+            /// The same, read-only.
             pub(crate) fn visit_parameters<V: ModuleVisitor>(&self, visitor: &mut V) {
                 match self {
                     $(Self::$name(model) => model.visit(visitor),)*
@@ -161,7 +161,7 @@ macro_rules! architectures {
         }
 
         impl ModelConfig {
-            /// Every `model_type` that is built.
+            /// Every supported `model_type`.
             pub const TYPES: &[&str] = &[$($($id),+),*];
 
             pub(crate) fn inner(&self) -> &dyn Shape {
@@ -184,7 +184,7 @@ macro_rules! architectures {
                 }
             }
 
-            /// The keys that matter of a `config.json` of this `model_type`; none where it is not built.
+            /// The keys that matter in a `config.json` of this `model_type`; none where it is not supported.
             pub fn keys(model_type: &str) -> &'static [&'static str] {
                 match model_type {
                     $($($id)|+ => $module::$config::KEYS,)*

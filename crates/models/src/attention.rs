@@ -1,5 +1,5 @@
-//! Keys and values in host memory, allocated once: new tokens are written in place, a row that leaves the batch costs
-//! nothing, and attention reads them where they lie, a task for each row and key head.
+//! The KV cache in host memory, allocated once: new tokens are written in place, a row that leaves the batch costs nothing,
+//! and attention reads the cache without a copy, in one task for each row and key head.
 
 mod cell;
 
@@ -16,7 +16,7 @@ use crate::Precision;
 use crate::ops::softmax_of;
 use crate::rope::Angles;
 
-/// What scores are multiplied by (Vaswani et al. 2017): 1 / sqrt(dh).
+/// Factor of the scores (Vaswani et al. 2017): 1 / sqrt(dh).
 pub(crate) fn score_scale(dh: usize) -> f32 {
     fault!(
         "scores by the width",
@@ -27,7 +27,7 @@ pub(crate) fn score_scale(dh: usize) -> f32 {
 
 /// Keys and values of one layer.
 pub(crate) trait Store: Send + Sync {
-    /// Writes keys and values for the rows at these places, then attends to all that is seen.
+    /// Writes the new keys and values at the rows' places, then attends to all positions that a query sees.
     ///
     /// # Shapes
     ///
@@ -88,17 +88,17 @@ impl Rotary {
 
 /// The rows of a step.
 pub(crate) struct Rows<'a> {
-    /// Where each is in the cache.
+    /// Each row's place in the cache.
     pub places: &'a [usize],
-    /// How many of its first positions are not seen.
+    /// Number of each row's first positions that are padding.
     pub pads: &'a [usize],
-    /// Positions that the cache holds.
+    /// Positions that are already in the cache.
     pub past: usize,
-    /// T: new ones.
+    /// T: new positions.
     pub width: usize,
 }
 
-/// Room for `capacity` positions, in the numbers of the products: reading them is what takes the time.
+/// A cache for `capacity` positions, in the number type of the products, because reading the cache takes the time.
 pub(crate) fn store(
     precision: Precision,
     batch: usize,
@@ -120,7 +120,7 @@ pub(crate) fn store(
 struct Slabs<T> {
     /// `[B, K, blocks, dh / PER, LANES]`: positions lie side by side, so that scores are sums of lanes.
     keys: Vec<T>,
-    /// `[B, K, positions / PER, lines LANES]`: a head's numbers lie side by side, filled up to whole lines.
+    /// `[B, K, positions / PER, lines LANES]`: a head's numbers lie side by side, padded to whole lines.
     values: Vec<T>,
     kv_heads: usize,
     /// Cells in a slab of keys, and of values.
@@ -196,13 +196,13 @@ struct New<'a> {
 }
 
 impl New<'_> {
-    /// Positions that query `i` sees, itself at least; the queries are a head after another.
+    /// Positions that query `i` sees, at least its own. The queries are ordered head by head.
     fn seen(&self, i: usize) -> Range<usize> {
         let end = self.past + i % self.width + 1;
         self.pad.min(end - 1)..end
     }
 
-    /// A head's numbers for all new tokens, turned if they are to be.
+    /// Appends a head's numbers for all new tokens to `to`, rotated if `turned`.
     #[inline(always)]
     fn gather(&self, head: usize, turned: bool, to: &mut Vec<f32>) {
         for (t, token) in self.qkv.chunks_exact(self.columns).enumerate() {
@@ -216,10 +216,10 @@ impl New<'_> {
     }
 }
 
-/// Blocks of keys that are asked for before they are read.
+/// Prefetch distance, in blocks of keys.
 const AHEAD: usize = 2;
 
-/// Queries whose sums are held in registers.
+/// Queries of a group, whose sums are held in registers.
 const GROUP: usize = 4;
 
 struct Scratch<T> {
@@ -277,7 +277,7 @@ fn serve_head<T: Cell>(
     }
 }
 
-/// Asks for the memory that [`append`] writes to: a key's numbers lie in a line of the cache each.
+/// Prefetches the memory that [`append`] writes to: each number of a key lies in another cache line.
 #[inline(always)]
 fn fetch_places<T: Cell>(new: &New, keys: &[T], values: &[T]) {
     if new.width > 1 {
@@ -309,7 +309,7 @@ fn append<T: Cell>(new: &New, k: &[f32], v: &[f32], keys: &mut [T], values: &mut
             }
         }
         for (cell, &x) in values[position / T::PER * row..].iter_mut().zip(v) {
-            // Not the position after this one as another batch has left it.
+            // Clears the next position, which may hold a number of an earlier batch.
             if position.is_multiple_of(T::PER) {
                 *cell = T::default();
             }
@@ -335,7 +335,7 @@ fn over_cache<T: Cell, const G: usize>(
     } = scratch;
     let dh = new.dh;
     let depth = dh.div_ceil(T::PER);
-    // Nothing after the last position that one of them sees.
+    // Ends at the last position that a query of the group sees.
     let end = (first..first + G).map(|i| new.seen(i).end).max();
     let end = end.expect("a group has a query");
     let columns = end.next_multiple_of(LANES);
@@ -352,7 +352,7 @@ fn over_cache<T: Cell, const G: usize>(
     let mut coming = values.as_ptr();
     for (b, block) in blocks.enumerate() {
         let mut sums = [T::zero(); G];
-        // Both come from memory: the keys that are next, and values, which take as many lines.
+        // Prefetches both from memory: the next keys, and the values, which take as many lines.
         let mut next = block.as_ptr().wrapping_add(AHEAD * LANES * depth);
         for (c, line) in block.as_chunks::<LANES>().0.iter().enumerate() {
             prefetch(next);
@@ -369,7 +369,7 @@ fn over_cache<T: Cell, const G: usize>(
     }
     cells.clear();
     for (i, scores) in scores.chunks_exact_mut(columns).enumerate() {
-        // The weight of what is not seen is 0.
+        // Positions that are not seen have weight 0.
         let seen = new.seen(first + i);
         scores[..seen.start].fill(0.0);
         scores[seen.end..].fill(0.0);
@@ -391,7 +391,7 @@ fn over_cache<T: Cell, const G: usize>(
     }
 }
 
-/// L lines of the mean of the values; the keys of the next slab, which take as many lines, are asked for meanwhile.
+/// L lines of the weighted mean of the values. The next slab's keys, which take as many lines, are prefetched meanwhile.
 #[inline(always)]
 fn mix<T: Cell, const G: usize, const L: usize>(
     weights: [&[T]; G],
@@ -427,7 +427,7 @@ mod tests {
     use super::*;
     use crate::params::{mix, unit};
 
-    /// Answers of a slab to two rows in three steps, against attention worked out position by position.
+    /// Largest error of a slab's answers to two rows in three steps, against attention computed position by position.
     fn worst<T: Cell>(round: fn(f32) -> f32) -> f64 {
         let (batch, kv_heads, share, dh, capacity) = (2, 2, 5, 70, 40);
         let mut slabs = Slabs::<T>::new(batch, kv_heads, capacity, dh);

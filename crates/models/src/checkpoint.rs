@@ -17,9 +17,9 @@ use weights::Weights;
 pub use weights::weight_files;
 pub(crate) use weights::{Mapped, Stored};
 
-/// What makes a folder one of an adapter.
+/// The file that marks a folder as an adapter's.
 pub(crate) const ADAPTER: &str = "adapter_config.json";
-/// The head where it is not the token embedding.
+/// The head, where it is not tied to the token embedding.
 const HEAD: &str = "lm_head.weight";
 
 /// Reads the checkpoint in the folder `dir`.
@@ -47,8 +47,8 @@ pub fn load(dir: &Path, device: &Device) -> Result<LanguageModel, Error> {
     })
 }
 
-/// The tensors under the names that `transformers` writes today. Checkpoints of the stack alone, as the first of GPT-2,
-/// lack the prefix.
+/// The tensors under the names that `transformers` writes today. Checkpoints without a head, such as the first of GPT-2, lack
+/// the prefix.
 fn named<'a>(
     tensors: BTreeMap<String, Stored<'a>>,
     config: &ModelConfig,
@@ -70,8 +70,8 @@ fn named<'a>(
         .collect()
 }
 
-/// The tensors of the model and no other, each of the shape that `config.json` says. That is known before anything is
-/// built, which for the sizes of a damaged file may be more than there is memory.
+/// The model's tensors and no others, each with the shape that `config.json` says. They are checked before the model is
+/// allocated, because the sizes of a damaged file may exceed the memory.
 fn checked<'a>(
     mut tensors: BTreeMap<String, Stored<'a>>,
     dir: &Path,
@@ -137,9 +137,9 @@ pub enum StoredAs {
     Bf16,
 }
 
-/// Writes `model.safetensors`, `config.json` and `generation_config.json` into the folder `dir` (made if absent) such
-/// that `transformers` loads the same function, and ends texts at the same tokens. Each file appears under its name only
-/// when complete.
+/// Writes `model.safetensors`, `config.json` and `generation_config.json` into the folder `dir` (created if absent) such that
+/// `transformers` loads the same function, and ends texts at the same tokens. Each file appears under its name only when
+/// complete.
 ///
 /// # Errors
 ///
@@ -195,11 +195,11 @@ pub fn save(model: &LanguageModel, dir: &Path, stored: StoredAs) -> Result<(), E
         [eos] => json["eos_token_id"] = (*eos).into(),
         ids => json["eos_token_id"] = ids.into(),
     }
-    // Written even where nothing is known, so that none of an earlier model stays.
+    // Written even if it is empty, so that no file of an earlier model stays.
     write_json(&dir.join("generation_config.json"), &json)
 }
 
-/// Writes a JSON file whole or not at all.
+/// Atomic write of a JSON file.
 pub(crate) fn write_json(path: &Path, json: &impl serde::Serialize) -> Result<(), Error> {
     let text = serde_json::to_string_pretty(json).map_err(Error::json(path))? + "\n";
     files::write(path, text.as_bytes()).map_err(Error::io(path))

@@ -1,9 +1,9 @@
-//! Gradient checkpointing (Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost"), a layer at a time.
+//! Gradient checkpointing (Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost"), one layer at a time.
 //!
-//! The forward pass keeps the input of each layer and nothing else; the backward pass runs each layer again and takes
-//! its gradients before it goes on to the one below. One more forward pass buys a peak of one layer's activations,
-//! however many layers there are. (Burn's own setting of this name works out cheap operations again, which keeps the
-//! results of all products.)
+//! The forward pass keeps the input of each layer and nothing else. The backward pass recomputes a layer and its gradients
+//! before it goes on to the layer below. One more forward pass limits the peak to one layer's activations, however many
+//! layers there are. (Burn's own setting of this name recomputes only cheap operations, and keeps the results of all
+//! products.)
 
 use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::Tensor;
@@ -20,13 +20,13 @@ pub struct Checkpoints<'a> {
     span: Span,
     /// Inputs of the layers, then the last one's output, `[N, d]`; on the plain device.
     inputs: Vec<Tensor<2>>,
-    /// Of the device's draws (dropout), so that a layer draws the same again.
+    /// Seed of the device's draws (dropout), so that a recomputed layer draws the same numbers.
     seed: u64,
 }
 
 impl LanguageModel {
-    /// [`hidden_of_tokens`](Self::hidden_of_tokens), but that the layers' inputs alone are kept. `tokens` is on the plain
-    /// device. The device draws from `seed`, for each layer anew.
+    /// [`hidden_of_tokens`](Self::hidden_of_tokens), but only the layers' inputs are kept. `tokens` is on the plain device.
+    /// The device is seeded from `seed` for each layer.
     pub fn checkpointed(&self, tokens: Tensor<2>, lengths: &[usize], seed: u64) -> Checkpoints<'_> {
         let mut pass = Checkpoints {
             model: self,
@@ -53,8 +53,8 @@ impl Checkpoints<'_> {
         without_graph(last.clone(), |x| self.model.norm(x))
     }
 
-    /// Gradients of the parameters and of the tokens' rows where the hidden states' is `d_hidden` `[N, d]`, on the plain
-    /// device.
+    /// Gradients of the parameters and of the tokens' rows, from the hidden states' gradient `d_hidden` `[N, d]`, on the
+    /// plain device.
     pub fn backward(mut self, d_hidden: Tensor<2>) -> (GradientsParams, Tensor<2>) {
         let mut sum = GradientsAccumulator::new();
         // The product's gradient in y is d_y.
@@ -90,14 +90,14 @@ impl Checkpoints<'_> {
     fn layer(&self, index: usize, x: Tensor<2>) -> Tensor<2> {
         self.model
             .device()
-            // mixed first: seeds of micro-batches follow each other as layers do
+            // mixed first: seeds of micro-batches are consecutive numbers, as layer indices are
             .seed(mix(mix(self.seed) ^ (index as u64 + 1)));
         self.model.layer(index, x, &self.span, None)
     }
 }
 
-/// `f` of `x` on the autodiff device, where dropout acts. A graph that is dropped stays in Burn's memory until a backward
-/// pass is made through its neighbourhood: here is one from a corner of `x`.
+/// `f` of `x` on the autodiff device, where dropout is active. Burn keeps a dropped graph in memory until a backward pass
+/// runs near it: this function runs one from a corner of `x`.
 fn without_graph(x: Tensor<2>, f: impl FnOnce(Tensor<2>) -> Tensor<2>) -> Tensor<2> {
     let x = Tensor::from_inner(x).require_grad();
     let y = f(x.clone()).inner();

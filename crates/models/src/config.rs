@@ -11,8 +11,7 @@ use serde_json::Value;
 use crate::keys::{self, Keys};
 use crate::{Error, LanguageModel, ModelConfig};
 
-/// Largest sizes that are built. They are several times those of any model, and small enough that no product of them
-/// overflows.
+/// Largest supported sizes. They are several times those of any model, and small enough that no product of them overflows.
 pub(crate) struct Most {
     pub vocabulary: usize,
     pub positions: usize,
@@ -52,7 +51,7 @@ pub struct Parameters {
 }
 
 impl Parameters {
-    /// All.
+    /// Sum of all parts.
     pub fn total(&self) -> usize {
         let layers = self.layer.saturating_mul(self.layers);
         (self.embedding + self.norm + self.head).saturating_add(layers)
@@ -64,18 +63,18 @@ impl<'de> Deserialize<'de> for ModelConfig {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let value = Value::deserialize(deserializer)?;
         Self::from_keys(Path::new("config.json"), value).map_err(|error| {
-            // Whoever has the text knows the file.
+            // This path is a placeholder: only the caller knows the file.
             serde::de::Error::custom(error.without_path())
         })
     }
 }
 
 impl ModelConfig {
-    /// Reads a `config.json`, and which tokens end a text from the `generation_config.json` beside it, where there is one.
+    /// Reads a `config.json`, and the tokens that end a text from the `generation_config.json` beside it, if there is one.
     ///
     /// # Errors
     ///
-    /// When a file is missing or no such configuration; when a key asks for something that is not built, or is not known.
+    /// When a file is missing or no such configuration; when a key asks for something that is not supported, or is unknown.
     pub fn read(path: &Path) -> Result<Self, Error> {
         let mut config = Self::from_keys(path, keys::read(path)?)?;
         let generation = path.with_file_name("generation_config.json");
@@ -102,8 +101,8 @@ impl ModelConfig {
         Ok(config)
     }
 
-    /// Checks that the configuration is one that is built and consistent; `path` is for the message. What was read has been
-    /// checked.
+    /// Checks that the configuration is supported and consistent; `path` is for the message. A configuration that was read is
+    /// already checked.
     ///
     /// # Errors
     ///
@@ -117,7 +116,7 @@ impl ModelConfig {
                 hint,
             })
         };
-        // First, since some divide others below, and products of larger ones overflow.
+        // Sizes first, since some divide others below, and products of larger ones overflow.
         for (key, size, most) in self.inner().sizes() {
             if let Some(size) = size.filter(|size| !(1..=most).contains(size)) {
                 let hint =
@@ -149,7 +148,7 @@ impl ModelConfig {
         self.inner().parameters()
     }
 
-    /// The smallest model of the same architecture: to try something on.
+    /// The smallest model of the same architecture, for trials.
     pub fn smallest(&self) -> Self {
         serde_json::from_value(self.inner().smallest()).expect("it is built")
     }
@@ -185,8 +184,8 @@ impl ModelConfig {
         self.inner().facts().width
     }
 
-    /// The tokens that end a text, where the folder names some: those of `generation_config.json`, which `transformers`
-    /// generates by, or else those of `config.json`. The first of `config.json` comes first where both name it.
+    /// The tokens that end a text, if the folder names any: those of `generation_config.json`, which `transformers` uses for
+    /// generation, or else those of `config.json`. The first one of `config.json` comes first if both files name it.
     pub fn eos_ids(&self) -> Vec<u32> {
         let (own, generation) = self.inner().eos();
         if generation.is_empty() {
@@ -204,7 +203,7 @@ impl ModelConfig {
         self.eos_ids().first().copied()
     }
 
-    /// The token that begins a text, where the folder names one.
+    /// The token that begins a text, if the folder names one.
     pub(crate) fn bos(&self) -> Option<u32> {
         self.inner().facts().bos
     }

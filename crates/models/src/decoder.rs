@@ -1,8 +1,8 @@
-//! Decoding where tensors lie in host memory: the pass of any architecture over packed weights and rows of numbers.
+//! Decoding where tensors lie in host memory: the forward pass of any architecture over packed weights and slices of f32.
 //!
-//! A step has one token a row, so that an operation on a tensor costs more in its calls than in its numbers. Here a
-//! layer is eight loops, each in parallel: norm, queries with keys and values, attention, its output, norm, the two halves
-//! of the feed-forward network and the activation between them.
+//! A step has one token per row, so that the calls of a tensor operation cost more than its arithmetic. Here a layer is eight
+//! loops, each in parallel: norm, queries with keys and values, attention, its output, norm, the two halves of the
+//! feed-forward network and the activation between them.
 
 mod parts;
 
@@ -19,7 +19,7 @@ use crate::rope::Angles;
 use crate::span::Heads;
 use crate::{LanguageModel, Precision};
 
-/// A model made ready to decode: what its precision rounds is rounded once; and room for the keys and values of a batch.
+/// A model prepared for decoding, whose weights are rounded to its precision once, and the KV cache of a batch.
 pub(crate) struct HostModel {
     /// `[V, d]`
     tokens: Tensor<2>,
@@ -33,13 +33,13 @@ pub(crate) struct HostModel {
     kv_heads: usize,
     dh: usize,
     precision: Precision,
-    /// Where positions are rotations.
+    /// With rotary positions.
     angles: Option<Angles>,
     cache: Cache,
     work: Work,
 }
 
-/// What a step works with, kept for the next.
+/// Buffers of a step, kept for the next.
 struct Work {
     /// The residual stream `[N, d]`.
     x: Vec<f32>,
@@ -68,7 +68,7 @@ impl Work {
     }
 }
 
-/// What an architecture gives: packed weights, and how they are used.
+/// The parts that an architecture provides: packed weights, and how they are used.
 pub(crate) struct Parts {
     /// `[positions, d]`, where positions are embedded.
     pub positions: Option<Vec<f32>>,
@@ -97,19 +97,19 @@ pub(crate) struct Layer {
 
 #[derive(Default)]
 struct Cache {
-    /// Rows and positions that there is room for.
+    /// Capacity: rows and positions.
     room: (usize, usize),
     layers: Vec<Box<dyn Store>>,
-    /// Where positions are rotations.
+    /// With rotary positions.
     rotary: Option<Rotary>,
-    /// Rows of the batch by their place in the cache.
+    /// The place in the cache of each row of the batch.
     places: Vec<usize>,
-    /// Positions that it holds.
+    /// Positions in the cache.
     length: usize,
 }
 
 impl HostModel {
-    /// Without room for a batch yet.
+    /// Without a KV cache yet.
     pub fn new(model: &LanguageModel) -> Self {
         let Parts {
             positions,
@@ -138,7 +138,7 @@ impl HostModel {
         }
     }
 
-    /// Has room for batches of at most `batch` rows and `capacity` positions.
+    /// Makes room for batches of at most `batch` rows and `capacity` positions.
     pub fn make_room(&mut self, batch: usize, capacity: usize) {
         let (rows, positions) = self.cache.room;
         if batch <= rows && capacity <= positions {
@@ -154,7 +154,7 @@ impl HostModel {
         };
     }
 
-    /// Forgets what was seen; from here on it is `batch` rows.
+    /// Empties the cache and begins a batch of `batch` rows.
     pub fn begin(&mut self, batch: usize) {
         self.cache.places = (0..batch).collect();
         self.cache.length = 0;
@@ -166,11 +166,11 @@ impl HostModel {
         self.cache.places = rows.iter().map(|&r| places[r]).collect();
     }
 
-    /// Logits after the last column of `ids`, which follow what was seen.
+    /// Logits after the last column of `ids`, which follow the positions in the cache.
     ///
     /// # Shapes
     ///
-    /// - `ids`: `[B, T]`; `pads`: B, how many of a row's first positions over all are padding
+    /// - `ids`: `[B, T]`; `pads`: B, the number of each row's first positions (cache included) that are padding
     /// - `logits`: `[B, V]`
     pub fn last_logits(&mut self, ids: &[i32], pads: &[usize], logits: &mut Vec<f32>) {
         let (batch, past) = (pads.len(), self.cache.length);
@@ -216,7 +216,7 @@ impl HostModel {
             };
             let rotary = self.cache.rotary.as_ref();
             self.cache.layers[i].step(&rows, qkv, rotary, attended);
-            // Of the last layer only keys and values are needed in other columns than the last.
+            // In the last layer, only keys and values are needed in columns other than the last.
             let first = if i == last { columns - 1 } else { 0 };
             if first > 0 {
                 let rows = x.chunks_exact(columns * d);
@@ -282,7 +282,7 @@ mod tests {
 
     const GPT2: &str = r#"{"model_type": "gpt2", "vocab_size": 37, "n_positions": 24, "n_embd": 20, "n_layer": 2,
         "n_head": 4, "initializer_range": 0.3}"#;
-    /// With a head of its own.
+    /// With an untied head.
     const UNTIED: &str = r#"{"model_type": "gpt2", "vocab_size": 37, "n_positions": 24, "n_embd": 20, "n_layer": 2,
         "n_head": 4, "initializer_range": 0.3, "tie_word_embeddings": false}"#;
     /// With scaled rotary frequencies.
@@ -302,7 +302,7 @@ mod tests {
 
     fn model(config: &str) -> LanguageModel {
         let config: ModelConfig = serde_json::from_str(config).unwrap();
-        // Norms and biases that change something, too.
+        // Norms and biases that are not neutral.
         let model = config.init(3, &Device::flex());
         let changed = crate::params::replace(model, |name, shape| {
             let key = name.bytes().map(u32::from).sum::<u32>();
@@ -338,7 +338,7 @@ mod tests {
         host.make_room(1, 4);
         host.make_room(3, 11);
         host.make_room(2, 5);
-        // A batch before this one leaves nothing behind.
+        // An earlier batch must leave nothing behind.
         host.begin(2);
         host.last_logits(&[1, 2, 3, 4, 5, 6], &[0, 1], &mut Vec::new());
         host.begin(3);

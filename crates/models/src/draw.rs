@@ -46,7 +46,7 @@ pub(crate) fn draw(logits: &[f32], u: f64, decoding: &Decoding) -> Option<u32> {
     Some(pick(ranked.into_iter(), u * total))
 }
 
-/// The first token at which the weights sum to more than `mass`; should rounding leave none, the last with a weight.
+/// The first token at which the weights sum to more than `mass`; if rounding leaves none, the last token with a weight.
 fn pick(weights: impl Iterator<Item = (usize, f32)>, mass: f64) -> u32 {
     let (mut left, mut last) = (mass, 0);
     for (token, w) in weights {
@@ -67,7 +67,7 @@ fn largest(logits: &[f32]) -> Option<f32> {
     (good && max.is_finite()).then_some(max)
 }
 
-/// Sums of a block tell in which block the token is; only that one is gone through token by token.
+/// The blocks' sums find the block that holds the token; only that block is searched token by token.
 fn draw_from_all(logits: &[f32], max: f32, scale: f32, u: f64) -> u32 {
     let mut sums = Vec::with_capacity(logits.len().div_ceil(BLOCK));
     block_sums(logits, max, scale, &mut sums);
@@ -206,7 +206,7 @@ mod tests {
                 exact += 1;
             }
             let drawn = draw(&logits, u, &Decoding::sampling()).unwrap() as usize;
-            // Between two tokens rounding decides.
+            // At the border between two tokens rounding decides.
             let edge = (u * total - sum).min(sum + weights[exact] - u * total) / weights[exact];
             assert!(drawn == exact || edge < 0.05, "u {u}: {drawn}, not {exact}");
         }

@@ -27,7 +27,7 @@ pub enum Error {
         /// What the reader said.
         reason: String,
     },
-    /// A configuration asks for something that is not built.
+    /// A configuration asks for something that is not supported.
     #[error("{path}: `{key}` is {value}, which is not supported ({hint})")]
     Unsupported {
         /// The file.
@@ -64,7 +64,7 @@ pub enum Error {
         path: PathBuf,
         /// The tensor that has no place.
         name: String,
-        /// The one that has.
+        /// The tensor that has a place.
         other: String,
         /// What to do.
         hint: String,
@@ -84,12 +84,12 @@ pub enum Error {
         path: PathBuf,
         /// The tensor.
         key: String,
-        /// The file that it says.
+        /// The file that the index names.
         shard: String,
         /// What is wrong, and what to do.
         reason: String,
     },
-    /// A golden file cannot be compared with.
+    /// A golden file cannot be used for a comparison.
     #[error("{path}: {place}: {reason}; write the file again")]
     Golden {
         /// The file.
@@ -111,7 +111,7 @@ pub enum Error {
         /// Shape found.
         found: Vec<usize>,
     },
-    /// An adapter has another rank, or sits on another base.
+    /// An adapter has another rank, or belongs to another base model.
     #[error(
         "{path}: tensor `{name}` has shape {found:?}, base model and adapter_config.json say {expected:?}; is this the adapter of this base, and of this rank?"
     )]
@@ -132,7 +132,7 @@ pub enum Error {
         key: String,
         /// Its value.
         value: String,
-        /// Why not.
+        /// Why it is refused.
         reason: String,
     },
     /// A prompt and its answer do not fit the model's positions.
@@ -149,7 +149,7 @@ pub enum Error {
         /// The model's limit.
         positions: usize,
     },
-    /// A prompt has a token that the model has not.
+    /// A prompt has a token that is not in the model's vocabulary.
     #[error(
         "example {example}: token {token} of its prompt is outside of the model's vocabulary of {vocabulary}; is this the model's tokenizer?"
     )]
@@ -161,14 +161,14 @@ pub enum Error {
         /// Size of the vocabulary.
         vocabulary: usize,
     },
-    /// The model's logits are not numbers any more.
+    /// The model's logits are no longer finite numbers.
     #[error(
         "example {example}: the model's logits have no finite value at position {position}; the weights hold NaN or infinity"
     )]
     NotFinite {
         /// The example's index.
         example: u64,
-        /// Position of the token that was to be drawn.
+        /// Position of the token to be drawn.
         position: usize,
     },
 }

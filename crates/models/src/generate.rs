@@ -1,9 +1,8 @@
 //! Decoding with a KV cache: greedy or sampled, in batches, each row stopping at its own end.
 //!
-//! The random number that draws a token depends on (seed, example, position) alone, so an answer does
-//! not depend on the batch it was drawn in, on the order of the prompts or on the number of threads.
-//! What remains is rounding: logits that differ in their last bits between batch shapes could turn a
-//! draw that falls between two tokens within that distance.
+//! The random number that draws a token depends on (seed, example, position) alone, so an answer does not depend on the batch
+//! it was drawn in, on the order of the prompts or on the number of threads. Only rounding remains: logits may differ in
+//! their last bits between batch shapes, which can change a draw that falls this close to the border between two tokens.
 
 use burn::tensor::{Int, Tensor, TensorData};
 use rayon::prelude::*;
@@ -16,7 +15,7 @@ use crate::{Error, KvCache, LanguageModel};
 /// How answers are drawn.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Decoding {
-    /// Most tokens of an answer, its end included.
+    /// Largest number of tokens of an answer, its end included.
     pub max_new_tokens: usize,
     /// Divides the logits; 0 takes the likeliest token.
     pub temperature: f64,
@@ -97,17 +96,17 @@ pub fn generate(
     Sampler::new(model).generate(prompts, examples, seed, ends, decoding, progress)
 }
 
-/// A model made ready to answer, or a mixture of models: `sum_i w_i p_i`, e.g. MiniLLM's teacher-mixed sampling. Weights are
-/// rearranged and rounded once for all that is asked.
+/// A model prepared for generation, or a mixture of models: `sum_i w_i p_i`, e.g. MiniLLM's teacher-mixed sampling. Weights
+/// are packed and rounded once for all calls.
 pub struct Sampler {
     decoders: Vec<Decoder>,
-    /// Most positions of a prompt and its answer.
+    /// Largest number of positions of a prompt and its answer.
     positions: usize,
     vocabulary: usize,
 }
 
 impl Sampler {
-    /// Of one model.
+    /// A sampler of one model.
     pub fn new(model: &LanguageModel) -> Self {
         Self {
             decoders: vec![Decoder::new(model, 1.0)],
@@ -116,7 +115,7 @@ impl Sampler {
         }
     }
 
-    /// Of models with their weights in the mixture. Temperature, top-k and the like act on the mixture.
+    /// A sampler of models with their weights in the mixture. Temperature, top-k and the like act on the mixture.
     ///
     /// # Errors
     ///
@@ -155,7 +154,7 @@ impl Sampler {
     ///
     /// # Errors
     ///
-    /// A setting out of range, an empty prompt, one too long for the model or with a token that the model has not, weights
+    /// A setting out of range, an empty prompt, one too long for the model or with a token outside the vocabulary, weights
     /// that give no finite logit.
     pub fn generate(
         &mut self,
@@ -193,7 +192,7 @@ impl Sampler {
         decoders
             .iter_mut()
             .for_each(|d| d.engine.make_room(rows, capacity));
-        // Prompts of like length share a batch, so that there is little padding.
+        // Prompts of similar length share a batch, so that there is little padding.
         let mut order: Vec<usize> = (0..prompts.len()).collect();
         order.sort_by_key(|&i| (prompts[i].len(), i));
         let mut answers = vec![Vec::new(); prompts.len()];
@@ -217,12 +216,12 @@ impl Sampler {
     }
 }
 
-/// A model of a mixture at work.
+/// A model of the mixture, and its state.
 struct Decoder {
     engine: Box<dyn Engine>,
     /// Weight in the mixture.
     share: f64,
-    /// After the last column: `[B, V]`
+    /// Logits after the last column: `[B, V]`
     logits: Vec<f32>,
 }
 
@@ -241,21 +240,22 @@ impl Decoder {
     }
 }
 
-/// What decodes: packed weights where tensors lie in host memory, the model's own tensors elsewhere.
+/// A decoding engine: packed weights where tensors lie in host memory, the model's own tensors elsewhere.
 trait Engine {
-    /// Has room for batches of at most so many rows and positions.
+    /// Makes room for batches of at most `rows` rows and `capacity` positions.
     fn make_room(&mut self, rows: usize, capacity: usize);
 
-    /// Forgets what was seen; from here on it is `batch` rows of at most `capacity` positions.
+    /// Empties the cache and begins a batch of `batch` rows of at most `capacity` positions.
     fn begin(&mut self, batch: usize, capacity: usize);
 
-    /// Goes on by the columns of `ids` `[B, T]`, of which `pads` begin a row; `logits` `[B, V]` are those after the last.
+    /// Appends the columns of `ids` `[B, T]`; `pads` are the numbers of padding positions that begin the rows. `logits`
+    /// `[B, V]` are those after the last column.
     fn step(&mut self, ids: &[i32], pads: &[usize], logits: &mut Vec<f32>);
 
     /// Keeps only the given rows of the batch, in that order.
     fn keep_rows(&mut self, rows: &[usize]);
 
-    /// Whether rows are worth being left behind when so many of `batch` are still open.
+    /// Whether dropping finished rows pays off when `open` rows of `batch` are unfinished.
     fn leaves(&self, open: usize, batch: usize) -> bool;
 }
 
@@ -269,7 +269,7 @@ impl Engine for HostModel {
     }
 
     fn step(&mut self, ids: &[i32], pads: &[usize], logits: &mut Vec<f32>) {
-        // On a thread of the pool, so that only the others have to be woken for each product.
+        // On a thread of the pool, so that each product only has to wake the other threads.
         rayon::scope(|_| self.last_logits(ids, pads, logits));
     }
 
@@ -323,13 +323,14 @@ impl Engine for OnDevice {
         self.cache.keep_rows(rows);
     }
 
-    /// That copies the cache.
+    /// Dropping rows copies the cache here.
     fn leaves(&self, open: usize, batch: usize) -> bool {
         open * 8 <= batch * 7
     }
 }
 
-/// In the columns before a prompt, and after the end of an answer: any token of the vocabulary does, since none is seen.
+/// Padding in the columns before a prompt and after the end of an answer. Any token will do, since attention sees none of
+/// them.
 const PADDING: u32 = 0;
 
 struct Row<'a> {
@@ -361,7 +362,7 @@ fn decode_batch(
         ));
         ids.extend(row.prompt.iter().map(|&t| t as i32));
     }
-    // For each row of the decoders its place in `open`, while it has not ended.
+    // For each row of the decoders its index in `open`; `None` once it has ended.
     let mut alive: Vec<Option<usize>> = (0..rows.len()).map(Some).collect();
     let mut open: Vec<Option<Row>> = rows.drain(..).map(Some).collect();
     for step in 0..decoding.max_new_tokens {

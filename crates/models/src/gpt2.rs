@@ -30,7 +30,7 @@ const ACTIVATIONS: &[&str] = &[
     "gelu_accurate",
 ];
 
-/// Names that `transformers` takes for those of GPT-2.
+/// Names that `transformers` accepts in place of GPT-2's own.
 const OTHER_NAMES: &[(&str, &str)] = &[
     ("hidden_size", "n_embd"),
     ("max_position_embeddings", "n_positions"),
@@ -40,11 +40,11 @@ const OTHER_NAMES: &[(&str, &str)] = &[
 
 /// Keys that leave the function unchanged with one value.
 const NEUTRAL: &[(&str, Neutral)] = &[
-    // once the width of the mask; `n_positions` alone counts today
+    // formerly the width of the mask; today only `n_positions` matters
     ("n_ctx", Neutral::Any),
     ("n_special", Neutral::Zero),
     ("predict_special_tokens", Neutral::Any),
-    // the order of the same operations
+    // only the order of the operations
     ("reorder_and_upcast_attn", Neutral::Any),
     ("scale_attn_by_inverse_layer_idx", Neutral::False),
     ("scale_attn_weights", Neutral::True),
@@ -85,7 +85,7 @@ pub struct Gpt2Config {
     /// Tokens that end a text.
     #[serde(serialize_with = "ids_to_json")]
     pub eos_token_id: Vec<u32>,
-    /// Those of `generation_config.json`.
+    /// The same from `generation_config.json`.
     #[serde(skip)]
     pub(crate) generation_eos: Vec<u32>,
 }

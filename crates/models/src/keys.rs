@@ -1,5 +1,5 @@
-//! The keys of a JSON file that describes a model, each of which is taken once. A key changes what the model computes,
-//! or it is known not to: what is left at the end is refused, since nobody knows which.
+//! The keys of a JSON file that describes a model; each is taken once. A key that is left at the end is refused, since it may
+//! change what the model computes.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -23,10 +23,10 @@ pub(crate) fn read(path: &Path) -> Result<Value, Error> {
     serde_json::from_slice(&bytes).map_err(Error::json(path))
 }
 
-/// Values that leave the function unchanged. `null` is one of them wherever `transformers` takes it for the neutral value.
+/// Values that leave the function unchanged. `null` is one of them wherever `transformers` treats it as the neutral value.
 #[derive(Clone, Copy)]
 pub(crate) enum Neutral {
-    /// All.
+    /// Every value.
     Any,
     /// `null`.
     Unset,
@@ -38,13 +38,13 @@ pub(crate) enum Neutral {
     Zero,
     /// 1 or `null`.
     One,
-    /// Nothing: `null`, an empty list, table or text.
+    /// Empty: `null`, or an empty list, table or text.
     Empty,
     /// `null`, or one of these words.
     Words(&'static [&'static str]),
     /// `true`, `false`, `null`, or one of these words.
     FlagOrWords(&'static [&'static str]),
-    /// `null`, or a list of nothing but this word.
+    /// `null`, or a list of only this word.
     All(&'static str),
 }
 
@@ -90,10 +90,10 @@ impl Neutral {
     }
 }
 
-/// What is left of the keys of a table.
+/// The keys of a table that are not taken yet.
 pub(crate) struct Keys<'a> {
     path: &'a Path,
-    /// The name of the table in the file with a point, for messages; nothing for the file itself.
+    /// Name of the table in the file and a dot, for messages; empty for the file itself.
     prefix: String,
     map: Map<String, Value>,
 }
@@ -103,7 +103,7 @@ impl<'a> Keys<'a> {
     ///
     /// # Errors
     ///
-    /// Where the file is no table.
+    /// Where the file is not a table.
     pub fn new(path: &'a Path, value: Value) -> Result<Self, Error> {
         let keys = |map| Self {
             path,
@@ -130,7 +130,7 @@ impl<'a> Keys<'a> {
         self.refuse(key, "absent", "the checkpoint's own file has it")
     }
 
-    /// Whether the key is there, with whatever value.
+    /// Whether the key is there, with any value.
     pub fn has(&self, key: &str) -> bool {
         self.map.contains_key(key)
     }
@@ -145,11 +145,11 @@ impl<'a> Keys<'a> {
         self.map.remove(key).filter(|value| !value.is_null())
     }
 
-    /// Under whichever of two names the value stands.
+    /// Moves the value of `other`, another name of the key, to `key`.
     ///
     /// # Errors
     ///
-    /// Where it stands under both and differs.
+    /// Where both names have a value and the values differ.
     pub fn rename(&mut self, other: &str, key: &str) -> Result<(), Error> {
         let Some(value) = self.map.remove(other) else {
             return Ok(());
@@ -192,7 +192,7 @@ impl<'a> Keys<'a> {
         }
     }
 
-    /// A size; the default stands for a key that is not there, and `null` is refused.
+    /// A size; the default replaces a key that is absent, and `null` is refused.
     pub fn size(&mut self, key: &str, default: Option<usize>) -> Result<usize, Error> {
         let there = self.has(key);
         match (self.optional_size(key)?, default) {
@@ -203,7 +203,7 @@ impl<'a> Keys<'a> {
         }
     }
 
-    /// A number in a range; the default stands for a key that is not there, and `null` is refused.
+    /// A number in a range; the default replaces a key that is absent, and `null` is refused.
     pub fn number(
         &mut self,
         key: &str,
@@ -224,7 +224,7 @@ impl<'a> Keys<'a> {
         }
     }
 
-    /// `true` or `false`; `null` is refused, since `transformers` takes it for false, whatever the default.
+    /// `true` or `false`; `null` is refused, since `transformers` treats it as false, whatever the default.
     pub fn flag(&mut self, key: &str, default: bool) -> Result<bool, Error> {
         match self.map.remove(key) {
             None => Ok(default),
@@ -245,7 +245,7 @@ impl<'a> Keys<'a> {
         }
     }
 
-    /// All that is left, which are words.
+    /// All keys that are left; their values must be words.
     pub fn words(self) -> Result<BTreeMap<String, String>, Error> {
         let mut words = BTreeMap::new();
         for (key, value) in &self.map {
@@ -283,7 +283,7 @@ impl<'a> Keys<'a> {
         Ok(ids)
     }
 
-    /// A token id that nothing here uses; what is none stands for none, as `-1` does in some files.
+    /// A token id that is not used here; a value that is no id counts as absent, such as `-1` in some files.
     pub fn id(&mut self, key: &str) -> Option<u32> {
         self.take(key)?.as_u64()?.try_into().ok()
     }
@@ -292,7 +292,7 @@ impl<'a> Keys<'a> {
     ///
     /// # Errors
     ///
-    /// Where one has a value that does not.
+    /// Where a value would change the function.
     pub fn pass(&mut self, list: &[(&str, Neutral)]) -> Result<(), Error> {
         for (key, neutral) in list {
             if let Some(value) = self.map.remove(*key)
@@ -309,7 +309,7 @@ impl<'a> Keys<'a> {
         self.map.retain(|key, _| !known(key));
     }
 
-    /// Refuses what is left, but for keys that are not set.
+    /// Refuses every key that is left, unless it is `null`.
     pub fn finish(self) -> Result<(), Error> {
         match self.map.iter().find(|(_, value)| !value.is_null()) {
             None => Ok(()),

@@ -1,11 +1,11 @@
-//! Keys and values of the tokens seen so far, as tensors of the device that are allocated once. In host memory decoding
-//! has a path of its own: see [`crate::decoder`].
+//! Keys and values of the tokens seen so far, as tensors of the device that are allocated once. Decoding in host memory has
+//! its own path: see [`crate::decoder`].
 
 use burn::tensor::{Int, Tensor, TensorData};
 
 use crate::span::attend;
 
-/// Keys and values of the tokens seen so far, one pair a layer, allocated once.
+/// Keys and values of the tokens seen so far, one pair per layer, allocated once.
 pub struct KvCache {
     /// `[B, K, capacity, dh]` each; set by the first tokens.
     layers: Vec<Option<(Tensor<4>, Tensor<4>)>>,

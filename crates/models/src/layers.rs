@@ -1,4 +1,4 @@
-//! What both architectures share: leaf layers with Hugging Face field names, over the rows `[N, d]` of all tokens.
+//! Leaf layers of both architectures, with Hugging Face field names, over the rows `[N, d]` of all tokens.
 
 use burn::module::{Module, Param};
 use burn::tensor::module::{embedding, layer_norm};
@@ -12,7 +12,7 @@ fn zeros<const D: usize>(shape: [usize; D], device: &Device) -> Param<Tensor<D>>
     Param::from_tensor(Tensor::zeros(shape, device))
 }
 
-/// Numbers of the matrix products. Master weights and all else are f32.
+/// Number type of the matrix products. Master weights and all else are f32.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Precision {
@@ -46,7 +46,7 @@ impl Precision {
         self.product(a, b).cast(DType::F32)
     }
 
-    /// [`matmul`](Self::matmul) that leaves the product in its own numbers; factors may be in them already.
+    /// [`matmul`](Self::matmul) without the cast back to f32; factors may already be in the product's type.
     pub fn product(self, a: Tensor<2>, b: Tensor<2>) -> Tensor<2> {
         if self == Self::F32 {
             return a.matmul(b);
@@ -59,7 +59,7 @@ impl Precision {
         a.matmul(b).cast(DType::BF16)
     }
 
-    /// `sum + a b` for matrices without a graph, in the place of `sum` where that is possible; in and out f32.
+    /// `sum + a b` for matrices without a graph, in place where that is possible; in and out f32.
     pub fn add_matmul(self, sum: Tensor<2>, a: Tensor<2>, b: Tensor<2>) -> Tensor<2> {
         if ops::serve_products(&sum.device(), self) {
             ops::add_product(sum, a, b, self)
@@ -167,7 +167,7 @@ impl Linear {
         }
     }
 
-    /// Several of the same rows.
+    /// Several projections of the same rows.
     pub(crate) fn together<const I: usize>(all: [&Self; I], x: Tensor<2>) -> Projected<I> {
         let precision = all[0].precision;
         if ops::serve_products(&x.device(), precision) && all.iter().all(|p| p.adapter.is_none()) {
@@ -184,7 +184,7 @@ impl Linear {
 }
 
 /// Outputs of several projections of the same rows.
-#[allow(clippy::large_enum_variant)] // one a projection, on the stack
+#[allow(clippy::large_enum_variant)] // one per projection, on the stack
 pub(crate) enum Projected<const I: usize> {
     /// `[N, out]` each.
     Apart([Tensor<2>; I]),
@@ -256,7 +256,7 @@ impl RmsNorm {
 mod tests {
     use super::*;
 
-    /// Inputs so small that epsilon is most of what they are divided by.
+    /// Inputs so small that epsilon dominates the divisor.
     #[test]
     fn norms_add_epsilon_before_the_root() {
         let device = Device::flex();

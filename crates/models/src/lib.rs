@@ -1,9 +1,8 @@
 //! GPT-2 and LLaMA on Burn: Hugging Face checkpoints in and out, a KV cache, and sampling.
 //!
 //! A model maps token ids to *hidden states*: `[B, T]` to `[B, T, d]`, or `[N]` to `[N, d]` where the N tokens of all
-//! sequences lie end to end. The language-model head is
-//! applied apart ([`LanguageModel::logits`]), so that a training step can apply it only to the rows
-//! that predict a response token.
+//! sequences lie end to end. The language-model head is applied separately ([`LanguageModel::logits`]), so that a training
+//! step can apply it only to the rows that predict a response token.
 #![allow(clippy::module_name_repetitions)]
 
 mod activation;
@@ -105,12 +104,12 @@ impl LanguageModel {
         self.inner().embedding()
     }
 
-    /// Of the rotary embedding, where there is one.
+    /// Angles of the rotary embedding, where there is one.
     fn angles(&self) -> Option<Angles> {
         self.inner().angles()
     }
 
-    /// What the first layer gets of the tokens: `[N, d] -> [N, d]`.
+    /// Input of the first layer: `[N, d] -> [N, d]`.
     fn enter(&self, tokens: Tensor<2>, span: &Span) -> Tensor<2> {
         self.inner().enter(tokens, span)
     }
@@ -144,12 +143,12 @@ impl LanguageModel {
             .matmul(hidden, self.head().val().transpose())
     }
 
-    /// Numbers of the matrix products.
+    /// Number type of the matrix products.
     pub fn precision(&self) -> Precision {
         self.inner().precision()
     }
 
-    /// The same model with other numbers in its matrix products.
+    /// The same model with another number type in its matrix products.
     pub fn with_precision(mut self, precision: Precision) -> Self {
         self.inner_mut().set_precision(precision);
         self
@@ -163,8 +162,8 @@ impl LanguageModel {
         self
     }
 
-    /// The same model for many passes over weights that do not change, and its head `[d, V]`: projections are held in
-    /// the numbers of their products.
+    /// The same model for many passes over weights that do not change, and its head `[d, V]`: projections are held in the
+    /// number type of their products.
     pub(crate) fn for_decoding(mut self) -> (Self, Tensor<2>) {
         let precision = self.precision();
         if precision != Precision::F32 {
@@ -182,7 +181,7 @@ impl LanguageModel {
         self.embedding().val().device()
     }
 
-    /// A shallower model made of so many of this one's layers, evenly spaced, first and last included.
+    /// A shallower model made of `count` of this one's layers, evenly spaced, first and last included.
     ///
     /// # Errors
     ///
@@ -208,11 +207,11 @@ impl LanguageModel {
         self.with_these_layers(&keep)
     }
 
-    /// A shallower model made of these of this one's layers, counted from 0, in ascending order.
+    /// A shallower model made of the layers `keep` of this one, counted from 0, in ascending order.
     ///
     /// # Errors
     ///
-    /// [`Error::Setting`] when the list is empty, not ascending, or names a layer that the model has not.
+    /// [`Error::Setting`] when the list is empty, not ascending, or names a layer that the model does not have.
     pub fn with_these_layers(&self, keep: &[usize]) -> Result<Self, Error> {
         let have = self.config().layers();
         let ascending = keep.windows(2).all(|pair| pair[0] < pair[1]);

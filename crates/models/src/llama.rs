@@ -31,7 +31,7 @@ const NEUTRAL: &[(&str, Neutral)] = &[
     ("embd_pdrop", Neutral::Zero),
     ("hidden_dropout", Neutral::Zero),
     ("is_llama_config", Neutral::Any),
-    // of the first LLaMA files; `max_position_embeddings` alone counts today
+    // of the first LLaMA files; today only `max_position_embeddings` matters
     ("max_sequence_length", Neutral::Any),
     // which layers have a sliding window, where there is one
     ("max_window_layers", Neutral::Any),
@@ -146,9 +146,9 @@ pub struct LlamaConfig {
     pub max_position_embeddings: usize,
     /// Epsilon of the norms.
     pub rms_norm_eps: f64,
-    /// Base of the rotary frequencies. With `rope_scaling` it is the layout of transformers 4, which 5 reads too.
+    /// Base of the rotary frequencies. Together with `rope_scaling` it is the layout of transformers 4, which 5 reads too.
     pub rope_theta: f64,
-    /// What becomes of the frequencies.
+    /// Scaling of the rotary frequencies, if any.
     pub rope_scaling: Option<RopeScaling>,
     /// How many tokens a token sees, where a Mistral has such a limit. Sequences are no longer than that.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -164,7 +164,7 @@ pub struct LlamaConfig {
     /// Tokens that end a text.
     #[serde(serialize_with = "ids_to_json")]
     pub eos_token_id: Vec<u32>,
-    /// Those of `generation_config.json`.
+    /// The same from `generation_config.json`.
     #[serde(skip)]
     pub(crate) generation_eos: Vec<u32>,
 }
@@ -192,7 +192,7 @@ impl LlamaConfig {
         "eos_token_id",
     ];
 
-    /// Takes all keys, with the defaults of `transformers` but for the sizes.
+    /// Takes all keys, with the defaults of `transformers`; most sizes have no default.
     pub(crate) fn take(model_type: &str, keys: &mut Keys) -> Result<Self, Error> {
         let known = DIALECTS.iter().find(|d| d.model_type == model_type);
         let dialect = known.expect("the list of architectures has these alone");
@@ -526,7 +526,7 @@ impl Layer {
         ]
     }
 
-    /// The same to be changed, with the block that they are in.
+    /// The same as mutable references, with the block of each.
     fn projections_mut(&mut self) -> [(&'static str, &'static str, &mut Linear); 7] {
         let (attn, mlp) = (&mut self.self_attn, &mut self.mlp);
         [

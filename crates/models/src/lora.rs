@@ -1,8 +1,8 @@
 //! Low-rank adapters (LoRA): Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models" (2022).
 //!
-//! An adapted projection computes `x W + (alpha / r) dropout(x) A B` with `A` `[in, r]` and `B` `[r, out]`;
-//! `W` and all else is frozen. Files have PEFT's layout (`adapter_config.json`,
-//! `adapter_model.safetensors`), so Python's `peft` loads what is written here, and the other way round.
+//! An adapted projection computes `x W + (alpha / r) dropout(x) A B` with `A` `[in, r]` and `B` `[r, out]`; `W` and all else
+//! are frozen. Files have PEFT's layout (`adapter_config.json`, `adapter_model.safetensors`), so Python's `peft` loads what
+//! is written here, and the other way round.
 
 mod peft;
 
@@ -32,17 +32,17 @@ pub struct LoraConfig {
     /// Projections by name.
     #[serde(default = "q_and_v")]
     pub target_modules: Vec<String>,
-    /// What becomes of adapters that the model has already.
+    /// What training does with adapters that the model already has.
     #[serde(default, skip_serializing_if = "Start::is_default")]
     pub start: Start,
 }
 
 choice! {
     "lora.start"
-    /// What training does with the adapters of a model that has some. One without adapters gets new ones either way.
+    /// What training does with the adapters of a model that has some. A model without adapters gets new ones either way.
     #[derive(Default)]
     pub enum Start {
-        /// They are trained on, as the published code does.
+        /// They are trained further, as in the published code.
         #[default]
         Continue = "continue",
         /// They are folded into the weights, and new ones are trained.
@@ -93,7 +93,7 @@ impl LoraConfig {
         Ok(())
     }
 
-    /// Refuses to train on adapters of another shape or scale.
+    /// Refuses to train adapters of another shape or scale further.
     fn check_same(&self, own: &Self) -> Result<(), Error> {
         let sorted = |config: &Self| {
             let mut names = config.target_modules.clone();
@@ -200,12 +200,13 @@ pub fn attach(
     Ok(model)
 }
 
-/// Makes `model` ready for training its adapters alone. A model without adapters gets new ones ([`attach`]); what becomes
-/// of those that it has is [`LoraConfig::start`]'s choice. Where they are trained on, their dropout is `config`'s.
+/// Prepares `model` for training only its adapters. A model without adapters gets new ones ([`attach`]);
+/// [`LoraConfig::start`] chooses what happens to existing ones. If they are trained further, they get the dropout of
+/// `config`.
 ///
 /// # Errors
 ///
-/// As [`attach`]; adapters to be trained on whose rank, scale or targets are not `config`'s.
+/// As [`attach`]; adapters to be trained further whose rank, scale or targets differ from `config`.
 pub fn adapt(model: LanguageModel, config: &LoraConfig, seed: u64) -> Result<LanguageModel, Error> {
     config.validate()?;
     let Some(own) = config_of(&model) else {
@@ -234,7 +235,7 @@ pub fn config_of(model: &LanguageModel) -> Option<LoraConfig> {
         let r = adapter.a.dims()[1];
         let config = config.get_or_insert_with(|| LoraConfig {
             r,
-            // Without the rounding of the quotient.
+            // Removes the rounding error of the quotient.
             alpha: (adapter.scale * r as f64 * 1e9).round() / 1e9,
             dropout: adapter.dropout.prob,
             target_modules: Vec::new(),
@@ -286,8 +287,8 @@ pub fn is_adapted(model: &LanguageModel) -> bool {
     config_of(model).is_some()
 }
 
-/// Folds the adapters into the weights, `W + (alpha / r) A B`, all of which can then be trained. A model without adapters
-/// stays as it is.
+/// Folds the adapters into the weights, `W + (alpha / r) A B`, and makes all parameters trainable. A model without adapters
+/// stays unchanged.
 pub fn merge(mut model: LanguageModel) -> LanguageModel {
     if !is_adapted(&model) {
         return model;

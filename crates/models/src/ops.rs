@@ -1,5 +1,6 @@
-//! What a pass does beside products, each as one walk over host memory with a backward pass of its own. Burn's ways are
-//! several operations that each keep a result for the backward pass, and Flex's exponentials are scalar. GPUs take Burn's.
+//! The operations of a pass other than products, each as one walk over host memory with its own backward pass. Burn's
+//! versions are several operations that each keep a result for the backward pass, and Flex's exponentials are scalar. GPUs
+//! use Burn's.
 
 #![allow(deprecated)] // Burn will drop libtorch one day
 
@@ -27,19 +28,19 @@ pub(crate) use rows::{gelu_new, layer_norm, rms_norm, swiglu, swiglu_joint};
 
 /// Whether these operations serve tensors of a device, in a graph or not.
 pub(crate) fn serve(device: &Device) -> bool {
-    // Devices are equal whether they keep a graph or not.
+    // Device equality ignores autodiff.
     *device == Device::flex() || abkd_host::libtorch().is_some_and(|libtorch| *device == libtorch)
 }
 
 /// A function of `I` dense tensors, and its gradient. The inputs are kept for the backward pass, and nothing else.
 trait Operation<const I: usize>: Debug + Send + Sync {
-    /// Of the output.
+    /// Shape of the output.
     fn shape(&self, inputs: [Shape; I]) -> Shape;
 
     /// Writes all of `out`.
     fn forward(&self, inputs: [&[f32]; I], out: &mut [f32]);
 
-    /// Writes all of the inputs' gradients where the output's is `g`.
+    /// Writes all of the inputs' gradients, from the output's gradient `g`.
     fn backward(&self, inputs: [&[f32]; I], g: &[f32], grads: [&mut [f32]; I]);
 }
 
@@ -85,7 +86,7 @@ trait HostOps: Backend {
     ) -> FloatTensor<Self>;
 }
 
-/// All methods by a function of arrays.
+/// All methods through one function of an array of inputs.
 macro_rules! by_arrays {
     ($($function:tt)+) => {
         fn host_1(a: FloatTensor<Self>, op: Arc<dyn Operation<1>>) -> FloatTensor<Self> {
@@ -194,7 +195,7 @@ fn gelu_values(x: &mut [f32]) {
     }
 }
 
-/// Softmax of `scale` times the scores, in their place; in lanes, so that it becomes vector code.
+/// Softmax of `scale` times the scores, in place; in lanes, so that it becomes vector code.
 #[inline(always)]
 pub(crate) fn softmax_of(scores: &mut [f32], scale: f32) {
     let larger = |a: f32, b: f32| if b > a { b } else { a };

@@ -1,7 +1,7 @@
-//! Products of few rows with a matrix that does not change: what decoding spends its time on.
+//! Products of few rows with a matrix that does not change: they take most of the time of decoding.
 //!
-//! A general product rearranges the matrix each time, which costs more than the product itself when there are 16 rows.
-//! Here it is rearranged once: panels of 32 columns, so that the inner loop reads memory in order.
+//! A general product packs the matrix each time, which costs more than the product itself when there are 16 rows. Here the
+//! matrix is packed once: panels of 32 columns, so that the inner loop reads memory in order.
 
 mod product;
 
@@ -17,13 +17,13 @@ use crate::params::floats;
 
 /// Columns of a panel.
 const WIDTH: usize = 32;
-/// Rows that a line of a panel is read for at once: their sums, two vectors a row, fill half of AVX-512's registers.
+/// Rows for which a line of a panel is read once: their sums, two vectors per row, fill half of AVX-512's registers.
 const ROWS: usize = 8;
-/// Groups of rows that stay in the cache while the panels go by; each asks for its share of the panel that is next.
+/// Groups of rows that stay in the cache while the panels are read; each prefetches its share of the next panel.
 const GROUPS: usize = 8;
-/// The rows of them.
+/// Rows of these groups.
 const BLOCK: usize = GROUPS * ROWS;
-/// Parts of a product for each thread.
+/// Parts of a product per thread.
 const PARTS: usize = 16;
 
 /// Sums of some rows in the columns of a panel.
@@ -36,11 +36,11 @@ pub(crate) struct Factors {
     rounded: Rounded,
 }
 
-/// The factors where they are not the values.
+/// The rounded factors, where they differ from the values.
 enum Rounded {
     Same,
     F32(Vec<f32>),
-    /// Bits of bfloat16, an even number of them a row.
+    /// Bits of bfloat16, padded to an even number per row.
     Bf16(Vec<u16>),
 }
 
@@ -87,7 +87,7 @@ impl Factors {
         }
     }
 
-    /// How many rows there are.
+    /// Number of rows.
     pub fn rows(&self) -> usize {
         self.values.len() / self.width
     }
@@ -115,12 +115,12 @@ fn narrow_values(to: &mut [u16], from: &[f32]) {
     }
 }
 
-/// What becomes of a product.
+/// How a product is stored.
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum Put {
-    /// It is written.
+    /// It overwrites the output.
     Over,
-    /// It is added to what is there.
+    /// It is added to the output.
     Onto,
 }
 
@@ -134,21 +134,21 @@ pub(crate) struct Packed {
     output: usize,
 }
 
-/// A panel is a line for each row of the matrix, or for each two; a panel follows another.
+/// Panels one after another. A panel has a line for each row of the matrix, or for each two rows.
 enum Panels {
     F32(Vec<[f32; WIDTH]>),
-    /// Two numbers side by side, as AVX-512's `vdpbf16ps` wants them: the even row in the lower half.
+    /// Two numbers side by side, as AVX-512's `vdpbf16ps` expects them: the even row in the lower half.
     Bf16(Vec<[u32; WIDTH]>),
 }
 
 impl Packed {
-    /// Rounds and rearranges a matrix `[in, out]`.
+    /// Rounds and packs a matrix `[in, out]`.
     pub fn new(matrix: Tensor<2>, precision: Precision) -> Self {
         let dims = matrix.dims();
         Self::from_values(matrix, dims, false, precision)
     }
 
-    /// The same of the matrix `[out, in]`.
+    /// The same for a matrix `[out, in]`.
     pub fn transposed(matrix: Tensor<2>, precision: Precision) -> Self {
         let [output, input] = matrix.dims();
         Self::from_values(matrix, [input, output], true, precision)
@@ -180,7 +180,7 @@ impl Packed {
         }
     }
 
-    /// The same and `bias`, which is added to the rounded product.
+    /// The same with `bias`, which is added to the rounded product.
     pub fn with_bias(mut self, bias: &[f32]) -> Self {
         self.bias[..self.output].copy_from_slice(bias);
         self
@@ -195,7 +195,7 @@ impl Packed {
     ///
     /// # Panics
     ///
-    /// Where the factors are of another width or precision.
+    /// Where the factors have another width or precision.
     pub fn product(&self, x: &Factors, put: Put, out: &mut [f32]) {
         assert_eq!(x.width, self.input, "rows of another width");
         match (&self.panels, &x.rounded) {
@@ -213,7 +213,7 @@ impl Packed {
         }
     }
 
-    /// [`product`](Self::product) of `rows` rows that are at hand, in f32.
+    /// [`product`](Self::product) of `rows` rows that are given in f32.
     pub fn product_of(&self, x: &[f32], rows: usize) -> Vec<f32> {
         let mut out = vec![0.0; rows * self.output];
         let Panels::F32(panels) = &self.panels else {
@@ -234,8 +234,8 @@ impl Packed {
         self.over_panels(x, self.input, panels, self.input, put, out, product);
     }
 
-    /// Some columns of the result at a time, for all rows; `product` makes one panel of some rows. A row is `stride`
-    /// numbers, a panel `depth` lines.
+    /// Computes some columns of the result at a time, for all rows; `product` computes one panel for some rows. A row has
+    /// `stride` numbers, a panel `depth` lines.
     #[allow(clippy::too_many_arguments)]
     fn over_panels<X: Sync, T: Sync>(
         &self,
@@ -272,14 +272,14 @@ impl Packed {
                 for (n, panel) in panels.chunks_exact(depth).enumerate() {
                     for (g, group) in block.chunks_mut(ROWS).enumerate() {
                         let first = b * BLOCK + g * ROWS;
-                        // Few groups would not get through the next panel.
+                        // With few groups the prefetch would not cover the next panel.
                         let ahead = panel.as_ptr().wrapping_add(depth + g * depth / GROUPS);
                         let ahead = (groups > GROUPS / 2).then_some(ahead);
                         for to in group.iter() {
                             prefetch(to.as_ptr().wrapping_add(n * WIDTH));
                             prefetch(to.as_ptr().wrapping_add(n * WIDTH + WIDTH / 2));
                         }
-                        // In the last rows' place the very last is worked out again.
+                        // Beyond the last row, the last row is recomputed.
                         let rows = std::array::from_fn(|r| row(first + r));
                         product(rows, panel, ahead, &mut sums);
                         let bias = &bias[n * WIDTH..(n + 1) * WIDTH];
@@ -291,7 +291,8 @@ impl Packed {
     }
 }
 
-/// Panels of lines of `per` rows of the matrix each; `set` puts a row's number into a cell. Outside of it is 0.
+/// Packs lines of `per` rows of the matrix into panels; `set` puts a row's number into a cell. Cells outside the matrix are
+/// 0.
 fn panels<T: Copy + Default + Send>(
     values: &[f32],
     [input, output]: [usize; 2],
@@ -340,7 +341,7 @@ fn put_sums(put: Put, rows: &mut [&mut [f32]], column: usize, sums: &Sums, bias:
 
 #[cfg(test)]
 thread_local! {
-    /// Has a test do without the processor's bfloat16.
+    /// Lets a test run without the processor's bfloat16.
     pub(crate) static PORTABLE: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
 }
 

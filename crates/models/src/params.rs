@@ -11,7 +11,7 @@ pub struct NamedParam {
     pub name: String,
     /// Shape as a checkpoint stores it.
     pub shape: Vec<usize>,
-    /// Burn's id of it.
+    /// Burn's id.
     pub id: ParamId,
 }
 
@@ -65,7 +65,7 @@ pub fn values(model: &LanguageModel) -> Vec<(String, Vec<usize>, Vec<f32>)> {
     out
 }
 
-/// Replaces every parameter by what `f(name, shape)` gives, in the layout of a checkpoint.
+/// Replaces every parameter by the values that `f(name, shape)` returns, in the layout of a checkpoint; `None` keeps it.
 ///
 /// # Errors
 ///
@@ -190,7 +190,7 @@ pub(crate) fn transpose(data: &[f32], rows: usize, cols: usize) -> Vec<f32> {
     out
 }
 
-/// Where a walk through the modules stands.
+/// The current place of a walk through the modules.
 #[derive(Default)]
 struct Path {
     names: Vec<String>,
@@ -212,7 +212,7 @@ impl Path {
         self.names.join(".")
     }
 
-    /// A `Linear` is held `[in, out]` and stored `[out, in]`; all else is stored as it is held.
+    /// A `Linear` is `[in, out]` in memory and `[out, in]` in a checkpoint; all else has the same layout in both.
     fn transposed(&self) -> bool {
         self.containers.last().is_some_and(|c| c == "Struct:Linear")
     }

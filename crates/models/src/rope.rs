@@ -12,16 +12,17 @@ use crate::keys::{Keys, Neutral};
 /// Base of the frequencies where no file names one.
 const THETA: f64 = 10000.0;
 
-/// What becomes of the frequencies for sequences longer than those of pretraining.
+/// How the frequencies are scaled for sequences longer than those of pretraining.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "rope_type", rename_all = "lowercase")]
 pub enum RopeScaling {
-    /// All are divided (Chen et al. 2023, "Extending Context Window of Large Language Models via Position Interpolation").
+    /// All frequencies are divided (Chen et al. 2023, "Extending Context Window of Large Language Models via Position
+    /// Interpolation").
     Linear {
         /// The divisor.
         factor: f64,
     },
-    /// Low ones are divided, high ones stay, those between are interpolated (LLaMA 3.1).
+    /// Low frequencies are divided, high ones stay, those between are interpolated (LLaMA 3.1).
     Llama3 {
         /// The divisor.
         factor: f64,
@@ -34,7 +35,7 @@ pub enum RopeScaling {
     },
 }
 
-/// What the rotations depend on.
+/// Parameters of the rotations.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Angles {
     /// Base of the frequencies.
@@ -45,7 +46,7 @@ pub(crate) struct Angles {
 }
 
 impl Angles {
-    /// Radians a position, for each of the dh / 2 pairs.
+    /// Radians per position, for each of the dh / 2 pairs.
     pub fn frequencies(self) -> Vec<f64> {
         let dh = self.dh as f64;
         let plain = (0..self.dh / 2).map(|i| {
@@ -77,11 +78,11 @@ impl Angles {
 ///
 /// # Errors
 ///
-/// A kind that is not built, a key that it does not have, or layouts that contradict each other.
+/// A kind that is not supported, a key that it does not have, or layouts that contradict each other.
 pub(crate) fn take(keys: &mut Keys, positions: usize) -> Result<(f64, Option<RopeScaling>), Error> {
     let top_theta = theta(keys)?;
     let original = keys.optional_size("original_max_position_embeddings")?;
-    // An empty table says nothing, as in `transformers`.
+    // An empty table counts as absent, as in `transformers`.
     let table = |key: &str, keys: &mut Keys| -> Result<Option<Described>, Error> {
         match keys.table(key)? {
             Some(table) if !table.is_empty() => described(table, positions, original).map(Some),
@@ -127,7 +128,7 @@ pub(crate) fn take(keys: &mut Keys, positions: usize) -> Result<(f64, Option<Rop
     Ok((theta, old.or(new).and_then(|d| d.scaling)))
 }
 
-/// One of the two tables.
+/// The content of one of the two tables.
 struct Described {
     theta: Option<f64>,
     scaling: Option<RopeScaling>,
@@ -149,14 +150,14 @@ fn described(
     table.rename("type", "rope_type")?;
     let kind = table.word("rope_type", "default", KINDS)?;
     let theta = theta(&mut table)?;
-    // Not used by these kinds unless it differs from 1.
+    // At 1 these keys change nothing; another value is refused.
     table.pass(&[
         ("attention_factor", Neutral::One),
         ("partial_rotary_factor", Neutral::One),
     ])?;
     let scaling = match &*kind {
         "linear" => {
-            // Of use to other kinds alone.
+            // Used by other kinds only.
             table.pass(&[("original_max_position_embeddings", Neutral::Any)])?;
             Some(RopeScaling::Linear {
                 factor: factor(&mut table)?,
@@ -391,7 +392,7 @@ mod tests {
         }
     }
 
-    /// Against the formula as LLaMA 3.1's own code has it, by wavelengths.
+    /// Compared with the formula in LLaMA 3.1's own code, which goes by wavelengths.
     #[test]
     fn frequencies_of_llama3_are_divided_by_their_wavelength() {
         let (theta, dh) = (5e5f64, 16);
@@ -418,7 +419,7 @@ mod tests {
                 "{i}: {scaled} {exact}"
             );
         }
-        // With a length of 16 the first frequency, 1 a position, has 2.5 turns.
+        // With a length of 16 the first frequency, 1 radian per position, has 2.5 turns.
         assert_eq!((low, medium, high), (7, 1, 0));
         let linear = angles(Some(RopeScaling::Linear { factor: 2.0 })).frequencies();
         assert_eq!(linear[3], angles(None).frequencies()[3] / 2.0);

@@ -1,4 +1,4 @@
-//! Which rows of a forward pass are a sequence, and attention, which alone looks at more than one row.
+//! Which rows of a forward pass form a sequence, and attention, the only operation across rows.
 
 use std::sync::Arc;
 
@@ -14,11 +14,11 @@ use crate::ops::{self, Sequences};
 use crate::rope::Angles;
 use crate::rotary::Rotary;
 
-/// Added to the score of a masked position. Finite, so that a row of padding alone gives numbers
-/// (that nobody reads) and not NaN, which would reach real rows through the values.
+/// Added to the score of a masked position. Finite, so that a row of padding alone gives unused numbers and not NaN, which
+/// would reach real rows through the values.
 const MASKED: f32 = -1e9;
 
-/// How the rows `[N, d]` of a forward pass are sequences. Attention alone depends on it, and the position embedding.
+/// How the rows `[N, d]` of a forward pass form sequences. Only attention and the position embedding depend on it.
 pub(crate) struct Span {
     /// Position ids `[rows, N / rows]`: one row where all sequences agree.
     pub positions: Vec<usize>,
@@ -27,7 +27,7 @@ pub(crate) struct Span {
     layout: Layout,
 }
 
-#[allow(clippy::large_enum_variant)] // one a pass
+#[allow(clippy::large_enum_variant)] // one per pass
 enum Layout {
     /// Sequences side by side: `[B, T]`, N = B T.
     Padded(Padded),
@@ -35,7 +35,7 @@ enum Layout {
     Packed(Arc<Sequences>),
     /// End to end on another device, where attention works on padded sequences.
     Spread {
-        /// The row of each place in `[B, T]`; of padding, any.
+        /// The row of each place in `[B, T]`; any row for padding.
         rows: Tensor<1, Int>,
         /// The place of each row.
         places: Tensor<1, Int>,
@@ -43,7 +43,7 @@ enum Layout {
     },
 }
 
-/// Of sequences side by side.
+/// Layout of sequences side by side.
 struct Padded {
     width: usize,
     /// Added to the attention scores: `[B or 1, 1, T, past + T]`; `None` when nothing is masked.
@@ -116,7 +116,7 @@ impl Span {
         Tensor::from_data(TensorData::new(numbers(ids), [self.rows, width]), device)
     }
 
-    /// Causal self-attention of each sequence; a cache, with the layer's index in it, is for padded ones. Dropout acts
+    /// Causal self-attention of each sequence; `cache`, with the layer's index in it, is for padded ones only. Dropout acts
     /// on the attention weights, and only in training.
     ///
     /// # Shapes
@@ -209,11 +209,11 @@ impl Padded {
 /// The heads of an attention.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Heads {
-    /// H: of queries.
+    /// H: query heads.
     pub heads: usize,
-    /// K: of keys and values, each for H / K of queries.
+    /// K: heads of keys and values, each for H / K query heads.
     pub kv_heads: usize,
-    /// dh: width of each.
+    /// dh: width of each head.
     pub dh: usize,
 }
 
@@ -357,8 +357,8 @@ mod tests {
         }
     }
 
-    /// The output is linear in the weights, so its mean over the draws is that without dropout; a seed gives one draw,
-    /// of which the gradient is that of a difference.
+    /// The output is linear in the weights, so its mean over the draws is that without dropout; a seed gives one draw, whose
+    /// gradient is that of a finite difference.
     #[test]
     fn dropped_weights_are_drawn_by_the_seed_and_right_on_average() {
         let device = Device::flex().autodiff();
@@ -407,7 +407,7 @@ mod tests {
             }
         }
         let one: Vec<f64> = one.into_iter().map(f64::from).collect();
-        // 1 / 20 is expected of independent draws.
+        // Independent draws give 1 / sqrt(400) = 1 / 20.
         let share = distance(&mean) / distance(&one);
         assert!((0.03..0.08).contains(&share), "{share}");
 

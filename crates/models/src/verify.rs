@@ -14,13 +14,13 @@ use crate::{Error, LanguageModel, ModelConfig, checkpoint, params};
 pub struct Check {
     /// What was compared.
     pub name: String,
-    /// Largest error; for tokens, how many differ. NaN where a number is none, which is in no tolerance.
+    /// Largest error; for tokens, how many differ. NaN where a number is NaN, which is outside every tolerance.
     pub error: f64,
     /// Error above which the check fails.
     pub tolerance: f64,
 }
 
-/// Of logits: absolute up to a largest logit of this, relative to the largest above it, as rounding is.
+/// Errors of logits are absolute up to a largest logit of this, and relative to the largest above it, as rounding is.
 const SCALE: f64 = 10.0;
 const TOLERANCE: f64 = 1e-4;
 /// Largest golden file.
@@ -49,7 +49,7 @@ struct Golden {
 impl Golden {
     /// # Errors
     ///
-    /// What could not be compared, or would compare nothing.
+    /// A file that cannot be compared, or that compares nothing.
     fn check(&self, path: &Path, config: &ModelConfig) -> Result<(), Error> {
         let (vocab, positions) = (config.vocab_size(), config.max_positions());
         let refuse = |place: String, reason: String| {
@@ -188,7 +188,7 @@ pub fn verify_model(dir: &Path, device: &Device) -> Result<Vec<Check>, Error> {
     Ok(checks)
 }
 
-/// How many tokens differ.
+/// Number of tokens that differ.
 fn wrong(ours: &[Vec<u32>], theirs: &[Vec<u32>], ends: &[u32]) -> usize {
     let pairs = ours.iter().zip(theirs);
     pairs

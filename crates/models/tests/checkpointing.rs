@@ -33,6 +33,6 @@ fn the_peak_is_far_below_that_of_the_graph() {
     let graph = peak().unwrap() - start;
     drop(grads);
     println!("MiB: {} and {}", checkpointed >> 20, graph >> 20);
-    // 16 layers against one, its input's copies and the gradients.
+    // Activations of 16 layers against those of one layer, the kept inputs and the gradients.
     assert!(checkpointed * 4 < graph, "{checkpointed} {graph}");
 }

@@ -26,7 +26,7 @@ fn assert_same(folder: &Folder, name: &str) {
     assert_eq!(values(&model), values(&load(name)), "{name}");
 }
 
-/// Scaled rotary frequencies in both layouts of config.json, and a head of its own; what is written is the same.
+/// Scaled rotary frequencies in both layouts of config.json, and an untied head; a saved model stays right.
 #[test]
 fn scaled_frequencies_and_a_head_of_its_own_are_those_of_transformers() {
     let right = |dir: &Path| {
@@ -52,7 +52,7 @@ fn scaled_frequencies_and_a_head_of_its_own_are_those_of_transformers() {
         config["rope_scaling"] = rope.clone();
         folder.set_json("config.json", &config);
         assert!(right(folder.dir()), "{name}, old layout");
-        // And the golden file tells them apart.
+        // The golden file detects another scaling and another base.
         folder.edit("config.json", "rope_scaling", serde_json::Value::Null);
         assert!(!right(folder.dir()), "{name}, without scaling");
         folder.edit("config.json", "rope_scaling", rope);
@@ -61,7 +61,7 @@ fn scaled_frequencies_and_a_head_of_its_own_are_those_of_transformers() {
     }
 }
 
-/// Checkpoints that users of such tools have trouble with, beside the project where they are at hand.
+/// Checkpoints that are known to cause trouble, beside the project if they are there.
 #[test]
 fn the_cases_beside_the_project_give_the_logits_of_transformers() {
     let cases = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/cases");
@@ -108,7 +108,7 @@ fn a_whole_file_wins_over_the_index_beside_it() {
         folder.shard();
         folder.set_tensors("model.safetensors", &tensors);
         assert_same(&folder, name);
-        // which need not even be there
+        // an old shard may be missing
         folder.remove("model-00001-of-00002.safetensors");
         assert_same(&folder, name);
     }
@@ -126,7 +126,7 @@ fn an_index_names_files_beside_it_that_have_its_tensors() {
         folder.set_json(INDEX, &index);
         folder
     };
-    // The right tensor, in a place where it must not be looked for.
+    // The right tensor, in a folder that must not be read.
     let elsewhere = tempfile::tempdir().unwrap();
     let folder = moved("x");
     let outside = elsewhere.path().join("a.safetensors");
@@ -178,7 +178,7 @@ fn an_index_names_files_beside_it_that_have_its_tensors() {
         );
     }
 
-    // A tensor in two files is right where both agree.
+    // A tensor may be in two files if both agree.
     let twice = |change: f32| {
         let folder = Folder::of("gpt2-tiny");
         folder.shard();
@@ -199,7 +199,7 @@ fn an_index_names_files_beside_it_that_have_its_tensors() {
 
     #[cfg(unix)]
     {
-        // as in the cache of the Hub
+        // a symbolic link, as in the cache of the Hub
         let folder = moved("linked.safetensors");
         let target = folder.path("model-00002-of-00002.safetensors");
         std::os::unix::fs::symlink(target, folder.path("linked.safetensors")).unwrap();
@@ -371,7 +371,7 @@ fn buffers_are_skipped_and_other_tensors_are_refused_by_name() {
             "{error}"
         );
     }
-    // What is a buffer of one is none of the other.
+    // A buffer of one architecture is not a buffer of the other.
     let folder = Folder::of("llama-tiny");
     folder.edit_tensors(|tensors| {
         tensors.push(("model.layers.0.attn.bias".into(), vec![1], vec![1.0]));
@@ -408,7 +408,7 @@ fn numbers_of_another_kind_are_refused_by_name() {
     assert!(error.contains("`model.norm.weight` is F64"), "{error}");
 }
 
-/// What config.json asks for is compared with the file before memory is taken for it.
+/// The sizes in config.json are compared with the file before memory is allocated for them.
 #[test]
 fn sizes_that_are_not_those_of_the_file_are_refused_at_once() {
     let begun = std::time::Instant::now();
@@ -442,7 +442,7 @@ fn an_adapter_beside_a_model_is_refused() {
     assert!(folder.refused().contains("adapter_config.json"));
 }
 
-/// gpt2-tiny with a head of its own.
+/// gpt2-tiny with an untied head.
 fn untied() -> Folder {
     let folder = Folder::of("gpt2-tiny");
     folder.edit("config.json", "tie_word_embeddings", false.into());
@@ -465,7 +465,7 @@ fn logits(model: &LanguageModel) -> Vec<f32> {
     logits.into_data().as_slice().unwrap().to_vec()
 }
 
-/// The logits are products of the hidden states with the stored head, and each way of using the model has that head.
+/// The logits are products of the hidden states with the stored head, and each way of using the model uses that head.
 #[test]
 fn a_head_of_its_own_is_kept() {
     let folder = untied();
@@ -535,7 +535,7 @@ fn a_head_that_config_json_asks_for_must_be_there() {
         error.contains("`lm_head.weight`") && error.contains("missing"),
         "{error}"
     );
-    // and a head that it does not ask for must be the embedding
+    // if the head is tied, a stored head must equal the embedding
     let folder = untied();
     folder.edit("config.json", "tie_word_embeddings", true.into());
     assert!(folder.refused().contains("differs"));
@@ -564,7 +564,7 @@ fn any_token_of_the_list_ends_an_answer_and_the_list_is_written() {
     let answers = |ends: &[u32]| generate(&model, &prompt, &[0], 0, ends, &decoding, &mut |_| {});
     assert_eq!(answers(&ends).unwrap()[0], answer[..3]);
     assert_eq!(answers(&[96, last]).unwrap()[0], answer);
-    // The golden answers go on after that token.
+    // The golden answers continue after that token.
     let checks = verify::verify_model(folder.dir(), &Device::flex()).unwrap();
     assert_eq!(checks.len(), 4);
     assert!(
@@ -582,7 +582,7 @@ fn any_token_of_the_list_ends_an_answer_and_the_list_is_written() {
     }
     let again = checkpoint::load(dir.path(), &Device::flex()).unwrap();
     assert_eq!(again.config().eos_ids(), ends);
-    // another model in the same place leaves nothing of it
+    // another model saved to the same folder leaves none of these ids
     let config: abkd_models::ModelConfig = serde_json::from_value(json!({
         "model_type": "gpt2", "vocab_size": 9, "n_positions": 4, "n_embd": 4, "n_layer": 1, "n_head": 1,
     }))

@@ -1,5 +1,4 @@
-//! `config.json` files as the Hub has them are read, and a key that changes what the model computes is honoured or
-//! refused.
+//! `config.json` files of the Hub are read, and a key that changes what the model computes is honoured or refused.
 
 use abkd_models::{ModelConfig, RopeScaling};
 use serde_json::{Value, json};
@@ -61,7 +60,7 @@ fn files_of_the_hub_are_read() {
     ] {
         distilgpt2[key] = value;
     }
-    // from the time when all was written
+    // an early file, which has every key
     let mut early = gpt2.clone();
     for (key, value) in [
         ("finetuning_task", json!(null)),
@@ -238,7 +237,7 @@ fn a_key_that_changes_the_function_is_refused_by_its_name() {
         ("eos_token_id", json!(24)),
         ("eos_token_id", json!([3, 24])),
         ("vocab_size", json!(null)),
-        // known to nobody
+        // unknown here
         ("logit_scale", json!(0.0625)),
         ("embedding_multiplier", json!(12.0)),
         ("residual_multiplier", json!(1.0)),

@@ -22,7 +22,7 @@ fn hidden(model: &LanguageModel) -> Vec<f32> {
         .to_vec()
 }
 
-/// Adds to all numbers.
+/// Adds 0.1 to all parameters.
 struct Shift;
 impl ModuleMapper for Shift {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
@@ -51,7 +51,7 @@ fn a_model_without_dropout_computes_in_training_what_it_computes_otherwise() {
         lora::attach(llama(), &adapters, 1).unwrap().map(&mut Shift)
     };
     let never = || gpt2(0.0, 0.0, 0.0);
-    // and the same weights where there never was dropout
+    // each with a model of the same weights that never had dropout
     for (name, model, never) in [
         ("embeddings", gpt2(0.5, 0.0, 0.0), never()),
         ("attention", gpt2(0.0, 0.5, 0.0), never()),
@@ -63,7 +63,7 @@ fn a_model_without_dropout_computes_in_training_what_it_computes_otherwise() {
         let without = model.clone().without_dropout();
         let trained = hidden(&without.clone().train());
         assert!(trained == hidden(&never.train()), "{name}");
-        // A pass with a graph rounds elsewhere than one without.
+        // A pass with a graph rounds differently from one without.
         let apart = |a: f32, (x, y): (&f32, &f32)| a.max((x - y).abs());
         let error = trained.iter().zip(&plain).fold(0.0, apart);
         let largest = plain.iter().fold(0.0f32, |a, x| a.max(x.abs()));

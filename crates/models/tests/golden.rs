@@ -1,4 +1,4 @@
-//! Logits and greedy tokens against `transformers`, and what a broken checkpoint gets.
+//! Logits and greedy tokens against `transformers`, and the errors of broken checkpoints.
 
 mod common;
 
@@ -98,7 +98,7 @@ fn an_adapter_of_peft_gives_pefts_logits_and_is_written_as_peft_writes_it() {
     };
     assert_eq!(tensors(written.path()), tensors(&dir));
 
-    // what does not fit is named
+    // errors name what does not fit
     let broken = tempfile::tempdir().unwrap();
     let copy = |key: &str, value: serde_json::Value| {
         let text = std::fs::read_to_string(dir.join("adapter_config.json")).unwrap();

@@ -1,5 +1,5 @@
-//! Files of a checkpoint with some bytes or values changed: they are read or refused, in little time. Nothing panics,
-//! and no size out of a damaged file takes memory. `PROPTEST_CASES` says how many are tried.
+//! Files of a checkpoint with some bytes or values changed: they are read or refused, in bounded time. Nothing panics, and no
+//! size in a damaged file allocates memory. `PROPTEST_CASES` is the number of cases.
 
 mod common;
 
@@ -15,23 +15,23 @@ use serde_json::{Value, json};
 
 /// Longest time that one folder may take.
 const LIMIT: Duration = Duration::from_secs(20);
-/// Most memory that all may take.
+/// Largest peak memory of the process.
 const MEMORY: usize = 2 << 30;
 
-/// What is done to a file.
+/// A change to a file.
 #[derive(Clone, Debug)]
 enum Change {
-    /// Bytes become others.
+    /// Replaces bytes.
     Bytes(Vec<(Index, u8)>),
-    /// It ends here.
+    /// Truncates the file.
     Cut(Index),
-    /// Bytes are put in.
+    /// Inserts bytes.
     Insert(Index, Vec<u8>),
-    /// In its JSON, under some key, some value becomes another.
+    /// Replaces a value in the file's JSON.
     Value(Index, Index, Value),
-    /// Some key is gone.
+    /// Removes a key.
     Remove(Index),
-    /// And one is there that was not.
+    /// Adds a key.
     Add(String, Value),
 }
 
@@ -90,7 +90,7 @@ fn key() -> impl Strategy<Value = String> {
     .prop_map(String::from)
 }
 
-/// A JSON pointer to every value in a value.
+/// JSON pointers to all values in a value.
 fn places(value: &Value, at: &str, all: &mut Vec<String>) {
     all.push(at.into());
     match value {
@@ -132,7 +132,7 @@ fn change_json(json: &mut Value, change: &Change) {
 fn apply(bytes: &mut Vec<u8>, change: &Change) {
     match change {
         Change::Bytes(places) => {
-            // Half of them where the header is.
+            // Half of them in the header.
             for (n, (at, byte)) in places.iter().enumerate() {
                 let size = if n % 2 == 0 {
                     bytes.len()
@@ -167,7 +167,7 @@ fn apply(bytes: &mut Vec<u8>, change: &Change) {
 fn changed(folder: &Folder, file: &str, changes: &[Change]) {
     let mut bytes = std::fs::read(folder.path(file)).unwrap();
     for change in changes {
-        // Only the first is sure to find JSON.
+        // A change of JSON needs an intact file, so it is made only alone.
         let readable = matches!(
             change,
             Change::Bytes(_) | Change::Cut(_) | Change::Insert(..)
@@ -204,7 +204,7 @@ proptest! {
         let begun = Instant::now();
         let result = verify_model(folder.dir(), &Device::flex());
         within_bounds(begun);
-        // What is refused is named.
+        // The error names the folder.
         if let Err(error) = result {
             let text = error.to_string();
             prop_assert!(text.contains(folder.dir().to_str().unwrap()), "{}", text);

@@ -193,7 +193,7 @@ proptest! {
     }
 }
 
-/// What is drawn depends on the device's seed alone.
+/// Dropout depends on the device's seed alone.
 #[test]
 fn dropout_is_reproducible() {
     let mut config = gpt2();

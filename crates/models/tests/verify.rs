@@ -1,4 +1,4 @@
-//! A comparison that compares nothing, or with what is no number, fails; a malformed golden file is refused by its place.
+//! A comparison of nothing, or with NaN, fails; a malformed golden file is refused with the place of the mistake.
 
 mod common;
 
@@ -31,7 +31,7 @@ fn weights_that_are_no_numbers_fail_every_check() {
             let checks = checks(&folder).unwrap();
             assert_eq!(checks.len(), 4);
             for check in checks {
-                // as the program decides
+                // the program's criterion
                 let ok = check.error <= check.tolerance;
                 assert!(!ok && !check.error.is_finite(), "{name} {bad}: {check:?}");
             }

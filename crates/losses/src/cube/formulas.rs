@@ -1,11 +1,11 @@
-//! f and h of an entry, see [`pointwise`](crate::pointwise): here always without a difference of nearly equal numbers.
+//! f and h of an entry, see [`pointwise`](crate::pointwise), here always without a difference of nearly equal numbers.
 //! A new divergence is a branch of [`terms`] and of [`peak_g`].
 
 use cubecl::prelude::*;
 
 use super::math::{expm1_over_x, ln_tail, power, ratio_beyond_ln, scaled_phi, softplus};
 
-/// Largest |r| that is near: e^r - 1 then lies where ln(1 + m) is a polynomial.
+/// Largest |r| for the near formulas: up to it e^r - 1 lies in the range where ln(1 + m) is a polynomial.
 const NEAR: f32 = 1.0 / 3.0;
 
 /// Which formulas a kernel is compiled with.
@@ -13,9 +13,9 @@ const NEAR: f32 = 1.0 / 3.0;
 pub(crate) enum Formula {
     /// `a KL(p, q) + b KL(q, p)`; with c = 0 the first half is a cross-entropy.
     TwoKl,
-    /// The same, a and b from the row's entropies: a on the side of the larger one, 1 on the other.
+    /// The same with weights by the row's entropies: a for the side with the larger one, 1 for the other.
     Bidirectional,
-    /// a, b: logarithms of the teacher's and the student's share in the mixture; c: the student's.
+    /// a, b: logarithms of the teacher's and the student's share in the mixture; c: the student's share.
     Jensen,
     /// a, b: logarithms of the shares; c = 0 makes it a cross-entropy; d: the student's share over the teacher's.
     SkewForward,
@@ -24,15 +24,15 @@ pub(crate) enum Formula {
     TotalVariation,
     /// a: alpha, b: beta, c: their sum, d: factor. `f = q^s (phi_s - phi_alpha) / beta`.
     AlphaBeta,
-    /// The same with `f = q^s (e^(alpha d) phi_beta - phi_alpha) / s`: equal for any numbers, but it
-    /// keeps its digits where beta is small.
+    /// The same with `f = q^s (e^(alpha d) phi_beta - phi_alpha) / s`: equal in exact arithmetic, but it keeps its digits
+    /// where beta is small.
     SmallBeta,
     /// alpha = beta = 0.
     HalfSquare,
 }
 
 impl Formula {
-    /// Whether h depends on log(p/q) at the peak by more than a factor.
+    /// Whether log(p/q) at the peak changes h by more than a common factor.
     pub fn is_by_d(self) -> bool {
         matches!(
             self,
@@ -41,7 +41,7 @@ impl Formula {
     }
 }
 
-/// A formula's numbers, unknown when the kernel is compiled.
+/// A formula's numbers, passed at run time.
 #[derive(CubeLaunch, CubeType)]
 pub(super) struct Numbers {
     pub a: f32,
@@ -57,13 +57,13 @@ pub(super) struct Entry {
     pub q: f32,
     pub lp: f32,
     pub lq: f32,
-    /// log(p/q) less that at the peak, by the logits alone.
+    /// log(p/q) minus its value at the peak, from the logits alone.
     pub r: f32,
-    /// log q less that at the peak.
+    /// log q minus its value at the peak.
     pub u: f32,
 }
 
-/// The student's likeliest entry that counts.
+/// The student's likeliest entry that is not left out.
 #[derive(CubeType)]
 pub(super) struct Peak {
     /// log(p/q)
@@ -76,7 +76,7 @@ pub(super) struct Peak {
 pub(super) struct Terms {
     pub f: f32,
     pub h: f32,
-    /// By which h grows with log(p/q) at the peak, less what is a factor of all h.
+    /// Derivative of h in log(p/q) at the peak, without the part that scales all h alike.
     pub slope: f32,
 }
 
@@ -111,7 +111,7 @@ pub(super) fn terms(e: &Entry, m: &Peak, n: &Numbers, #[comptime] formula: Formu
             let shift = n.a - n.b;
             let (here, peak) = (softplus(d + shift), softplus(m.d + shift));
             let growth = e.r * expm1_over_x(select(is_near, e.r, 0.0f32));
-            // the smaller shares have the digits
+            // the smaller shares are more accurate
             let far = select(
                 peak.share > 0.5f32,
                 peak.other - here.other,
@@ -143,7 +143,7 @@ pub(super) fn terms(e: &Entry, m: &Peak, n: &Numbers, #[comptime] formula: Formu
             slope: 0.0f32.runtime(),
         },
         Formula::AlphaBeta | Formula::SmallBeta => {
-            // The powers of an entry by that of its larger probability, whose logarithm has the smaller error.
+            // All powers start from the larger probability, whose logarithm has the smaller error.
             let (above, below) = (max(d, 0.0f32), min(d, 0.0f32));
             let top = n.c * max(e.lp, e.lq);
             let student = power(top - n.c * above);
@@ -177,7 +177,7 @@ pub(super) fn terms(e: &Entry, m: &Peak, n: &Numbers, #[comptime] formula: Formu
     }
 }
 
-/// g at the peak, of which the constant that h may leave out is a part.
+/// g at the peak, which contains the constant that h may leave out.
 #[cube]
 pub(super) fn peak_g(m: &Peak, n: &Numbers, #[comptime] formula: Formula) -> f32 {
     match formula {
@@ -216,12 +216,12 @@ fn half_sign(x: f32) -> f32 {
     select(x < 0.0f32, -0.5f32, select(x > 0.0f32, 0.5f32, 0.0f32))
 }
 
-/// `q^s phi_alpha` of log(p/q) less that at the peak times (p/q)^alpha there, of `base` = q^s and `moved` = q^s e^(alpha d).
+/// `q^s phi_alpha(r)` times (p/q)^alpha at the peak, from `base` = q^s and `moved` = q^s e^(alpha d).
 #[cube]
 fn relative(alpha: f32, e: &Entry, m: &Peak, base: f32, moved: f32) -> f32 {
     let base = base * power(alpha * m.d);
     let exponent = alpha * e.r;
-    // `moved` has an error of its own, which its difference from the base would make larger.
+    // `moved` has its own rounding error, which the difference from the base would amplify.
     let by_base = base * power(min(exponent, 40.0f32));
     scaled_phi(alpha, base, select(exponent < 40.0f32, by_base, moved), e.r)
 }

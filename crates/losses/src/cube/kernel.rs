@@ -1,4 +1,4 @@
-//! The kernels: a cube a row, its units striding over the vocabulary.
+//! The kernels: one cube per row, whose units stride over the vocabulary.
 
 use cubecl::prelude::*;
 
@@ -7,7 +7,7 @@ use super::math::{
     Difference, difference, exp_of_difference, ln, ln_1p, ln_of_1_plus, power, scaled_phi,
 };
 
-/// What a row may be reported as; 0 where it is good.
+/// Status codes in a row's report; 0 for a good row.
 pub(super) mod status {
     pub const STUDENT_NOT_FINITE: u32 = 1;
     pub const STUDENT_EMPTY: u32 = 2;
@@ -16,7 +16,7 @@ pub(super) mod status {
     pub const IMPOSSIBLE_LABEL: u32 = 5;
 }
 
-// Infinities and NaN are told by their bits: shaders may assume that there are none.
+// Infinities and NaN are detected by their bits: a shader's compiler may assume that there are none.
 const MINUS_INFINITY: u32 = 0xff80_0000;
 const INFINITY: u32 = 0x7f80_0000;
 const WITHOUT_SIGN: u32 = 0x7fff_ffff;
@@ -27,13 +27,13 @@ const NONE: u32 = u32::MAX;
 const MASKED: u32 = 1;
 const BAD: u32 = 2;
 
-/// What turns a row's logits into probabilities.
+/// A row's normaliser: turns logits into probabilities.
 #[derive(CubeType)]
 struct Norm {
     max: f32,
     /// Index of `max`, or `NONE`.
     peak: u32,
-    /// 1 - the probability of the largest logit, which a difference would lose where it is near 0.
+    /// 1 - the probability of the largest logit, from the sum of the others: a difference loses its digits near 0.
     rest: f32,
     /// Log of the sum of e^(z - max).
     ln_sum: f32,
@@ -44,7 +44,7 @@ struct Norm {
     zero: u32,
 }
 
-/// No vocabulary has 2^31 tokens.
+/// A 0 that the compiler does not know: no vocabulary has 2^31 tokens.
 #[cube]
 fn unknown_zero(vocab: usize) -> u32 {
     (vocab as u32) >> 31u32
@@ -55,9 +55,8 @@ fn is_masked(logit: f32) -> bool {
     u32::reinterpret(logit) == MINUS_INFINITY
 }
 
-/// One pass over a row: its largest logit, and the sum of e^(z - max) over the *other* entries, corrected
-/// whenever a larger logit turns up. Leaving out the largest, whose term is 1, keeps the digits of the
-/// sum where the others are small.
+/// One pass over a row: its largest logit, and the sum of e^(z - max) over the *other* entries, rescaled whenever a larger
+/// logit is found. The largest entry, whose term is 1, is left out: the sum keeps its digits where the others are small.
 #[cube]
 fn normalize(logits: &Tensor<f32>, start: usize, vocab: usize, #[comptime] units: usize) -> Norm {
     let unit = UNIT_POS as usize;
@@ -162,8 +161,8 @@ fn probability(logit: f32, norm: &Norm) -> f32 {
     out
 }
 
-/// The likeliest entry of the student's that the teacher does not mask; `NONE` if there is none. A pass over the row only
-/// where the teacher masks the likeliest of all.
+/// The student's likeliest entry that neither model masks; `NONE` if there is none. It takes a pass over the row only where
+/// the teacher masks the student's likeliest entry of all.
 #[cube]
 fn counting_peak(
     student: &Tensor<f32>,
@@ -209,14 +208,14 @@ fn counting_peak(
     select(end == 0, peak, bests[0])
 }
 
-/// What entries are relative to.
+/// The peak, to which all entries are relative.
 #[derive(CubeType)]
 struct Origin {
     z: f32,
-    /// The teacher's logit less the student's.
+    /// The teacher's logit minus the student's.
     gap: Difference,
     peak: Peak,
-    /// g there.
+    /// g at the peak.
     g: f32,
 }
 
@@ -249,8 +248,7 @@ fn entry(z: f32, t: f32, student: &Norm, teacher: &Norm, origin: &Origin) -> Ent
     Entry {
         p: probability(t, teacher),
         q: probability(z, student),
-        // in two steps: the sum of max and ln_sum would round away the digits that tell a
-        // probability near 1 from 1
+        // in two steps: a rounded max + ln_sum would lose the digits in which a probability near 1 differs from 1
         lp: (t - teacher.max) - teacher.ln_sum,
         lq: (z - student.max) - student.ln_sum,
         r: (gap.high - origin.gap.high) + (gap.low - origin.gap.low),
@@ -258,7 +256,7 @@ fn entry(z: f32, t: f32, student: &Norm, teacher: &Norm, origin: &Origin) -> Ent
     }
 }
 
-/// f and h of an entry; of one that is left out f is 0 and h has the origin's g alone.
+/// f and h of an entry. Where it is left out, f is 0 and h is -q times g at the peak.
 #[cube]
 fn counted_terms(
     z: f32,
@@ -282,7 +280,7 @@ fn counted_terms(
     Terms { f, h, slope }
 }
 
-/// q (e^r - 1) of an entry: with all others it adds up to what log(p/q) at the origin is off.
+/// q (e^r - 1) of an entry. Summed over all entries it is e^-d - 1, with d = log(p/q) at the peak.
 #[cube]
 fn excess(z: f32, t: f32, student: &Norm, teacher: &Norm, origin: &Origin) -> f32 {
     let e = entry(z, t, student, teacher, origin);
@@ -305,7 +303,7 @@ fn entropy(
     while j < vocab {
         let x = probability(logits[start + j], norm);
         if j as u32 == norm.peak && norm.rest < 0.25f32 {
-            // the digits of a probability near 1
+            // keeps the digits of a probability near 1
             sum -= x * ln_of_1_plus(1e-9f32 - norm.rest);
         } else {
             sum -= x * ln(x + 1e-9f32);
@@ -360,7 +358,7 @@ pub(super) fn divergence_kernel(
     let (z, t) = (student[start + at], teacher[start + at]);
     let mut origin = origin(z, t, &q, &p, numbers, formula);
     if counting == NONE {
-        // no entry counts
+        // every entry is left out
         origin.g = 0.0f32.runtime();
     }
     let mut f = 0.0f32;
@@ -385,7 +383,8 @@ pub(super) fn divergence_kernel(
     let f = total(f, units);
     let mut others = total(h, units);
     if comptime!(by_d) {
-        // Normalisers err by more than the distributions may differ; but that both add up to 1 tells log(p/q).
+        // The normalisers may err by more than the distributions differ: log(p/q) at the peak is recomputed from their sums,
+        // which are 1.
         let slope = total(slope, units);
         let sum = total(sum, units);
         if (q.flags | p.flags) & MASKED == 0 && sum.abs() < 0.25f32 {

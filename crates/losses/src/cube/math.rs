@@ -1,6 +1,5 @@
-//! Elementary functions of the kernel. A shader's own are allowed to be off by more than a gradient can
-//! bear (`log` by 5e-7 absolute near 1, `exp` by 2 |x| units in the last place), so these are written
-//! out, as on the CPU.
+//! Elementary functions of the kernel. A shader's built-in ones may have errors too large for a gradient (`log` by 5e-7
+//! absolute near 1, `exp` by 2 |x| units in the last place), so these are written out, as on the CPU.
 
 use cubecl::prelude::*;
 
@@ -23,7 +22,7 @@ pub(super) fn exp(x: f32) -> f32 {
     p * f32::reinterpret(u32::cast_from(i32::cast_from(n) + 127i32) << 23u32)
 }
 
-/// A difference and what its rounding lost (Knuth).
+/// A difference and its rounding error (Knuth).
 #[derive(CubeType, Clone, Copy)]
 pub(super) struct Difference {
     pub high: f32,
@@ -43,20 +42,20 @@ pub(super) fn difference(a: f32, b: f32, zero: u32) -> Difference {
     }
 }
 
-/// The rounded number: a compiler that takes sums for exact would find nothing lost.
+/// x as it was rounded: a compiler that treats sums as exact would simplify the rounding error to 0.
 #[cube]
 fn as_rounded(x: f32, zero: u32) -> f32 {
     f32::reinterpret(u32::reinterpret(x) ^ zero)
 }
 
-/// e^(a - b), whose exponent is not rounded; `zero` as for [`difference`].
+/// e^(a - b) without rounding of the exponent; `zero` as for [`difference`].
 #[cube]
 pub(super) fn exp_of_difference(a: f32, b: f32, zero: u32) -> f32 {
     let exponent = difference(a, b, zero);
     exp(exponent.high) * (1.0f32 + max(min(exponent.low, 1.0f32), -1.0f32))
 }
 
-/// A power of which only the exponent is known, saturated.
+/// e^`exponent`, saturated.
 #[cube]
 pub(super) fn power(exponent: f32) -> f32 {
     exp(min(exponent, SATURATE))
@@ -118,13 +117,13 @@ pub(super) fn ln_tail(m: f32) -> f32 {
     z * (m * p - 0.5f32)
 }
 
-/// e / (1 + e) - ln(1 + e) for an e as [`ln_tail`] takes it.
+/// e / (1 + e) - ln(1 + e) for an e in the range of [`ln_tail`].
 #[cube]
 pub(super) fn ratio_beyond_ln(e: f32) -> f32 {
     -(e * e / (1.0f32 + e) + ln_tail(e))
 }
 
-/// ln(1 + x) of x not below 0, with all digits where x is small.
+/// ln(1 + x) for x >= 0, with all digits where x is small.
 #[cube]
 pub(super) fn ln_1p(x: f32) -> f32 {
     let mut out = ln_of_1_plus(min(x, 0.4f32));
@@ -134,7 +133,7 @@ pub(super) fn ln_1p(x: f32) -> f32 {
     out
 }
 
-/// What mixtures of two probabilities are made of, at x.
+/// Softplus and sigmoid at x, the parts of a mixture of two probabilities.
 #[derive(CubeType, Clone, Copy)]
 pub(super) struct Softplus {
     /// ln(1 + e^x)

@@ -1,5 +1,5 @@
-//! Adaptive KL (Wu et al. 2024, AKL): forward and reverse KL, weighed by how far teacher and student are apart in the head
-//! and in the tail. There is no kernel for CubeCL devices: it sorts.
+//! Adaptive KL (Wu et al. 2024, AKL): forward and reverse KL, weighted by the gap between teacher and student in the head and
+//! in the tail. CubeCL devices have no kernel for it, because it sorts.
 
 use abkd_host::{LANES, dispatch};
 use burn::tensor::Tensor;
@@ -50,23 +50,22 @@ fn weighted(row: &RowView, mu: f64, fidelity: Fidelity) -> TwoKl {
     TwoKl::new(share, 1.0 - share, 1.0)
 }
 
-/// Cuts through an interval of exponentials that one pass sums the masses of.
+/// Number of cuts through an interval of exponentials; one pass sums the mass above each cut.
 const CUTS: usize = 4;
-/// So many tokens are sorted.
+/// An interval with at most this many tokens is sorted.
 const FEW: f64 = 512.0;
 const OCTAVE: u32 = 1 << 23;
 
 /// Sums of |p - q| over the head and the tail of the teacher's distribution.
 ///
-/// The head is the likeliest tokens whose mass together stays below `mu`, the first one always
-/// (official), or that reach it (paper). An interval of exponentials in which the mass reaches `mu` is
-/// narrowed pass by pass, and only the tokens in it are sorted. Intervals are of bits, which rise with
-/// the (positive) numbers they stand for.
+/// The head is the likeliest tokens whose total mass stays below `mu`, and always the first one (official), or the fewest
+/// whose mass reaches `mu` (paper). Each pass narrows the interval of exponentials in which the mass reaches `mu`; only the
+/// tokens in the last one are sorted. Intervals are of float bits, which have the order of the (positive) numbers.
 fn akl_gaps(row: &RowView, mu: f64, fidelity: Fidelity) -> (f64, f64) {
     let norms = row.norms;
     let scale = f64::from(norms.p.scale);
-    // The peak's gap is no difference of two numbers near 1. Without the peak of a student that the teacher masks
-    // there is another one, whose gap is no more exact so.
+    // `peak_gap` avoids a difference of two numbers near 1. In a masked row the peak may be another entry, where it is no
+    // more exact than the difference.
     let peak = f64::from(norms.peak.entry.p - norms.peak.entry.q).abs();
     let peak = if norms.masked() {
         peak
@@ -79,7 +78,7 @@ fn akl_gaps(row: &RowView, mu: f64, fidelity: Fidelity) -> (f64, f64) {
         }
         f64::from((row.p[token] * norms.p.scale - row.q[token] * norms.q.scale).abs())
     };
-    // Masses: of all from `high` on, and from `low` on.
+    // Masses of the exponentials from `high` on, and from `low` on.
     let (mut low, mut high) = (0, dispatch_largest(row.p) + 1);
     let (mut mass, mut mass_low) = (0.0, 1.0);
     let mut step = OCTAVE;
@@ -149,7 +148,7 @@ fn masses(e: &[f32], cuts: [f32; CUTS]) -> [f64; CUTS] {
     totals.map(|lanes| lanes.iter().sum())
 }
 
-/// For each cut the sum of |p - q| where the teacher's exponential is not below it, but for the peak.
+/// For each cut the sum of |p - q| where the teacher's exponential is not below it, without the peak.
 #[inline(always)]
 fn gaps(row: &RowView, cuts: [f32; 2]) -> [f64; 2] {
     let mut totals = [[0.0f64; LANES]; 2];
@@ -171,7 +170,7 @@ fn gaps(row: &RowView, cuts: [f32; 2]) -> [f64; 2] {
     totals.map(|lanes| lanes.iter().sum())
 }
 
-/// A chunk of a row's last few entries and zeros.
+/// A row's last few entries, padded with zeros to a chunk.
 #[inline(always)]
 fn padded(rest: &[f32]) -> [f32; LANES] {
     let mut chunk = [0.0; LANES];
@@ -201,8 +200,8 @@ fn add_from(sum: &mut [f32; LANES], e: &[f32; LANES], cut: f32) {
     }
 }
 
-/// Tokens whose exponentials' bits are in `low..high`: a number each that has the likelier, then the
-/// earlier token first in order, and the token in its lower half.
+/// Tokens whose exponentials' bits are in `low..high`, as sort keys: the likelier, then the earlier token comes first, and
+/// the lower half is the token.
 #[inline(always)]
 fn members(e: &[f32], low: u32, high: u32) -> Vec<u64> {
     let inside = |e: f32| e.to_bits().wrapping_sub(low) < high - low;
@@ -257,7 +256,7 @@ mod tests {
     use super::*;
     use crate::row::normalize;
 
-    /// All tokens sorted, and added up one by one.
+    /// Sorts all tokens and adds them up one by one.
     fn by_sorting(row: &RowView, mu: f64, fidelity: Fidelity) -> (f64, f64) {
         let mut order: Vec<usize> = (0..row.p.len()).collect();
         order.sort_by(|&a, &b| row.p[b].total_cmp(&row.p[a]));
@@ -302,7 +301,7 @@ mod tests {
             for mu in [0.0, 1e-4, 0.123, 0.5, 0.87, 0.9999, 1.0] {
                 for fidelity in [Fidelity::Official, Fidelity::Paper] {
                     let (head, tail) = akl_gaps(&row, mu, fidelity);
-                    // A token that crosses mu by rounding alone may fall on either side, and no other.
+                    // Only a token that crosses mu by rounding alone may fall on either side.
                     let [few, many] = [-1e-6, 1e-6].map(|by| by_sorting(&row, mu + by, fidelity));
                     let within = |x: f64, a: f64, b: f64| (a - 2e-6..b + 2e-6).contains(&x);
                     assert!(

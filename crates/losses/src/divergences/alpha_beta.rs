@@ -41,7 +41,7 @@ pub(super) static DEFINITION: Definition = Definition {
     },
 };
 
-/// Beyond this, powers of probabilities mean nothing in single precision.
+/// Beyond this, powers of probabilities are meaningless in single precision.
 pub(super) const EXPONENT: Range = Range {
     contains: |x| x.abs() <= 1e3,
     text: "a finite number of at most 1000 in size",
@@ -51,20 +51,20 @@ pub(super) const EXPONENT: Range = Range {
 const SMALL_BETA: f64 = 0.05;
 
 /// Below this |beta| and |alpha + beta| the kernel for CubeCL devices loses too many digits: the difference of nearly equal
-/// terms wants f64.
+/// terms needs f64.
 #[cfg(feature = "cube")]
 const BOTH_SMALL: f64 = 0.05;
 
 impl Divergence {
     /// The alpha-beta divergence `-1/(alpha beta) sum [p^alpha q^beta - alpha/(alpha+beta) p^(alpha+beta) -
     /// beta/(alpha+beta) q^(alpha+beta)]`, continued to alpha = 0, beta = 0, alpha + beta = 0. Official: the limits carry
-    /// the factor 1/alpha (1/beta) where continuity asks for its square.
+    /// the factor 1/alpha (1/beta) where continuity requires its square.
     pub const fn alpha_beta(alpha: f64, beta: f64) -> Self {
         Self::new(&DEFINITION, [alpha, beta])
     }
 }
 
-/// The released code has 1/x for 1/x^2 in the limits: a factor of x.
+/// The released code has 1/x in place of 1/x^2 in the limits: a factor of x.
 fn factor([alpha, beta]: Params, fidelity: Fidelity) -> f64 {
     match fidelity {
         Fidelity::Paper => 1.0,
@@ -99,7 +99,7 @@ fn row(job: Job, [alpha, beta]: Params, fidelity: Fidelity) -> Result<(), Error>
 pub(super) fn tensors([alpha, beta]: Params, factor: f64, pair: &Pair) -> Terms {
     let s = alpha + beta;
     let d = &pair.d;
-    // The powers of an entry by that of its larger probability, whose logarithm has the smaller error.
+    // All powers start from the larger probability, whose logarithm has the smaller error.
     let (above, below) = (d.clone().clamp_min(0.0), d.clone().clamp_max(0.0));
     let top = pair.p.log.clone().max_pair(pair.q.log.clone()) * s;
     let student = power(top.clone() - above.clone() * s);
@@ -112,14 +112,14 @@ pub(super) fn tensors([alpha, beta]: Params, factor: f64, pair: &Pair) -> Terms 
     } else if beta == 0.0 {
         (d.clone() * teacher - phi_alpha.clone()) / alpha
     } else {
-        // Equal for all numbers; the smaller divisor would enlarge what rounding left.
+        // Both forms are equal in exact arithmetic; the smaller divisor would amplify rounding errors.
         let far = if beta.abs() < s.abs() {
             let rest = tensor_phi(beta, mixed.clone(), teacher, d);
             (rest - phi_alpha.clone()) / s
         } else {
             (phi(s, &teacher) - phi_alpha.clone()) / beta
         };
-        // By its series in d where it is a small difference: the sum of (s^k + s^(k-1) alpha + .. + alpha^k) d^(k+2) / (k+2)!.
+        // Where f is a small difference, its series in d: the sum of (s^k + s^(k-1) alpha + .. + alpha^k) d^(k+2) / (k+2)!.
         let (mut near, mut power) = (Tensor::zeros_like(d), student.clone() * d.clone());
         let (mut sum, mut power_of_s, mut factorial) = (0.0, 1.0, 1.0);
         for k in 0..8 {

@@ -33,7 +33,7 @@ pub(super) static DEFINITION: Definition = Definition {
     form: Form::Larger(|alphas| alphas.map(|alpha| Divergence::alpha_beta(alpha, 1.0 - alpha))),
 };
 
-/// The member AB(1, 0) would be divided by 0.
+/// alpha = 1 is refused: the formula of AB(1, 0) would divide by 0.
 const ALPHA: Range = Range {
     contains: |x| (EXPONENT.contains)(x) && x as f32 != 1.0,
     text: "a finite number of at most 1000 in size, and not 1",
@@ -47,8 +47,8 @@ impl Divergence {
     }
 }
 
-/// A member. `NARROW` is for rows without an extreme probability, see [`reach`](SumOne::reach): there e^(alpha d) is a
-/// number that q may be multiplied by, and neither p nor a series is needed.
+/// A member. `NARROW` is for rows without an extreme probability, see [`reach`](SumOne::reach): there e^(alpha d) is in the
+/// range of f32, so q can be multiplied by it, and neither p nor a series is needed.
 #[derive(Clone, Copy)]
 struct SumOne<const NARROW: bool> {
     alpha: f32,
@@ -66,7 +66,7 @@ struct SumOne<const NARROW: bool> {
 
 impl<const NARROW: bool> SumOne<NARROW> {
     fn new(alpha: f64) -> Self {
-        // of the rounded number, so that the parts of a difference fit
+        // rounded first, so that the parts of a difference use the same alpha
         let alpha = f64::from(alpha as f32);
         let beta = 1.0 - alpha;
         Self {
@@ -87,7 +87,7 @@ impl<const NARROW: bool> SumOne<NARROW> {
         geometric_mean(self.alpha, 1.0 - self.alpha, e)
     }
 
-    /// The value, but for a factor: [`scale`](SumOne::scale). An alpha within 0.01 of 1 costs digits.
+    /// The value without its factor, see [`scale`](SumOne::scale). An alpha within 0.01 of 1 costs digits.
     #[inline(always)]
     fn value(&self, e: Entry) -> f32 {
         let Entry { p, q, d, .. } = e;
@@ -103,23 +103,23 @@ impl<const NARROW: bool> SumOne<NARROW> {
 }
 
 impl SumOne<true> {
-    /// Largest -log p and -log q that `NARROW` serves, with log(q/p) at the peak added where that is above 0.
+    /// Largest -log p and -log q for which `NARROW` holds, with log(q/p) at the peak added where that is above 0.
     fn reach(&self) -> f32 {
-        // Nothing can be divided by it.
+        // An alpha this close to 0 cannot be a divisor.
         if self.alpha.abs() < 1e-30 {
             return f32::NEG_INFINITY;
         }
         SATURATE / self.alpha.abs().max(1.0)
     }
 
-    /// What sums of `value` are to be multiplied by; 1 where not `NARROW`.
+    /// Factor for sums of `value`; without `NARROW` there is no factor.
     fn scale(&self) -> f64 {
         let alpha = f64::from(self.alpha);
         1.0 / (alpha * (1.0 - alpha))
     }
 }
 
-/// The gradient alone, which p is not needed for where `NARROW`.
+/// The gradient alone, which does not need p where `NARROW`.
 impl<const NARROW: bool> Pointwise for SumOne<NARROW> {
     fn at(self, peak: &Peak) -> Self {
         let alpha = f64::from(self.alpha);
@@ -188,9 +188,8 @@ impl<const NARROW: bool> Pointwise for BothValues<NARROW> {
     }
 }
 
-/// Official: the member with the larger sum over the rows given. Paper: the larger one of each row.
-/// The first where both are equal. So all values come before the first gradient, which then needs only
-/// the student's exponentials.
+/// Official: the member with the larger sum over the rows given. Paper: the larger one of each row. The first where both are
+/// equal. So all values come before the first gradient, which where `NARROW` then needs only the student's exponentials.
 struct Larger {
     alphas: [f64; 2],
     fidelity: Fidelity,

@@ -42,7 +42,7 @@ impl Divergence {
     }
 }
 
-/// Weight of the half that is to catch up.
+/// Weight of the half whose side has the larger entropy.
 fn heavy(fidelity: Fidelity) -> f64 {
     match fidelity {
         Fidelity::Official => 3.0,
@@ -53,7 +53,7 @@ fn heavy(fidelity: Fidelity) -> f64 {
 /// Entropies are compared as in the published code.
 fn weighted(row: &RowView, fidelity: Fidelity) -> TwoKl {
     let entropy = |x: &[f32], norm: &Norm| {
-        // of a probability that may be near 1
+        // the term of the peak, whose probability may be near 1
         let peak = (1.0 - norm.rest) * (1e-9 - norm.rest).ln_1p();
         dispatch_entropy(x, norm.scale, norm.peak) - peak
     };
@@ -66,7 +66,7 @@ fn weighted(row: &RowView, fidelity: Fidelity) -> TwoKl {
     TwoKl::plain(weights, fidelity)
 }
 
-/// Sum of the published code's entropy terms over a row but for its peak.
+/// Sum of the published code's entropy terms over a row without its peak.
 #[inline(always)]
 fn entropy(x: &[f32], scale: f32, peak: usize) -> f64 {
     let mut total = 0.0f64;
@@ -108,7 +108,7 @@ fn tensors(pair: &Pair, fidelity: Fidelity) -> Terms {
     )
 }
 
-/// The published code's entropy `[N, 1]`, with the digits of a peak that has nearly all.
+/// The published code's entropy `[N, 1]`, accurate also where the peak's probability is near 1.
 fn entropy_of(x: &Softmax) -> Tensor<2> {
     let peak = x.is_at(&x.peak);
     let term = x.prob.clone() * (x.prob.clone() + 1e-9).log();

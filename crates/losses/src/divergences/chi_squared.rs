@@ -31,7 +31,7 @@ pub(super) static DEFINITION: Definition = Definition {
 };
 
 impl Divergence {
-    /// Pearson's chi-squared divergence: `sum (p - q)^2 / q`. Its gradient `q - p^2/q`, less its mean, is as large as p/q is.
+    /// Pearson's chi-squared divergence: `sum (p - q)^2 / q`. Its gradient, from `h = q - p^2/q`, grows as p/q does.
     pub const fn chi_squared() -> Self {
         Self::new(&DEFINITION, [0.0; 2])
     }

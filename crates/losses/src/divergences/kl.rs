@@ -121,7 +121,7 @@ impl TwoKl {
         }
     }
 
-    /// Of both weights, in the form that the fidelity asks for.
+    /// With both weights; the fidelity chooses KL or cross-entropy for the forward half.
     pub(super) fn plain([forward, reverse]: [f64; 2], fidelity: Fidelity) -> Self {
         Self::new(forward, reverse, fidelity.entropy() as f32)
     }
@@ -171,7 +171,7 @@ pub(super) fn tensors(weights: [f64; 2], pair: &Pair, fidelity: Fidelity) -> Ter
     two_kl(forward, reverse, fidelity.entropy(), pair)
 }
 
-/// [`TwoKl`] as tensor operations, of weights `[N, 1]`.
+/// [`TwoKl`] as tensor operations, with weights `[N, 1]`.
 pub(super) fn two_kl(forward: Tensor<2>, reverse: Tensor<2>, entropy: f64, pair: &Pair) -> Terms {
     let (p, q) = (&pair.p, &pair.q);
     let log_ratio = p.log.clone() * entropy - q.log.clone();

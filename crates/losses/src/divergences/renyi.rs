@@ -40,12 +40,12 @@ impl Divergence {
     }
 }
 
-/// Below it the sum saturates: of distributions without a token in common the divergence is infinite.
+/// The sum saturates below this: the divergence of distributions without a common token is infinite.
 fn least() -> f64 {
     (-f64::from(SATURATE)).exp()
 }
 
-/// What the gradient of the member (alpha, 1 - alpha) is multiplied by to be that of the sum.
+/// Factor between the gradient of the member (alpha, 1 - alpha) and that of the sum.
 fn of_member(alpha: f64) -> f64 {
     -alpha * (1.0 - alpha)
 }
@@ -73,7 +73,7 @@ impl Pointwise for Mixed {
     }
 }
 
-/// A pass for the sum, and one for the gradient, whose value has the digits of a sum near 1.
+/// One pass for the sum, and one for the gradient, whose value keeps the digits of a sum near 1.
 struct Renyi {
     alpha: f64,
 }
@@ -85,7 +85,7 @@ impl Kernel for Renyi {
         student: &mut [L],
         value: &mut [f32],
     ) -> Result<(), Error> {
-        // of the rounded number, so that sum and gradient are of one
+        // rounded first, so that sum and gradient use the same alpha
         let alpha = f64::from(self.alpha as f32);
         let mixed = Mixed {
             alpha: alpha as f32,

@@ -21,7 +21,7 @@ const LAMBDA: Parameter = Parameter {
     range: SHARE,
 };
 
-/// Weights of the forward KL: what the skewed one is without a teacher's share in the mixture.
+/// Weights of the plain forward KL, which the skewed one is if the teacher has no share in the mixture.
 const PLAIN: [f64; 2] = [1.0, 0.0];
 
 pub(super) static FORWARD: Definition = Definition {
@@ -127,7 +127,7 @@ impl Pointwise for SkewForward {
         }
         let growth = e.r * expm1_over_x(e.r);
         let near = peak.share * of.other * growth;
-        // The smaller shares have the digits.
+        // The smaller shares are more accurate.
         let far = select(
             peak.share > 0.5,
             peak.other - of.other,
@@ -146,13 +146,13 @@ impl Pointwise for SkewForward {
     }
 }
 
-/// `KL(q, m)`. Less a constant, g is `beyond` of x.
+/// `KL(q, m)`. Up to a constant, g is `beyond` of x.
 #[derive(Clone, Copy)]
 struct SkewReverse {
     mixture: Mixture,
 }
 
-/// e / (1 + e) - ln(1 + e) for an e as [`ln_tail`] takes it, without a difference of nearly equal numbers.
+/// e / (1 + e) - ln(1 + e) for an e in the range of [`ln_tail`], without a difference of nearly equal numbers.
 #[inline(always)]
 fn ratio_beyond_ln(e: f32) -> f32 {
     -(e * e / (1.0 + e) + ln_tail(e))
@@ -200,7 +200,7 @@ fn skew_forward(lambda: f64, entropy: f64, pair: &Pair) -> Terms {
     let odds = (1.0 - lambda) / lambda;
     let log_ratio = m.here.down.clone().neg() - m.ln_a;
     let near = m.peak.share.clone() * m.here.other.clone() * expm1(pair.r.clone());
-    // The smaller shares have the digits.
+    // The smaller shares are more accurate.
     let [n, vocab] = pair.d.dims();
     let teacher_leads = m.peak.share.clone().greater_elem(0.5).expand([n, vocab]);
     let by_teacher = m.here.share - m.peak.share.clone();
@@ -215,7 +215,7 @@ fn skew_forward(lambda: f64, entropy: f64, pair: &Pair) -> Terms {
 
 fn skew_reverse(lambda: f64, pair: &Pair) -> Terms {
     let m = TensorMixture::new(1.0 - lambda, pair);
-    // The slope of `beyond` is -share^2: its integral from the peak on, by Gauss's three points.
+    // The derivative of `beyond` is -share^2: its integral from the peak, by Gauss's three-point rule.
     let mut slope = Tensor::zeros_like(&pair.r);
     let outer = 0.6f64.sqrt();
     for (point, weight) in [(-outer, 5.0), (0.0, 8.0), (outer, 5.0)] {

@@ -1,4 +1,4 @@
-//! ToDi (Jung et al. 2025, arXiv 2505.16297): forward and reverse KL, weighed entry by entry.
+//! ToDi (Jung et al. 2025, arXiv 2505.16297): forward and reverse KL, weighted entry by entry.
 
 use abkd_host::math::{Softplus, expm1_over_x, softplus};
 use burn::tensor::activation::sigmoid;
@@ -82,7 +82,7 @@ impl Pointwise for ToDi {
             return (f, q * (other * (1.0 - d) + self.peak) - share * p);
         }
         let near = r.abs() <= pointwise::NEAR;
-        // p - q p/q at the peak, and w less that at the peak
+        // p - q (p/q at the peak), and w minus its value at the peak
         let as_peak = self.ratio * q;
         let gap = select(near, as_peak * r * expm1_over_x(r), p - as_peak);
         let by_student = self.other - other;
@@ -106,7 +106,7 @@ fn tensors(pair: &Pair) -> Terms {
     let (share, other) = (sigmoid(d.clone()), sigmoid(d.clone().neg()));
     let peak = &pair.at_peak.d;
     let (share_peak, other_peak) = (sigmoid(peak.clone()), sigmoid(peak.clone().neg()));
-    // w less that at the peak; the smaller shares have the digits.
+    // w minus its value at the peak; the smaller shares are more accurate.
     let near = share.clone() * other_peak.clone() * expm1(pair.r.clone().neg()).neg();
     let [n, vocab] = d.dims();
     let teacher_leads = peak.clone().greater_elem(0.0).expand([n, vocab]);

@@ -41,14 +41,14 @@ impl TotalVariation {
     }
 }
 
-/// Of any number that is not next to nothing.
+/// Half the sign of x, for |x| above 1e-38.
 #[inline(always)]
 fn half_sign(x: f32) -> f32 {
     smaller(larger(x * 1e38, -0.5), 0.5)
 }
 
 impl Pointwise for TotalVariation {
-    // What is left of a difference of signs is exact.
+    // A difference of signs is exact.
     const HAS_NEAR: bool = false;
 
     fn at(self, peak: &Peak) -> Self {

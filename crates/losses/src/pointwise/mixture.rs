@@ -1,4 +1,4 @@
-//! A mixture of both distributions, which divergences are taken from.
+//! A mixture of both distributions, from which a divergence is measured.
 
 use abkd_host::math::{Softplus, expm1_over_x, softplus};
 
@@ -35,13 +35,13 @@ impl Mixture {
         Self { peak, ..self }
     }
 
-    /// Of log(p/q).
+    /// At `d` = log(p/q).
     #[inline(always)]
     pub fn softplus(&self, d: f32) -> Softplus {
         softplus(d + (self.ln_a - self.ln_b))
     }
 
-    /// b q / m at the peak over that at an entry, less 1, where `r` is near.
+    /// b q / m at the peak divided by that at an entry, minus 1, for a small |r|.
     #[inline(always)]
     pub fn growth(&self, r: f32) -> f32 {
         self.peak.share * (r * expm1_over_x(r))

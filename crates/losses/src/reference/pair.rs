@@ -1,4 +1,4 @@
-//! Both distributions, and what a divergence makes of them.
+//! Both distributions, and the terms that a divergence computes from them.
 
 use burn::tensor::{Bool, Int, Tensor};
 
@@ -8,10 +8,10 @@ use crate::{Error, Rows};
 /// Largest exponent of a power.
 const SATURATE: f64 = 60.0;
 
-/// Largest |r| that is near.
+/// Largest |r| for the near formulas.
 const NEAR: f64 = 1.0 / 3.0;
 
-/// A power of which only the exponent is known, saturated.
+/// e^`exponent`, saturated.
 pub(crate) fn power(exponent: Tensor<2>) -> Tensor<2> {
     exponent.clamp_max(SATURATE).exp()
 }
@@ -31,7 +31,7 @@ pub(crate) fn expm1(x: Tensor<2>) -> Tensor<2> {
     (power(x.clone()) - 1.0).mask_where(x.abs().lower_equal_elem(0.5), near)
 }
 
-/// log(1 + x), with all digits where x is near 0, which not every device's own has.
+/// log(1 + x), with all digits where x is near 0; some devices' own function loses them.
 pub(crate) fn ln_1p(x: Tensor<2>) -> Tensor<2> {
     let mut series = Tensor::zeros_like(&x);
     for k in (1..=14).rev() {
@@ -51,7 +51,7 @@ pub(crate) struct Softmax {
 }
 
 impl Softmax {
-    /// Of rows that have one.
+    /// Refuses rows without a distribution.
     pub fn new(logits: Tensor<2>, model: Model) -> Result<Self, Error> {
         let highest = logits.clone().max_dim(1).into_data_as::<f32>();
         let nan = logits.clone().is_nan().any_dim(1).into_data_as::<bool>();
@@ -68,7 +68,7 @@ impl Softmax {
         let peak = logits.clone().argmax(1);
         let shifted = logits.clone() - logits.max_dim(1);
         let powers = shifted.clone().exp();
-        // The peak's is 1, in a sum with which the others would lose their digits.
+        // Summed without the peak, whose power is 1: the others would lose their digits.
         let others = powers.clone().mask_fill(is_at(&powers, &peak), 0.0);
         let others = others.sum_dim(1);
         let sum = others.clone() + 1.0;
@@ -80,7 +80,7 @@ impl Softmax {
         })
     }
 
-    /// Whether a token is that of its row in `ids`, `[N, 1]`.
+    /// Marks each row's token in `ids`, `[N, 1]`.
     pub fn is_at(&self, ids: &Tensor<2, Int>) -> Tensor<2, Bool> {
         is_at(&self.prob, ids)
     }
@@ -93,7 +93,7 @@ fn is_at(like: &Tensor<2>, ids: &Tensor<2, Int>) -> Tensor<2, Bool> {
     tokens.equal(ids.clone().expand([n, vocab]))
 }
 
-/// a - b and what its rounding lost (Knuth).
+/// a - b and its rounding error (Knuth).
 fn difference(a: &Tensor<2>, b: &Tensor<2>) -> [Tensor<2>; 2] {
     let gap = a.clone() - b.clone();
     let back = gap.clone() - a.clone();
@@ -101,16 +101,16 @@ fn difference(a: &Tensor<2>, b: &Tensor<2>) -> [Tensor<2>; 2] {
     [gap, lost]
 }
 
-/// Both distributions and their entries relative to the student's likeliest that counts, the peak. All `[N, V]`, and
-/// `[N, 1]` at the peak.
+/// Both distributions, and their entries relative to the peak, the student's likeliest entry that is not left out. All
+/// `[N, V]`, and `[N, 1]` at the peak.
 pub(crate) struct Pair {
     pub p: Softmax,
     pub q: Softmax,
     /// log(p/q)
     pub d: Tensor<2>,
-    /// The same less that at the peak, by the logits alone.
+    /// d minus its value at the peak, from the logits alone.
     pub r: Tensor<2>,
-    /// log q less that at the peak.
+    /// log q minus its value at the peak.
     pub u: Tensor<2>,
     pub left_out: Tensor<2, Bool>,
     pub at_peak: AtPeak,
@@ -144,12 +144,13 @@ impl Pair {
         let r = (gap.clone() - at(&gap)) + (lost.clone() - at(&lost));
         let r = r.mask_fill(left_out.clone(), 0.0);
         let u = (student.clone() - at(&student)).mask_fill(left_out.clone(), 0.0);
-        // no entry counts
+        // every entry is left out
         let disjoint = left_out.clone().all_dim(1);
         let log = |x: &Softmax| at(&x.log).mask_fill(disjoint.clone(), 0.0);
         let (lp, lq) = (log(&p), log(&q));
         let far = lp - lq.clone();
-        // Normalisers err by more than the distributions may differ; but that both add up to 1 tells the peak's ratio.
+        // The normalisers may err by more than the distributions differ: log(p/q) at the peak is recomputed from their sums,
+        // which are 1.
         let far_ratio = power(far.clone());
         let moved = q.prob.clone() * expm1(r.clone());
         let beyond = r.clone().greater_elem(SATURATE);
@@ -184,13 +185,13 @@ impl Pair {
         scaled_phi(x, base, moved, &self.r)
     }
 
-    /// p - q p/q at the peak
+    /// p - q (p/q at the peak)
     pub fn gap(&self) -> Tensor<2> {
         let base = self.q.prob.clone() * self.at_peak.ratio.clone();
         self.scaled_phi(1.0, base, self.p.prob.clone())
     }
 
-    /// `far`, but `near` where r is.
+    /// `near` where |r| is at most [`NEAR`], else `far`.
     pub fn where_near(&self, near: Tensor<2>, far: Tensor<2>) -> Tensor<2> {
         far.mask_where(self.r.clone().abs().lower_equal_elem(NEAR), near)
     }
@@ -209,14 +210,14 @@ impl Pair {
         gap.mask_where(same, by_rest).abs()
     }
 
-    /// Sums f, and the gradient of h.
+    /// Sums of f, and the gradient from h.
     pub fn rows(&self, Terms { f, h, g }: Terms) -> Rows {
         let f = f.mask_fill(self.left_out.clone(), 0.0);
         // an entry that is left out has no g of its own
         let left_out = self.q.prob.clone() * g.neg();
         let h = h.mask_where(self.left_out.clone(), left_out);
         let grad = h.clone() - self.q.prob.clone() * h.sum_dim(1);
-        // The gradient sums to 0; what rounding left of the sum is taken off again.
+        // The exact gradient sums to 0: the sum that rounding left is subtracted.
         let grad = grad.clone() - self.q.prob.clone() * grad.sum_dim(1);
         Rows {
             value: f.sum_dim(1).squeeze_dim(1),
@@ -225,14 +226,14 @@ impl Pair {
     }
 }
 
-/// See [`Pair::scaled_phi`], of any number.
+/// [`Pair::scaled_phi`] with any tensor `by` in place of r.
 pub(crate) fn scaled_phi(x: f64, base: Tensor<2>, moved: Tensor<2>, by: &Tensor<2>) -> Tensor<2> {
     let exponent = by.clone() * x;
     let near = base.clone() * by.clone() * expm1_over_x(&exponent);
     if x == 0.0 {
         return near;
     }
-    // `moved` has an error of its own, which its difference from the base would make larger.
+    // `moved` has its own rounding error, which the difference from the base would amplify.
     let mid = base.clone() * (power(exponent.clone()) - 1.0) / x;
     let far = (moved - base) / x;
     let far = far.mask_where(exponent.clone().lower_elem(40.0), mid);

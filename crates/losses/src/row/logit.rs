@@ -9,8 +9,7 @@ pub trait Logit: sealed::Sealed + Copy + Send + Sync {
     #[doc(hidden)]
     fn read<'a>(row: &'a [Self], scratch: &'a mut Vec<f32>) -> &'a [f32];
 
-    /// Fills a row with what `fill` gives. It finds the row in f32 there, if that was the last one read into
-    /// `scratch`.
+    /// Fills a row through `fill`, which finds the row in f32 in its argument if that was the last one read into `scratch`.
     #[doc(hidden)]
     fn write(row: &mut [Self], scratch: &mut Vec<f32>, fill: impl FnOnce(&mut [f32]));
 }

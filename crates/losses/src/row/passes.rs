@@ -10,8 +10,7 @@ use crate::pointwise::Pointwise;
 /// Entries summed in f32 before the sum moves to f64.
 pub(crate) const BLOCK: usize = 64 * LANES;
 
-/// The entries on both sides of the peak, which is taken by itself: in a sum with the others it would
-/// cost them their digits.
+/// The entries on both sides of the peak. The peak is added by itself: in one sum with it the others would lose their digits.
 pub(crate) fn around(peak: usize, len: usize) -> [Range<usize>; 2] {
     [0..peak, peak + 1..len]
 }
@@ -28,10 +27,11 @@ pub(crate) fn add(total: &mut [f64; LANES], block: [f32; LANES]) {
 #[derive(Clone, Copy)]
 pub(crate) struct Sums {
     pub f: f64,
-    /// h of all but the student's likeliest entry, where it is 0 except for a pair of values or where the teacher masks it.
+    /// Sum of h without the student's likeliest entry, whose h is 0 except for a pair of values or where the teacher masks
+    /// it.
     pub h: f64,
     pub peak_h: f32,
-    /// Largest |h|, where it says something.
+    /// Largest |h|, if [`HAS_NEAR`](Pointwise::HAS_NEAR).
     pub most: f32,
 }
 
@@ -42,7 +42,7 @@ impl Sums {
     }
 }
 
-/// f and h summed; h in place of `p`. `p` and `q` hold the exponentials. `d` is at the row's peak.
+/// Sums of f and h; h replaces `p`. `p` and `q` hold the exponentials. `d` has the constants of the row's peak.
 #[inline(always)]
 fn formulas<D: Pointwise>(
     d: D,
@@ -90,8 +90,8 @@ fn all_formulas<D: Pointwise, const NEAR: bool>(
     sums::<D>(Masked { plain, left_out }, far, z, t, p, q, peak)
 }
 
-/// f and h of an entry of logits and exponentials. No closures: the compiler makes those without the features of the
-/// processor that their function has, where it does not inline them.
+/// f and h of an entry, from its logits and exponentials. No closures: a closure that is not inlined is compiled without the
+/// processor features of its function.
 trait Eval {
     fn eval(&self, z: f32, t: f32, p: f32, q: f32) -> (f32, f32);
 }
@@ -188,8 +188,7 @@ fn sums<D: Pointwise>(
     }
 }
 
-/// The sum of f, and c (p - q) in place of the logits `z`, where that is the gradient. For a row without masked
-/// entries.
+/// The sum of f, and the gradient c (p - q) in place of the logits `z`. For a row without masked entries.
 #[inline(always)]
 fn together<D: Pointwise>(
     d: D,
@@ -233,7 +232,7 @@ fn together<D: Pointwise>(
     }
     let peak = norms.at;
     let f = eval(&mut z[peak], t[peak], p[peak], q[peak]);
-    // without the digits that p - q loses where both are near 1
+    // keeps the digits that p - q loses where both are near 1
     z[peak] = c * norms.peak_gap() as f32;
     total.iter().sum::<f64>() + f64::from(f)
 }
@@ -241,7 +240,7 @@ fn together<D: Pointwise>(
 /// h - q sum(h) into `out`; `q` holds the exponentials.
 #[inline(always)]
 fn gradient(out: &mut [f32], h: &[f32], q: &[f32], norms: Norms, sums: Sums) {
-    // What eval gives at the entry that all are relative to is its rounding.
+    // At the peak h is 0; the value from `eval` there is a rounding error.
     let peak = if norms.at == norms.q.peak {
         0.0
     } else {

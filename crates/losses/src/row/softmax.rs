@@ -1,4 +1,4 @@
-//! A row's exponentials, and what makes probabilities of them.
+//! A row's exponentials, and the normaliser that makes them probabilities.
 
 use abkd_host::math::scaled_exp;
 use abkd_host::{LANES, dispatch};
@@ -6,17 +6,17 @@ use abkd_host::{LANES, dispatch};
 use super::passes::{BLOCK, add, around};
 use crate::pointwise::{Entry, Peak};
 
-/// Farthest that the largest logit may be from what the exponentials are relative to, so that all of them are numbers.
+/// Largest distance of the largest logit from the guess of it, so that no exponential overflows.
 const FAR: f32 = 16.0;
 
-/// Largest logit that an exponential takes as it is.
+/// Largest logit that needs no origin.
 const LARGE: f32 = 1e4;
 
-/// So many entries ahead memory is asked for.
+/// Prefetch distance, in entries.
 const AHEAD: usize = 4096;
 
-/// What a row's exponentials are relative to: they are e^(z - `origin`) / 2^exponent, about 1 at the largest. The
-/// power of 2 costs no rounding, and the origin is 0 except where logits are too large for that.
+/// Scaling of a row's exponentials: they are e^(z - `origin`) / 2^exponent, about 1 at the largest. The power of 2 costs no
+/// rounding, and the origin is 0 except where logits are too large for that.
 #[derive(Clone, Copy)]
 pub(crate) struct Shift {
     origin: f32,
@@ -44,19 +44,19 @@ impl Shift {
     }
 }
 
-/// What turns a logit into a probability and its logarithm.
+/// A row's normaliser: turns a logit into a probability and its logarithm.
 #[derive(Clone, Copy)]
 pub(crate) struct Norm {
     max: f32,
     /// Index of the first logit that equals `max`.
     pub peak: usize,
     pub shift: Shift,
-    /// Log of the sum of e^(z - max). Apart from `max`, because the sum of both would round away the
-    /// digits that tell a probability near 1 from 1.
+    /// Log of the sum of e^(z - max). Apart from `max`: a rounded sum of both would lose the digits in which a probability
+    /// near 1 differs from 1.
     ln_sum: f64,
     /// Turns an exponential into a probability: 1 / their sum.
     pub scale: f32,
-    /// 1 - the probability of the peak, which a difference would lose where it is near 0.
+    /// 1 - the probability of the peak, from the sum of the others: a difference loses its digits near 0.
     pub rest: f64,
     /// Log of the smallest probability; -inf where an entry is masked.
     pub low: f32,
@@ -73,7 +73,7 @@ impl Norm {
     }
 }
 
-/// The teacher's and the student's, and where the student has its peak.
+/// Both normalisers, and the peak of the student.
 #[derive(Clone, Copy)]
 pub(crate) struct Norms {
     pub p: Norm,
@@ -81,16 +81,16 @@ pub(crate) struct Norms {
     pub peak: Peak,
     /// Index of the peak.
     pub at: usize,
-    /// The student's logit there.
+    /// The student's logit at the peak.
     z: f32,
-    /// In two parts, the teacher's logit less the student's there, and what of this is no log(p/q).
+    /// The teacher's logit minus the student's at the peak, and `shift`: that minus log(p/q); both in two parts.
     gap: [f32; 2],
     shift: [f32; 2],
     /// Whether no token has a probability in both models.
     pub disjoint: bool,
 }
 
-/// a - b and what its rounding lost (Knuth).
+/// a - b and its rounding error (Knuth).
 #[inline(always)]
 fn difference(a: f32, b: f32) -> [f32; 2] {
     let gap = a - b;
@@ -99,12 +99,12 @@ fn difference(a: f32, b: f32) -> [f32; 2] {
 }
 
 impl Norms {
-    /// Of logits and the teacher's and the student's exponentials.
+    /// From the logits and both rows' exponentials.
     pub fn new(p: Norm, q: Norm, z: &[f32], t: &[f32], exp_p: &[f32], exp_q: &[f32]) -> Self {
         let there = |i: usize| z[i] != f32::NEG_INFINITY && t[i] != f32::NEG_INFINITY;
         let mut at = q.peak;
         if !there(at) {
-            // the likeliest of those that count
+            // the student's likeliest that neither model masks
             let best = (0..z.len()).filter(|&i| there(i));
             at = best.max_by(|&i, &j| z[i].total_cmp(&z[j])).unwrap_or(at);
         }
@@ -142,7 +142,7 @@ impl Norms {
         .with_log_ratio(log(p, t[at]) - log(q, z[at]))
     }
 
-    /// With log(p/q) at the peak.
+    /// Sets log(p/q) at the peak.
     pub fn with_log_ratio(mut self, d: f64) -> Self {
         self.peak.d = d;
         let shift = self.gap.map(f64::from).iter().sum::<f64>() - d;
@@ -160,14 +160,14 @@ impl Norms {
         f64::from(self.peak.entry.q) * self.peak.d.exp_m1()
     }
 
-    /// An entry of logits and exponentials.
+    /// An entry, from its logits and exponentials.
     #[inline(always)]
     pub fn entry<const NEAR: bool>(&self, z: f32, t: f32, p: f32, q: f32) -> Entry {
         let (v, u) = (t - self.p.max, z - self.q.max);
         let at_peak = self.peak.d as f32;
         let (d, r) = if NEAR {
             let [gap, lost] = difference(t, z);
-            // Both by themselves: with a sum of r and a rounded number, all d would have one error.
+            // d and r are computed separately: as a sum of r and a rounded number, d would have one error for all entries.
             let less = |[high, low]: [f32; 2]| (gap - high) + (lost - low);
             (less(self.shift), less(self.gap))
         } else {
@@ -210,16 +210,16 @@ pub(crate) fn fold(lanes: [f32; LANES], pick: impl Fn(f32, f32) -> f32) -> f32 {
     lanes[0]
 }
 
-/// The exponentials of `z` into `out`; times the normaliser's `scale` they are the softmax. `None` where there
-/// is none.
+/// The exponentials of `z` into `out`; times the normaliser's `scale` they are the softmax. `None` for a row without a
+/// softmax.
 #[inline(always)]
 fn softmax(z: &[f32], out: &mut [f32]) -> Option<Norm> {
-    // The first block tells where the largest logit is about, so that one walk over the row does.
+    // The first block gives a guess of the largest logit, so that one pass over the row is usually enough.
     let first = &z[..z.len().min(BLOCK)];
     let guess = first.iter().copied().fold(f32::NEG_INFINITY, larger);
     let mut shift = Shift::new(guess);
     let mut found = exponentials(z, shift, out);
-    // no comparison with an infinite guess
+    // false where the guess is infinite and the maximum is not
     let near = (guess - FAR..=guess + FAR).contains(&found.max);
     if found.max.is_finite() && !near {
         shift = Shift::new(found.max);
@@ -256,7 +256,7 @@ fn softmax(z: &[f32], out: &mut [f32]) -> Option<Norm> {
     Some(norm)
 }
 
-/// What is found in a row while its exponentials are taken; no NaN is in `max` and `min`.
+/// Results of the pass that computes a row's exponentials; `max` and `min` ignore NaN.
 pub(crate) struct Found {
     max: f32,
     min: f32,
@@ -266,8 +266,8 @@ pub(crate) struct Found {
     others: f64,
 }
 
-/// Has the memory some way behind a chunk brought to the second-level cache. A row comes from memory when
-/// its exponentials are taken, and these take so long that the processor does not look far enough ahead.
+/// Prefetches the memory [`AHEAD`] entries after a chunk into the second-level cache. The exponentials of a row are its first
+/// use and take so long that the processor does not prefetch far enough ahead by itself.
 #[inline(always)]
 pub(crate) fn prefetch(chunk: &[f32; LANES]) {
     abkd_host::prefetch(chunk.as_ptr().wrapping_add(AHEAD));
@@ -278,7 +278,7 @@ pub(crate) fn prefetch(chunk: &[f32; LANES]) {
 fn exponentials(z: &[f32], shift: Shift, out: &mut [f32]) -> Found {
     let mut total = [0.0f64; LANES];
     let mut min = [f32::INFINITY; LANES];
-    // of the block that has the largest logit so far
+    // largest logit so far, start of its block, and that block's sum
     let (mut max, mut block, mut held) = (f32::NEG_INFINITY, 0, [0.0; LANES]);
     for (i, (z, out)) in z.chunks(BLOCK).zip(out.chunks_mut(BLOCK)).enumerate() {
         let (mut sum, mut high) = ([0.0f32; LANES], [f32::NEG_INFINITY; LANES]);
@@ -347,14 +347,15 @@ fn wide_exp(x: f64) -> f64 {
     there * series * f64::from_bits(shifted.to_bits() << 52)
 }
 
-/// log(p/q) of an entry by two normalisers in f64: how far distributions differ may be less than those in f32 err.
+/// log(p/q) of an entry from two normalisers in f64: the distributions may differ by less than the error of normalisers in
+/// f32.
 #[inline(always)]
 fn log_ratio(z: &[f32], t: &[f32], at: usize) -> f64 {
     others(z, at).ln_1p() - others(t, at).ln_1p()
 }
 
-/// Sum of all exponentials but that of an entry, relative to it. No closure: the compiler makes one without the features of
-/// the processor that its function has.
+/// Sum of all exponentials except that of entry `at`, relative to it. No closure: one that is not inlined is compiled without
+/// the processor features of its function.
 #[inline(always)]
 fn others(x: &[f32], at: usize) -> f64 {
     let mut lanes = [0.0f64; LANES];

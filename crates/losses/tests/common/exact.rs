@@ -1,16 +1,16 @@
-//! Every divergence by its formula, in [`Wide`] numbers, a row at a time and without any care for speed.
+//! Every divergence by its formula, in [`Wide`] numbers, one row at a time; speed does not matter.
 
 use abkd_losses::{Divergence, Fidelity};
 
 use super::wide::Wide;
 
-/// What the choices of a divergence (AKL's head, AlphaNet's member, BDKD's weights, the sign in the total
-/// variation) must not hang on: f32 would be free to choose otherwise.
+/// A choice of a divergence (AKL's head, AlphaNet's member, BDKD's weights, the sign in the total variation) with a smaller
+/// margin is a tie: f32 may choose otherwise.
 const TIE: f64 = 1e-5;
 /// Exponents at which the powers of the alpha-beta family are about to saturate.
 const SATURATED: f64 = 59.0;
 
-/// A row's value, its gradient `[V]`, and what any entry of that may be off by because a choice of f32 is free.
+/// A row's value, its gradient `[V]`, and how far any entry of the gradient may be off because f32 may choose otherwise.
 pub struct Found {
     pub value: f64,
     pub grad: Vec<f64>,
@@ -30,7 +30,7 @@ pub fn exact(
     exact_of_rows(d, fidelity, &rows)
 }
 
-/// The same, of rows that are normalised already.
+/// The same, for rows that are already normalised.
 pub fn exact_of_rows(d: &Divergence, fidelity: Fidelity, rows: &[Row]) -> Option<Vec<Found>> {
     let params: Vec<f64> = d.params().into_iter().map(|(_, value)| value).collect();
     match Formula::of(d).computed {
@@ -73,7 +73,7 @@ impl Formula {
     }
 }
 
-/// Every divergence's.
+/// The formulas of all divergences.
 const FORMULAS: &[Formula] = &[
     Formula {
         id: "fkld",
@@ -244,7 +244,7 @@ impl Row {
         )
     }
 
-    /// Sums f, and makes the gradient in the logits of h = q df/dq.
+    /// Sums f, and computes the gradient in the logits from h = q df/dq.
     fn sum(&self, f_h: impl Fn(Entry) -> (Wide, Wide)) -> Found {
         let (f, h): (Vec<Wide>, Vec<Wide>) = self.0.iter().map(|&e| f_h(e)).unzip();
         let sum: Wide = h.iter().copied().sum();
@@ -268,7 +268,7 @@ impl Row {
         let s = a + b;
         let limit = if b == 0.0 || s == 0.0 { a } else { b };
         let at_limit = a == 0.0 || b == 0.0 || s == 0.0;
-        // The released code divides by the number that is left, not by its square.
+        // The released code divides by the exponent that is not 0, not by its square.
         let factor = if at_limit && limit != 0.0 && official {
             limit
         } else {
@@ -312,7 +312,7 @@ impl Row {
         }
     }
 
-    /// Whether a power of the alpha-beta divergence is beyond what the kernels' powers reach.
+    /// Whether a power of the alpha-beta divergence saturates in the kernels.
     fn saturates(&self, alpha: f64, beta: f64) -> bool {
         self.0.iter().any(|e| {
             let exponent = |a: f64, b: f64| f64::from(e.lp * a + e.lq * b);
@@ -375,7 +375,7 @@ impl Row {
         (f64::from(both) > 0.0).then(|| f64::from(head / both))
     }
 
-    /// Probability of the tokens whose sign f32 does not know; `None` where it is the student's likeliest.
+    /// Probability of the tokens whose sign f32 cannot decide; `None` if the student's likeliest token is one of them.
     fn undecided_sign(&self) -> Option<f64> {
         let d = |e: &Entry| f64::from(e.lp - e.lq);
         let likelier = |a: &&Entry, b: &&Entry| a.lq.partial_cmp(&b.lq).expect("numbers");

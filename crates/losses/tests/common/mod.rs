@@ -1,4 +1,4 @@
-//! What the tests of the kernels share; not each of them uses all of it.
+//! Code that the tests of the kernels share; not every test uses all of it.
 #![allow(dead_code)]
 
 pub mod exact;
@@ -74,8 +74,8 @@ pub fn with_other_parameters() -> Vec<Divergence> {
     all
 }
 
-/// Largest error of a value and of a gradient's entry: relative to the value where that is above 1, and to the largest
-/// entry of the row. A gradient below 1e-25 is next to nothing in f32.
+/// Largest error of a value and of a gradient's entry: relative to the value where that is above 1, and to the largest entry
+/// of the row. A largest entry below 1e-25 counts as 1e-25.
 pub fn errors(exact: &[exact::Found], values: &[f32], grads: &[f32]) -> [f64; 2] {
     let mut errors = [0.0f64; 2];
     let vocab = grads.len() / values.len();
@@ -91,7 +91,7 @@ pub fn errors(exact: &[exact::Found], values: &[f32], grads: &[f32]) -> [f64; 2]
     errors
 }
 
-/// The larger, and NaN if one is.
+/// The larger; NaN if either is NaN.
 fn worse(a: f64, b: f64) -> f64 {
     if a.is_nan() || b < a { a } else { b }
 }

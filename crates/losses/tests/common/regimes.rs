@@ -1,9 +1,9 @@
-//! Rows of logits as they occur where distributions are peaked, flat, or nearly equal.
+//! Rows of logits whose distributions are peaked, flat, or nearly equal.
 
 /// How a teacher's and a student's rows are made.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Regime {
-    /// Two models that know nothing of each other, both peaked.
+    /// Two independent models, both peaked.
     BothPeaked,
     /// The student peaked, the teacher nearly flat.
     StudentPeaked,
@@ -36,8 +36,8 @@ impl Regime {
         Self::NearFlat(1e-3),
     ];
 
-    /// A row of the student's logits and one of the teacher's. `scale` is the peaked logits' standard deviation,
-    /// `offset` what the teacher's are above the student's.
+    /// A row of the student's logits and one of the teacher's. `scale` is the peaked logits' standard deviation, `offset` is
+    /// added to the teacher's logits.
     pub fn row(self, vocab: usize, scale: f64, offset: f64, seed: u64) -> (Vec<f32>, Vec<f32>) {
         let mut normal = normal(seed);
         let mut draw = |scale: f64| -> Vec<f64> { (0..vocab).map(|_| scale * normal()).collect() };

@@ -1,18 +1,18 @@
-//! Numbers of two f64, with about 31 digits: what is left of a difference of nearly equal numbers is then right.
+//! Numbers of two f64, with about 31 digits: enough for a difference of nearly equal numbers.
 
 use std::ops::{Add, Div, Mul, Neg, Sub};
 
-/// The unevaluated sum of its parts, of which the second is at most half a unit in the last place of the first.
+/// The unevaluated sum of its parts; the second is at most half a unit in the last place of the first.
 #[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
 pub struct Wide(f64, f64);
 
-/// `a + b` and what its rounding lost, for |a| not below |b|.
+/// `a + b` and its rounding error, for |a| not below |b|.
 fn ordered_sum(a: f64, b: f64) -> Wide {
     let sum = a + b;
     Wide(sum, b - (sum - a))
 }
 
-/// `a + b` and what its rounding lost (Knuth).
+/// `a + b` and its rounding error (Knuth).
 fn sum(a: f64, b: f64) -> Wide {
     let sum = a + b;
     let from_b = sum - a;
@@ -102,10 +102,10 @@ impl Wide {
         if self.0 < 0.0 { -self } else { self }
     }
 
-    /// e^x less its power of 2, less 1, and that power's exponent.
+    /// (y, n) of e^x = (1 + y) 2^n.
     fn split_exp(self) -> (Self, f64) {
         let n = (self.0 / std::f64::consts::LN_2).round();
-        // Of a 256th its Taylor series; then squared 8 times.
+        // The Taylor series at x / 256, then squared 8 times.
         let x = (self - Self::LN_2 * n) * (1.0 / 256.0);
         let mut series = Self::ONE;
         for k in (2..=10).rev() {
@@ -120,7 +120,7 @@ impl Wide {
 
     pub fn exp(self) -> Self {
         let (y, n) = self.split_exp();
-        // in two factors, of which each is a number
+        // in two factors, each of them finite
         let half = (n / 2.0).trunc();
         (y + Self::ONE) * half.exp2() * (n - half).exp2()
     }
@@ -133,7 +133,7 @@ impl Wide {
     }
 
     pub fn ln(self) -> Self {
-        // a step of Newton's doubles the digits
+        // one Newton step doubles the digits
         let near = Self::from(self.0.ln());
         near + (self * (-near).exp() - Self::ONE)
     }

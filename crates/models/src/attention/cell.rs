@@ -1,4 +1,4 @@
-//! What keys and values are held as: a number, or two neighbours in bfloat16.
+//! Cells of keys and values: one number, or two neighbours in bfloat16.
 
 use abkd_host::LANES;
 
@@ -7,12 +7,12 @@ use crate::layers::bf16_bits;
 
 /// A number, or two neighbours in bfloat16 that are multiplied at once.
 pub(super) trait Cell: Copy + Default + Send + Sync + 'static {
-    /// Numbers in it.
+    /// Numbers in a cell.
     const PER: usize;
     /// Sums in [`LANES`] lanes.
     type Lanes: Copy;
 
-    /// Of as many numbers as it holds.
+    /// From as many numbers as a cell holds.
     fn new(numbers: &[f32]) -> Self;
     /// Sets number `i`.
     fn set(&mut self, i: usize, x: f32);
@@ -31,7 +31,7 @@ pub(super) trait Cell: Copy + Default + Send + Sync + 'static {
         serve(new, slab, scratch, out);
     }
 
-    /// Numbers as cells; what is missing in the last is 0.
+    /// Appends numbers as cells; the last cell is padded with 0.
     #[inline(always)]
     fn cells(numbers: &[f32], cells: &mut Vec<Self>) {
         let start = cells.len();
@@ -156,8 +156,8 @@ impl Cell for DotPair {
     #[inline(always)]
     fn add(sums: Self::Lanes, weight: Self, line: &[Self; LANES]) -> Self::Lanes {
         use std::arch::x86_64::{__m512i, _mm512_dpbf16_ps, _mm512_loadu_si512, _mm512_set1_epi32};
-        // SAFETY: a line is 512 bits, which have no meaning of their own; slabs of these cells are made only where the
-        // processor has the instructions.
+        // SAFETY: a line is 512 bits, and any bits are valid; slabs of these cells are made only where the processor has the
+        // instructions.
         unsafe {
             let pairs = |x: __m512i| std::mem::transmute(x);
             let weight = pairs(_mm512_set1_epi32(weight.0.0.cast_signed()));

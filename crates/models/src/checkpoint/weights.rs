@@ -15,7 +15,7 @@ use crate::keys::{self, Keys};
 const WEIGHTS: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
-/// Files that `transformers` reads where there are no others, and we do not.
+/// Files that `transformers` reads where the others are absent, and that are not read here.
 const OTHERS: &[&str] = &["pytorch_model.bin", "pytorch_model.bin.index.json"];
 
 /// A safetensors file in memory.
@@ -27,7 +27,7 @@ pub(crate) struct Mapped {
 impl Mapped {
     /// # Errors
     ///
-    /// Where the file is none, a git-lfs pointer, or empty.
+    /// Where it is not a plain file, is a git-lfs pointer, or is empty.
     pub fn open(path: PathBuf) -> Result<Self, Error> {
         let file: File = files::open(&path).map_err(Error::io(&path))?;
         let length = file.metadata().map_err(Error::io(&path))?.len();
@@ -35,7 +35,7 @@ impl Mapped {
             let reason = "it is empty".into();
             return Err(Error::Corrupt { path, reason });
         }
-        // SAFETY: the file is only read; a program that changes it meanwhile gets what it asks for.
+        // SAFETY: the file is only read here; no other program may change it meanwhile.
         let map = unsafe { Mmap::map(&file) }.map_err(Error::io(&path))?;
         files::refuse_pointer(&map).map_err(Error::io(&path))?;
         Ok(Self { path, map })
@@ -67,7 +67,7 @@ impl Stored<'_> {
         self.view.shape()
     }
 
-    /// Its numbers.
+    /// Its numbers as f32.
     ///
     /// # Errors
     ///
@@ -93,7 +93,7 @@ impl Stored<'_> {
         }
     }
 
-    /// Whether two tensors hold the same numbers, be they stored alike or not.
+    /// Whether two tensors hold the same numbers, even in different types.
     pub fn equals(&self, name: &str, other: &Self, other_name: &str) -> Result<bool, Error> {
         if self.shape() != other.shape() {
             return Ok(false);
@@ -106,7 +106,7 @@ impl Stored<'_> {
     }
 }
 
-/// An index of files: its path, and the place of each tensor among them.
+/// An index of files: its path, and for each tensor the number of its file.
 type Index = (PathBuf, BTreeMap<String, usize>);
 
 /// The weights of a folder.
@@ -116,12 +116,12 @@ pub(super) struct Weights {
     index: Option<Index>,
 }
 
-/// The files that `transformers` reads: model.safetensors, and only where that is not there the files of an index; `None`
-/// where there is neither.
+/// The files that `transformers` reads: model.safetensors, or if it is absent the files of an index; `None` if there is
+/// neither.
 ///
 /// # Errors
 ///
-/// An index that cannot be read, or names what is no file in its folder.
+/// An index that cannot be read, or that names something other than a file in its folder.
 pub fn weight_files(dir: &Path) -> Result<Option<Vec<PathBuf>>, Error> {
     Ok(find(dir)?.map(|(files, _)| files))
 }
@@ -141,7 +141,7 @@ fn find(dir: &Path) -> Result<Option<Found>, Error> {
     Ok(None)
 }
 
-/// A link that leads nowhere is there, and is named as what is missing.
+/// Whether the path exists. A dangling link does, so that opening it names the missing file.
 fn there(path: &Path) -> bool {
     path.symlink_metadata().is_ok()
 }
@@ -209,7 +209,7 @@ impl Weights {
         })
     }
 
-    /// All tensors, by name. One that is in several files is that of the file which the index says.
+    /// All tensors, by name. A tensor in several files is taken from the file that the index names.
     ///
     /// # Errors
     ///

@@ -1,10 +1,10 @@
-//! Keys of `config.json` that both architectures share and that leave what the model computes unchanged: with any value,
-//! or with one. The list is of what is known to be harmless, so that a key of tomorrow is refused, not overlooked.
+//! Keys of `config.json` that both architectures share and that do not change what the model computes: with any value, or
+//! with one. Only keys known to be harmless are listed, so that a future key is refused, not overlooked.
 
 use crate::Error;
 use crate::keys::{Keys, Neutral};
 
-/// About the file, its heads for other tasks, and how `transformers` runs it.
+/// Keys about the file, its heads for other tasks, and how `transformers` runs it.
 const ANY: &[&str] = &[
     "_attn_implementation",
     "_attn_implementation_autoset",
@@ -15,7 +15,7 @@ const ANY: &[&str] = &[
     "_num_labels",
     "architectures",
     "attn_implementation",
-    // of the feed-forward network, which is the same in one piece or in several
+    // the feed-forward network in chunks, with the same result
     "chunk_size_feed_forward",
     "classifier_dropout",
     "cls_token_id",
@@ -24,7 +24,7 @@ const ANY: &[&str] = &[
     "finetuning_task",
     "gradient_checkpointing",
     "id2label",
-    // tells an encoder from a decoder where there are both
+    // distinguishes the decoder of an encoder-decoder model
     "is_decoder",
     "keys_to_ignore_at_inference",
     "label2id",
@@ -56,7 +56,7 @@ const ANY: &[&str] = &[
     "xla_device",
 ];
 
-/// How texts are sampled, which older versions of `transformers` kept here. An experiment says it itself.
+/// Sampling settings, which older versions of `transformers` kept here. An experiment has its own.
 const SAMPLING: &[&str] = &[
     "bad_words_ids",
     "begin_suppress_tokens",
@@ -96,7 +96,7 @@ const SAMPLING: &[&str] = &[
 const NEUTRAL: &[(&str, Neutral)] = &[
     ("add_cross_attention", Neutral::False),
     ("attn_logit_softcapping", Neutral::Unset),
-    // code of the folder's own
+    // the folder's own code
     ("auto_map", Neutral::Empty),
     ("compression_config", Neutral::Unset),
     ("cross_attention_hidden_size", Neutral::Unset),
@@ -121,7 +121,7 @@ const NEUTRAL: &[(&str, Neutral)] = &[
 ///
 /// # Errors
 ///
-/// One whose value would change what the model computes.
+/// A key whose value would change what the model computes.
 pub(crate) fn pass(keys: &mut Keys) -> Result<(), Error> {
     keys.pass_where(|key| {
         ANY.contains(&key) || SAMPLING.contains(&key) || key.starts_with("unsloth_")

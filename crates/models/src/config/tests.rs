@@ -5,7 +5,7 @@ const GPT2: &str = r#"{"model_type":"gpt2","vocab_size":50,"n_positions":9,"n_em
 const LLAMA: &str = r#"{"model_type":"llama","vocab_size":50,"hidden_size":8,"intermediate_size":12,"num_hidden_layers":3,
     "num_attention_heads":4,"num_key_value_heads":2,"head_dim":2,"max_position_embeddings":9}"#;
 
-/// What is said of a file in which some keys have other values.
+/// Reads a file in which some keys have other values.
 fn read_with(json: &str, changes: &[(&str, Value)]) -> Result<ModelConfig, String> {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("config.json");
@@ -20,7 +20,7 @@ fn read_with(json: &str, changes: &[(&str, Value)]) -> Result<ModelConfig, Strin
 #[test]
 fn a_size_out_of_range_is_refused_by_its_key() {
     for json in [GPT2, LLAMA] {
-        // no size
+        // not a size
         assert!(read_with(json, &[("eos_token_id", 0.into())]).is_ok());
         let keys: serde_json::Map<String, Value> = serde_json::from_str(json).unwrap();
         for (key, _) in keys.iter().filter(|(_, value)| value.is_number()) {
@@ -42,7 +42,7 @@ fn a_size_out_of_range_is_refused_by_its_key() {
             }
         }
     }
-    // each in its range, and still more than there can be
+    // each in its range, but too many parameters in all
     let large = [
         ("hidden_size", (1u64 << 17).into()),
         ("intermediate_size", (1u64 << 20).into()),
@@ -98,7 +98,7 @@ fn the_ends_of_a_text_are_those_of_generation() {
         (json!(3), ids(json!([5, 3, 7])), vec![3, 5, 7]),
         (json!(3), ids(json!([5, 7])), vec![5, 7]),
         (json!(3), ids(json!(4)), vec![4]),
-        // says nothing
+        // no ids in the file
         (json!(3), ids(json!(null)), vec![3]),
         (json!(3), Some(json!({})), vec![3]),
     ] {

@@ -11,7 +11,7 @@ use crate::params::to_vec;
 /// A projection, or several of the same input side by side.
 pub(crate) struct Dense {
     pub weight: Packed,
-    /// The first column of each, and what it adds there.
+    /// The first column of each adapter, and the adapter.
     adapters: Vec<(usize, Adapter)>,
 }
 
@@ -78,7 +78,7 @@ impl Dense {
 /// A norm over a row.
 pub(crate) struct Norm {
     weight: Vec<f32>,
-    /// Where there is one, the mean is taken off.
+    /// Only a layer norm has one; with it, the mean is subtracted.
     bias: Option<Vec<f32>>,
     epsilon: f32,
 }

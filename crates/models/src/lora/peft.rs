@@ -21,7 +21,7 @@ const NEUTRAL: &[(&str, Neutral)] = &[
     ("alpha_pattern", Neutral::Empty),
     ("arrow_config", Neutral::Unset),
     ("auto_mapping", Neutral::Any),
-    // what it sits on is said by whoever loads it
+    // the caller chooses the base model
     ("base_model_name_or_path", Neutral::Any),
     ("bias", Neutral::Words(&["none"])),
     ("corda_config", Neutral::Unset),
@@ -32,7 +32,7 @@ const NEUTRAL: &[(&str, Neutral)] = &[
     ("exclude_modules", Neutral::Empty),
     ("fan_in_fan_out", Neutral::False),
     ("inference_mode", Neutral::Any),
-    // of these the base keeps its weights; the others are a function of the base as they have changed it
+    // these keep the base's weights; adapters of the other kinds need the base as the method has changed it
     (
         "init_lora_weights",
         Neutral::FlagOrWords(&["gaussian", "eva", "orthogonal"]),
@@ -95,8 +95,8 @@ pub fn tensors(model: &LanguageModel) -> Vec<(String, Vec<usize>, Vec<f32>)> {
     }
 }
 
-/// Writes the adapters of `model` in PEFT's layout into `dir` (made if absent). `base` is what they
-/// sit on: a folder or a name on the Hub.
+/// Writes the adapters of `model` in PEFT's layout into `dir` (created if absent). `base` is their base model: a folder or a
+/// name on the Hub.
 ///
 /// # Errors
 ///
@@ -148,13 +148,13 @@ pub fn save(
 ///
 /// # Errors
 ///
-/// Files that are missing or corrupt; a rank, shape or layer that does not fit `base`; a kind of
-/// adapter that is not built.
+/// Files that are missing or corrupt; a rank, shape or layer that does not fit `base`; a kind of adapter that is not
+/// supported.
 pub fn load(base: LanguageModel, dir: &Path) -> Result<LanguageModel, Error> {
     load_trainable(base, dir).map(|(model, _)| model)
 }
 
-/// As [`load`], with the adapter's configuration. `base` is frozen, the adapter's own `A` and `B` can be trained on.
+/// As [`load`], with the adapter's configuration. `base` is frozen, the adapter's own `A` and `B` are trainable.
 ///
 /// # Errors
 ///
@@ -168,7 +168,7 @@ pub fn load_trainable(
     let weights = dir.join(WEIGHTS);
     let file = Mapped::open(weights.clone())?;
     let mut stored = file.tensors()?;
-    // Before room is made for adapters of the rank that the file says.
+    // Checked before adapters of the rank in the file are allocated.
     let mut factors = BTreeMap::new();
     each_projection(&mut base, &mut |layer, name, linear| {
         if config.target_modules.iter().any(|target| target == name) {

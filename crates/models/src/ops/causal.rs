@@ -1,7 +1,7 @@
-//! Causal attention of sequences that lie end to end, as one operation. A task is a sequence and a key head: it reads
-//! the projections where they lie, turns queries and keys by their rotary angles, and takes the queries a block at a
-//! time, against the keys up to the block's end. Nothing of the size of the scores outlives a block: the backward pass
-//! computes the weights again.
+//! Causal attention of sequences that lie end to end, as one operation. A task is one sequence and one key head: it reads the
+//! projections where they lie, rotates queries and keys by their angles, and processes the queries in blocks, against the
+//! keys up to the block's end. No buffer of the size of the scores outlives a block: the backward pass recomputes the
+//! weights.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -19,10 +19,10 @@ use crate::params::mix;
 use crate::rope::Angles;
 use crate::span::Heads;
 
-/// Queries of a block, those of all heads that share a key head together. Small blocks see few keys in vain, large ones
-/// make efficient products.
+/// Queries of a block, over all heads that share a key head. Small blocks compute few masked scores, large ones make
+/// efficient products.
 const BLOCK: usize = 64;
-/// Queries of one head in a block, at least.
+/// Least number of queries of one head in a block.
 const LEAST: usize = 16;
 
 /// Sequences end to end, and their rotary angles.
@@ -60,7 +60,7 @@ pub(crate) fn causal(
     }
 }
 
-/// All but the numbers.
+/// The operation without its inputs.
 #[derive(Clone, Debug)]
 struct Causal {
     sequences: Arc<Sequences>,
@@ -68,7 +68,7 @@ struct Causal {
     dropout: Option<Dropped>,
 }
 
-/// Weights that are set to 0, as a function of their place, so that the backward pass finds them again.
+/// Attention weights that dropout sets to 0, as a function of their place, so that the backward pass drops the same ones.
 #[derive(Clone, Copy, Debug)]
 struct Dropped {
     seed: u64,
@@ -76,7 +76,7 @@ struct Dropped {
 }
 
 impl Dropped {
-    /// With a seed from the device's draws, where dropout acts.
+    /// With a seed from the device's draws; `None` where dropout is inactive.
     fn draw(dropout: &Dropout, x: &Tensor<2>) -> Option<Self> {
         let device = x.device();
         if !dropout.training.is_enabled() || !device.is_autodiff() || dropout.prob == 0.0 {
@@ -135,11 +135,11 @@ struct Columns<'a> {
     numbers: &'a [f32],
     /// Columns of the matrix.
     stride: usize,
-    /// The first that is one of these.
+    /// Index of the first of these columns.
     first: usize,
 }
 
-/// The same to be written, by several threads.
+/// The same for writes, by several threads.
 #[derive(Clone, Copy)]
 struct Target {
     at: *mut f32,
@@ -147,7 +147,7 @@ struct Target {
     first: usize,
 }
 
-// SAFETY: a task writes the rows of its sequence and the columns of its heads, which no other does.
+// SAFETY: a task writes the rows of its sequence and the columns of its heads, which no other task writes.
 unsafe impl Sync for Target {}
 
 impl Target {
@@ -160,16 +160,16 @@ impl Target {
     ///
     /// # Safety
     ///
-    /// Both must be in the matrix and belong to the task that asks.
+    /// Row and head must be in the matrix and belong to the calling task.
     #[allow(clippy::mut_from_ref)]
     unsafe fn head(&self, row: usize, head: usize, dh: usize) -> &mut [f32] {
         let at = row * self.stride + self.first + head * dh;
-        // SAFETY: the caller's.
+        // SAFETY: guaranteed by the caller.
         unsafe { std::slice::from_raw_parts_mut(self.at.add(at), dh) }
     }
 }
 
-/// A sequence for a key head.
+/// A sequence and a key head.
 #[derive(Clone, Debug)]
 struct Task {
     rows: Range<usize>,
@@ -177,7 +177,7 @@ struct Task {
 }
 
 impl Causal {
-    /// Of queries, keys and values.
+    /// Widths of queries, keys and values.
     fn widths(&self) -> [usize; 3] {
         let Heads {
             heads,
@@ -187,7 +187,7 @@ impl Causal {
         [heads * dh, kv_heads * dh, kv_heads * dh]
     }
 
-    /// Queries, keys and values in matrices of their own.
+    /// Queries, keys and values in separate matrices.
     fn apart<'a>(&self, inputs: [&'a [f32]; 3]) -> [Columns<'a>; 3] {
         let widths = self.widths();
         [0, 1, 2].map(|i| Columns {
@@ -197,7 +197,7 @@ impl Causal {
         })
     }
 
-    /// In one.
+    /// Queries, keys and values in one matrix.
     fn joint<'a>(&self, numbers: &'a [f32]) -> [Columns<'a>; 3] {
         let [q, kv, _] = self.widths();
         [0, q, q + kv].map(|first| Columns {
@@ -251,7 +251,7 @@ impl Causal {
             .for_each_init(Scratch::default, run);
     }
 
-    /// Query heads of a key head.
+    /// Query heads per key head.
     fn group(&self) -> usize {
         self.shape.heads / self.shape.kv_heads
     }
@@ -269,24 +269,24 @@ impl Causal {
     }
 }
 
-/// Queries of a task.
+/// A block of a task's queries.
 struct Block {
     /// The sequence's first row.
     start: usize,
     /// The first query's position.
     first: usize,
-    /// Queries a head.
+    /// Queries per head.
     size: usize,
     heads: Range<usize>,
 }
 
 impl Block {
-    /// Queries of all heads.
+    /// Number of queries over all heads.
     fn queries(&self) -> usize {
         self.heads.len() * self.size
     }
 
-    /// Keys that the last one sees.
+    /// Number of keys that the last query sees.
     fn keys(&self) -> usize {
         self.first + self.size
     }
@@ -348,16 +348,16 @@ fn product(to: &mut [f32], add: bool, a: Matrix, b: Matrix) {
     }
 }
 
-/// What a task works with.
+/// Buffers of a task.
 #[derive(Default)]
 struct Scratch {
-    /// Turned keys `[L, dh]`.
+    /// Rotated keys `[L, dh]`.
     k: Vec<f32>,
-    /// Turned and scaled queries of a block `[Q, dh]`: a head after another.
+    /// Rotated and scaled queries of a block `[Q, dh]`, head by head.
     q: Vec<f32>,
     /// Attention weights of a block `[Q, keys]`.
     weights: Vec<f32>,
-    /// Those that dropout leaves.
+    /// The weights after dropout.
     left: Vec<f32>,
     /// Output of a block, then gradient of its queries `[Q, dh]`.
     out: Vec<f32>,
@@ -377,7 +377,7 @@ impl Scratch {
         load(k, places, how, 1.0, &mut self.k);
     }
 
-    /// Queries of a block and their weights.
+    /// Computes a block's queries and attention weights.
     fn weigh(&mut self, how: &Causal, block: &Block, q: Columns) {
         let dh = how.shape.dh;
         room(&mut self.q, block.queries() * dh);
@@ -406,7 +406,7 @@ impl Scratch {
             let weights = Matrix::dense(&self.weights, block.keys());
             product(&mut self.out, false, weights, v.of(&block, task, dh));
             for ((row, head, _), from) in block.places().zip(self.out.chunks_exact(dh)) {
-                // SAFETY: the task's own.
+                // SAFETY: row and head are the task's own.
                 unsafe { out.head(row, head, dh) }.copy_from_slice(from);
             }
         }
@@ -464,14 +464,14 @@ impl Scratch {
                 scale,
             );
             for ((row, head, _), from) in block.places().zip(self.out.chunks_exact(dh)) {
-                // SAFETY: the task's own.
+                // SAFETY: row and head are the task's own.
                 unsafe { dq.head(row, head, dh) }.copy_from_slice(from);
             }
         }
         unturn(&mut self.dk, 0.., how, 1.0);
         let grads = self.dk.chunks_exact(dh).zip(self.dv.chunks_exact(dh));
         for (row, (from_k, from_v)) in task.rows.clone().zip(grads) {
-            // SAFETY: the task's own.
+            // SAFETY: rows and head are the task's own.
             unsafe {
                 dk.head(row, task.kv_head, dh).copy_from_slice(from_k);
                 dv.head(row, task.kv_head, dh).copy_from_slice(from_v);
@@ -480,7 +480,7 @@ impl Scratch {
     }
 }
 
-/// Makes it so long; what is in it does not matter.
+/// Resizes a buffer; its content does not matter.
 fn room(x: &mut Vec<f32>, length: usize) {
     x.resize(length, 0.0);
 }
@@ -502,7 +502,7 @@ impl<'a> Columns<'a> {
     }
 }
 
-/// Copies heads, turned where there are angles, times `scale`.
+/// Copies heads times `scale`, rotated if there are angles.
 fn load(
     from: Columns,
     places: impl Iterator<Item = (usize, usize, usize)>,
@@ -522,7 +522,7 @@ fn load(
     }
 }
 
-/// The gradient of [`load`], in its place.
+/// The gradient of [`load`], in place.
 fn unturn(g: &mut [f32], places: impl Iterator<Item = usize>, how: &Causal, scale: f32) {
     for (at, g) in places.zip(g.chunks_exact_mut(how.shape.dh)) {
         turn_back(g, how.sequences.rotary.as_ref(), at, scale);
@@ -581,7 +581,7 @@ fn softmax_rows_gradient(g: &mut [f32], y: &[f32], keys: usize) {
 }
 
 impl Dropped {
-    /// Sets weights of a block to 0, and their gradients.
+    /// Applies dropout to a block's weights and to their gradients.
     fn drop(self, block: &Block, matrices: &mut [&mut Vec<f32>]) {
         let limit = (self.share * 2f64.powi(32)) as u32;
         let kept = (1.0 / (1.0 - self.share)) as f32;
@@ -603,7 +603,7 @@ fn drop_values(x: &mut [f32], key: u32, limit: u32, kept: f32) {
     }
 }
 
-/// A bijection that leaves no trace of the order of its arguments.
+/// A bijection under which consecutive arguments give unrelated results.
 #[inline(always)]
 fn scatter(x: u32) -> u32 {
     let x = (x ^ (x >> 16)).wrapping_mul(0x7feb_352d);

@@ -12,10 +12,10 @@ pub(super) trait Memory: Backend {
     /// Numbers of a dense tensor in f32.
     fn read(x: &FloatTensor<Self>) -> &[f32];
 
-    /// A new tensor of f32 whose numbers are anything.
+    /// A new tensor of f32 with arbitrary content.
     fn empty(shape: Shape) -> FloatTensor<Self>;
 
-    /// Numbers of a tensor that [`empty`](Self::empty) has made and nothing else holds.
+    /// Mutable numbers of a tensor from [`empty`](Self::empty) that nothing else holds.
     fn write(x: &mut FloatTensor<Self>) -> &mut [f32];
 }
 
@@ -57,8 +57,8 @@ mod libtorch {
 
         fn read(x: &FloatTensor<Self>) -> &[f32] {
             check(x);
-            // SAFETY: so many numbers of this type lie there, as just checked, and live as long as `x`. libtorch writes
-            // only to tensors that nothing else holds.
+            // SAFETY: `numel` numbers of this type lie there, as just checked, and live as long as `x`. libtorch writes only
+            // to tensors that nothing else holds.
             unsafe { std::slice::from_raw_parts(x.tensor.data_ptr().cast(), x.tensor.numel()) }
         }
 

@@ -12,7 +12,7 @@ use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 
 use crate::Precision;
 
-/// Whether there are products in these numbers on a device.
+/// Whether these products serve a device in this precision.
 pub(crate) fn serve_products(device: &Device, precision: Precision) -> bool {
     match precision {
         Precision::F32 => super::serve(device),
@@ -21,8 +21,8 @@ pub(crate) fn serve_products(device: &Device, precision: Precision) -> bool {
     }
 }
 
-/// Whether a device multiplies bfloat16 at the speed of the processor. libtorch does where it has AVX-512, and is a hundred
-/// times slower than in f32 where not: there rounded factors are multiplied in f32, and the product is rounded.
+/// Whether a device multiplies bfloat16 at the processor's full speed. libtorch does with AVX-512. Without it, bfloat16 is a
+/// hundred times slower than f32: there rounded factors are multiplied in f32, and the product is rounded.
 pub(crate) fn native_bf16(device: &Device) -> bool {
     abkd_host::libtorch().is_none_or(|libtorch| *device != libtorch) || has_avx512()
 }
@@ -53,7 +53,7 @@ pub(crate) fn products<const W: usize>(
     })
 }
 
-/// `sum + a b` for matrices, in the place of `sum` where nothing else holds it; in and out f32, without a graph.
+/// `sum + a b` for matrices, in place where nothing else holds `sum`; in and out f32, without a graph.
 pub(crate) fn add_product(
     sum: Tensor<2>,
     a: Tensor<2>,
@@ -92,7 +92,7 @@ trait ProductOps: Backend {
     ) -> FloatTensor<Self>;
 }
 
-/// The first three methods by a function of arrays.
+/// The first three methods through one function of an array of factors.
 macro_rules! by_arrays {
     ($($function:tt)+) => {
         fn products_1(
@@ -183,7 +183,7 @@ mod libtorch {
         }
     }
 
-    /// Of whatever type `x` is; libtorch converts while it adds.
+    /// `sum + x` for an `x` of any type; libtorch converts while it adds.
     fn add_in_place(
         mut sum: FloatTensor<LibTorch>,
         x: &FloatTensor<LibTorch>,
@@ -196,7 +196,7 @@ mod libtorch {
     }
 }
 
-/// What the operations are made of. Factors are of one type, results f32.
+/// The products of which the operations consist. Factors are of one type, results f32.
 trait Multiply: Backend {
     /// `[x A, x B, ..]`
     fn side_by_side(x: &FloatTensor<Self>, weights: &[FloatTensor<Self>]) -> FloatTensor<Self>;
@@ -219,7 +219,7 @@ impl Multiply for Flex {
         let mut to: Vec<f32> = Vec::with_capacity(rows * width);
         let mut first = 0;
         for weight in weights {
-            // SAFETY: the columns lie in the room of `to`.
+            // SAFETY: the columns lie in the capacity of `to`.
             unsafe { multiply(to.as_mut_ptr().add(first), width, false, x, weight) };
             first += weight.shape()[1];
         }
@@ -233,7 +233,7 @@ impl Multiply for Flex {
         let mut to: Vec<f32> = Vec::with_capacity(rows * width);
         for (i, (g, weight)) in g.iter().zip(weights).enumerate() {
             let transposed = weight.transpose(0, 1);
-            // SAFETY: it is as large as the room of `to`, and the first product writes all of it.
+            // SAFETY: the product has the size of the capacity of `to`, and the first product writes all of it.
             unsafe { multiply(to.as_mut_ptr(), width, i > 0, g, &transposed) };
         }
         // SAFETY: as above.
@@ -260,15 +260,15 @@ impl Multiply for Flex {
     }
 }
 
-/// Floating-point operations from which a product is shared among threads, as in Flex.
+/// Multiply-adds from which on a product is split among threads, as in Flex.
 const PARALLEL: usize = 192 * 192 * 192;
 
 /// `to = a b`, or `to += a b`.
 ///
 /// # Safety
 ///
-/// `to` must have room for the product's rows, each `stride` after the one before; numbers are there where they are
-/// added to.
+/// `to` must have room for the product's rows, each `stride` after the one before; with `add` its numbers must be
+/// initialised.
 unsafe fn multiply(
     to: *mut f32,
     stride: usize,
@@ -290,7 +290,7 @@ unsafe fn multiply(
             strides: [0, 1].map(|i| x.layout().strides()[i]),
         }
     };
-    // SAFETY: strides are the tensors' own, and the caller's.
+    // SAFETY: the factors' strides are the tensors' own; the caller guarantees `to`.
     unsafe {
         gemm_f32(
             [m, k, n],
@@ -315,7 +315,8 @@ pub(super) struct Factor {
 ///
 /// # Safety
 ///
-/// All entries of both factors must be there, and room for all of the product's; numbers, where they are added to.
+/// All entries of both factors must exist, and `to` must have room for the product; with `add` its numbers must be
+/// initialised.
 pub(super) unsafe fn gemm_f32(
     [m, k, n]: [usize; 3],
     to: *mut f32,
@@ -326,7 +327,7 @@ pub(super) unsafe fn gemm_f32(
     parallelism: gemm::Parallelism,
 ) {
     let ([a_row, a_column], [b_row, b_column]) = (a.strides, b.strides);
-    // SAFETY: the caller's.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         gemm::gemm(
             m,
@@ -352,7 +353,7 @@ pub(super) unsafe fn gemm_f32(
     }
 }
 
-/// As factors: see [`native_bf16`].
+/// Rounds `x` as a factor: see [`native_bf16`].
 fn round<B: Backend>(x: FloatTensor<B>, precision: Precision) -> FloatTensor<B> {
     match precision {
         Precision::F32 => x,
@@ -361,7 +362,7 @@ fn round<B: Backend>(x: FloatTensor<B>, precision: Precision) -> FloatTensor<B> 
     }
 }
 
-/// A product in f32, which is rounded already where its factors were bfloat16.
+/// Rounds a product in f32, unless it is already rounded because its factors were bfloat16.
 fn round_product<B: Backend>(y: FloatTensor<B>, precision: Precision) -> FloatTensor<B> {
     if precision == Precision::F32 || has_avx512() {
         return y;

@@ -45,7 +45,7 @@ pub(crate) fn gelu_new(x: Tensor<2>) -> Tensor<2> {
     apply_1(Gelu, x)
 }
 
-/// Root-mean-square normalisation; with a bias that of the distance to the mean.
+/// Root-mean-square normalisation; with a bias the mean is subtracted first (layer normalisation).
 #[derive(Debug)]
 struct Norm {
     epsilon: f32,
@@ -89,7 +89,7 @@ impl Operation<3> for Norm {
 }
 
 impl Norm {
-    /// The parameters' gradients are summed in parts of a fixed size: they do not depend on the number of threads.
+    /// The parameters' gradients are summed in parts of a fixed size, so they do not depend on the number of threads.
     fn gradients(
         &self,
         x: &[f32],
@@ -234,7 +234,7 @@ fn sum(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
     lanes.iter().sum()
 }
 
-/// Mean, which is 0 where it is not taken off, and one over the deviation from it.
+/// Mean (0 where it is not subtracted), and 1 / the deviation from it.
 #[inline(always)]
 fn scale_of(x: &[f32], centred: bool, epsilon: f32) -> (f32, f32) {
     let n = x.len() as f32;
@@ -263,8 +263,8 @@ fn norm_rows(x: &[f32], weight: &[f32], bias: Option<&[f32]>, epsilon: f32, out:
     }
 }
 
-/// With `n = (x - mean) scale` and `h = g weight`: `dx = scale (h - mean(h) - n mean(h n))`, without `mean(h)` where the
-/// mean is not taken off.
+/// With `n = (x - mean) scale` and `h = g weight`: `dx = scale (h - mean(h) - n mean(h n))`, without `mean(h)` where the mean
+/// is not subtracted.
 #[inline(always)]
 fn norm_rows_gradient(
     x: &[f32],
@@ -359,7 +359,7 @@ mod tests {
         let (w, b) = (w.require_grad(), b.require_grad());
         let y = f(x.clone(), z.clone(), w.clone(), b.clone());
         let weights = wave(SHAPE, 0.11, &device);
-        // x is used twice, so that a gradient in place of something that is needed would be seen.
+        // x is used twice, so that a gradient that overwrites a needed value would show.
         let loss = (y.clone() * weights).sum() + (y.clone().square() * 0.1).sum() + x.clone().sum();
         let grads = loss.backward();
         let twice = [&x, &z]
@@ -426,7 +426,7 @@ mod tests {
         );
     }
 
-    /// A view of other numbers is read as it is, and left as it was; without a graph the values are the same.
+    /// A view of other numbers is read correctly, and those stay unchanged; without a graph the values are the same.
     #[test]
     fn views_and_plain_tensors() {
         let device = Device::flex();

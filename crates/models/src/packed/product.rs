@@ -52,7 +52,7 @@ impl F32Product<'_> {
     }
 }
 
-/// The sums, rounded. Meanwhile an eighth as much from `ahead` on is asked for.
+/// The sums, rounded. Meanwhile an eighth of a panel from `ahead` on is prefetched.
 #[cfg(target_arch = "x86_64")]
 pub(super) fn bf16_product(
     x: [&[u16]; ROWS],
@@ -73,12 +73,12 @@ pub(super) fn bf16_product(
         ahead: *const [u32; WIDTH],
         out: &mut Sums,
     ) {
-        // SAFETY: both are 512 bits without a meaning of their own.
+        // SAFETY: both are 512 bits, and any bits are valid.
         let pairs = |x: __m512i| unsafe { std::mem::transmute::<__m512i, __m512bh>(x) };
         let rows = x.map(|x| x[..2 * panel.len()].as_ptr().cast::<i32>());
         let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
         for (i, line) in panel.iter().enumerate() {
-            // A line of a panel is two of the cache: of eight groups each has a fourth of the panel's length.
+            // A line of a panel is two cache lines: each of the eight groups prefetches depth / 4 cache lines.
             if ASK && i.is_multiple_of(GROUPS / 2) {
                 _mm_prefetch::<_MM_HINT_T0>(ahead.cast::<i8>().wrapping_add(64 * i / (GROUPS / 2)));
             }
@@ -107,7 +107,7 @@ pub(super) fn bf16_product(
             }
         }
     }
-    // SAFETY: panels of pairs are made only where the processor has both.
+    // SAFETY: panels of pairs are made only where the processor has both features.
     unsafe {
         match ahead {
             Some(ahead) => product::<true>(x, panel, ahead, sums),

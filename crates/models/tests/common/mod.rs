@@ -19,11 +19,11 @@ pub fn load(name: &str) -> LanguageModel {
 /// A tensor of a file: name, shape, numbers.
 pub type Tensors = Vec<(String, Vec<usize>, Vec<f32>)>;
 
-/// A copy of a checkpoint, to be changed.
+/// A copy of a checkpoint that a test may change.
 pub struct Folder(tempfile::TempDir);
 
 impl Folder {
-    /// Of all files of a checkpoint of the goldens.
+    /// Copies all files of a golden checkpoint.
     pub fn of(name: &str) -> Self {
         let folder = Self(tempfile::tempdir().unwrap());
         for entry in std::fs::read_dir(goldens().join(name)).unwrap() {
@@ -125,7 +125,7 @@ impl Folder {
         checkpoint::load(self.dir(), &Device::flex())
     }
 
-    /// What is said of a folder that is not read.
+    /// The error message of a folder that is refused.
     pub fn refused(&self) -> String {
         match self.load() {
             Ok(_) => panic!("read"),

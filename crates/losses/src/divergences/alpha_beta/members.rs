@@ -20,7 +20,7 @@ struct Powers<const ONE: bool> {
     beta: f32,
     sum: f32,
     inverse_alpha: f32,
-    /// 1 but for the released code's limits.
+    /// 1, except for the released code's limits.
     factor: f32,
     /// (p/q)^alpha and -g at the peak.
     ratio: f32,
@@ -38,7 +38,7 @@ pub(in crate::divergences) fn scaled_phi(
 ) -> f32 {
     let near = base * d * expm1_over_x(x * d);
     let far = (moved - base) * inverse;
-    // Also picks `near` where x is 0, whose `far` is not a number.
+    // Also picks `near` where x is 0, for which `far` is NaN.
     select((x * d).abs() <= 0.5, near, far)
 }
 
@@ -64,7 +64,7 @@ pub(in crate::divergences) fn polynomial(coefficients: [f32; 7], x: f32) -> f32 
 #[inline(always)]
 pub(in crate::divergences) fn geometric_mean(alpha: f32, beta: f32, e: Entry) -> f32 {
     let exponent = alpha * smaller(e.d, 0.0) - beta * larger(e.d, 0.0);
-    // A positive exponent may be beyond the reach of an exponential where the whole is not.
+    // A positive exponent may saturate where the whole product does not.
     if alpha.min(beta) < 0.0 {
         power(exponent + larger(e.lp, e.lq))
     } else {
@@ -116,7 +116,7 @@ impl<const ONE: bool> Powers<ONE> {
                 teacher: power(self.sum * e.lp),
             };
         }
-        // By the power of the larger probability, whose logarithm has the smaller error, so that all have the same one.
+        // All powers start from the larger probability, whose logarithm has the smaller error, so that they share one error.
         let (above, below) = (larger(e.d, 0.0), smaller(e.d, 0.0));
         let top = self.sum * larger(e.lp, e.lq);
         Terms {
@@ -126,7 +126,7 @@ impl<const ONE: bool> Powers<ONE> {
         }
     }
 
-    /// -h but for the factor, from q^s phi_alpha.
+    /// -h without the factor, from `phi` = q^s phi_alpha.
     ///
     /// With X = (s - 1) u, -h is `q^s ratio phi_alpha(r) + q (-g at the peak) (e^X - 1)`, where both parts are small
     /// if X and r are.
@@ -153,11 +153,13 @@ impl<const ONE: bool> Powers<ONE> {
         if ONE {
             return peak.close_to(self.factor * self.ratio);
         }
-        // A small power's exponent has too few digits; with a small s, so have the sums of what all entries have in common.
+        // The exponent of a small power has too few digits. With a small s all entries are nearly alike, and their sums have
+        // too few digits too.
         if self.alpha.min(self.beta) < 0.0 || self.sum < 0.25 || peak.next() < 1e-7 {
             return f32::INFINITY;
         }
-        // An error of log(p/q) grows by q^s. The normalisers' is one for all entries, whose powers add up to this at most.
+        // An error of log(p/q) enters h with the factor q^s. The normalisers' error is the same for all entries, whose q^s add
+        // up to `all` at most.
         let all = (peak.vocab - 1.0).powf((1.0 - self.sum).max(0.0)) * peak.rest.powf(self.sum);
         let powers =
             (peak.close() * peak.next().powf(self.sum)).max(0.02 * peak.rest * all * peak.entry.q);
@@ -166,7 +168,7 @@ impl<const ONE: bool> Powers<ONE> {
     }
 }
 
-/// A member that is no limit; also where alpha or s is 0.
+/// A member with beta != 0; also where alpha or s is 0.
 #[derive(Clone, Copy)]
 pub(in crate::divergences) struct AlphaBeta<const ONE: bool> {
     powers: Powers<ONE>,
@@ -184,12 +186,12 @@ impl<const ONE: bool> AlphaBeta<ONE> {
     }
 }
 
-/// What every member does with its [`Powers`].
+/// The methods that every member passes on to its [`Powers`].
 macro_rules! by_powers {
     () => {
         const BY_D: bool = true;
 
-        #[allow(clippy::needless_update)] // the limits have nothing but their powers
+        #[allow(clippy::needless_update)] // the limits have no other field
         fn at(self, peak: &Peak) -> Self {
             Self {
                 powers: self.powers.at(peak),
@@ -295,8 +297,8 @@ impl Pointwise for BothZero {
     }
 }
 
-/// The alpha-beta divergence where beta is small: `f = q^s (e^(alpha d) phi_beta - phi_alpha) / s`, equal
-/// to [`AlphaBeta`]'s for any numbers, but no small difference is divided by beta.
+/// The alpha-beta divergence where beta is small: `f = q^s (e^(alpha d) phi_beta - phi_alpha) / s`, equal to [`AlphaBeta`]'s
+/// in exact arithmetic, but no small difference is divided by beta.
 #[derive(Clone, Copy)]
 pub(super) struct SmallBeta {
     powers: Powers<false>,
@@ -304,7 +306,7 @@ pub(super) struct SmallBeta {
     inverse_sum: f32,
     /// See [`series`].
     series: [f32; 7],
-    /// Largest |d| that the series holds for.
+    /// Largest |d| for which the series is used.
     near: f32,
 }
 
