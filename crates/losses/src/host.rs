@@ -2,7 +2,7 @@
 
 use burn::backend::Flex;
 use burn::backend::tensor::FloatTensor;
-use burn::tensor::{Element, Tensor, TensorData};
+use burn::tensor::{DType, Device, Element, Tensor, TensorData};
 use bytemuck::Pod;
 use rayon::prelude::*;
 use std::marker::PhantomData;
@@ -16,6 +16,8 @@ pub(crate) struct Host<L> {
 enum Memory {
     /// Flex's memory, where other tensors share it.
     Shared(FloatTensor<Flex>),
+    #[cfg(feature = "tch")]
+    Libtorch(libtorch::Dense),
     Own(TensorData),
 }
 
@@ -32,7 +34,7 @@ impl<L: Element + Pod> Host<L> {
                     Memory::Own(tensor.into_data_as::<L>())
                 }
             }
-            Err(_) => Memory::Own(tensor.into_data_as::<L>()),
+            Err(_) => elsewhere::<L>(tensor),
         };
         Self {
             memory,
@@ -43,20 +45,14 @@ impl<L: Element + Pod> Host<L> {
     pub fn read(&self) -> &[L] {
         match &self.memory {
             Memory::Shared(flex) => flex.as_slice(),
+            #[cfg(feature = "tch")]
+            Memory::Libtorch(dense) => Some(dense.read()),
             Memory::Own(data) => data.as_slice().ok(),
         }
         .expect("read in this type")
     }
 
     pub fn write(&mut self) -> &mut [L] {
-        self.own().as_mut_slice().expect("read in this type")
-    }
-
-    pub fn into_data(mut self) -> TensorData {
-        std::mem::replace(self.own(), TensorData::new(Vec::<L>::new(), [0]))
-    }
-
-    fn own(&mut self) -> &mut TensorData {
         if let Memory::Shared(flex) = &self.memory {
             // One copy; Burn's own copy of shared memory is copied again where the allocator's alignment is too small.
             let values: Vec<L> = self.read().par_iter().copied().collect();
@@ -64,8 +60,76 @@ impl<L: Element + Pod> Host<L> {
             self.memory = Memory::Own(TensorData::new(values, shape));
         }
         match &mut self.memory {
-            Memory::Own(data) => data,
+            Memory::Own(data) => data.as_mut_slice().expect("read in this type"),
+            #[cfg(feature = "tch")]
+            Memory::Libtorch(dense) => dense.write(),
             Memory::Shared(_) => unreachable!("just copied"),
+        }
+    }
+
+    pub fn into_tensor(self, device: &Device, dtype: DType) -> Tensor<2> {
+        match self.memory {
+            Memory::Own(data) => Tensor::from_data(data, (device, dtype)),
+            #[cfg(feature = "tch")]
+            Memory::Libtorch(dense) => dense.into_tensor(),
+            Memory::Shared(flex) => Tensor::from_primitive::<Flex>(flex),
+        }
+    }
+}
+
+/// The memory of a tensor that is not Flex's.
+fn elsewhere<L: Element + Pod>(tensor: Tensor<2>) -> Memory {
+    #[cfg(feature = "tch")]
+    if let Some(dense) = libtorch::Dense::new::<L>(&tensor) {
+        return Memory::Libtorch(dense);
+    }
+    Memory::Own(tensor.into_data_as::<L>())
+}
+
+/// libtorch's tensors on the CPU, without a copy to data of Burn's own.
+#[cfg(feature = "tch")]
+#[allow(deprecated)] // Burn will drop libtorch one day
+mod libtorch {
+    use burn::backend::tensor::FloatTensor;
+    use burn::backend::{LibTorch, TensorMetadata};
+    use burn::tensor::{Element, Tensor};
+    use bytemuck::Pod;
+
+    /// A tensor in host memory, row after row.
+    pub(super) struct Dense(FloatTensor<LibTorch>);
+
+    impl Dense {
+        /// `None` where it lies elsewhere, in another order or in numbers other than `L`.
+        pub fn new<L: Element + Pod>(tensor: &Tensor<2>) -> Option<Self> {
+            let x = tensor.clone().try_into_primitive::<LibTorch>().ok()?;
+            let here = !x.tensor.device().is_cuda();
+            (here && x.dtype() == L::dtype() && x.tensor.is_contiguous()).then_some(Self(x))
+        }
+
+        pub fn read<L: Element + Pod>(&self) -> &[L] {
+            self.check::<L>();
+            let x = &self.0.tensor;
+            // SAFETY: as many numbers of this type lie there, as just checked, and live as long as the tensor. libtorch
+            // writes only to tensors that nothing else holds.
+            unsafe { std::slice::from_raw_parts(x.data_ptr().cast(), x.numel()) }
+        }
+
+        pub fn write<L: Element + Pod>(&mut self) -> &mut [L] {
+            self.check::<L>();
+            if !self.0.can_mut() {
+                self.0 = FloatTensor::<LibTorch>::new(self.0.tensor.copy());
+            }
+            let x = &self.0.tensor;
+            // SAFETY: as for `read`, and no other tensor uses the memory.
+            unsafe { std::slice::from_raw_parts_mut(x.data_ptr().cast(), x.numel()) }
+        }
+
+        pub fn into_tensor(self) -> Tensor<2> {
+            Tensor::from_primitive::<LibTorch>(self.0)
+        }
+
+        fn check<L: Element + Pod>(&self) {
+            assert!(self.0.tensor.is_contiguous() && self.0.dtype() == L::dtype());
         }
     }
 }
@@ -73,7 +137,6 @@ impl<L: Element + Pod> Host<L> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use burn::tensor::{DType, Device};
 
     #[test]
     fn views_are_read_as_they_are_and_what_others_hold_stays() {
@@ -104,7 +167,7 @@ mod tests {
             assert_eq!(matches!(host.memory, Memory::Shared(_)), shared);
             assert_eq!(host.read(), expected);
             host.write().fill(9.0);
-            let written = host.into_data();
+            let written = host.into_tensor(&device, DType::F32).into_data();
             assert_eq!(*written.shape(), shape);
             assert_eq!(
                 written.as_slice::<f32>().unwrap(),
@@ -112,5 +175,32 @@ mod tests {
             );
         }
         assert_eq!(kept.into_data(), all().into_data());
+    }
+
+    #[cfg(feature = "tch")]
+    #[test]
+    fn libtorchs_memory_is_used_as_it_is_and_what_others_hold_stays() {
+        let device = abkd_host::libtorch().unwrap();
+        let rows = || Tensor::<2>::from_floats([[0.0, 1.0], [2.0, 3.0]], &device);
+        let kept = rows();
+        for (tensor, in_place) in [
+            (kept.clone(), true),
+            (rows(), true),
+            (kept.clone().transpose(), false),
+            (kept.clone().cast(DType::BF16), false),
+        ] {
+            let (before, dtype) = (tensor.clone().into_data_as::<f32>(), tensor.dtype());
+            let mut host = Host::<f32>::new(tensor);
+            assert_eq!(matches!(host.memory, Memory::Libtorch(_)), in_place);
+            assert_eq!(host.read(), before.as_slice::<f32>().unwrap());
+            host.write().fill(9.0);
+            let written = host.into_tensor(&device, dtype);
+            assert_eq!(written.dtype(), dtype);
+            assert_eq!(
+                written.into_data_as::<f32>().as_slice::<f32>().unwrap(),
+                [9.0; 4]
+            );
+        }
+        assert_eq!(kept.into_data(), rows().into_data());
     }
 }

@@ -112,7 +112,7 @@ fn in_place<L: Element + Pod>(
     kernel(logits.write(), &mut value)?;
     Ok(Rows {
         value: Tensor::from_data(TensorData::new(value, [n]), (&device, DType::F32)),
-        grad: Tensor::from_data(logits.into_data(), (&device, dtype)),
+        grad: logits.into_tensor(&device, dtype),
     })
 }
 
