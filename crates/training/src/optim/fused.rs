@@ -1,7 +1,7 @@
 //! AdamW in one pass over a parameter, its gradient and its moments.
 //!
-//! Burn's own AdamW runs some fifteen operations, each with a separate pass over memory. Results and state are equal bit
-//! by bit.
+//! Burn's own AdamW runs some fifteen operations, each with a separate pass over memory. Results and state are equal, on
+//! Flex bit by bit; libtorch rounds some of the operations in another way.
 
 use abkd_host::{LANES, dispatch, fault};
 use burn::backend::Flex;
@@ -230,12 +230,23 @@ mod tests {
 
     #[test]
     fn it_is_burns_bit_by_bit() {
-        for device in std::iter::once(Device::flex()).chain(abkd_host::libtorch()) {
-            is_burns(&device);
-        }
+        is_burns(&Device::flex(), 0.0);
     }
 
-    fn is_burns(device: &Device) {
+    #[cfg(feature = "tch")]
+    #[test]
+    fn on_libtorch_it_is_burns_but_for_rounding() {
+        is_burns(&abkd_host::libtorch().unwrap(), 5e-7);
+    }
+
+    /// `tolerance` is relative to the value, or to 1 where that is smaller.
+    fn is_burns(device: &Device, tolerance: f32) {
+        let alike = |ours: TensorData, theirs: TensorData| {
+            let (ours, theirs) = (ours.as_slice::<f32>(), theirs.as_slice::<f32>());
+            for (a, b) in ours.unwrap().iter().zip(theirs.unwrap()) {
+                assert!((a - b).abs() <= tolerance * b.abs().max(1.0), "{a} {b}");
+            }
+        };
         for decay in [0.0f32, 0.01] {
             let burn = AdamWConfig::new()
                 .with_beta_2(0.98)
@@ -257,13 +268,16 @@ mod tests {
                 let lr = 1e-3 / f64::from(step + 1);
                 ours = fused.step(lr, ours.0, grad.clone(), ours.1);
                 theirs = burn.step(lr, theirs.0, grad, theirs.1);
-                assert_eq!(ours.0.to_data(), theirs.0.to_data(), "step {step}");
+                alike(ours.0.to_data(), theirs.0.to_data());
             }
             let moments = |s: Option<AdamWState<2>>| {
                 let m = s.unwrap().momentum;
                 (m.time, m.moment_1.into_data(), m.moment_2.into_data())
             };
-            assert_eq!(moments(ours.1), moments(theirs.1));
+            let ((time, first, second), theirs) = (moments(ours.1), moments(theirs.1));
+            assert_eq!(time, theirs.0);
+            alike(first, theirs.1);
+            alike(second, theirs.2);
         }
     }
 }
