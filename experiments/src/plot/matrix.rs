@@ -78,7 +78,9 @@ fn panel(area: &Area, title: &str, set: &OnSet, largest: f64) -> Result<()> {
             let counts = d.losses.as_ref().is_some_and(|(_, p)| *p < 0.05);
             let star = if counts { "*" } else { "" };
             let style = text_style(13, HPos::Center, VPos::Center);
-            let text = format!("{:+.1}{star}", d.mean);
+            // A difference that rounds to 0 has no sign.
+            let number = format!("{:+.1}", d.mean).replace("-0.0", "0.0");
+            let text = number.replace("+0.0", "0.0") + star;
             area.draw(&Text::new(text, (x + w / 2, y + h / 2), style))?;
         }
     }
