@@ -5,12 +5,15 @@
 #   tools/mutants.sh faults    the first part alone; a build and some minutes
 set -euo pipefail
 cd "$(dirname "$0")/.."
-tests() { cargo test --release --workspace --features "${FEATURES:-abkd-host/faults}" --lib --test golden --test properties \
+# A test that a fault keeps from ending has noticed it.
+tests() { timeout 1200 cargo test --release --workspace --features "${FEATURES:-abkd-host/faults}" --lib --test golden --test properties \
     --test methods --test trajectory --test configs --test packed --test goldens --quiet; }
 
 echo "without a fault"
 tests > /dev/null 2>&1 || { echo "the tests fail without a fault: run them first"; exit 1; }
 names=$(cat $(find crates -name '*.rs' -path '*/src/*' ! -name fault.rs) | tr '\n' ' ' | grep -oP 'fault!\(\s*"\K[^"]+' | sort -u)
+# A property that a fault breaks is no case to remember.
+export PROPTEST_DISABLE_FAILURE_PERSISTENCE=1
 missed=0
 while read -r name; do
     if ABKD_FAULT="$name" tests > /dev/null 2>&1; then

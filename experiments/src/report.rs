@@ -209,7 +209,7 @@ pub(crate) fn draw_into(
                 };
                 let labels: Vec<&str> = e.rows.iter().map(|row| row.label.as_str()).collect();
                 plot::grid(
-                    &spec.grid, &labels, &ours, evidence, &curves, path, &e.title, &titles,
+                    &spec.grid, &labels, &ours, evidence, &curves, path, &e.title,
                 )?;
                 return Ok(drawn);
             }

@@ -85,7 +85,7 @@ impl Estimate {
 }
 
 fn student(degrees: f64) -> StudentsT {
-    let degrees = fault!("normal intervals", degrees.max(1.0), 1e9);
+    let degrees = fault!("normal intervals", degrees.max(1.0), 1e3);
     StudentsT::new(0.0, 1.0, degrees).expect("one degree of freedom at least")
 }
 

@@ -141,6 +141,24 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_temperature_divides_the_logits() {
+        // At a temperature of 2, weights of 1 and 2.
+        let decoding = Decoding {
+            temperature: 2.0,
+            ..Decoding::sampling()
+        };
+        let at = |u| super::draw(&[0.0, 4f32.ln()], u, &decoding).unwrap();
+        assert_eq!([at(0.33), at(0.34)], [0, 1]);
+        let ranked = Decoding {
+            top_k: 2,
+            ..decoding.clone()
+        };
+        // The likeliest token comes first.
+        let at = |u| super::draw(&[0.0, 4f32.ln()], u, &ranked).unwrap();
+        assert_eq!([at(0.66), at(0.67)], [1, 0]);
+    }
+
+    #[test]
     fn a_draw_follows_the_cumulative_probability() {
         let logits = [1.0f32.ln(), 2.0f32.ln(), 1.0f32.ln(), f32::NEG_INFINITY];
         let sample = |u| draw(&logits, u, &Decoding::sampling()).unwrap();

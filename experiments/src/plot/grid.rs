@@ -34,9 +34,9 @@ pub fn grid(
     curves: &[CurvePoint],
     path: &Path,
     title: &str,
-    titles: &Titles,
 ) -> Result<()> {
-    let layers = layers(labels, table, evidence, curves, titles);
+    let titles = evidence.map_or_else(Titles::default, |evidence| evidence.titles.clone());
+    let layers = layers(labels, table, evidence, curves, &titles);
     match grid.keys.len() {
         1 => lines(grid, labels, &layers, path, title),
         2 => maps(grid, labels, &layers, path, title),
@@ -402,17 +402,7 @@ mod tests {
                     .collect(),
                 points: points.collect(),
             };
-            grid(
-                &made,
-                &labels,
-                &table(&labels),
-                None,
-                &[],
-                &path,
-                "x",
-                &Titles::default(),
-            )
-            .unwrap();
+            grid(&made, &labels, &table(&labels), None, &[], &path, "x").unwrap();
             let (panel, head) = if keys == 1 { (LINES, 90) } else { (MAP, 60) };
             assert_eq!(png_size(&path), (2 * panel.0, head + panel.1));
         }
