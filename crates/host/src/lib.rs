@@ -5,6 +5,8 @@ mod choice;
 pub mod chunks;
 pub mod fault;
 pub mod files;
+#[cfg(feature = "tch")]
+pub mod libtorch;
 pub mod math;
 pub mod rng;
 pub mod seal;

@@ -1,5 +1,7 @@
 //! Logits in host memory. They are copied only for a write to memory that other tensors share.
 
+#[cfg(feature = "tch")]
+use abkd_host::libtorch;
 use burn::backend::Flex;
 use burn::backend::tensor::FloatTensor;
 use burn::tensor::{DType, Device, Element, Tensor, TensorData};
@@ -16,8 +18,9 @@ pub(crate) struct Host<L> {
 enum Memory {
     /// Flex's memory, where other tensors share it.
     Shared(FloatTensor<Flex>),
+    /// libtorch's memory.
     #[cfg(feature = "tch")]
-    Libtorch(libtorch::Dense),
+    Libtorch(libtorch::Primitive),
     Own(TensorData),
 }
 
@@ -46,7 +49,7 @@ impl<L: Element + Pod> Host<L> {
         match &self.memory {
             Memory::Shared(flex) => flex.as_slice(),
             #[cfg(feature = "tch")]
-            Memory::Libtorch(dense) => Some(dense.read()),
+            Memory::Libtorch(dense) => Some(libtorch::read(dense)),
             Memory::Own(data) => data.as_slice().ok(),
         }
         .expect("read in this type")
@@ -62,7 +65,7 @@ impl<L: Element + Pod> Host<L> {
         match &mut self.memory {
             Memory::Own(data) => data.as_mut_slice().expect("read in this type"),
             #[cfg(feature = "tch")]
-            Memory::Libtorch(dense) => dense.write(),
+            Memory::Libtorch(dense) => libtorch::write(dense),
             Memory::Shared(_) => unreachable!("just copied"),
         }
     }
@@ -71,7 +74,10 @@ impl<L: Element + Pod> Host<L> {
         match self.memory {
             Memory::Own(data) => Tensor::from_data(data, (device, dtype)),
             #[cfg(feature = "tch")]
-            Memory::Libtorch(dense) => dense.into_tensor(),
+            Memory::Libtorch(dense) => {
+                #[allow(deprecated)] // Burn will drop libtorch one day
+                Tensor::from_primitive::<burn::backend::LibTorch>(dense)
+            }
             Memory::Shared(flex) => Tensor::from_primitive::<Flex>(flex),
         }
     }
@@ -80,58 +86,15 @@ impl<L: Element + Pod> Host<L> {
 /// The memory of a tensor that is not Flex's.
 fn elsewhere<L: Element + Pod>(tensor: Tensor<2>) -> Memory {
     #[cfg(feature = "tch")]
-    if let Some(dense) = libtorch::Dense::new::<L>(&tensor) {
-        return Memory::Libtorch(dense);
+    #[allow(deprecated)] // Burn will drop libtorch one day
+    if let Ok(x) = tensor
+        .clone()
+        .try_into_primitive::<burn::backend::LibTorch>()
+        && libtorch::is_dense::<L>(&x)
+    {
+        return Memory::Libtorch(x);
     }
     Memory::Own(tensor.into_data_as::<L>())
-}
-
-/// libtorch's tensors on the CPU, without a copy to data of Burn's own.
-#[cfg(feature = "tch")]
-#[allow(deprecated)] // Burn will drop libtorch one day
-mod libtorch {
-    use burn::backend::tensor::FloatTensor;
-    use burn::backend::{LibTorch, TensorMetadata};
-    use burn::tensor::{Element, Tensor};
-    use bytemuck::Pod;
-
-    /// A tensor in host memory, row after row.
-    pub(super) struct Dense(FloatTensor<LibTorch>);
-
-    impl Dense {
-        /// `None` where it lies elsewhere, in another order or in numbers other than `L`.
-        pub fn new<L: Element + Pod>(tensor: &Tensor<2>) -> Option<Self> {
-            let x = tensor.clone().try_into_primitive::<LibTorch>().ok()?;
-            let here = !x.tensor.device().is_cuda();
-            (here && x.dtype() == L::dtype() && x.tensor.is_contiguous()).then_some(Self(x))
-        }
-
-        pub fn read<L: Element + Pod>(&self) -> &[L] {
-            self.check::<L>();
-            let x = &self.0.tensor;
-            // SAFETY: as many numbers of this type lie there, as just checked, and live as long as the tensor. libtorch
-            // writes only to tensors that nothing else holds.
-            unsafe { std::slice::from_raw_parts(x.data_ptr().cast(), x.numel()) }
-        }
-
-        pub fn write<L: Element + Pod>(&mut self) -> &mut [L] {
-            self.check::<L>();
-            if !self.0.can_mut() {
-                self.0 = FloatTensor::<LibTorch>::new(self.0.tensor.copy());
-            }
-            let x = &self.0.tensor;
-            // SAFETY: as for `read`, and no other tensor uses the memory.
-            unsafe { std::slice::from_raw_parts_mut(x.data_ptr().cast(), x.numel()) }
-        }
-
-        pub fn into_tensor(self) -> Tensor<2> {
-            Tensor::from_primitive::<LibTorch>(self.0)
-        }
-
-        fn check<L: Element + Pod>(&self) {
-            assert!(self.0.tensor.is_contiguous() && self.0.dtype() == L::dtype());
-        }
-    }
 }
 
 #[cfg(test)]

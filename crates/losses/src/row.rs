@@ -174,6 +174,19 @@ impl<L: Logit> Run<'_, L> {
         value: &mut [f32],
         make: impl Fn(&RowView) -> D + Sync,
     ) -> Result<(), Error> {
+        self.each(student, value, |index, z, scratch| {
+            self.row(index, z, &make, scratch)
+        })
+    }
+
+    /// Runs `row` on every row: its index, the student's logits, which the gradient replaces, and scratch memory. It returns
+    /// the row's value.
+    pub fn each(
+        &self,
+        student: &mut [L],
+        value: &mut [f32],
+        row: impl Fn(usize, &mut [L], &mut Scratch) -> Result<f64, Error> + Sync,
+    ) -> Result<(), Error> {
         student
             .par_chunks_exact_mut(self.vocab.max(1))
             .zip(value)
@@ -181,8 +194,8 @@ impl<L: Logit> Run<'_, L> {
             .map_init(
                 || Scratch::new(self.vocab),
                 |scratch, (index, (z, value))| {
-                    let sum = self.row(index, z, &make, scratch);
-                    sum.map(|sum| *value = sum as f32).err()
+                    let found = row(index, z, scratch);
+                    found.map(|found| *value = found as f32).err()
                 },
             )
             // the first bad row, whatever the order of work

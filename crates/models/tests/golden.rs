@@ -9,16 +9,19 @@ use abkd_models::{Error, LanguageModel, Precision, checkpoint, lora, verify};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use common::{goldens, load};
 
+/// A checkpoint of each architecture and dialect.
+const ARCHITECTURES: [&str; 6] = [
+    "gpt2-tiny",
+    "llama-tiny",
+    "llama-tied-tiny",
+    "mistral-tiny",
+    "qwen2-tiny",
+    "qwen3-tiny",
+];
+
 #[test]
 fn logits_and_greedy_tokens_are_those_of_transformers() {
-    for name in [
-        "gpt2-tiny",
-        "llama-tiny",
-        "llama-tied-tiny",
-        "mistral-tiny",
-        "qwen2-tiny",
-        "qwen3-tiny",
-    ] {
+    for name in ARCHITECTURES {
         for check in verify::verify_model(&goldens().join(name), &Device::flex()).unwrap() {
             assert!(check.error <= check.tolerance, "{name}: {check:?}");
         }
@@ -120,14 +123,7 @@ fn an_adapter_of_peft_gives_pefts_logits_and_is_written_as_peft_writes_it() {
 
 #[test]
 fn a_saved_checkpoint_loads_with_the_same_numbers() {
-    for name in [
-        "gpt2-tiny",
-        "llama-tiny",
-        "llama-tied-tiny",
-        "mistral-tiny",
-        "qwen2-tiny",
-        "qwen3-tiny",
-    ] {
+    for name in ARCHITECTURES {
         let dir = tempfile::tempdir().unwrap();
         let model = load(name);
         checkpoint::save(&model, dir.path(), checkpoint::StoredAs::F32).unwrap();

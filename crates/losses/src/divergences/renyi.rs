@@ -2,7 +2,6 @@
 //! the alpha-beta family.
 
 use abkd_host::math::SATURATE;
-use rayon::prelude::*;
 
 use super::alpha_beta::{AlphaBeta, geometric_mean, tensors};
 use super::{Definition, Form, Parameter, Params, Range};
@@ -91,7 +90,8 @@ impl Kernel for Renyi {
             alpha: alpha as f32,
         };
         let member = AlphaBeta::<true>::new(alpha, 1.0 - alpha, of_member(alpha));
-        let row = |index: usize, z: &mut [L], Scratch { z: zs, t: ts, p, q }: &mut Scratch| {
+        run.each(student, value, |index, z, scratch| {
+            let Scratch { z: zs, t: ts, p, q } = scratch;
             let (logits, t) = (L::read(z, zs), L::read(run.teacher(index), ts));
             let norms = normalize(index, logits, t, p, q)?;
             let sum = dispatch_formulas(mixed.at(&norms.peak), logits, t, p, q, norms).f;
@@ -104,21 +104,8 @@ impl Kernel for Renyi {
                 dispatch_gradient(out, p, q, norms, sums);
                 out.iter_mut().for_each(|g| *g *= scale);
             });
-            Ok((log / (alpha - 1.0)) as f32)
-        };
-        student
-            .par_chunks_exact_mut(run.vocab.max(1))
-            .zip(value)
-            .enumerate()
-            .map_init(
-                || Scratch::new(run.vocab),
-                |scratch, (index, (z, value))| {
-                    let found = row(index, z, scratch);
-                    found.map(|found| *value = found).err()
-                },
-            )
-            .find_map_first(|error: Option<Error>| error)
-            .map_or(Ok(()), Err)
+            Ok(log / (alpha - 1.0))
+        })
     }
 }
 

@@ -43,23 +43,18 @@ impl Memory for Flex {
 
 #[cfg(feature = "tch")]
 mod libtorch {
-    use burn::backend::{LibTorch, TensorMetadata};
+    use abkd_host::libtorch;
+    use burn::backend::LibTorch;
 
     use super::{DType, FloatTensor, Memory, Shape};
 
     impl Memory for LibTorch {
         fn dense(x: FloatTensor<Self>) -> FloatTensor<Self> {
-            if x.tensor.is_contiguous() {
-                return x;
-            }
-            FloatTensor::<Self>::new(x.tensor.contiguous())
+            libtorch::dense(x)
         }
 
         fn read(x: &FloatTensor<Self>) -> &[f32] {
-            check(x);
-            // SAFETY: `numel` numbers of this type lie there, as just checked, and live as long as `x`. libtorch writes only
-            // to tensors that nothing else holds.
-            unsafe { std::slice::from_raw_parts(x.tensor.data_ptr().cast(), x.tensor.numel()) }
+            libtorch::read(x)
         }
 
         fn empty(shape: Shape) -> FloatTensor<Self> {
@@ -72,13 +67,7 @@ mod libtorch {
         }
 
         fn write(x: &mut FloatTensor<Self>) -> &mut [f32] {
-            check(x);
-            // SAFETY: as for `read`; any bits are a number.
-            unsafe { std::slice::from_raw_parts_mut(x.tensor.data_ptr().cast(), x.tensor.numel()) }
+            libtorch::write(x)
         }
-    }
-
-    fn check(x: &FloatTensor<LibTorch>) {
-        assert!(x.tensor.is_contiguous() && x.dtype() == DType::F32);
     }
 }

@@ -112,20 +112,18 @@ fn update_all(numbers: Numbers, [weights, first, second]: [&mut [f32]; 3], grad:
 #[cfg(feature = "tch")]
 #[allow(deprecated)] // Burn will drop libtorch one day
 mod libtorch {
-    use burn::backend::tensor::FloatTensor;
-    use burn::backend::{LibTorch, TensorMetadata};
-    use burn::tensor::{DType, Tensor};
+    use abkd_host::libtorch::{Primitive, dense, is_dense, read, write};
+    use burn::backend::LibTorch;
+    use burn::tensor::Tensor;
 
     use super::{Numbers, all_squares, update_all};
-
-    type Primitive = FloatTensor<LibTorch>;
 
     pub(super) fn in_place<const D: usize>(
         numbers: Numbers,
         tensors: [Tensor<D>; 3],
         grad: Tensor<D>,
     ) -> [Tensor<D>; 3] {
-        let mut tensors = tensors.map(|x| owned(primitive(x)));
+        let mut tensors = tensors.map(primitive);
         let grad = dense(primitive(grad));
         update_all(numbers, tensors.each_mut().map(write), read(&grad));
         tensors.map(Tensor::from_primitive::<LibTorch>)
@@ -133,48 +131,12 @@ mod libtorch {
 
     pub(super) fn sum_of_squares<const D: usize>(x: &Tensor<D>) -> Option<f64> {
         let x = x.clone().try_into_primitive::<LibTorch>().ok()?;
-        let on_host =
-            x.dtype() == DType::F32 && x.tensor.is_contiguous() && !x.tensor.device().is_cuda();
-        on_host.then(|| all_squares(read(&x)))
+        is_dense::<f32>(&x).then(|| all_squares(read(&x)))
     }
 
     fn primitive<const D: usize>(x: Tensor<D>) -> Primitive {
         let x = x.try_into_primitive::<LibTorch>();
         x.unwrap_or_else(|_| panic!("the caller checks the device"))
-    }
-
-    /// The same numbers, row after row.
-    fn dense(x: Primitive) -> Primitive {
-        if x.tensor.is_contiguous() {
-            return x;
-        }
-        Primitive::new(x.tensor.contiguous())
-    }
-
-    /// The same numbers, row after row, in memory that no other tensor uses.
-    fn owned(x: Primitive) -> Primitive {
-        if x.tensor.is_contiguous() && x.can_mut() {
-            return x;
-        }
-        Primitive::new(x.tensor.contiguous().copy())
-    }
-
-    fn read(x: &Primitive) -> &[f32] {
-        check(x);
-        // SAFETY: as many numbers of this type lie there, as just checked, and live as long as `x`. libtorch writes only to
-        // tensors that nothing else holds.
-        unsafe { std::slice::from_raw_parts(x.tensor.data_ptr().cast(), x.tensor.numel()) }
-    }
-
-    fn write(x: &mut Primitive) -> &mut [f32] {
-        check(x);
-        assert!(x.can_mut());
-        // SAFETY: as for `read`, and no other tensor uses the memory.
-        unsafe { std::slice::from_raw_parts_mut(x.tensor.data_ptr().cast(), x.tensor.numel()) }
-    }
-
-    fn check(x: &Primitive) {
-        assert!(x.tensor.is_contiguous() && x.dtype() == DType::F32);
     }
 }
 
