@@ -44,7 +44,8 @@ const INTERRUPTED: u8 = 130;
   abkd compare table1                        ours beside the paper's, with intervals and a verdict
   abkd report table1                         the same on one page, with pictures and answers
   abkd distill TEACHER layers:10 --data train.jsonl --out my-student    a student of your own
-  abkd verify losses crates/losses/tests/goldens/losses.json"
+  abkd verify losses crates/losses/tests/goldens/losses.json
+  abkd check emit cases                      cases for an implementation of a loss of your own, to be judged"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -145,6 +146,12 @@ enum Command {
         #[arg(long, default_value = "flex")]
         backend: String,
     },
+    /// Judge another implementation of a distillation loss: cases out, a verdict back
+    ///
+    /// The verdict says which divergence its gradient is of, in which direction, times which scale, how it averages tokens,
+    /// and in which cases it breaks. No model and no data are needed.
+    #[command(subcommand)]
+    Check(CheckCommand),
     /// Fetch a profile's data sets or checkpoints from the Hugging Face Hub
     ///
     /// HF_ENDPOINT (a mirror), HF_TOKEN and HF_HOME (the cache) are used. Existing files are not fetched again, and an
@@ -189,6 +196,22 @@ enum Fetchable {
     Data,
     /// Teacher and student, into their checkpoint folders
     Weights,
+}
+
+#[derive(Subcommand)]
+enum CheckCommand {
+    /// Write the cases into a folder: logits and labels, the right values, and a README that says what to compute
+    Emit {
+        /// A new or empty folder
+        folder: PathBuf,
+    },
+    /// Judge another program's losses and gradients; status 1 where something is wrong
+    Judge {
+        /// The folder of the cases
+        folder: PathBuf,
+        /// safetensors with CASE.loss and CASE.grad
+        theirs: PathBuf,
+    },
 }
 
 #[derive(Subcommand)]
@@ -370,6 +393,20 @@ fn run(command: Command) -> Result<ExitCode> {
             print(&(lines.join("\n") + "\n"))
         }
         Command::Data(command) => data_command(&command),
+        Command::Check(CheckCommand::Emit { folder }) => {
+            let files = abkd_referee::emit(&folder)?;
+            let lines: Vec<String> = files.iter().map(|f| format!("{}\n", f.display())).collect();
+            print(&lines.concat())
+        }
+        Command::Check(CheckCommand::Judge { folder, theirs }) => {
+            let verdict = abkd_referee::judge(&folder, &theirs)?;
+            print(&verdict.to_string())?;
+            Ok(if verdict.is_right() {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            })
+        }
         Command::Bench { folders } => {
             let places = folders.places();
             let path = places.figures.join("bench.png");

@@ -11,6 +11,7 @@ pub mod math;
 pub mod rng;
 pub mod seal;
 
+#[cfg(feature = "burn")]
 use burn::tensor::Device;
 
 /// Lanes of every sum. The number is fixed, so that a result depends neither on the instruction set nor on the number of
@@ -18,6 +19,7 @@ use burn::tensor::Device;
 pub const LANES: usize = 16;
 
 /// libtorch's CPU, where this build has it (feature `tch`).
+#[cfg(feature = "burn")]
 pub fn libtorch() -> Option<Device> {
     #[cfg(feature = "tch")]
     #[allow(deprecated)] // Burn will drop libtorch one day
@@ -28,6 +30,7 @@ pub fn libtorch() -> Option<Device> {
 
 /// Whether tensors of `device` lie in host memory and outside any autodiff graph, so that a kernel may read them there and
 /// write its result there.
+#[cfg(feature = "burn")]
 pub fn serves(device: &Device) -> bool {
     // Device equality ignores autodiff.
     if device.is_autodiff() {

@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use abkd_losses::{Divergence, row};
+use abkd_losses::{Divergence, Logits, row};
 use criterion::{BenchmarkGroup, Criterion, SamplingMode, Throughput, measurement::WallTime};
 use rayon::prelude::*;
 
@@ -22,7 +22,7 @@ const GROWTH: [[usize; 2]; 7] = [
     [1024, 100_000],
 ];
 
-struct Logits {
+struct Inputs {
     size: [usize; 2],
     student: Vec<f32>,
     teacher: Vec<f32>,
@@ -31,7 +31,7 @@ struct Logits {
     value: Vec<f32>,
 }
 
-impl Logits {
+impl Inputs {
     fn new(size: [usize; 2]) -> Self {
         let noise = |seed: u64| -> Vec<f32> {
             (0..(size[0] * size[1]) as u64)
@@ -64,7 +64,17 @@ impl Logits {
     fn divergence(&mut self, d: &Divergence) {
         let (work, value) = (&mut self.work, &mut self.value);
         let fidelity = d.default_fidelity();
-        row::divergence(d, fidelity, work, &self.teacher, self.size[1], value).expect("finite");
+        row::divergence(
+            d,
+            fidelity,
+            Logits {
+                student: work,
+                teacher: &self.teacher,
+            },
+            self.size[1],
+            value,
+        )
+        .expect("finite");
     }
 }
 
@@ -73,8 +83,8 @@ impl Logits {
 fn bench(
     group: &mut BenchmarkGroup<WallTime>,
     size: [usize; 2],
-    kept: &mut Option<Logits>,
-    mut f: impl FnMut(&mut Logits),
+    kept: &mut Option<Inputs>,
+    mut f: impl FnMut(&mut Inputs),
 ) {
     let [rows, vocab] = size;
     group
@@ -84,7 +94,7 @@ fn bench(
             if kept.as_ref().is_none_or(|logits| logits.size != size) {
                 // frees the old ones first
                 *kept = None;
-                *kept = Some(Logits::new(size));
+                *kept = Some(Inputs::new(size));
             }
             let logits = kept.as_mut().expect("just made");
             b.iter_custom(|iterations| {
@@ -112,7 +122,7 @@ fn main() {
         &mut criterion.benchmark_group("pass"),
         SIZE,
         kept,
-        Logits::pass,
+        Inputs::pass,
     );
     for d in Divergence::all() {
         let id = d.id();

@@ -3,7 +3,7 @@
 use burn::tensor::Tensor;
 
 use crate::divergences::Form;
-use crate::{Divergence, Error, Fidelity, value};
+use crate::{Divergence, Error, Fidelity, Logits, value};
 
 /// Chooses one of two divergences for a batch that is too large for one call, see [`Divergence::choice`].
 pub struct Choice {
@@ -33,10 +33,9 @@ impl Choice {
     /// # Errors
     ///
     /// As [`value_and_grad`](crate::value_and_grad).
-    pub fn add(&mut self, logits: impl Fn() -> [Tensor<2>; 2]) -> Result<(), Error> {
+    pub fn add(&mut self, logits: impl Fn() -> Logits<Tensor<2>>) -> Result<(), Error> {
         for (sum, member) in self.sums.iter_mut().zip(&self.members) {
-            let [student, teacher] = logits();
-            let rows = value(member, Fidelity::Paper, student, teacher)?;
+            let rows = value(member, Fidelity::Paper, logits())?;
             *sum += f64::from(rows.sum().into_scalar::<f32>());
         }
         Ok(())
@@ -62,14 +61,20 @@ mod tests {
         let peaked = [9.0, 0.0, 1.0];
         let mut seen = Vec::new();
         for (student, teacher) in [([calm, peaked], [peaked; 2]), ([peaked, calm], [calm; 2])] {
-            let [student, teacher] = [student, teacher].map(rows);
+            let logits = Logits {
+                student: rows(student),
+                teacher: rows(teacher),
+            };
             let mut choice = alpha_net.choice(Fidelity::Official).unwrap();
             for row in 0..2 {
-                let part = || [&student, &teacher].map(|x| x.clone().narrow(0, row, 1));
+                let part = || Logits {
+                    student: logits.student.clone().narrow(0, row, 1),
+                    teacher: logits.teacher.clone().narrow(0, row, 1),
+                };
                 choice.add(part).unwrap();
             }
             let (chosen, form) = choice.chosen();
-            let value = |d, form| value(d, form, student.clone(), teacher.clone()).unwrap();
+            let value = |d, form| value(d, form, logits.clone()).unwrap();
             let whole = value(&alpha_net, Fidelity::Official).into_data();
             let parts = value(&chosen, form).into_data();
             whole.assert_approx_eq::<f32>(&parts, Default::default());

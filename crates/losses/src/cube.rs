@@ -56,7 +56,7 @@ pub(crate) fn divergence(
 fn describe(divergence: &Divergence, fidelity: Fidelity) -> Option<Description> {
     match divergence.definition().form {
         Form::Sum { cube, .. } => cube?(divergence.values(), fidelity),
-        Form::Rows(_) | Form::Larger(_) => None,
+        Form::Rows { .. } | Form::Larger(_) => None,
     }
 }
 

@@ -13,9 +13,12 @@ mod skew;
 mod todi;
 mod total_variation;
 
+#[cfg(feature = "burn")]
+use crate::Rows;
+#[cfg(feature = "burn")]
 use crate::reference::{Pair, Terms};
 use crate::row::Job;
-use crate::{Divergence, Error, Fidelity, Rows};
+use crate::{Divergence, Error, Fidelity};
 
 /// Every divergence, in the order of the paper's tables.
 pub(crate) static ALL: &[&Definition] = &[
@@ -40,6 +43,7 @@ pub(crate) static ALL: &[&Definition] = &[
 pub(crate) type Params = [f64; 2];
 
 /// What a divergence is, and how it is computed. (p = teacher, q = student, m = mixture)
+#[cfg_attr(not(feature = "burn"), allow(dead_code))]
 pub(crate) struct Definition {
     /// The name in settings and result files.
     pub id: &'static str,
@@ -60,10 +64,12 @@ pub(crate) struct Definition {
 }
 
 /// How a divergence is computed from tensors.
+#[cfg_attr(not(feature = "burn"), allow(dead_code))]
 pub(crate) enum Form {
     /// A sum over the vocabulary.
     Sum {
         /// f and h as tensor operations, for any device.
+        #[cfg(feature = "burn")]
         tensors: fn(&Pair, Params, Fidelity) -> Terms,
         /// Formula and numbers of the kernel for CubeCL devices. Without them, or where the function returns `None`, these
         /// devices run the tensor operations.
@@ -71,7 +77,11 @@ pub(crate) enum Form {
         cube: Option<fn(Params, Fidelity) -> Option<crate::cube::Description>>,
     },
     /// No sum over the vocabulary: rows computed by tensor operations, on every device but the CPU.
-    Rows(fn(&Pair, Params) -> Rows),
+    Rows {
+        /// These operations.
+        #[cfg(feature = "burn")]
+        tensors: fn(&Pair, Params) -> Rows,
+    },
     /// The larger of two divergences, the first where both are equal. Official: by their sums over the rows of a call. Paper:
     /// row by row. Both members are computed with [`Fidelity::Paper`].
     Larger(fn(Params) -> [Divergence; 2]),

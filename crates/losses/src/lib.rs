@@ -3,15 +3,39 @@
 //!
 //! Every divergence here is a sum `D = sum_v f(p_v, q_v)` over the vocabulary, in nats (AlphaNet and Renyi are built from
 //! such sums). With `h = q df/dq` its gradient in the student's logits is `dD/dz_j = h_j - q_j sum_v h_v`. So a divergence is
-//! two scalar formulas, and one row kernel serves all: [`row`] on the CPU, `cube` on wgpu and CUDA devices (with the features
-//! of these names). [`reference`] computes the same with tensor operations on any backend, and serves the rest.
+//! two scalar formulas, and one row kernel serves all: [`row`], on slices in host memory.
+//!
+//! ```
+//! use abkd_losses::{Divergence, Fidelity, Logits, row};
+//!
+//! // Two rows of three logits. The gradient takes the place of the student's.
+//! let mut student = [0.0f32, 1.0, 2.0, 0.5, 0.5, 0.5];
+//! let teacher = [0.0f32, 2.0, 1.0, 0.5, 0.5, 0.5];
+//! let mut value = [0.0; 2];
+//! let logits = Logits { student: &mut student[..], teacher: &teacher[..] };
+//! row::divergence(&Divergence::alpha_beta(0.2, 0.7), Fidelity::Paper, logits, 3, &mut value)?;
+//! assert!(value[0] > 0.0 && value[1] == 0.0);
+//! assert!(student[1] < 0.0 && student[2] > 0.0 && student[3] == 0.0);
+//! # Ok::<(), abkd_losses::Error>(())
+//! ```
 //!
 //! Everything is computed in log space: values and gradients are finite for logits up to 1e4 in size (exponents saturate at
 //! 60, which matters only for a negative alpha, beta or alpha + beta). An entry that is `-inf` in either model is left out of
 //! the sums, as in the published code, and each softmax runs over its own model's other entries.
 //!
-//! The caller applies the mask over tokens and the mean over them: `[N, V]` in, `[N]` out.
+//! The caller applies the mask over tokens and the mean over them: N rows of V logits in, N values out.
+//!
+//! # Features
+//!
+//! None by default: the row kernel, without a tensor library.
+//!
+//! - `burn`: functions on Burn's tensors, [`value_and_grad`] and the differentiable [`divergence`](fn@divergence). The row
+//!   kernel serves tensors in host memory, [`reference`] computes the same with tensor operations on any backend, and serves
+//!   the rest.
+//! - `tch`: the row kernel serves libtorch's CPU tensors, too.
+//! - `wgpu`, `cuda`: the row kernel on GPUs.
 
+#[cfg(feature = "burn")]
 mod choice;
 #[cfg(feature = "cube")]
 mod cube;
@@ -19,174 +43,38 @@ mod divergence;
 mod divergences;
 mod error;
 mod fidelity;
+#[cfg(feature = "burn")]
 mod host;
+#[cfg(feature = "burn")]
 mod op;
 mod pointwise;
+#[cfg(feature = "burn")]
 pub mod reference;
 pub mod row;
+#[cfg(feature = "burn")]
+mod tensors;
+#[cfg(feature = "burn")]
 pub mod verify;
 
-use burn::tensor::{DType, Element, Tensor, TensorData};
-use bytemuck::Pod;
-use half::{bf16, f16};
-
+#[cfg(feature = "burn")]
 pub use choice::Choice;
 pub use divergence::Divergence;
 pub use error::{Error, Model};
 pub use fidelity::Fidelity;
+#[cfg(feature = "burn")]
 pub use op::{cross_entropy, divergence};
+#[cfg(feature = "burn")]
+pub use tensors::{Rows, cross_entropy_value_and_grad, value, value_and_grad};
 
-use self::host::Host;
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
 
-/// Values and gradients of a batch of rows.
-pub struct Rows {
-    /// `[N]`, nats. In f32 from the row kernel, whatever the logits' type; else in the student's type.
-    pub value: Tensor<1>,
-    /// `[N, V]`: gradient of each row's value in that row's student logits, in their type.
-    pub grad: Tensor<2>,
-}
-
-/// Divergence of each row and its gradient in the student's logits.
-///
-/// # Shapes
-///
-/// - `student`, `teacher`: logits `[N, V]` on a plain (not autodiff) device; the row kernel reads f16 and
-///   bf16 without a conversion where both have the same type
-///
-/// # Errors
-///
-/// Shapes that differ; a row without a finite logit, or with NaN or `+inf`.
-pub fn value_and_grad(
-    divergence: &Divergence,
-    fidelity: Fidelity,
-    student: Tensor<2>,
-    teacher: Tensor<2>,
-) -> Result<Rows, Error> {
-    check_shapes(&student, &teacher)?;
-    if student.dims()[0] > 0 && student.dims()[1] == 0 {
-        return Err(Error::EmptyRow {
-            model: Model::Student,
-            row: 0,
-        });
-    }
-    if !abkd_host::serves(&student.device()) {
-        #[cfg(feature = "cube")]
-        if let Some(rows) = cube::divergence(divergence, fidelity, &student, &teacher) {
-            return rows;
-        }
-        return reference::value_and_grad(divergence, fidelity, student, teacher);
-    }
-    let dtype = student.dtype();
-    let kernel = match dtype {
-        DType::F16 if teacher.dtype() == dtype => on_host::<f16>,
-        DType::BF16 if teacher.dtype() == dtype => on_host::<bf16>,
-        // Neither of the half types holds the other's numbers.
-        _ => on_host::<f32>,
-    };
-    kernel(divergence, fidelity, student, teacher)
-}
-
-/// [`value_and_grad`] by the row kernel, with logits read as `L`.
-fn on_host<L: row::Logit + Element + Pod>(
-    divergence: &Divergence,
-    fidelity: Fidelity,
-    student: Tensor<2>,
-    teacher: Tensor<2>,
-) -> Result<Rows, Error> {
-    let vocab = student.dims()[1];
-    let teacher = Host::<L>::new(teacher);
-    let teacher = teacher.read();
-    in_place(student, |logits: &mut [L], value| {
-        row::divergence(divergence, fidelity, logits, teacher, vocab, value)
-    })
-}
-
-/// Values, and gradients in place of the student's logits, which are read as `L`.
-fn in_place<L: Element + Pod>(
-    student: Tensor<2>,
-    kernel: impl FnOnce(&mut [L], &mut [f32]) -> Result<(), Error>,
-) -> Result<Rows, Error> {
-    let (device, dtype, n) = (student.device(), student.dtype(), student.dims()[0]);
-    let mut logits = Host::<L>::new(student);
-    let mut value = vec![0.0; n];
-    kernel(logits.write(), &mut value)?;
-    Ok(Rows {
-        value: Tensor::from_data(TensorData::new(value, [n]), (&device, DType::F32)),
-        grad: logits.into_tensor(&device, dtype),
-    })
-}
-
-/// Divergence of each row: `[N]`, nats. See [`value_and_grad`].
-///
-/// # Errors
-///
-/// As [`value_and_grad`].
-pub fn value(
-    divergence: &Divergence,
-    fidelity: Fidelity,
-    student: Tensor<2>,
-    teacher: Tensor<2>,
-) -> Result<Tensor<1>, Error> {
-    Ok(value_and_grad(divergence, fidelity, student, teacher)?.value)
-}
-
-/// Cross-entropy `-log q[label]` of each row and its gradient `q - onehot(label)`.
-///
-/// # Shapes
-///
-/// - `student`: logits `[N, V]` on a plain device; `labels`: N token ids below V
-///
-/// # Errors
-///
-/// A row without a finite logit, or with NaN or `+inf`; a label that is not a token.
-pub fn cross_entropy_value_and_grad(student: Tensor<2>, labels: &[u32]) -> Result<Rows, Error> {
-    let [n, vocab] = student.dims();
-    if labels.len() != n {
-        return Err(Error::LabelCount {
-            labels: labels.len(),
-            rows: n,
-        });
-    }
-    if let Some((row, &label)) = labels
-        .iter()
-        .enumerate()
-        .find(|(_, l)| **l as usize >= vocab)
-    {
-        return Err(Error::Label { row, label, vocab });
-    }
-    if !abkd_host::serves(&student.device()) {
-        #[cfg(feature = "cube")]
-        if let Some(rows) = cube::cross_entropy(&student, labels) {
-            return rows;
-        }
-        return reference::cross_entropy(student, labels);
-    }
-    let kernel = match student.dtype() {
-        DType::F16 => labelled::<f16>,
-        DType::BF16 => labelled::<bf16>,
-        _ => labelled::<f32>,
-    };
-    kernel(student, labels)
-}
-
-/// [`cross_entropy_value_and_grad`] by the row kernel, with logits read as `L`.
-fn labelled<L: row::Logit + Element + Pod>(
-    student: Tensor<2>,
-    labels: &[u32],
-) -> Result<Rows, Error> {
-    let vocab = student.dims()[1];
-    in_place(student, |logits: &mut [L], value| {
-        row::cross_entropy(logits, labels, vocab, value)
-    })
-}
-
-pub(crate) fn check_shapes(student: &Tensor<2>, teacher: &Tensor<2>) -> Result<(), Error> {
-    if student.dims() == teacher.dims() {
-        Ok(())
-    } else {
-        Err(Error::Shapes {
-            student: student.dims(),
-            teacher: teacher.dims(),
-        })
-    }
+/// The logits of both models, by name: a divergence with teacher and student exchanged is another divergence.
+#[derive(Clone, Copy, Debug)]
+pub struct Logits<S, T = S> {
+    /// Of the model that is trained, q.
+    pub student: S,
+    /// Of the model that is imitated, p.
+    pub teacher: T,
 }

@@ -10,7 +10,9 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, Dispatch, Flex, TensorMetadata, backend_extension};
 use burn::tensor::{DType, Tensor};
 
-use crate::{Divergence, Error, Fidelity, Rows, cross_entropy_value_and_grad, value_and_grad};
+use crate::{
+    Divergence, Error, Fidelity, Logits, Rows, cross_entropy_value_and_grad, value_and_grad,
+};
 
 /// Divergence of each row, differentiable in the student's logits. The teacher is a constant, whatever
 /// device it comes from. On a plain device this is [`value`](crate::value).
@@ -24,11 +26,14 @@ use crate::{Divergence, Error, Fidelity, Rows, cross_entropy_value_and_grad, val
 pub fn divergence(
     divergence: &Divergence,
     fidelity: Fidelity,
-    student: Tensor<2>,
-    teacher: Tensor<2>,
+    logits: Logits<Tensor<2>>,
 ) -> Result<Tensor<1>, Error> {
-    let logits = student.clone().inner();
-    let rows = value_and_grad(divergence, fidelity, logits, teacher.inner())?;
+    let Logits { student, teacher } = logits;
+    let constant = Logits {
+        student: student.clone().inner(),
+        teacher: teacher.inner(),
+    };
+    let rows = value_and_grad(divergence, fidelity, constant)?;
     Ok(differentiable(student, rows))
 }
 

@@ -9,7 +9,9 @@
 
 mod mixture;
 
-pub(crate) use mixture::{Mixture, ln_share};
+pub(crate) use mixture::Mixture;
+#[cfg(feature = "burn")]
+pub(crate) use mixture::ln_share;
 
 /// One entry of a row: probabilities and their logarithms.
 #[derive(Clone, Copy)]

@@ -13,7 +13,8 @@ pub(crate) use self::pair::{Pair, Terms};
 use self::pair::Softmax;
 use crate::divergences::Form;
 use crate::error::Model;
-use crate::{Divergence, Error, Fidelity, Rows, check_shapes};
+use crate::tensors::check_shapes;
+use crate::{Divergence, Error, Fidelity, Logits, Rows};
 
 /// See [`value_and_grad`](crate::value_and_grad).
 ///
@@ -23,10 +24,10 @@ use crate::{Divergence, Error, Fidelity, Rows, check_shapes};
 pub fn value_and_grad(
     divergence: &Divergence,
     fidelity: Fidelity,
-    student: Tensor<2>,
-    teacher: Tensor<2>,
+    logits: Logits<Tensor<2>>,
 ) -> Result<Rows, Error> {
-    check_shapes(&student, &teacher)?;
+    check_shapes(&logits)?;
+    let Logits { student, teacher } = logits;
     if student.dims()[0] == 0 {
         let value = Tensor::zeros([0], &student.device());
         return Ok(Rows {
@@ -41,7 +42,7 @@ pub fn value_and_grad(
 fn rows(divergence: &Divergence, fidelity: Fidelity, pair: &Pair) -> Rows {
     match divergence.definition().form {
         Form::Sum { tensors, .. } => pair.rows(tensors(pair, divergence.values(), fidelity)),
-        Form::Rows(rows) => rows(pair, divergence.values()),
+        Form::Rows { tensors } => tensors(pair, divergence.values()),
         Form::Larger(members) => {
             let members = members(divergence.values());
             let [one, two] = members.map(|member| rows(&member, Fidelity::Paper, pair));

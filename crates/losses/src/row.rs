@@ -4,13 +4,15 @@
 //! chosen at run time.
 
 mod logit;
+mod own;
 pub(crate) mod passes;
 pub(crate) mod softmax;
 
 use rayon::prelude::*;
 
+use self::logit::AnyLogits;
 pub use self::logit::Logit;
-use self::logit::Logits;
+pub use self::own::{Entry, own};
 use self::passes::{
     Sums, dispatch_formulas, dispatch_gradient, dispatch_near_formulas, dispatch_together,
 };
@@ -18,13 +20,13 @@ use self::softmax::{Norms, dispatch_exponentials, dispatch_log_ratio, dispatch_s
 
 use crate::error::{Error, Model};
 use crate::pointwise::Pointwise;
-use crate::{Divergence, Fidelity};
+use crate::{Divergence, Fidelity, Logits};
 
 /// Values of a divergence, and its gradient in place of the student's logits.
 ///
 /// # Shapes
 ///
-/// - `student`, `teacher`: N rows of `vocab` logits in f32, f16 or bf16; `value`: N
+/// - `logits`: N rows of `vocab` logits each, in f32, f16 or bf16, one after the other; `value`: N
 ///
 /// # Errors
 ///
@@ -36,11 +38,11 @@ use crate::{Divergence, Fidelity};
 pub fn divergence<L: Logit>(
     divergence: &Divergence,
     fidelity: Fidelity,
-    student: &mut [L],
-    teacher: &[L],
+    logits: Logits<&mut [L], &[L]>,
     vocab: usize,
     value: &mut [f32],
 ) -> Result<(), Error> {
+    let Logits { student, teacher } = logits;
     assert_eq!(student.len(), teacher.len());
     assert_eq!(student.len(), value.len() * vocab);
     let job = Job {
@@ -110,7 +112,7 @@ pub fn cross_entropy<L: Logit>(
 
 /// A call of the kernel. It hides the type of the logits, so that the table of divergences can hold plain functions.
 pub(crate) struct Job<'a> {
-    logits: Logits<'a>,
+    logits: AnyLogits<'a>,
     vocab: usize,
     value: &'a mut [f32],
 }
@@ -125,9 +127,11 @@ impl Job<'_> {
     pub fn run(self, kernel: impl Kernel) -> Result<(), Error> {
         let Self { vocab, value, .. } = self;
         match self.logits {
-            Logits::F32(student, teacher) => kernel.run(&Run { teacher, vocab }, student, value),
-            Logits::F16(student, teacher) => kernel.run(&Run { teacher, vocab }, student, value),
-            Logits::Bf16(student, teacher) => kernel.run(&Run { teacher, vocab }, student, value),
+            AnyLogits::F32(student, teacher) => kernel.run(&Run { teacher, vocab }, student, value),
+            AnyLogits::F16(student, teacher) => kernel.run(&Run { teacher, vocab }, student, value),
+            AnyLogits::Bf16(student, teacher) => {
+                kernel.run(&Run { teacher, vocab }, student, value)
+            }
         }
     }
 }

@@ -7,7 +7,7 @@ use abkd_host::files;
 use burn::tensor::{Device, Tensor, TensorData};
 use serde::Deserialize;
 
-use crate::{Divergence, Error, Fidelity, Rows, reference, value_and_grad};
+use crate::{Divergence, Error, Fidelity, Logits, Rows, reference, value_and_grad};
 
 /// A golden number below this is a rounding error of 0 in f64, and has no digits to compare.
 const NOISE: f64 = 1e-14;
@@ -178,9 +178,9 @@ fn compare(
     if !kept.is_empty() {
         let (student, teacher) = (rows(&case.student_logits), rows(&case.teacher_logits));
         let Rows { value, grad } = if kernel {
-            value_and_grad(d, Fidelity::Official, student, teacher)?
+            value_and_grad(d, Fidelity::Official, Logits { student, teacher })?
         } else {
-            reference::value_and_grad(d, Fidelity::Official, student, teacher)?
+            reference::value_and_grad(d, Fidelity::Official, Logits { student, teacher })?
         };
         let n = kept.len() as f64;
         mean = f64::from(value.mean().into_scalar::<f32>());

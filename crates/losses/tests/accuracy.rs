@@ -3,7 +3,7 @@
 
 mod common;
 
-use abkd_losses::{Divergence, Fidelity, Rows, reference, row};
+use abkd_losses::{Divergence, Fidelity, Logits, Rows, reference, row};
 use burn::tensor::{Device, Tensor, TensorData};
 use proptest::prelude::*;
 
@@ -94,8 +94,15 @@ fn by_tensors(
         let data = TensorData::new(x.to_vec(), [1, x.len()]);
         Tensor::<2>::from_data(data, device)
     };
-    let Rows { value, grad } =
-        reference::value_and_grad(d, fidelity, tensor(z), tensor(t)).unwrap();
+    let Rows { value, grad } = reference::value_and_grad(
+        d,
+        fidelity,
+        Logits {
+            student: tensor(z),
+            teacher: tensor(t),
+        },
+    )
+    .unwrap();
     let floats = |x: TensorData| x.as_slice::<f32>().unwrap().to_vec();
     (
         floats(value.into_data_as::<f32>()),
@@ -139,7 +146,17 @@ fn a_whole_vocabulary_is_exact() {
                     continue;
                 };
                 let (mut grad, mut value) = (z.clone(), [0.0]);
-                row::divergence(&d, fidelity, &mut grad, &t, vocab, &mut value).unwrap();
+                row::divergence(
+                    &d,
+                    fidelity,
+                    Logits {
+                        student: &mut grad,
+                        teacher: &t,
+                    },
+                    vocab,
+                    &mut value,
+                )
+                .unwrap();
                 let [value, grad] = errors(&exact, &value, &grad);
                 assert!(
                     value < 1e-5 && grad < 1e-5,

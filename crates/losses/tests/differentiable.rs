@@ -3,8 +3,8 @@
 mod common;
 
 use abkd_losses::{
-    Divergence, Fidelity, Rows, cross_entropy, cross_entropy_value_and_grad, divergence, value,
-    value_and_grad,
+    Divergence, Fidelity, Logits, Rows, cross_entropy, cross_entropy_value_and_grad, divergence,
+    value, value_and_grad,
 };
 use burn::tensor::activation::{log_softmax, softmax};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
@@ -77,9 +77,23 @@ fn gradients_are_the_kernels_times_what_comes_from_above() {
                 for fidelity in [Fidelity::Paper, Fidelity::Official] {
                     let what = format!("{device:?} {d:?} {fidelity:?}");
                     let student = Tensor::<2>::from_floats(STUDENT, &graph).require_grad();
-                    let values =
-                        divergence(&d, fidelity, student.clone(), teacher.clone()).unwrap();
-                    let rows = value_and_grad(&d, fidelity, plain.clone(), teacher.clone());
+                    let values = divergence(
+                        &d,
+                        fidelity,
+                        Logits {
+                            student: student.clone(),
+                            teacher: teacher.clone(),
+                        },
+                    )
+                    .unwrap();
+                    let rows = value_and_grad(
+                        &d,
+                        fidelity,
+                        Logits {
+                            student: plain.clone(),
+                            teacher: teacher.clone(),
+                        },
+                    );
                     check(&student, values, rows.unwrap(), &what);
                 }
             }
@@ -99,9 +113,23 @@ fn a_teacher_in_a_graph_is_a_constant() {
         let graph = device.clone().autodiff();
         let student = Tensor::<2>::from_floats(STUDENT, &graph).require_grad();
         let d = Divergence::reverse_kl();
-        let values = divergence(&d, Fidelity::Paper, student.clone(), student.clone() * 0.5);
+        let values = divergence(
+            &d,
+            Fidelity::Paper,
+            Logits {
+                student: student.clone(),
+                teacher: student.clone() * 0.5,
+            },
+        );
         let plain = Tensor::<2>::from_floats(STUDENT, &device);
-        let rows = value_and_grad(&d, Fidelity::Paper, plain.clone(), plain * 0.5);
+        let rows = value_and_grad(
+            &d,
+            Fidelity::Paper,
+            Logits {
+                student: plain.clone(),
+                teacher: plain * 0.5,
+            },
+        );
         let what = format!("{device:?}");
         check(&student, values.unwrap(), rows.unwrap(), &what);
     }
@@ -136,7 +164,14 @@ fn behind_a_product_parameters_get_the_gradients_of_plain_operations() {
             let weights = Tensor::<1>::from_floats([0.5, 1.0, 0.0, 2.0, 1.5], &graph);
             for d in [Divergence::forward_kl(), Divergence::reverse_kl()] {
                 let (loss, hidden, head) = run(&|logits| {
-                    let kd = divergence(&d, Fidelity::Paper, logits.clone(), teacher.clone());
+                    let kd = divergence(
+                        &d,
+                        Fidelity::Paper,
+                        Logits {
+                            student: logits.clone(),
+                            teacher: teacher.clone(),
+                        },
+                    );
                     let ce = cross_entropy(logits, &labels).unwrap();
                     ((kd.unwrap() + ce.square()) * weights.clone()).mean()
                 });
@@ -175,11 +210,27 @@ fn a_gradient_has_the_type_of_the_logits() {
     let d = Divergence::total_variation();
     for teacher in [teacher.clone(), teacher.cast(DType::BF16)] {
         let student = student.clone();
-        let values = divergence(&d, Fidelity::Paper, student.clone(), teacher.clone()).unwrap();
+        let values = divergence(
+            &d,
+            Fidelity::Paper,
+            Logits {
+                student: student.clone(),
+                teacher: teacher.clone(),
+            },
+        )
+        .unwrap();
         let grads = (values * 2.0).sum().backward();
         let grad = student.grad(&grads).unwrap();
         assert_eq!(grad.dtype(), DType::BF16);
-        let rows = value_and_grad(&d, Fidelity::Paper, student.inner(), teacher).unwrap();
+        let rows = value_and_grad(
+            &d,
+            Fidelity::Paper,
+            Logits {
+                student: student.inner(),
+                teacher,
+            },
+        )
+        .unwrap();
         let expected = (rows.grad * 2.0).cast(DType::BF16);
         assert_eq!(floats(grad), floats(expected));
     }
@@ -189,10 +240,20 @@ fn a_gradient_has_the_type_of_the_logits() {
 fn without_a_graph_or_rows_there_is_a_value_alone() {
     for device in devices() {
         let d = Divergence::forward_kl();
-        let call = |student, teacher| divergence(&d, Fidelity::Paper, student, teacher).unwrap();
+        let call = |student, teacher| {
+            divergence(&d, Fidelity::Paper, Logits { student, teacher }).unwrap()
+        };
         let teacher = Tensor::<2>::from_floats(TEACHER, &device);
         let plain = Tensor::<2>::from_floats(STUDENT, &device);
-        let expected = value(&d, Fidelity::Paper, plain.clone(), teacher.clone()).unwrap();
+        let expected = value(
+            &d,
+            Fidelity::Paper,
+            Logits {
+                student: plain.clone(),
+                teacher: teacher.clone(),
+            },
+        )
+        .unwrap();
         let expected = floats(expected);
         let graph = device.clone().autodiff();
         for student in [plain, Tensor::<2>::from_floats(STUDENT, &graph)] {
@@ -213,7 +274,15 @@ fn rows_that_are_no_distribution_are_errors_here_too() {
     let student = Tensor::<2>::from_floats([[0.0, f32::NAN]], &device).require_grad();
     let teacher = Tensor::<2>::from_floats([[0.0, 1.0]], &device);
     let d = Divergence::forward_kl();
-    let error = divergence(&d, Fidelity::Paper, student.clone(), teacher).err();
+    let error = divergence(
+        &d,
+        Fidelity::Paper,
+        Logits {
+            student: student.clone(),
+            teacher,
+        },
+    )
+    .err();
     assert!(error.unwrap().to_string().contains("NaN"));
     let error = cross_entropy(student, &[0]).err();
     assert!(error.unwrap().to_string().contains("NaN"));

@@ -2,7 +2,7 @@
 
 mod common;
 
-use abkd_losses::{Divergence, Fidelity, row};
+use abkd_losses::{Divergence, Fidelity, Logits, row};
 
 use common::exact::exact;
 use common::{all, kernel, log_softmax};
@@ -247,7 +247,17 @@ fn halves_agree<L: row::Logit + std::fmt::Debug + PartialEq>(
     for d in all() {
         let (value, grad) = kernel(&d, Fidelity::Official, &wide(&z), &wide(&t), 501);
         let (mut ours, mut our_value) = (z.clone(), vec![0.0; 2]);
-        row::divergence(&d, Fidelity::Official, &mut ours, &t, 501, &mut our_value).unwrap();
+        row::divergence(
+            &d,
+            Fidelity::Official,
+            Logits {
+                student: &mut ours,
+                teacher: &t,
+            },
+            501,
+            &mut our_value,
+        )
+        .unwrap();
         assert_eq!(our_value, value, "{d:?}");
         assert_eq!(ours, rounded(&grad), "{d:?}");
     }

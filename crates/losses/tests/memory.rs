@@ -2,7 +2,7 @@
 //! system, in a process of its own.
 #![cfg(target_os = "linux")]
 
-use abkd_losses::{Divergence, Fidelity, Rows, divergence, value_and_grad};
+use abkd_losses::{Divergence, Fidelity, Logits, Rows, divergence, value_and_grad};
 use burn::tensor::{Device, Tensor, TensorData};
 
 const ROWS: usize = 1024;
@@ -31,8 +31,9 @@ fn a_call_takes_its_inputs_and_one_gradient() {
         assert!(taken > most - 0.05, "{what}: {taken:.3}: not seen");
         assert!(taken < 1.05 * most, "{what}: {taken:.3} x [N, V]");
     };
-    let call =
-        |student, teacher| value_and_grad(&DIVERGENCE, Fidelity::Paper, student, teacher).unwrap();
+    let call = |student, teacher| {
+        value_and_grad(&DIVERGENCE, Fidelity::Paper, Logits { student, teacher }).unwrap()
+    };
 
     // in place of the student's logits
     let Rows { grad, .. } = call(logits(1), logits(2));
@@ -52,8 +53,10 @@ fn a_call_takes_its_inputs_and_one_gradient() {
     let value = divergence(
         &DIVERGENCE,
         Fidelity::Paper,
-        student.clone(),
-        teacher.clone(),
+        Logits {
+            student: student.clone(),
+            teacher: teacher.clone(),
+        },
     )
     .unwrap();
     let mut grads = value.mean().backward();

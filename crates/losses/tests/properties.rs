@@ -3,7 +3,8 @@
 mod common;
 
 use abkd_losses::{
-    Divergence, Fidelity, Rows, cross_entropy_value_and_grad, divergence, reference, value_and_grad,
+    Divergence, Fidelity, Logits, Rows, cross_entropy_value_and_grad, divergence, reference,
+    value_and_grad,
 };
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use proptest::prelude::*;
@@ -46,7 +47,7 @@ proptest! {
             let Some(expected) = published(&d, &z, &t) else { continue };
             let (value, grad) = kernel(&d, Fidelity::Paper, &z, &t, z.len());
             prop_assert!(close(value[0].into(), expected, expected.abs()), "{d:?}: {} {expected}", value[0]);
-            let rows = reference::value_and_grad(&d, Fidelity::Paper, tensor(&z, z.len()), tensor(&t, z.len())).unwrap();
+            let rows = reference::value_and_grad(&d, Fidelity::Paper, Logits { student: tensor(&z, z.len()), teacher: tensor(&t, z.len()) }).unwrap();
             // a small beta loses digits in the f32 tensor operations
             let small_beta = d.param("beta") == Some(0.01);
             let slack = if small_beta { 100.0 } else { 1.0 };
@@ -134,8 +135,15 @@ fn masked_entries_are_left_out_of_value_and_gradient() {
     for (d, term) in losses {
         for (z, t) in &rows {
             let (value, grad) = kernel(&d, Fidelity::Paper, z, t, 5);
-            let other =
-                reference::value_and_grad(&d, Fidelity::Paper, tensor(z, 5), tensor(t, 5)).unwrap();
+            let other = reference::value_and_grad(
+                &d,
+                Fidelity::Paper,
+                Logits {
+                    student: tensor(z, 5),
+                    teacher: tensor(t, 5),
+                },
+            )
+            .unwrap();
             let other_grad = other.grad.into_data_as::<f32>();
             let expected = sum_of_finite(term, z, t);
             assert!(
@@ -181,8 +189,15 @@ fn large_and_infinite_logits_stay_finite() {
                     value[0].is_finite() && grad.iter().all(|g| g.is_finite()),
                     "{d:?} {z:?}: {value:?} {grad:?}"
                 );
-                let other =
-                    reference::value_and_grad(&d, fidelity, tensor(z, 4), tensor(t, 4)).unwrap();
+                let other = reference::value_and_grad(
+                    &d,
+                    fidelity,
+                    Logits {
+                        student: tensor(z, 4),
+                        teacher: tensor(t, 4),
+                    },
+                )
+                .unwrap();
                 let data = other.grad.into_data_as::<f32>();
                 assert!(other.value.into_scalar::<f32>().is_finite(), "{d:?} {z:?}");
                 assert!(
@@ -235,11 +250,27 @@ fn the_differentiable_form_has_the_kernels_gradient() {
     for d in all() {
         let student =
             Tensor::<2>::from_data(TensorData::new(z.to_vec(), [2, 3]), &device).require_grad();
-        let value = divergence(&d, Fidelity::Paper, student.clone(), tensor(&t, 3)).unwrap();
+        let value = divergence(
+            &d,
+            Fidelity::Paper,
+            Logits {
+                student: student.clone(),
+                teacher: tensor(&t, 3),
+            },
+        )
+        .unwrap();
         let weights = Tensor::<1>::from_floats([1.0, 3.0], &device);
         let grads = (value.clone() * weights).sum().backward();
         let ours = student.grad(&grads).unwrap().into_data_as::<f32>();
-        let direct = value_and_grad(&d, Fidelity::Paper, tensor(&z, 3), tensor(&t, 3)).unwrap();
+        let direct = value_and_grad(
+            &d,
+            Fidelity::Paper,
+            Logits {
+                student: tensor(&z, 3),
+                teacher: tensor(&t, 3),
+            },
+        )
+        .unwrap();
         let expected = direct.grad.into_data_as::<f32>();
         let expected = expected.as_slice::<f32>().unwrap();
         for (i, g) in ours.as_slice::<f32>().unwrap().iter().enumerate() {
@@ -266,12 +297,26 @@ fn rows_that_are_no_distribution_are_named() {
     ] {
         for (z, t, model) in [(bad, good, "student"), (good, bad, "teacher")] {
             for error in [
-                value_and_grad(&d, Fidelity::Paper, tensor(&z, 2), tensor(&t, 2))
-                    .err()
-                    .unwrap(),
-                reference::value_and_grad(&d, Fidelity::Paper, tensor(&z, 2), tensor(&t, 2))
-                    .err()
-                    .unwrap(),
+                value_and_grad(
+                    &d,
+                    Fidelity::Paper,
+                    Logits {
+                        student: tensor(&z, 2),
+                        teacher: tensor(&t, 2),
+                    },
+                )
+                .err()
+                .unwrap(),
+                reference::value_and_grad(
+                    &d,
+                    Fidelity::Paper,
+                    Logits {
+                        student: tensor(&z, 2),
+                        teacher: tensor(&t, 2),
+                    },
+                )
+                .err()
+                .unwrap(),
             ] {
                 let error = error.to_string();
                 assert!(
@@ -281,9 +326,16 @@ fn rows_that_are_no_distribution_are_named() {
             }
         }
     }
-    let error = value_and_grad(&d, Fidelity::Paper, tensor(&good, 2), tensor(&good, 4))
-        .err()
-        .unwrap();
+    let error = value_and_grad(
+        &d,
+        Fidelity::Paper,
+        Logits {
+            student: tensor(&good, 2),
+            teacher: tensor(&good, 4),
+        },
+    )
+    .err()
+    .unwrap();
     assert!(error.to_string().contains("[2, 2]"), "{error}");
 }
 
@@ -293,13 +345,11 @@ fn a_vocabulary_of_one_and_no_rows_give_numbers_or_nothing() {
     for d in all().into_iter().chain([zero]) {
         for fidelity in [Fidelity::Paper, Fidelity::Official] {
             for f in [value_and_grad, reference::value_and_grad] {
-                let one = f(
-                    &d,
-                    fidelity,
-                    tensor(&[3.0, -2.0], 1),
-                    tensor(&[0.5, 9.0], 1),
-                )
-                .unwrap();
+                let logits = Logits {
+                    student: tensor(&[3.0, -2.0], 1),
+                    teacher: tensor(&[0.5, 9.0], 1),
+                };
+                let one = f(&d, fidelity, logits).unwrap();
                 for x in [one.value, one.grad.reshape([2])] {
                     let x: Vec<f32> = x.into_data_as::<f32>().as_slice::<f32>().unwrap().to_vec();
                     assert!(
@@ -307,7 +357,11 @@ fn a_vocabulary_of_one_and_no_rows_give_numbers_or_nothing() {
                         "{d:?} {fidelity:?}: {x:?}"
                     );
                 }
-                let none = f(&d, fidelity, tensor(&[], 5), tensor(&[], 5)).unwrap();
+                let logits = Logits {
+                    student: tensor(&[], 5),
+                    teacher: tensor(&[], 5),
+                };
+                let none = f(&d, fidelity, logits).unwrap();
                 assert_eq!(
                     (none.value.dims(), none.grad.dims()),
                     ([0], [0, 5]),
@@ -340,7 +394,17 @@ fn logits_of_half_precision_stay_what_they_are() {
         for theirs in types {
             let t = logits(77, theirs);
             for d in all() {
-                let rows = |z, t| value_and_grad(&d, Fidelity::Official, z, t).unwrap();
+                let rows = |z, t| {
+                    value_and_grad(
+                        &d,
+                        Fidelity::Official,
+                        Logits {
+                            student: z,
+                            teacher: t,
+                        },
+                    )
+                    .unwrap()
+                };
                 check(
                     &format!("{d:?} {ours:?} {theirs:?}"),
                     rows(z.clone(), t.clone()),

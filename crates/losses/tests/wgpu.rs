@@ -4,7 +4,8 @@
 mod common;
 
 use abkd_losses::{
-    Divergence, Fidelity, Rows, cross_entropy_value_and_grad, reference, row, value_and_grad,
+    Divergence, Fidelity, Logits, Rows, cross_entropy_value_and_grad, reference, row,
+    value_and_grad,
 };
 use burn::tensor::{Device, DeviceKind, Tensor, TensorData};
 use proptest::prelude::*;
@@ -110,12 +111,24 @@ fn values_and_gradients_are_those_of_the_cpu_kernel() {
             for fidelity in [Fidelity::Paper, Fidelity::Official] {
                 let mut grad = z.clone();
                 let mut value = vec![0.0; n];
-                row::divergence(&d, fidelity, &mut grad, &t, vocab, &mut value).unwrap();
+                row::divergence(
+                    &d,
+                    fidelity,
+                    Logits {
+                        student: &mut grad,
+                        teacher: &t,
+                    },
+                    vocab,
+                    &mut value,
+                )
+                .unwrap();
                 let rows = value_and_grad(
                     &d,
                     fidelity,
-                    tensor(&z, vocab, &device),
-                    tensor(&t, vocab, &device),
+                    Logits {
+                        student: tensor(&z, vocab, &device),
+                        teacher: tensor(&t, vocab, &device),
+                    },
                 )
                 .unwrap();
                 let what = format!("{n}x{vocab} {d:?} {fidelity:?}");
@@ -156,7 +169,15 @@ fn large_logits_and_shares_of_0_stay_finite() {
     let ends = [0.0, 1.0].into_iter().flat_map(mixtures);
     for d in served().into_iter().chain(ends) {
         let (z, t) = (tensor(&z, 4, &device()), tensor(&t, 4, &device()));
-        let rows = value_and_grad(&d, Fidelity::Paper, z, t).unwrap();
+        let rows = value_and_grad(
+            &d,
+            Fidelity::Paper,
+            Logits {
+                student: z,
+                teacher: t,
+            },
+        )
+        .unwrap();
         let (value, grad) = (floats(rows.value), floats(rows.grad));
         assert!(
             value.iter().chain(&grad).all(|x| x.is_finite()),
@@ -171,8 +192,24 @@ fn what_the_kernel_does_not_serve_is_the_reference_implementations() {
     let (z, t) = logits(n, vocab);
     let both = || (tensor(&z, vocab, &device()), tensor(&t, vocab, &device()));
     for d in [Divergence::akl(0.5), Divergence::alpha_beta(0.02, 0.01)] {
-        let rows = value_and_grad(&d, Fidelity::Paper, both().0, both().1).unwrap();
-        let other = reference::value_and_grad(&d, Fidelity::Paper, both().0, both().1).unwrap();
+        let rows = value_and_grad(
+            &d,
+            Fidelity::Paper,
+            Logits {
+                student: both().0,
+                teacher: both().1,
+            },
+        )
+        .unwrap();
+        let other = reference::value_and_grad(
+            &d,
+            Fidelity::Paper,
+            Logits {
+                student: both().0,
+                teacher: both().1,
+            },
+        )
+        .unwrap();
         let (value, grad) = (floats(other.value), floats(other.grad));
         assert_close(&format!("{d:?}"), rows, &z, (&value, &grad));
     }
@@ -199,7 +236,14 @@ fn rows_that_are_no_distribution_are_named() {
                 }
             }
             let (z, t) = (tensor(&z, vocab, &device()), tensor(&t, vocab, &device()));
-            let error = value_and_grad(&Divergence::bdkd(), Fidelity::Paper, z, t);
+            let error = value_and_grad(
+                &Divergence::bdkd(),
+                Fidelity::Paper,
+                Logits {
+                    student: z,
+                    teacher: t,
+                },
+            );
             let error = error.err().unwrap().to_string();
             assert!(
                 error.contains("row 3") && error.contains(model) && error.contains(what),
@@ -219,8 +263,10 @@ fn logits_need_not_lie_row_after_row() {
     row::divergence(
         &Divergence::forward_kl(),
         Fidelity::Paper,
-        &mut grad,
-        &on_host(&t),
+        Logits {
+            student: &mut grad,
+            teacher: &on_host(&t),
+        },
         vocab,
         &mut value,
     )
@@ -228,8 +274,10 @@ fn logits_need_not_lie_row_after_row() {
     let rows = value_and_grad(
         &Divergence::forward_kl(),
         Fidelity::Paper,
-        columns(&z),
-        columns(&t),
+        Logits {
+            student: columns(&z),
+            teacher: columns(&t),
+        },
     )
     .unwrap();
     assert_close("transposed", rows, &on_host(&z), (&value, &grad));
@@ -265,7 +313,7 @@ proptest! {
                     continue;
                 }
                 let (z, t) = (tensor(&z, vocab, &device()), tensor(&t, vocab, &device()));
-                let Rows { value, grad } = value_and_grad(&d, fidelity, z, t).unwrap();
+                let Rows { value, grad } = value_and_grad(&d, fidelity, Logits { student: z, teacher: t }).unwrap();
                 let (value, grad) = (floats(value), floats(grad));
                 for (i, (regime, row)) in Regime::ALL.iter().zip(&exact).enumerate() {
                     let Some(exact) = exact_of_rows(&d, fidelity, std::slice::from_ref(row)) else {

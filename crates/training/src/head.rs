@@ -7,7 +7,7 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
-use abkd_losses::{Divergence, Fidelity, cross_entropy_value_and_grad, value_and_grad};
+use abkd_losses::{Divergence, Fidelity, Logits, cross_entropy_value_and_grad, value_and_grad};
 use abkd_models::Precision;
 use burn::tensor::{DType, Tensor, TensorData};
 
@@ -191,7 +191,16 @@ fn chunk_loss(
             if *kd_ratio == 0.0 {
                 return Ok(sum_and_grad(cross_entropy_value_and_grad(logits, labels)?));
             }
-            let kd = |logits| value_and_grad(divergence, *fidelity, logits, teacher_logits());
+            let kd = |logits| {
+                value_and_grad(
+                    divergence,
+                    *fidelity,
+                    Logits {
+                        student: logits,
+                        teacher: teacher_logits(),
+                    },
+                )
+            };
             if *kd_ratio == 1.0 {
                 return Ok(sum_and_grad(kd(logits)?));
             }
@@ -221,8 +230,10 @@ fn chunk_loss(
             let (kl, kl_grad) = sum_and_grad(value_and_grad(
                 &Divergence::reverse_kl(),
                 Fidelity::Paper,
-                logits,
-                teacher_logits(),
+                Logits {
+                    student: logits,
+                    teacher: teacher_logits(),
+                },
             )?);
             Ok((sum + kl, grad + kl_grad))
         }
@@ -328,7 +339,10 @@ fn settle<'a>(
         return Ok(Cow::Borrowed(objective));
     }
     for range in chunks() {
-        let logits = || [student, teacher].map(|model| model.logits(range.clone()));
+        let logits = || Logits {
+            student: student.logits(range.clone()),
+            teacher: teacher.logits(range.clone()),
+        };
         choice.add(logits).map_err(Error::in_chunk(range.start))?;
     }
     let (divergence, fidelity) = choice.chosen();

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use abkd_data::indexed::{IndexedTokens, write_indexed};
 use abkd_data::{Sequence, Tokenizer, collate};
-use abkd_losses::{Divergence, Fidelity, value};
+use abkd_losses::{Divergence, Fidelity, Logits, value};
 use abkd_models::generate::{Decoding, generate};
 use abkd_models::lora::{self, LoraConfig, Start};
 use abkd_models::{LanguageModel, ModelConfig, checkpoint, params};
@@ -157,8 +157,10 @@ impl Toy {
         let rows = value(
             &Divergence::reverse_kl(),
             Fidelity::Paper,
-            logits(student),
-            logits(&self.teacher),
+            Logits {
+                student: logits(student),
+                teacher: logits(&self.teacher),
+            },
         )
         .unwrap();
         rows.mean().into_scalar()

@@ -2,10 +2,14 @@
 //! in the tail. CubeCL devices have no kernel for it, because it sorts.
 
 use abkd_host::{LANES, dispatch};
+#[cfg(feature = "burn")]
 use burn::tensor::Tensor;
 
-use super::kl::{TwoKl, two_kl};
+use super::kl::TwoKl;
+#[cfg(feature = "burn")]
+use super::kl::two_kl;
 use super::{Definition, Form, Parameter, SHARE};
+#[cfg(feature = "burn")]
 use crate::reference::{Pair, Terms};
 use crate::row::RowView;
 use crate::row::passes::{BLOCK, add, around};
@@ -24,6 +28,7 @@ pub(super) static DEFINITION: Definition = Definition {
     default_fidelity: Fidelity::Official,
     row: |job, [mu, _], fidelity| job.rows(|row| weighted(row, mu, fidelity)),
     form: Form::Sum {
+        #[cfg(feature = "burn")]
         tensors: |pair, [mu, _], fidelity| tensors(pair, mu, fidelity),
         #[cfg(feature = "cube")]
         cube: None,
@@ -225,12 +230,14 @@ dispatch!(dispatch_masses => masses(e: &[f32], cuts: [f32; CUTS]) -> [f64; CUTS]
 dispatch!(dispatch_gaps => gaps(row: &RowView, cuts: [f32; 2]) -> [f64; 2]);
 dispatch!(dispatch_members => members(e: &[f32], low: u32, high: u32) -> Vec<u64>);
 
+#[cfg(feature = "burn")]
 fn tensors(pair: &Pair, mu: f64, fidelity: Fidelity) -> Terms {
     let share = akl_share(pair, mu, fidelity);
     two_kl(share.clone(), share.neg() + 1.0, 1.0, pair)
 }
 
 /// Share of the forward half in AKL: the head's gap over both gaps, `[N, 1]`.
+#[cfg(feature = "burn")]
 fn akl_share(pair: &Pair, mu: f64, fidelity: Fidelity) -> Tensor<2> {
     let (sorted, order) = pair.p.prob.clone().sort_descending_with_indices(1);
     let mass = sorted.clone().cumsum(1);

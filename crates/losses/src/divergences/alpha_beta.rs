@@ -2,6 +2,7 @@
 
 mod members;
 
+#[cfg(feature = "burn")]
 use burn::tensor::Tensor;
 
 pub(super) use self::members::{AlphaBeta, geometric_mean, polynomial, scaled_phi, series};
@@ -10,7 +11,9 @@ use self::members::{BetaZero, BothZero, SmallBeta};
 use super::{Definition, Form, Parameter, Params, Range};
 #[cfg(feature = "cube")]
 use crate::cube::{Description, Formula};
+#[cfg(feature = "burn")]
 use crate::reference::pair::{expm1, power, scaled_phi as tensor_phi};
+#[cfg(feature = "burn")]
 use crate::reference::{Pair, Terms};
 use crate::row::Job;
 use crate::{Divergence, Error, Fidelity};
@@ -35,6 +38,7 @@ pub(super) static DEFINITION: Definition = Definition {
     default_fidelity: Fidelity::Paper,
     row,
     form: Form::Sum {
+        #[cfg(feature = "burn")]
         tensors: |pair, exponents, fidelity| tensors(exponents, factor(exponents, fidelity), pair),
         #[cfg(feature = "cube")]
         cube: Some(cube),
@@ -96,6 +100,7 @@ fn row(job: Job, [alpha, beta]: Params, fidelity: Fidelity) -> Result<(), Error>
 
 /// With s = alpha + beta and phi_x = (e^(x d) - 1) / x: `f = q^s (phi_s - phi_alpha) / beta`,
 /// `q g = -q^s phi_alpha`, and their limits; times `factor`.
+#[cfg(feature = "burn")]
 pub(super) fn tensors([alpha, beta]: Params, factor: f64, pair: &Pair) -> Terms {
     let s = alpha + beta;
     let d = &pair.d;

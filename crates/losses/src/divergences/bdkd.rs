@@ -3,13 +3,18 @@
 
 use abkd_host::math::ln;
 use abkd_host::{LANES, dispatch};
+#[cfg(feature = "burn")]
 use burn::tensor::Tensor;
 
-use super::kl::{TwoKl, two_kl};
+use super::kl::TwoKl;
+#[cfg(feature = "burn")]
+use super::kl::two_kl;
 use super::{Definition, Form};
 #[cfg(feature = "cube")]
 use crate::cube::Formula;
+#[cfg(feature = "burn")]
 use crate::reference::pair::{Softmax, ln_1p};
+#[cfg(feature = "burn")]
 use crate::reference::{Pair, Terms};
 use crate::row::RowView;
 use crate::row::passes::{BLOCK, around};
@@ -25,6 +30,7 @@ pub(super) static DEFINITION: Definition = Definition {
     default_fidelity: Fidelity::Official,
     row: |job, _, fidelity| job.rows(|row| weighted(row, fidelity)),
     form: Form::Sum {
+        #[cfg(feature = "burn")]
         tensors: |pair, _, fidelity| tensors(pair, fidelity),
         #[cfg(feature = "cube")]
         cube: Some(|_, fidelity| {
@@ -96,6 +102,7 @@ fn entropy_term(x: f32) -> f32 {
 
 dispatch!(dispatch_entropy => entropy(x: &[f32], scale: f32, peak: usize) -> f64);
 
+#[cfg(feature = "burn")]
 fn tensors(pair: &Pair, fidelity: Fidelity) -> Terms {
     let heavy = heavy(fidelity);
     let flatter = entropy_of(&pair.q).greater(entropy_of(&pair.p)).float(); // [N, 1]
@@ -109,6 +116,7 @@ fn tensors(pair: &Pair, fidelity: Fidelity) -> Terms {
 }
 
 /// The published code's entropy `[N, 1]`, accurate also where the peak's probability is near 1.
+#[cfg(feature = "burn")]
 fn entropy_of(x: &Softmax) -> Tensor<2> {
     let peak = x.is_at(&x.peak);
     let term = x.prob.clone() * (x.prob.clone() + 1e-9).log();

@@ -1,6 +1,8 @@
 //! Pearson's chi-squared divergence (Pearson 1900): twice the member (2, -1) of the alpha-beta family.
 
-use super::alpha_beta::{AlphaBeta, tensors};
+use super::alpha_beta::AlphaBeta;
+#[cfg(feature = "burn")]
+use super::alpha_beta::tensors;
 use super::{Definition, Form};
 #[cfg(feature = "cube")]
 use crate::cube::Formula;
@@ -21,6 +23,7 @@ pub(super) static DEFINITION: Definition = Definition {
         job.rows(|_| AlphaBeta::<true>::new(alpha, beta, FACTOR))
     },
     form: Form::Sum {
+        #[cfg(feature = "burn")]
         tensors: |pair, _, _| tensors(EXPONENTS, FACTOR, pair),
         #[cfg(feature = "cube")]
         cube: Some(|_, _| {

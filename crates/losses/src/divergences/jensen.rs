@@ -8,7 +8,9 @@ use crate::cube::Formula;
 #[cfg(feature = "cube")]
 use crate::pointwise::ln_share;
 use crate::pointwise::{self, Entry, Mixture, Peak, Pointwise, select};
+#[cfg(feature = "burn")]
 use crate::reference::pair::{expm1, ln_1p};
+#[cfg(feature = "burn")]
 use crate::reference::{Pair, TensorMixture, Terms};
 use crate::{Divergence, Fidelity};
 
@@ -25,6 +27,7 @@ pub(super) static DEFINITION: Definition = Definition {
     default_fidelity: Fidelity::Official,
     row: |job, [lambda, _], _| job.rows(|_| Jensen::new(lambda)),
     form: Form::Sum {
+        #[cfg(feature = "burn")]
         tensors: |pair, [lambda, _], _| tensors(lambda, pair),
         #[cfg(feature = "cube")]
         cube: Some(|[lambda, _], _| {
@@ -90,6 +93,7 @@ impl Pointwise for Jensen {
     }
 }
 
+#[cfg(feature = "burn")]
 fn tensors(lambda: f64, pair: &Pair) -> Terms {
     let m = TensorMixture::new(1.0 - lambda, pair);
     let q = pair.q.prob.clone() * lambda;

@@ -1,12 +1,14 @@
 //! The KL divergences of both directions, their sum (Jeffreys 1946), and their weighted sum (Wang et al. 2025, ABKD).
 
 use abkd_host::math::expm1_over_x;
+#[cfg(feature = "burn")]
 use burn::tensor::Tensor;
 
 use super::{Definition, Form, Parameter, SHARE};
 #[cfg(feature = "cube")]
 use crate::cube::{Description, Formula};
 use crate::pointwise::{self, Entry, Peak, Pointwise, select};
+#[cfg(feature = "burn")]
 use crate::reference::{Pair, Terms};
 use crate::{Divergence, Fidelity};
 
@@ -19,6 +21,7 @@ pub(super) static FORWARD: Definition = Definition {
     default_fidelity: Fidelity::Paper,
     row: |job, _, fidelity| job.rows(|_| TwoKl::plain([1.0, 0.0], fidelity)),
     form: Form::Sum {
+        #[cfg(feature = "burn")]
         tensors: |pair, _, fidelity| tensors([1.0, 0.0], pair, fidelity),
         #[cfg(feature = "cube")]
         cube: Some(|_, fidelity| Some(cube([1.0, 0.0], fidelity))),
@@ -34,6 +37,7 @@ pub(super) static REVERSE: Definition = Definition {
     default_fidelity: Fidelity::Paper,
     row: |job, _, fidelity| job.rows(|_| TwoKl::plain([0.0, 1.0], fidelity)),
     form: Form::Sum {
+        #[cfg(feature = "burn")]
         tensors: |pair, _, fidelity| tensors([0.0, 1.0], pair, fidelity),
         #[cfg(feature = "cube")]
         cube: Some(|_, fidelity| Some(cube([0.0, 1.0], fidelity))),
@@ -49,6 +53,7 @@ pub(super) static JEFFREYS: Definition = Definition {
     default_fidelity: Fidelity::Paper,
     row: |job, _, fidelity| job.rows(|_| TwoKl::plain([1.0, 1.0], fidelity)),
     form: Form::Sum {
+        #[cfg(feature = "burn")]
         tensors: |pair, _, fidelity| tensors([1.0, 1.0], pair, fidelity),
         #[cfg(feature = "cube")]
         cube: Some(|_, fidelity| Some(cube([1.0, 1.0], fidelity))),
@@ -68,6 +73,7 @@ pub(super) static WEIGHTED: Definition = Definition {
     default_fidelity: Fidelity::Paper,
     row: |job, [weight, _], fidelity| job.rows(|_| TwoKl::plain([1.0 - weight, weight], fidelity)),
     form: Form::Sum {
+        #[cfg(feature = "burn")]
         tensors: |pair, [weight, _], fidelity| tensors([1.0 - weight, weight], pair, fidelity),
         #[cfg(feature = "cube")]
         cube: Some(|[weight, _], fidelity| Some(cube([1.0 - weight, weight], fidelity))),
@@ -166,12 +172,14 @@ impl Pointwise for TwoKl {
 }
 
 /// [`TwoKl`] with constant weights as tensor operations.
+#[cfg(feature = "burn")]
 pub(super) fn tensors(weights: [f64; 2], pair: &Pair, fidelity: Fidelity) -> Terms {
     let [forward, reverse] = weights.map(|weight| pair.constant(weight));
     two_kl(forward, reverse, fidelity.entropy(), pair)
 }
 
 /// [`TwoKl`] as tensor operations, with weights `[N, 1]`.
+#[cfg(feature = "burn")]
 pub(super) fn two_kl(forward: Tensor<2>, reverse: Tensor<2>, entropy: f64, pair: &Pair) -> Terms {
     let (p, q) = (&pair.p, &pair.q);
     let log_ratio = p.log.clone() * entropy - q.log.clone();

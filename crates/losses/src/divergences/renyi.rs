@@ -3,15 +3,23 @@
 
 use abkd_host::math::SATURATE;
 
-use super::alpha_beta::{AlphaBeta, geometric_mean, tensors};
-use super::{Definition, Form, Parameter, Params, Range};
+#[cfg(feature = "burn")]
+use super::Params;
+#[cfg(feature = "burn")]
+use super::alpha_beta::tensors;
+use super::alpha_beta::{AlphaBeta, geometric_mean};
+use super::{Definition, Form, Parameter, Range};
+#[cfg(feature = "burn")]
+use crate::Rows;
 use crate::pointwise::{Entry, Peak, Pointwise};
+#[cfg(feature = "burn")]
 use crate::reference::Pair;
+#[cfg(feature = "burn")]
 use crate::reference::pair::{ln_1p, power};
 use crate::row::passes::{dispatch_formulas, dispatch_gradient};
 use crate::row::softmax::dispatch_exponentials;
 use crate::row::{Kernel, Logit, Run, Scratch, formulas, normalize};
-use crate::{Divergence, Error, Fidelity, Rows};
+use crate::{Divergence, Error, Fidelity};
 
 pub(super) static DEFINITION: Definition = Definition {
     id: "renyi",
@@ -28,7 +36,10 @@ pub(super) static DEFINITION: Definition = Definition {
     }],
     default_fidelity: Fidelity::Paper,
     row: |job, [alpha, _], _| job.run(Renyi { alpha }),
-    form: Form::Rows(rows),
+    form: Form::Rows {
+        #[cfg(feature = "burn")]
+        tensors: rows,
+    },
 };
 
 impl Divergence {
@@ -109,6 +120,7 @@ impl Kernel for Renyi {
     }
 }
 
+#[cfg(feature = "burn")]
 fn rows(pair: &Pair, [alpha, _]: Params) -> Rows {
     let (above, below) = (pair.d.clone().clamp_min(0.0), pair.d.clone().clamp_max(0.0));
     let exponent = below * alpha - above * (1.0 - alpha);

@@ -1,17 +1,23 @@
 //! The skewed KL divergences: one distribution against its mixture with the other (Ko et al. 2024, DistiLLM).
 
 use abkd_host::math::{Softplus, expm1_over_x, ln_tail};
+#[cfg(feature = "burn")]
 use burn::tensor::Tensor;
+#[cfg(feature = "burn")]
 use burn::tensor::activation::sigmoid;
 
-use super::kl::{self, TwoKl};
+#[cfg(feature = "burn")]
+use super::kl;
+use super::kl::TwoKl;
 use super::{Definition, Form, Parameter, SHARE};
 #[cfg(feature = "cube")]
 use crate::cube::Formula;
 #[cfg(feature = "cube")]
 use crate::pointwise::ln_share;
 use crate::pointwise::{self, Entry, Mixture, Peak, Pointwise, select};
+#[cfg(feature = "burn")]
 use crate::reference::pair::expm1;
+#[cfg(feature = "burn")]
 use crate::reference::{Pair, TensorMixture, Terms};
 use crate::{Divergence, Fidelity};
 
@@ -38,6 +44,7 @@ pub(super) static FORWARD: Definition = Definition {
         job.rows(|_| SkewForward::new(lambda, fidelity.entropy() as f32))
     },
     form: Form::Sum {
+        #[cfg(feature = "burn")]
         tensors: |pair, [lambda, _], fidelity| {
             if lambda == 0.0 {
                 return kl::tensors(PLAIN, pair, fidelity);
@@ -65,6 +72,7 @@ pub(super) static REVERSE: Definition = Definition {
     default_fidelity: Fidelity::Paper,
     row: |job, [lambda, _], _| job.rows(|_| SkewReverse::new(lambda)),
     form: Form::Sum {
+        #[cfg(feature = "burn")]
         tensors: |pair, [lambda, _], _| skew_reverse(lambda, pair),
         #[cfg(feature = "cube")]
         cube: Some(|[lambda, _], _| {
@@ -195,6 +203,7 @@ impl Pointwise for SkewReverse {
     }
 }
 
+#[cfg(feature = "burn")]
 fn skew_forward(lambda: f64, entropy: f64, pair: &Pair) -> Terms {
     let m = TensorMixture::new(lambda, pair);
     let odds = (1.0 - lambda) / lambda;
@@ -213,6 +222,7 @@ fn skew_forward(lambda: f64, entropy: f64, pair: &Pair) -> Terms {
     }
 }
 
+#[cfg(feature = "burn")]
 fn skew_reverse(lambda: f64, pair: &Pair) -> Terms {
     let m = TensorMixture::new(1.0 - lambda, pair);
     // The derivative of `beyond` is -share^2: its integral from the peak, by Gauss's three-point rule.

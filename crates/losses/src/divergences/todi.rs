@@ -1,11 +1,14 @@
 //! ToDi (Jung et al. 2025, arXiv 2505.16297): forward and reverse KL, weighted entry by entry.
 
 use abkd_host::math::{Softplus, expm1_over_x, softplus};
+#[cfg(feature = "burn")]
 use burn::tensor::activation::sigmoid;
 
 use super::{Definition, Form};
 use crate::pointwise::{self, Entry, Peak, Pointwise, select};
+#[cfg(feature = "burn")]
 use crate::reference::pair::expm1;
+#[cfg(feature = "burn")]
 use crate::reference::{Pair, Terms};
 use crate::{Divergence, Fidelity};
 
@@ -18,6 +21,7 @@ pub(super) static DEFINITION: Definition = Definition {
     default_fidelity: Fidelity::Paper,
     row: |job, _, _| job.rows(|_| ToDi::new()),
     form: Form::Sum {
+        #[cfg(feature = "burn")]
         tensors: |pair, _, _| tensors(pair),
         #[cfg(feature = "cube")]
         cube: None,
@@ -101,6 +105,7 @@ impl Pointwise for ToDi {
     }
 }
 
+#[cfg(feature = "burn")]
 fn tensors(pair: &Pair) -> Terms {
     let (p, q, d) = (&pair.p.prob, &pair.q.prob, &pair.d);
     let (share, other) = (sigmoid(d.clone()), sigmoid(d.clone().neg()));

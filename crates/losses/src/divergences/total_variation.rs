@@ -4,6 +4,7 @@ use super::{Definition, Form};
 #[cfg(feature = "cube")]
 use crate::cube::Formula;
 use crate::pointwise::{Entry, Peak, Pointwise, larger, smaller};
+#[cfg(feature = "burn")]
 use crate::reference::{Pair, Terms};
 use crate::{Divergence, Fidelity};
 
@@ -16,6 +17,7 @@ pub(super) static DEFINITION: Definition = Definition {
     default_fidelity: Fidelity::Paper,
     row: |job, _, _| job.rows(|_| TotalVariation::new()),
     form: Form::Sum {
+        #[cfg(feature = "burn")]
         tensors: |pair, _, _| tensors(pair),
         #[cfg(feature = "cube")]
         cube: Some(|_, _| Some((Formula::TotalVariation, [0.0; 4]))),
@@ -68,6 +70,7 @@ impl Pointwise for TotalVariation {
     }
 }
 
+#[cfg(feature = "burn")]
 fn tensors(pair: &Pair) -> Terms {
     let gap = pair.q.prob.clone() - pair.p.prob.clone();
     let g = pair.at_peak.d.clone().sign() * -0.5;

@@ -15,25 +15,25 @@ pub trait Logit: sealed::Sealed + Copy + Send + Sync {
 }
 
 /// The student's and the teacher's logits of a call.
-pub enum Logits<'a> {
+pub enum AnyLogits<'a> {
     F32(&'a mut [f32], &'a [f32]),
     F16(&'a mut [f16], &'a [f16]),
     Bf16(&'a mut [bf16], &'a [bf16]),
 }
 
 mod sealed {
-    use super::{Logits, bf16, f16};
+    use super::{AnyLogits, bf16, f16};
 
     pub trait Sealed: Sized {
         /// Logits without their type.
-        fn hide<'a>(student: &'a mut [Self], teacher: &'a [Self]) -> Logits<'a>;
+        fn hide<'a>(student: &'a mut [Self], teacher: &'a [Self]) -> AnyLogits<'a>;
     }
 
     macro_rules! sealed {
         ($ty:ty, $variant:ident) => {
             impl Sealed for $ty {
-                fn hide<'a>(student: &'a mut [Self], teacher: &'a [Self]) -> Logits<'a> {
-                    Logits::$variant(student, teacher)
+                fn hide<'a>(student: &'a mut [Self], teacher: &'a [Self]) -> AnyLogits<'a> {
+                    AnyLogits::$variant(student, teacher)
                 }
             }
         };

@@ -7,6 +7,8 @@ use super::wide::Wide;
 /// A choice of a divergence (AKL's head, AlphaNet's member, BDKD's weights, the sign in the total variation) with a smaller
 /// margin is a tie: f32 may choose otherwise.
 const TIE: f64 = 1e-5;
+/// Rounding errors of AlphaNet's sums here, whose terms are of order 1. Values below it cannot be compared.
+const ROUNDED: f64 = 1e-29;
 /// Exponents at which the powers of the alpha-beta family are about to saturate.
 const SATURATED: f64 = 59.0;
 
@@ -407,7 +409,7 @@ fn alpha_net(rows: &[Row], a: f64, b: f64, fidelity: Fidelity) -> Option<Vec<Fou
             Fidelity::Official => together,
             Fidelity::Paper => [one.value, two.value],
         };
-        ((b - a).abs() > TIE * (a + b)).then_some(if b > a { two } else { one })
+        ((b - a).abs() > TIE * (a + b) + ROUNDED).then_some(if b > a { two } else { one })
     };
     both.into_iter().map(choose).collect()
 }

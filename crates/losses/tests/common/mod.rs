@@ -6,7 +6,7 @@ pub mod goldens;
 pub mod regimes;
 pub mod wide;
 
-use abkd_losses::{Divergence, Fidelity, row};
+use abkd_losses::{Divergence, Fidelity, Logits, row};
 
 /// Every divergence, and the alpha-beta one at its limits.
 pub fn all() -> Vec<Divergence> {
@@ -44,7 +44,17 @@ pub fn kernel(
 ) -> (Vec<f32>, Vec<f32>) {
     let mut grad = z.to_vec();
     let mut value = vec![0.0; z.len() / vocab];
-    row::divergence(d, f, &mut grad, t, vocab, &mut value).unwrap();
+    row::divergence(
+        d,
+        f,
+        Logits {
+            student: &mut grad,
+            teacher: t,
+        },
+        vocab,
+        &mut value,
+    )
+    .unwrap();
     (value, grad)
 }
 
