@@ -102,7 +102,9 @@ pub fn listing(what: Option<Listing>, root: &Path) -> Result<String> {
                 }
             }
             Listing::Losses => {
-                text += "losses (p teacher, q student; parameters with the paper's values)\n";
+                text += "losses (p teacher, q student; parameters with the paper's values; each takes tau = 1, a temperature, \
+                         squared = 0, or 1 to multiply by its square, and top = 0, or k for the teacher's k likeliest tokens and \
+                         one class for the others)\n";
                 for d in Divergence::all() {
                     let params: Vec<String> = d
                         .params()

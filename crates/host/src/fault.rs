@@ -22,7 +22,7 @@ pub fn is(name: &str) -> bool {
     }
 }
 
-/// `fault!("name", right, wrong)`: the right value, or the wrong one where the fault of this name is [chosen](crate::fault).
+/// `fault!("name", right, wrong)`: the right value, or the wrong one where the fault of this name is [chosen](mod@crate::fault).
 #[macro_export]
 macro_rules! fault {
     ($name:literal, $right:expr, $wrong:expr) => {

@@ -16,13 +16,13 @@ impl Divergence {
     /// depend on each other. A call of [`value_and_grad`](crate::value_and_grad) chooses by its own rows. A caller that
     /// splits a batch adds all parts to the choice, and then computes the chosen divergence.
     pub fn choice(&self, fidelity: Fidelity) -> Option<Choice> {
-        match (&self.definition().form, fidelity) {
-            (Form::Larger(members), Fidelity::Official) => Some(Choice {
-                members: members(self.values()),
-                sums: [0.0; 2],
-            }),
-            _ => None,
-        }
+        let Form::Larger(members) = self.definition().form else {
+            return None;
+        };
+        self.chooses_together(fidelity).then(|| Choice {
+            members: members(self.values()).map(|member| member.with_view(self.view())),
+            sums: [0.0; 2],
+        })
     }
 }
 

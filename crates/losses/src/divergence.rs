@@ -6,7 +6,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::divergences::{ALL, Definition, Params};
+use crate::divergences::{ALL, Definition, Form, Parameter, Params};
+use crate::view::{self, View};
 use crate::{Error, Fidelity};
 
 /// A divergence D(p, q) of the student's next-token distribution q from the teacher's p, in nats.
@@ -29,11 +30,19 @@ use crate::{Error, Fidelity};
 /// ```
 ///
 /// Files hold `{"id": "ab", "params": {"alpha": 0.2, "beta": 0.7}}`.
+///
+/// Every divergence has three more parameters, by name only:
+///
+/// - `tau` = 1: the temperature by which both models' logits are divided;
+/// - `squared` = 0: if 1, value and gradient are multiplied by its square, as in Hinton et al. (2015): `fkld:tau=2,squared=1`;
+/// - `top` = 0: if k, the teacher's k likeliest tokens are classes of their own and all others are one, so that the
+///   divergence is one of k + 1 classes and bounds that of the tokens from below: `fkld:top=64`.
 #[derive(Clone, Copy, Serialize, Deserialize)]
 #[serde(try_from = "Parts", into = "Parts")]
 pub struct Divergence {
     definition: &'static Definition,
     values: Params,
+    view: View,
 }
 
 /// A divergence as files hold it.
@@ -64,15 +73,20 @@ impl TryFrom<Parts> for Divergence {
 
 impl PartialEq for Divergence {
     fn eq(&self, other: &Self) -> bool {
-        self.id() == other.id() && self.values == other.values
+        self.id() == other.id() && self.values == other.values && self.view == other.view
     }
 }
 
 impl fmt::Display for Divergence {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.id())?;
-        for (i, (_, value)) in self.params().into_iter().enumerate() {
-            write!(f, "{}{value}", if i == 0 { ':' } else { ',' })?;
+        let own = self.definition.parameters.len();
+        for (i, (name, value)) in self.params().into_iter().enumerate() {
+            f.write_str(if i == 0 { ":" } else { "," })?;
+            if i >= own {
+                write!(f, "{name}=")?;
+            }
+            write!(f, "{value}")?;
         }
         Ok(())
     }
@@ -121,7 +135,39 @@ impl FromStr for Divergence {
 
 impl Divergence {
     pub(crate) const fn new(definition: &'static Definition, values: Params) -> Self {
-        Self { definition, values }
+        Self {
+            definition,
+            values,
+            view: View::WHOLE,
+        }
+    }
+
+    /// The same of softmaxes at a temperature `tau`, a number from 0.01 to 1000; `squared` multiplies value and gradient by
+    /// its square.
+    pub const fn at_temperature(self, tau: f64, squared: bool) -> Self {
+        let view = View {
+            tau,
+            squared: if squared { 1.0 } else { 0.0 },
+            ..self.view
+        };
+        self.with_view(view)
+    }
+
+    /// The same of the teacher's `top` likeliest tokens and one class for all others; 0: of all tokens.
+    pub const fn of_top(self, top: usize) -> Self {
+        let view = View {
+            top: top as f64,
+            ..self.view
+        };
+        self.with_view(view)
+    }
+
+    pub(crate) fn view(&self) -> View {
+        self.view
+    }
+
+    pub(crate) const fn with_view(self, view: View) -> Self {
+        Self { view, ..self }
     }
 
     /// Every divergence with the paper's parameters, in the order of the paper's tables.
@@ -152,51 +198,56 @@ impl Divergence {
     pub fn from_parts(id: &str, params: &BTreeMap<String, f64>) -> Result<Self, Error> {
         let mut divergence = Self::with_defaults(id)?;
         for (name, value) in params {
-            let place = divergence
-                .place(name)
-                .ok_or_else(|| divergence.has_no(name))?;
-            divergence.values[place] = *value;
+            let unknown = divergence.has_no(name);
+            *divergence.value_mut(name).ok_or(unknown)? = *value;
         }
         divergence.validate()?;
         Ok(divergence)
     }
 
-    /// Index of a parameter among the values.
-    fn place(&self, name: &str) -> Option<usize> {
-        let mut parameters = self.definition.parameters.iter();
-        parameters.position(|parameter| parameter.name == name)
+    /// All parameters with their values: its own in the order of the formula, then those of every divergence.
+    fn all_params(&self) -> impl Iterator<Item = (&'static Parameter, f64)> + use<> {
+        let own = self.definition.parameters.iter().zip(self.values);
+        own.chain(view::PARAMETERS.iter().zip(self.view.values()))
+    }
+
+    fn value_mut(&mut self, name: &str) -> Option<&mut f64> {
+        let own = self.definition.parameters.iter().zip(&mut self.values);
+        let mut all = own.chain(view::PARAMETERS.iter().zip(self.view.values_mut()));
+        all.find_map(|(parameter, value)| (parameter.name == name).then_some(value))
     }
 
     fn has_no(&self, name: &str) -> Error {
-        let names: Vec<_> = self.params().into_iter().map(|(name, _)| name).collect();
+        let names: Vec<_> = self.all_params().map(|(p, _)| p.name).collect();
         Error::UnknownParameter {
             id: self.id(),
             name: name.to_string(),
-            known: if names.is_empty() {
-                "none".to_string()
-            } else {
-                names.join(", ")
-            },
+            known: names.join(", "),
         }
     }
 
-    /// The parameters by name, in the order of the formula.
+    /// The parameters by name: its own in the order of the formula, then those of every divergence that are not at their
+    /// defaults.
     pub fn params(&self) -> Vec<(&'static str, f64)> {
-        let names = self.definition.parameters.iter().map(|p| p.name);
-        names.zip(self.values).collect()
+        let own = self.definition.parameters.len();
+        let stated = self.all_params().enumerate();
+        let stated = stated.filter(|(i, (p, value))| *i < own || *value != p.default);
+        stated.map(|(_, (p, value))| (p.name, value)).collect()
     }
 
     /// A parameter's value; `None` where the divergence has no parameter of this name.
     pub fn param(&self, name: &str) -> Option<f64> {
-        self.place(name).map(|place| self.values[place])
+        self.all_params()
+            .find_map(|(p, value)| (p.name == name).then_some(value))
     }
 
     /// Checks the parameters.
     ///
     /// # Errors
-    /// Weights (`weight`, `lambda`, `mu`) must lie in `[0, 1]`, exponents must be finite and at most 1000 in size.
+    /// Weights (`weight`, `lambda`, `mu`) must lie in `[0, 1]`, exponents must be finite and at most 1000 in size, a
+    /// temperature from 0.01 to 1000, `squared` is 0 or 1, `top` a number of tokens.
     pub fn validate(&self) -> Result<(), Error> {
-        for (parameter, value) in self.definition.parameters.iter().zip(self.values) {
+        for (parameter, value) in self.all_params() {
             if !(parameter.range.contains)(value) {
                 return Err(Error::Parameter {
                     id: self.id(),
@@ -229,6 +280,11 @@ impl Divergence {
     /// where it alone defines the experiment (BDKD, Jensen, AKL, AlphaNet).
     pub fn default_fidelity(&self) -> Fidelity {
         self.definition.default_fidelity
+    }
+
+    /// Whether the rows of a call depend on one another.
+    pub(crate) fn chooses_together(&self, fidelity: Fidelity) -> bool {
+        matches!(self.definition.form, Form::Larger(_)) && fidelity == Fidelity::Official
     }
 
     pub(crate) fn definition(&self) -> &'static Definition {
@@ -318,6 +374,14 @@ mod tests {
         assert_eq!(read("ab:0.5"), Ok(Divergence::alpha_beta(0.5, 0.7)));
         let by_name = read("ab: beta = -1e-3, alpha = 1");
         assert_eq!(by_name, Ok(Divergence::alpha_beta(1.0, -1e-3)));
+        let warm = Divergence::alpha_beta(0.2, 0.7).at_temperature(2.0, true);
+        assert_eq!(read("ab:0.2,tau=2,squared=1"), Ok(warm));
+        assert_eq!(warm.to_string(), "ab:0.2,0.7,tau=2,squared=1");
+        assert_ne!(warm, Divergence::alpha_beta(0.2, 0.7));
+        assert_eq!(warm.param("tau"), Some(2.0));
+        let text = serde_json::to_string(&warm).unwrap();
+        assert_eq!(serde_json::from_str::<Divergence>(&text).unwrap(), warm);
+        assert_eq!(read("ab:tau=1").unwrap().to_string(), "ab:0.2,0.7");
         for (text, says) in [
             ("fkl", "mean `fkld`"),
             ("ab:0.2,0.7,1", "`ab` has 2 parameters, not more"),
@@ -325,7 +389,14 @@ mod tests {
             ("ab:", "`` is not a number"),
             ("ab:0.2,x", "loss `ab:0.2,x`: `x` is not a number"),
             ("ab:0.2,alpha=0.2", "`alpha` is given twice"),
-            ("ab:gamma=1", "no parameter `gamma`; it has alpha, beta"),
+            (
+                "ab:gamma=1",
+                "no parameter `gamma`; it has alpha, beta, tau, squared, top",
+            ),
+            ("ab:tau=0", "tau = 0 is not a temperature"),
+            ("fkld:tau=2,squared=0.5", "squared = 0.5 is not 0 or 1"),
+            ("fkld:top=1.5", "top = 1.5 is not a number of tokens"),
+            ("fkld:2", "`fkld` has 0 parameters"),
             ("jensen:1.5", "lambda = 1.5 is not a number in [0, 1]"),
             ("ab:nan,1", "alpha = NaN is not a finite number"),
         ] {
@@ -344,10 +415,10 @@ mod tests {
         let text = parts("ab", &[("gamma", 1.0)]).unwrap_err().to_string();
         assert_eq!(
             text,
-            "loss `ab` has no parameter `gamma`; it has alpha, beta"
+            "loss `ab` has no parameter `gamma`; it has alpha, beta, tau, squared, top"
         );
         let text = parts("tvd", &[("mu", 1.0)]).unwrap_err().to_string();
-        assert!(text.ends_with("it has none"), "{text}");
+        assert!(text.ends_with("it has tau, squared, top"), "{text}");
         let text = parts("jensen", &[("lambda", 1.5)]).unwrap_err().to_string();
         assert_eq!(
             text,

@@ -20,6 +20,19 @@ impl std::fmt::Display for Model {
     }
 }
 
+impl Error {
+    /// The row that it is about.
+    pub fn row_mut(&mut self) -> Option<&mut usize> {
+        match self {
+            Self::NotFinite { row, .. }
+            | Self::EmptyRow { row, .. }
+            | Self::Label { row, .. }
+            | Self::ImpossibleLabel { row, .. } => Some(row),
+            _ => None,
+        }
+    }
+}
+
 /// Errors of this crate.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {

@@ -29,8 +29,8 @@
 //!
 //! None by default: the row kernel, without a tensor library.
 //!
-//! - `burn`: functions on Burn's tensors, [`value_and_grad`] and the differentiable [`divergence`](fn@divergence). The row
-//!   kernel serves tensors in host memory, [`reference`] computes the same with tensor operations on any backend, and serves
+//! - `burn`: functions on Burn's tensors, `value_and_grad` and the differentiable `divergence`. The row
+//!   kernel serves tensors in host memory, `reference` computes the same with tensor operations on any backend, and serves
 //!   the rest.
 //! - `tch`: the row kernel serves libtorch's CPU tensors, too.
 //! - `wgpu`, `cuda`: the row kernel on GPUs.
@@ -55,6 +55,7 @@ pub mod row;
 mod tensors;
 #[cfg(feature = "burn")]
 pub mod verify;
+mod view;
 
 #[cfg(feature = "burn")]
 pub use choice::Choice;

@@ -14,7 +14,7 @@ use self::pair::Softmax;
 use crate::divergences::Form;
 use crate::error::Model;
 use crate::tensors::check_shapes;
-use crate::{Divergence, Error, Fidelity, Logits, Rows};
+use crate::{Divergence, Error, Fidelity, Logits, Rows, view};
 
 /// See [`value_and_grad`](crate::value_and_grad).
 ///
@@ -27,6 +27,9 @@ pub fn value_and_grad(
     logits: Logits<Tensor<2>>,
 ) -> Result<Rows, Error> {
     check_shapes(&logits)?;
+    if let Some((view, divergence)) = divergence.seen(logits.student.dims()[1]) {
+        return view::tensors::seen(value_and_grad, &divergence, view, fidelity, logits);
+    }
     let Logits { student, teacher } = logits;
     if student.dims()[0] == 0 {
         let value = Tensor::zeros([0], &student.device());

@@ -20,7 +20,7 @@ use self::softmax::{Norms, dispatch_exponentials, dispatch_log_ratio, dispatch_s
 
 use crate::error::{Error, Model};
 use crate::pointwise::Pointwise;
-use crate::{Divergence, Fidelity, Logits};
+use crate::{Divergence, Fidelity, Logits, view};
 
 /// Values of a divergence, and its gradient in place of the student's logits.
 ///
@@ -45,6 +45,10 @@ pub fn divergence<L: Logit>(
     let Logits { student, teacher } = logits;
     assert_eq!(student.len(), teacher.len());
     assert_eq!(student.len(), value.len() * vocab);
+    if let Some((view, divergence)) = divergence.seen(vocab) {
+        let logits = Logits { student, teacher };
+        return view::divergence(&divergence, view, fidelity, logits, vocab, value);
+    }
     let job = Job {
         logits: L::hide(student, teacher),
         vocab,

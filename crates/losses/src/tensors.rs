@@ -7,7 +7,7 @@ use half::{bf16, f16};
 #[cfg(feature = "cube")]
 use crate::cube;
 use crate::host::Host;
-use crate::{Divergence, Error, Fidelity, Logits, Model, reference, row};
+use crate::{Divergence, Error, Fidelity, Logits, Model, reference, row, view};
 
 /// Values and gradients of a batch of rows.
 pub struct Rows {
@@ -41,6 +41,10 @@ pub fn value_and_grad(
         });
     }
     if !abkd_host::serves(&student.device()) {
+        if let Some((view, divergence)) = divergence.seen(student.dims()[1]) {
+            let logits = Logits { student, teacher };
+            return view::tensors::seen(value_and_grad, &divergence, view, fidelity, logits);
+        }
         #[cfg(feature = "cube")]
         if let Some(rows) = cube::divergence(divergence, fidelity, &student, &teacher) {
             return rows;

@@ -340,6 +340,32 @@ fn rows_that_are_no_distribution_are_named() {
 }
 
 #[test]
+fn tensor_operations_and_the_kernel_see_the_same() {
+    let noise = |i: usize| ((i * 811) % 1009) as f32 / 200.0 - 2.5;
+    let z: Vec<f32> = (0..40).map(noise).collect();
+    let t: Vec<f32> = (0..40).map(|i| noise(i * i)).collect();
+    let views = all().into_iter().flat_map(|d| {
+        let warm = d.at_temperature(2.5, true);
+        [warm, d.of_top(4), warm.of_top(1)]
+    });
+    for d in views {
+        for fidelity in [Fidelity::Paper, Fidelity::Official] {
+            let [one, two] = [value_and_grad, reference::value_and_grad].map(|f| {
+                let logits = Logits {
+                    student: tensor(&z, 10),
+                    teacher: tensor(&t, 10),
+                };
+                let Rows { value, grad } = f(&d, fidelity, logits).unwrap();
+                [value, grad.reshape([40])].map(Tensor::into_data)
+            });
+            for (one, two) in one.iter().zip(&two) {
+                one.assert_approx_eq::<f32>(two, burn::tensor::Tolerance::rel_abs(1e-4, 1e-5));
+            }
+        }
+    }
+}
+
+#[test]
 fn a_vocabulary_of_one_and_no_rows_give_numbers_or_nothing() {
     let zero = Divergence::alpha_net(0.0, 0.5);
     for d in all().into_iter().chain([zero]) {

@@ -108,7 +108,7 @@ impl Error {
     /// Converts an error's row within a chunk to the row over all chunks; `before` rows precede the chunk.
     pub(crate) fn in_chunk(before: usize) -> impl FnOnce(abkd_losses::Error) -> Self {
         move |mut error| {
-            if let Some(row) = row_of(&mut error) {
+            if let Some(row) = error.row_mut() {
                 *row += before;
             }
             Self::Loss(error)
@@ -143,7 +143,7 @@ impl Error {
             let Self::Loss(mut source) = error else {
                 return error;
             };
-            let Some(row) = row_of(&mut source) else {
+            let Some(row) = source.row_mut() else {
                 return Self::Loss(source);
             };
             let example = batch.example_of(*row);
@@ -176,17 +176,5 @@ impl Error {
             path: path.into(),
             reason: reason.to_string(),
         }
-    }
-}
-
-/// The row that an error of a loss is about.
-fn row_of(error: &mut abkd_losses::Error) -> Option<&mut usize> {
-    use abkd_losses::Error as E;
-    match error {
-        E::NotFinite { row, .. }
-        | E::EmptyRow { row, .. }
-        | E::Label { row, .. }
-        | E::ImpossibleLabel { row, .. } => Some(row),
-        _ => None,
     }
 }

@@ -184,6 +184,7 @@ fn methods() -> Vec<(&'static str, Method)> {
         ("imitkd", json!({ "last_share": 0.1 })),
         // a buffer that is full after three updates on the student's answers
         ("gkd", json!({ "lambda": 0.5, "capacity": 24 })),
+        ("opd", json!({})),
         ("minillm", json!({ "rollouts": 32, "inner_epochs": 2 })),
         (
             "distillm",

@@ -75,6 +75,33 @@ def test_values_and_gradients_of_the_published_losses():
     assert checked > 20
 
 
+def test_a_temperature_is_torchs_division():
+    student, teacher = logits(15).requires_grad_(), logits(16)
+    ours = abkd_losses.divergence("fkld:tau=2,squared=1", student=student, teacher=teacher, fidelity="paper")
+    log = lambda x: torch.log_softmax(x / 2, 1)
+    theirs = torch.nn.functional.kl_div(log(student), log(teacher), reduction="none", log_target=True).sum(1) * 4
+    torch.testing.assert_close(ours, theirs)
+    grads = [torch.autograd.grad(value.sum(), student)[0] for value in (ours, theirs)]
+    torch.testing.assert_close(*grads)
+
+
+def test_all_but_the_top_tokens_are_one_class():
+    student, teacher = logits(17).requires_grad_(), logits(18)
+    ours = abkd_losses.divergence("rkld:top=3", student=student, teacher=teacher)
+    tokens = teacher.topk(3).indices
+    others = torch.ones_like(teacher, dtype=torch.bool).scatter(1, tokens, False)
+
+    def classes(x):
+        tail = x.masked_fill(~others, -math.inf).logsumexp(1, keepdim=True)
+        return torch.log_softmax(torch.cat([x.gather(1, tokens), tail], 1), 1)
+
+    log_q, log_p = classes(student), classes(teacher)
+    theirs = (log_q.exp() * (log_q - log_p)).sum(1)
+    torch.testing.assert_close(ours, theirs)
+    grads = [torch.autograd.grad(value.sum(), student)[0] for value in (ours, theirs)]
+    torch.testing.assert_close(*grads)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_read_as_it_is(dtype):
     student, teacher = logits(6).to(dtype).requires_grad_(), logits(7).to(dtype)
@@ -111,6 +138,7 @@ def test_layout_masks_and_no_rows():
     [
         (ValueError, "did you mean `fkld`", lambda z: ("fkl", z, z)),
         (ValueError, "no parameter `gamma`", lambda z: ("ab:gamma=1", z, z)),
+        (ValueError, "tau = 0 is not a temperature", lambda z: ("fkld:tau=0", z, z)),
         (TypeError, "float64", lambda z: ("fkld", z.double(), z)),
         (TypeError, "one type", lambda z: ("fkld", z.half(), z)),
         (ValueError, "flatten", lambda z: ("fkld", z[None], z)),

@@ -41,7 +41,7 @@ const ALPHA: Range = Range {
 
 impl Divergence {
     /// The larger of `AB(a, 1 - a)` and `AB(b, 1 - b)`, where neither alpha is 1. Official: by their means over the rows of
-    /// one call, see [`choice`](Divergence::choice). Paper: row by row.
+    /// one call, see `choice`. Paper: row by row.
     pub const fn alpha_net(a: f64, b: f64) -> Self {
         Self::new(&DEFINITION, [a, b])
     }

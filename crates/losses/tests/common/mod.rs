@@ -2,6 +2,7 @@
 #![allow(dead_code)]
 
 pub mod exact;
+#[cfg(feature = "burn")]
 pub mod goldens;
 pub mod regimes;
 pub mod wide;

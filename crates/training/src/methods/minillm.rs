@@ -21,8 +21,8 @@ use serde::{Deserialize, Serialize};
 
 use super::on_policy::{self, Sampling, prompts, with_answers};
 use super::{Behaviour, Driver, Entry, Moment, Parts, Sampled, no_loss, parse};
-use crate::head::{CHUNK_BYTES, Objective, PolicyRows, log_probs};
-use crate::step::{Term, labels, rows_of};
+use crate::head::{Objective, PolicyRows};
+use crate::step::Term;
 use crate::timing::Phase;
 use crate::{Error, Prepared, Settings};
 
@@ -396,12 +396,7 @@ fn score(
     let mut rollouts = Vec::with_capacity(sequences.len());
     for part in sequences.chunks(settings.sampling_batch_size) {
         let laid = collate(&part.iter().collect::<Vec<_>>());
-        let labels = labels(&laid);
-        let log_probs_of = |model| log_probs(&rows_of(model, &laid), &labels, CHUNK_BYTES);
-        let log_q = log_probs_of(student).map_err(Error::in_update(step, &laid, 0))?;
-        let log_p = log_probs_of(teacher)
-            .map_err(Error::of_teacher)
-            .map_err(Error::in_update(step, &laid, 0))?;
+        let [log_q, log_p] = on_policy::score(student, teacher, &laid, step)?;
         let mut start = 0;
         for sequence in part {
             let end = start + sequence.tokens.len() - sequence.prompt_len;

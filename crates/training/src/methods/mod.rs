@@ -10,6 +10,7 @@ pub mod gkd;
 mod imitkd;
 pub mod minillm;
 mod on_policy;
+mod opd;
 mod replay;
 mod seqkd;
 mod sft;
@@ -78,12 +79,13 @@ pub struct Entry {
 type Built = Result<Box<dyn Behaviour>, String>;
 
 /// All methods.
-pub const ALL: [&Entry; 8] = [
+pub const ALL: [&Entry; 9] = [
     &sft::ENTRY,
     &data::KD,
     &seqkd::ENTRY,
     &imitkd::ENTRY,
     &gkd::ENTRY,
+    &opd::ENTRY,
     &minillm::ENTRY,
     &distillm::ENTRY,
     &data::ABKD,

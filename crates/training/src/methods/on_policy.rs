@@ -3,11 +3,14 @@
 use abkd_data::rng::Rng;
 use abkd_data::{Batch, Sequence, collate};
 use abkd_host::choice;
+use abkd_models::LanguageModel;
 use abkd_models::generate::{Decoding, generate};
 use burn::module::Module;
 
 use super::Moment;
 use crate::Error;
+use crate::head::{CHUNK_BYTES, log_probs};
+use crate::step::{labels, rows_of};
 use crate::timing::Phase;
 
 choice! {
@@ -111,6 +114,30 @@ pub(super) fn with_answers(data: &[&Sequence], answers: Vec<Vec<u32>>) -> Vec<Se
         .zip(answers)
         .map(|(s, answer)| s.with_answer(&answer))
         .collect()
+}
+
+/// Log-probabilities of a batch's labels by the student and by the teacher, `[2][N]`.
+pub(super) fn log_probs_of_both(at: &mut Moment, batch: &Batch) -> Result<[Vec<f32>; 2], Error> {
+    let (student, step) = (at.student.valid(), at.step);
+    let teacher = at.teacher.expect("the method has a teacher");
+    at.phases
+        .time(Phase::Generation, || score(&student, teacher, batch, step))
+}
+
+/// [`log_probs_of_both`] of two models; `step` is for errors.
+pub(super) fn score(
+    student: &LanguageModel,
+    teacher: &LanguageModel,
+    batch: &Batch,
+    step: usize,
+) -> Result<[Vec<f32>; 2], Error> {
+    let labels = labels(batch);
+    let of = |model| log_probs(&rows_of(model, batch), &labels, CHUNK_BYTES);
+    let log_q = of(student).map_err(Error::in_update(step, batch, 0))?;
+    let log_p = of(teacher)
+        .map_err(Error::of_teacher)
+        .map_err(Error::in_update(step, batch, 0))?;
+    Ok([log_q, log_p])
 }
 
 /// Collates sampled sequences; `None` when no position counts.

@@ -1,0 +1,145 @@
+//! What every divergence takes: a temperature divides both models' logits, and all but the teacher's likeliest tokens are one
+//! class.
+
+use abkd_losses::{Divergence, Fidelity, Logits, row};
+use half::bf16;
+
+const VOCAB: usize = 7;
+
+fn logits(from: usize, rows: usize) -> Vec<f32> {
+    let noise = |i: usize| ((811 * i * i + 77 * i) % 1009) as f32 / 100.0 - 5.0;
+    (from..from + rows * VOCAB).map(noise).collect()
+}
+
+fn run(d: &Divergence, fidelity: Fidelity, z: &[f32], t: &[f32]) -> (Vec<f32>, Vec<f32>) {
+    let (mut grad, mut value) = (z.to_vec(), vec![0.0; z.len() / VOCAB]);
+    let logits = Logits {
+        student: &mut grad[..],
+        teacher: t,
+    };
+    row::divergence(d, fidelity, logits, VOCAB, &mut value).unwrap();
+    (value, grad)
+}
+
+#[test]
+fn a_temperature_divides_the_logits_and_its_square_multiplies() {
+    // More rows than are computed at a time.
+    let (z, t) = (logits(0, 300), logits(9999, 300));
+    let divided = |x: &[f32], tau: f32| -> Vec<f32> { x.iter().map(|x| x / tau).collect() };
+    for tau in [0.5, 4.0] {
+        for d in Divergence::all() {
+            for fidelity in [Fidelity::Paper, Fidelity::Official] {
+                let (value, grad) = run(&d, fidelity, &divided(&z, tau), &divided(&t, tau));
+                for squared in [false, true] {
+                    let tempered = d.at_temperature(tau.into(), squared);
+                    let (ours, slope) = run(&tempered, fidelity, &z, &t);
+                    let by = if squared { tau * tau } else { 1.0 };
+                    let expected: Vec<f32> = value.iter().map(|x| x * by).collect();
+                    assert_eq!(ours, expected, "{tempered}");
+                    let expected: Vec<f32> = grad.iter().map(|x| x * (by / tau)).collect();
+                    assert_eq!(slope, expected, "{tempered}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn logits_of_half_precision_are_divided_in_f32() {
+    let d = Divergence::alpha_beta(0.2, 0.7).at_temperature(3.0, false);
+    let halves = |x: Vec<f32>| -> Vec<bf16> { x.into_iter().map(bf16::from_f32).collect() };
+    let wide = |x: &[bf16]| -> Vec<f32> { x.iter().map(|x| x.to_f32()).collect() };
+    let (z, t) = (halves(logits(0, 5)), halves(logits(77, 5)));
+    let (value, grad) = run(&d, Fidelity::Paper, &wide(&z), &wide(&t));
+    let (mut ours, mut our_value) = (z, vec![0.0; 5]);
+    let logits = Logits {
+        student: &mut ours[..],
+        teacher: &t[..],
+    };
+    row::divergence(&d, Fidelity::Paper, logits, VOCAB, &mut our_value).unwrap();
+    assert_eq!(our_value, value);
+    assert_eq!(ours, halves(grad));
+}
+
+#[test]
+fn a_bad_row_has_its_number_in_all_rows() {
+    let (z, mut t) = (logits(0, 300), logits(9999, 300));
+    t[277 * VOCAB + 3] = f32::NAN;
+    let (mut grad, mut value) = (z, vec![0.0; 300]);
+    let logits = Logits {
+        student: &mut grad[..],
+        teacher: &t[..],
+    };
+    let d = Divergence::reverse_kl().at_temperature(2.0, true);
+    let error = row::divergence(&d, Fidelity::Paper, logits, VOCAB, &mut value);
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("teacher logits, row 277"), "{error}");
+}
+
+/// Softmax in f64.
+fn softmax(x: &[f32]) -> Vec<f64> {
+    let sum: f64 = x.iter().map(|x| f64::from(*x).exp()).sum();
+    x.iter().map(|x| f64::from(*x).exp() / sum).collect()
+}
+
+#[test]
+fn the_tail_is_one_class_whose_gradient_is_shared_by_probability() {
+    let (z, t) = (logits(0, 40), logits(555, 40));
+    for top in 1..VOCAB - 1 {
+        let (value, grad) = run(
+            &Divergence::forward_kl().of_top(top),
+            Fidelity::Paper,
+            &z,
+            &t,
+        );
+        for row in 0..40 {
+            let range = row * VOCAB..(row + 1) * VOCAB;
+            let (p, q) = (softmax(&t[range.clone()]), softmax(&z[range.clone()]));
+            let mut order: Vec<usize> = (0..VOCAB).collect();
+            order.sort_by(|&a, &b| p[b].total_cmp(&p[a]));
+            let sum = |x: &[f64]| order[top..].iter().map(|&i| x[i]).sum::<f64>();
+            let (tail_p, tail_q) = (sum(&p), sum(&q));
+            let own = order[..top].iter().map(|&i| p[i] * (p[i] / q[i]).ln());
+            let exact = own.sum::<f64>() + tail_p * (tail_p / tail_q).ln();
+            assert!((f64::from(value[row]) - exact).abs() < 1e-5 * exact.max(0.1));
+            for (place, &i) in order.iter().enumerate() {
+                let exact = if place < top {
+                    q[i] - p[i]
+                } else {
+                    (tail_q - tail_p) * q[i] / tail_q
+                };
+                assert!((f64::from(grad[range.start + i]) - exact).abs() < 1e-6);
+            }
+        }
+    }
+}
+
+#[test]
+fn as_many_classes_as_tokens_are_the_tokens() {
+    let (z, t) = (logits(0, 40), logits(555, 40));
+    for d in Divergence::all() {
+        let all = run(&d, Fidelity::Paper, &z, &t);
+        for top in [0, VOCAB, VOCAB + 1] {
+            assert_eq!(run(&d.of_top(top), Fidelity::Paper, &z, &t), all, "{d}");
+        }
+        // A class of one token is that token, but for the rounding of its logit.
+        let (value, grad) = run(&d.of_top(VOCAB - 1), Fidelity::Paper, &z, &t);
+        for (ours, exact) in value.iter().chain(&grad).zip(all.0.iter().chain(&all.1)) {
+            assert!((ours - exact).abs() < 1e-5 * exact.abs().max(1.0), "{d}");
+        }
+    }
+}
+
+#[test]
+fn a_teacher_of_which_only_the_top_is_stored_has_no_tail() {
+    let z = logits(0, 1);
+    let mut t = vec![f32::NEG_INFINITY; VOCAB];
+    (t[2], t[5]) = (0.3, 1.0);
+    let d = Divergence::forward_kl();
+    let (value, grad) = run(&d.of_top(2), Fidelity::Paper, &z, &t);
+    let (whole, slope) = run(&d, Fidelity::Paper, &z, &t);
+    assert!((value[0] - whole[0]).abs() < 1e-6);
+    for (ours, exact) in grad.iter().zip(&slope) {
+        assert!((ours - exact).abs() < 1e-6, "{grad:?} {slope:?}");
+    }
+}
