@@ -20,7 +20,7 @@ export LIBTORCH = $(CURDIR)/.libtorch
 export LD_LIBRARY_PATH := $(CURDIR)/.libtorch/lib:$(LD_LIBRARY_PATH)
 endif
 
-.PHONY: help table1 table2 table3 table4 figure1 all compare test test-slurm mutated mutants faults bench weights libtorch
+.PHONY: help table1 table2 table3 table4 figure1 all compare test test-losses test-python test-slurm mutated mutants faults bench weights libtorch
 
 help:            ## these lines
 	@grep -E '^[a-z0-9-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -39,6 +39,13 @@ compare:         ## our tables beside the paper's, from the CSV files
 	for t in table1 table2 table3 table4; do $(ABKD) compare $$t --profile $(PROFILE) || exit 1; done
 test:            ## all tests (TESTS="--test cli libtorch" for some)
 	cargo test --release --workspace $(FEATURES) $(TESTS)
+test-losses:     ## the losses without a tensor library
+	cargo test --release -p abkd-losses
+	cargo run --release -p abkd-losses --example own_loss
+test-python:     ## the Python package, built and tested in python/abkd_losses/.venv (fetches PyTorch, about 3 GB)
+	$(PYTHON) -m venv python/abkd_losses/.venv
+	python/abkd_losses/.venv/bin/pip install -q "torch==2.9.0" numpy pytest python/abkd_losses/
+	python/abkd_losses/.venv/bin/python -m pytest -q python/abkd_losses/tests
 mutated:         ## damaged input files of 16 kinds, CASES of each: no panic, no hang, no 2 GB (CASES=6500)
 	PROPTEST_CASES=$(or $(CASES),6500) cargo test --release --workspace $(FEATURES) --test mutated
 mutants:         ## the program broken on purpose: a test must fail for each fault (MUTANTS=faults for the first part; cargo install cargo-mutants)

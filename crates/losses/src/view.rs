@@ -119,7 +119,7 @@ pub(crate) fn divergence<L: Logit>(
     } else {
         16 * rayon::current_num_threads()
     };
-    let block = rows * vocab;
+    let block = rows * vocab.max(1);
     let blocks = logits.student.chunks_mut(block);
     let blocks = blocks.zip(logits.teacher.chunks(block));
     for (i, ((student, teacher), value)) in blocks.zip(value.chunks_mut(rows)).enumerate() {
@@ -150,7 +150,7 @@ fn some_rows<L: Logit>(
     let (z, t) = (divided(logits.student), divided(logits.teacher));
     let grad = match view.classes(vocab) {
         Some(top) => {
-            let classes = Classes::new(&z, &t, vocab, top)?;
+            let classes = Classes::new(&z, &t, vocab, top);
             let mut grad = classes.student.clone();
             let seen = Logits {
                 student: &mut grad[..],
@@ -190,7 +190,7 @@ struct Classes {
 }
 
 impl Classes {
-    fn new(z: &[f32], t: &[f32], vocab: usize, top: usize) -> Result<Self, Error> {
+    fn new(z: &[f32], t: &[f32], vocab: usize, top: usize) -> Self {
         let rows: Vec<_> = z
             .par_chunks_exact(vocab)
             .zip(t.par_chunks_exact(vocab))
@@ -220,7 +220,7 @@ impl Classes {
             all.student.extend(student);
             all.teacher.extend(teacher);
         }
-        Ok(all)
+        all
     }
 
     /// Gradients of all tokens, in place of the student's logits: a class's own for its token, and the last class's in shares

@@ -143,3 +143,15 @@ fn a_teacher_of_which_only_the_top_is_stored_has_no_tail() {
         assert!((ours - exact).abs() < 1e-6, "{grad:?} {slope:?}");
     }
 }
+
+#[test]
+fn no_rows_and_no_tokens_are_nothing() {
+    let d = Divergence::forward_kl().at_temperature(2.0, true).of_top(3);
+    for vocab in [0, VOCAB] {
+        let logits = Logits {
+            student: &mut [0.0f32; 0][..],
+            teacher: &[0.0f32; 0][..],
+        };
+        row::divergence(&d, Fidelity::Paper, logits, vocab, &mut []).unwrap();
+    }
+}
