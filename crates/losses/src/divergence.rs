@@ -31,12 +31,14 @@ use crate::{Error, Fidelity};
 ///
 /// Files hold `{"id": "ab", "params": {"alpha": 0.2, "beta": 0.7}}`.
 ///
-/// Every divergence has three more parameters, by name only:
+/// Every divergence has five more parameters, by name only:
 ///
 /// - `tau` = 1: the temperature by which both models' logits are divided;
 /// - `squared` = 0: if 1, value and gradient are multiplied by its square, as in Hinton et al. (2015): `fkld:tau=2,squared=1`;
 /// - `top` = 0: if k, the teacher's k likeliest tokens are classes of their own and all others are one, so that the
-///   divergence is one of k + 1 classes and bounds that of the tokens from below: `fkld:top=64`.
+///   divergence is one of k + 1 classes and bounds that of the tokens from below: `fkld:top=64`;
+/// - `amid_lambda` = 0, `amid_alpha` = -1: AMiD's assistant (Shin et al. 2026) in the student's place, the mixture
+///   `r ~ (lambda p^c + (1 - lambda) q^c)^(1/c)` with c = (1 - alpha)/2: D(p, r). With alpha = -1 forward KL is the skewed one.
 #[derive(Clone, Copy, Serialize, Deserialize)]
 #[serde(try_from = "Parts", into = "Parts")]
 pub struct Divergence {
@@ -162,6 +164,17 @@ impl Divergence {
         self.with_view(view)
     }
 
+    /// The same of AMiD's assistant in the student's place: a mixture along the path `alpha` in which the teacher has the share
+    /// `lambda`, from 0 (none) to below 1.
+    pub const fn with_assistant(self, alpha: f64, lambda: f64) -> Self {
+        let view = View {
+            amid_lambda: lambda,
+            amid_alpha: alpha,
+            ..self.view
+        };
+        self.with_view(view)
+    }
+
     pub(crate) fn view(&self) -> View {
         self.view
     }
@@ -245,7 +258,8 @@ impl Divergence {
     ///
     /// # Errors
     /// Weights (`weight`, `lambda`, `mu`) must lie in `[0, 1]`, exponents must be finite and at most 1000 in size, a
-    /// temperature from 0.01 to 1000, `squared` is 0 or 1, `top` a number of tokens.
+    /// temperature from 0.01 to 1000, `squared` is 0 or 1, `top` a number of tokens, `amid_lambda` a
+    /// share below 1, `amid_alpha` at most 100 in size.
     pub fn validate(&self) -> Result<(), Error> {
         for (parameter, value) in self.all_params() {
             if !(parameter.range.contains)(value) {
@@ -391,11 +405,15 @@ mod tests {
             ("ab:0.2,alpha=0.2", "`alpha` is given twice"),
             (
                 "ab:gamma=1",
-                "no parameter `gamma`; it has alpha, beta, tau, squared, top",
+                "no parameter `gamma`; it has alpha, beta, tau, squared, top, amid_lambda, amid_alpha",
             ),
             ("ab:tau=0", "tau = 0 is not a temperature"),
             ("fkld:tau=2,squared=0.5", "squared = 0.5 is not 0 or 1"),
             ("fkld:top=1.5", "top = 1.5 is not a number of tokens"),
+            (
+                "fkld:amid_lambda=1",
+                "amid_lambda = 1 is not the teacher's share",
+            ),
             ("fkld:2", "`fkld` has 0 parameters"),
             ("jensen:1.5", "lambda = 1.5 is not a number in [0, 1]"),
             ("ab:nan,1", "alpha = NaN is not a finite number"),
@@ -415,10 +433,13 @@ mod tests {
         let text = parts("ab", &[("gamma", 1.0)]).unwrap_err().to_string();
         assert_eq!(
             text,
-            "loss `ab` has no parameter `gamma`; it has alpha, beta, tau, squared, top"
+            "loss `ab` has no parameter `gamma`; it has alpha, beta, tau, squared, top, amid_lambda, amid_alpha"
         );
         let text = parts("tvd", &[("mu", 1.0)]).unwrap_err().to_string();
-        assert!(text.ends_with("it has tau, squared, top"), "{text}");
+        assert!(
+            text.ends_with("it has tau, squared, top, amid_lambda, amid_alpha"),
+            "{text}"
+        );
         let text = parts("jensen", &[("lambda", 1.5)]).unwrap_err().to_string();
         assert_eq!(
             text,

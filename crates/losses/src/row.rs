@@ -303,6 +303,19 @@ impl Scratch {
     }
 }
 
+/// Refuses rows without a distribution.
+pub(crate) fn check(model: Model, logits: &[f32], vocab: usize) -> Result<(), Error> {
+    let wrong = |logits: &[f32]| {
+        logits.iter().any(|x| x.is_nan() || *x == f32::INFINITY)
+            || logits.iter().all(|x| *x == f32::NEG_INFINITY)
+    };
+    let mut rows = logits.chunks_exact(vocab).enumerate();
+    match rows.find(|(_, logits)| wrong(logits)) {
+        Some((row, logits)) => Err(bad(row, model, logits)),
+        None => Ok(()),
+    }
+}
+
 fn bad(row: usize, model: Model, logits: &[f32]) -> Error {
     if logits.iter().any(|x| x.is_nan() || *x == f32::INFINITY) {
         Error::NotFinite { model, row }

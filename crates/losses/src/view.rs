@@ -1,16 +1,20 @@
-//! How a divergence looks at the logits: at a temperature, and at the teacher's likeliest tokens one by one and at all others
-//! as one. Every divergence has these parameters. They change the logits before the divergence and its gradient after it.
+//! How a divergence looks at the logits: at a temperature, at the teacher's likeliest tokens one by one and at all others as
+//! one, and at an assistant in the student's place; in this order. Every divergence has these parameters. They change the
+//! logits before the divergence and its gradient after it.
 
 use rayon::prelude::*;
 
 use crate::divergences::{Parameter, Range};
 use crate::row::{self, Logit};
-use crate::{Divergence, Error, Fidelity, Logits};
+use crate::{Divergence, Error, Fidelity, Logits, Model};
 
+mod assistant;
 #[cfg(feature = "burn")]
 pub(crate) mod tensors;
 
-/// Temperature and number of tokens.
+use self::assistant::Assistant;
+
+/// Temperature, number of tokens, assistant.
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) struct View {
     /// Divides both models' logits.
@@ -19,10 +23,14 @@ pub(crate) struct View {
     pub squared: f64,
     /// Number of the teacher's likeliest tokens that are classes of their own; 0: all.
     pub top: f64,
+    /// The teacher's share in the assistant; 0: there is none.
+    pub amid_lambda: f64,
+    /// The path of the mixture.
+    pub amid_alpha: f64,
 }
 
 /// The parameters, by name only.
-pub(crate) static PARAMETERS: [Parameter; 3] = [
+pub(crate) static PARAMETERS: [Parameter; 5] = [
     Parameter {
         name: "tau",
         default: 1.0,
@@ -47,6 +55,22 @@ pub(crate) static PARAMETERS: [Parameter; 3] = [
             text: "a number of tokens (0: all)",
         },
     },
+    Parameter {
+        name: "amid_lambda",
+        default: 0.0,
+        range: Range {
+            contains: |x| (0.0..1.0).contains(&x),
+            text: "the teacher's share, from 0 to below 1",
+        },
+    },
+    Parameter {
+        name: "amid_alpha",
+        default: -1.0,
+        range: Range {
+            contains: |x| (-100.0..=100.0).contains(&x),
+            text: "a number from -100 to 100",
+        },
+    },
 ];
 
 impl View {
@@ -55,19 +79,42 @@ impl View {
         tau: 1.0,
         squared: 0.0,
         top: 0.0,
+        amid_lambda: 0.0,
+        amid_alpha: -1.0,
     };
 
-    pub fn values(&self) -> [f64; 3] {
-        [self.tau, self.squared, self.top]
+    pub fn values(&self) -> [f64; 5] {
+        let Self {
+            tau,
+            squared,
+            top,
+            amid_lambda,
+            amid_alpha,
+        } = *self;
+        [tau, squared, top, amid_lambda, amid_alpha]
     }
 
-    pub fn values_mut(&mut self) -> [&mut f64; 3] {
-        [&mut self.tau, &mut self.squared, &mut self.top]
+    pub fn values_mut(&mut self) -> [&mut f64; 5] {
+        let Self {
+            tau,
+            squared,
+            top,
+            amid_lambda,
+            amid_alpha,
+        } = self;
+        [tau, squared, top, amid_lambda, amid_alpha]
     }
 
     /// Whether it changes logits of a vocabulary.
     fn changes(self, vocab: usize) -> bool {
-        self.tau != 1.0 || self.classes(vocab).is_some()
+        self.tau != 1.0 || self.classes(vocab).is_some() || self.assistant().is_some()
+    }
+
+    fn assistant(self) -> Option<Assistant> {
+        (self.amid_lambda > 0.0).then(|| Assistant {
+            exponent: 0.5 * (1.0 - self.amid_alpha),
+            teacher: self.amid_lambda,
+        })
     }
 
     /// Number of tokens that are classes of their own, where the others are one.
@@ -151,23 +198,19 @@ fn some_rows<L: Logit>(
     let grad = match view.classes(vocab) {
         Some(top) => {
             let classes = Classes::new(&z, &t, vocab, top);
-            let mut grad = classes.student.clone();
-            let seen = Logits {
-                student: &mut grad[..],
-                teacher: &classes.teacher[..],
-            };
-            row::divergence(of, fidelity, seen, top + 1, value)?;
+            let student = classes.student.clone();
+            let grad = assisted(
+                of,
+                view,
+                fidelity,
+                student,
+                &classes.teacher,
+                top + 1,
+                value,
+            )?;
             classes.spread(&grad, z, vocab)
         }
-        None => {
-            let mut grad = z;
-            let seen = Logits {
-                student: &mut grad[..],
-                teacher: &t[..],
-            };
-            row::divergence(of, fidelity, seen, vocab, value)?;
-            grad
-        }
+        None => assisted(of, view, fidelity, z, &t, vocab, value)?,
     };
     let by = view.of_value() as f32;
     value.iter_mut().for_each(|value| *value *= by);
@@ -177,6 +220,32 @@ fn some_rows<L: Logit>(
         both.for_each(|(out, grad)| *out = by * grad);
     });
     Ok(())
+}
+
+/// Gradient in the student's logits, through the assistant where there is one.
+fn assisted(
+    of: &Divergence,
+    view: View,
+    fidelity: Fidelity,
+    z: Vec<f32>,
+    teacher: &[f32],
+    vocab: usize,
+    value: &mut [f32],
+) -> Result<Vec<f32>, Error> {
+    let mut of_student = |mut grad: Vec<f32>| {
+        let student = &mut grad[..];
+        row::divergence(of, fidelity, Logits { student, teacher }, vocab, value).map(|()| grad)
+    };
+    let Some(assistant) = view.assistant() else {
+        return of_student(z);
+    };
+    // Here they are still told apart.
+    row::check(Model::Student, &z, vocab)?;
+    row::check(Model::Teacher, teacher, vocab)?;
+    let assisted = assistant.of(&z, teacher, vocab);
+    let mut grad = of_student(assisted.logits.clone())?;
+    assisted.student(&mut grad, &z, vocab);
+    Ok(grad)
 }
 
 /// The teacher's likeliest tokens of each row, and one class for all others: its logit is the logarithm of the sum of their

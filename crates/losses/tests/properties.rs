@@ -346,7 +346,12 @@ fn tensor_operations_and_the_kernel_see_the_same() {
     let t: Vec<f32> = (0..40).map(|i| noise(i * i)).collect();
     let views = all().into_iter().flat_map(|d| {
         let warm = d.at_temperature(2.5, true);
-        [warm, d.of_top(4), warm.of_top(1)]
+        [
+            warm,
+            d.of_top(4),
+            warm.of_top(1),
+            warm.with_assistant(0.3, 0.2),
+        ]
     });
     for d in views {
         for fidelity in [Fidelity::Paper, Fidelity::Official] {

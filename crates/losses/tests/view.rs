@@ -1,5 +1,5 @@
 //! What every divergence takes: a temperature divides both models' logits, and all but the teacher's likeliest tokens are one
-//! class.
+//! class, an assistant stands in the student's place.
 
 use abkd_losses::{Divergence, Fidelity, Logits, row};
 use half::bf16;
@@ -65,15 +65,19 @@ fn logits_of_half_precision_are_divided_in_f32() {
 fn a_bad_row_has_its_number_in_all_rows() {
     let (z, mut t) = (logits(0, 300), logits(9999, 300));
     t[277 * VOCAB + 3] = f32::NAN;
-    let (mut grad, mut value) = (z, vec![0.0; 300]);
-    let logits = Logits {
-        student: &mut grad[..],
-        teacher: &t[..],
-    };
-    let d = Divergence::reverse_kl().at_temperature(2.0, true);
-    let error = row::divergence(&d, Fidelity::Paper, logits, VOCAB, &mut value);
-    let error = error.unwrap_err().to_string();
-    assert!(error.contains("teacher logits, row 277"), "{error}");
+    let logits_of_student = z;
+    let (mut grad, mut value) = (logits_of_student.clone(), vec![0.0; 300]);
+    let warm = Divergence::reverse_kl().at_temperature(2.0, true);
+    for d in [warm, warm.of_top(3), warm.with_assistant(1.0, 0.5)] {
+        let logits = Logits {
+            student: &mut grad[..],
+            teacher: &t[..],
+        };
+        let error = row::divergence(&d, Fidelity::Paper, logits, VOCAB, &mut value);
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("teacher logits, row 277"), "{d}: {error}");
+        grad = logits_of_student.clone();
+    }
 }
 
 /// Softmax in f64.
@@ -153,5 +157,66 @@ fn no_rows_and_no_tokens_are_nothing() {
             teacher: &[0.0f32; 0][..],
         };
         row::divergence(&d, Fidelity::Paper, logits, vocab, &mut []).unwrap();
+    }
+}
+
+#[test]
+fn an_arithmetic_assistant_makes_forward_kl_the_skewed_one() {
+    let (z, mut t) = (logits(0, 40), logits(555, 40));
+    // sure of a token, each model of another one, in some rows
+    for row in 0..5 {
+        t[row * VOCAB + row] = 40.0;
+    }
+    for lambda in [0.1, 0.9] {
+        let skewed = run(
+            &Divergence::skew_forward_kl(lambda),
+            Fidelity::Paper,
+            &z,
+            &t,
+        );
+        let assistant = Divergence::forward_kl().with_assistant(-1.0, lambda);
+        let (value, grad) = run(&assistant, Fidelity::Paper, &z, &t);
+        for (ours, exact) in value
+            .iter()
+            .chain(&grad)
+            .zip(skewed.0.iter().chain(&skewed.1))
+        {
+            assert!(
+                (ours - exact).abs() < 2e-6 * exact.abs().max(1.0),
+                "{ours} {exact}"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_paths_of_an_assistant_meet_at_the_geometric_mixture() {
+    let (z, t) = (logits(0, 40), logits(555, 40));
+    let at = |alpha: f64| {
+        let d = Divergence::reverse_kl().with_assistant(alpha, 0.3);
+        let (value, grad) = run(&d, Fidelity::Paper, &z, &t);
+        [value, grad].concat()
+    };
+    let geometric = at(1.0);
+    for near in [at(1.0 - 1e-6), at(1.0 + 1e-6)] {
+        for (near, exact) in near.iter().zip(&geometric) {
+            assert!((near - exact).abs() < 1e-5 * exact.abs().max(1.0));
+        }
+    }
+}
+
+#[test]
+fn an_assistant_of_a_token_that_one_model_leaves_out_is_finite() {
+    let (mut z, mut t) = (logits(0, 2), logits(555, 2));
+    z[1] = f32::NEG_INFINITY;
+    t[4] = f32::NEG_INFINITY;
+    (z[9], t[9]) = (f32::NEG_INFINITY, f32::NEG_INFINITY);
+    for alpha in [-3.0, -1.0, 1.0, 3.0] {
+        let d = Divergence::forward_kl().with_assistant(alpha, 0.3);
+        let (value, grad) = run(&d, Fidelity::Paper, &z, &t);
+        assert!(
+            value.iter().chain(&grad).all(|x| x.is_finite()),
+            "{alpha}: {value:?} {grad:?}"
+        );
     }
 }

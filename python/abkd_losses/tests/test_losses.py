@@ -75,6 +75,31 @@ def test_values_and_gradients_of_the_published_losses():
     assert checked > 20
 
 
+# Those without published code, of probabilities and their logarithms.
+FORMULAS = {
+    "jeffreys": lambda p, q, lp, lq: ((p - q) * (lp - lq)).sum(1),
+    "chi2": lambda p, q, lp, lq: ((p - q) ** 2 / q).sum(1),
+    "renyi:0.3": lambda p, q, lp, lq: torch.logsumexp(0.3 * lp + 0.7 * lq, 1) / (0.3 - 1),
+    "renyi:2": lambda p, q, lp, lq: torch.logsumexp(2 * lp - lq, 1),
+    "todi": lambda p, q, lp, lq: (
+        torch.sigmoid(lp - lq).detach() * p * (lp - lq) + torch.sigmoid(lq - lp).detach() * q * (lq - lp)
+    ).sum(1),
+}
+
+
+@pytest.mark.parametrize("loss", FORMULAS)
+def test_newer_divergences_are_their_formulas(loss):
+    student, teacher = logits(19).requires_grad_(), logits(20)
+    ours = abkd_losses.divergence(loss, student=student, teacher=teacher)
+    leaf = student.detach().double().requires_grad_()
+    lp, lq = torch.log_softmax(teacher.double(), 1), torch.log_softmax(leaf, 1)
+    theirs = FORMULAS[loss](lp.exp(), lq.exp(), lp, lq)
+    torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-6)
+    ours.sum().backward(), theirs.sum().backward()
+    error = (student.grad.double() - leaf.grad).abs().max() / leaf.grad.abs().max()
+    assert error < 1e-5, error
+
+
 def test_a_temperature_is_torchs_division():
     student, teacher = logits(15).requires_grad_(), logits(16)
     ours = abkd_losses.divergence("fkld:tau=2,squared=1", student=student, teacher=teacher, fidelity="paper")
@@ -100,6 +125,27 @@ def test_all_but_the_top_tokens_are_one_class():
     torch.testing.assert_close(ours, theirs)
     grads = [torch.autograd.grad(value.sum(), student)[0] for value in (ours, theirs)]
     torch.testing.assert_close(*grads)
+
+
+@pytest.mark.parametrize("alpha", [-3.0, -1.0, 0.5, 1.0, 3.0])
+@pytest.mark.parametrize("loss", ["fkld", "rkld"])
+def test_amids_assistant_stands_in_the_students_place(loss, alpha):
+    student, teacher = logits(21).requires_grad_(), logits(22)
+    text = f"{loss}:amid_alpha={alpha},amid_lambda=0.3"
+    ours = abkd_losses.divergence(text, student=student, teacher=teacher, fidelity="paper")
+    leaf = student.detach().double().requires_grad_()
+    lp, lq = torch.log_softmax(teacher.double(), 1), torch.log_softmax(leaf, 1)
+    c = (1 - alpha) / 2
+    if c == 0:
+        mixed = 0.3 * lp + 0.7 * lq
+    else:
+        mixed = torch.log(0.3 * torch.exp(c * lp) + 0.7 * torch.exp(c * lq)) / c
+    lr = torch.log_softmax(mixed, 1)
+    theirs = (lp.exp() * (lp - lr) if loss == "fkld" else lr.exp() * (lr - lp)).sum(1)
+    torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-6)
+    ours.sum().backward(), theirs.sum().backward()
+    error = (student.grad.double() - leaf.grad).abs().max() / leaf.grad.abs().max()
+    assert error < 1e-5, error
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

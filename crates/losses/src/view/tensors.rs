@@ -1,6 +1,6 @@
 //! The same as tensor operations, for any device.
 
-use burn::tensor::{DType, IndexingUpdateOp, Tensor};
+use burn::tensor::{DType, IndexingUpdateOp, Tensor, TensorData};
 
 use super::View;
 use crate::{Divergence, Error, Fidelity, Logits, Rows};
@@ -18,13 +18,7 @@ pub(crate) fn seen(
     let (z, t) = (divided(logits.student), divided(logits.teacher));
     let [n, vocab] = z.dims();
     let Rows { value, grad } = match view.classes(vocab) {
-        None => {
-            let logits = Logits {
-                student: z,
-                teacher: t,
-            };
-            compute(divergence, fidelity, logits)?
-        }
+        None => assisted(compute, divergence, view, fidelity, z, t)?,
         Some(top) => {
             let (_, tokens) = t.clone().topk_with_indices(top, 1);
             let device = z.device();
@@ -43,11 +37,9 @@ pub(crate) fn seen(
             let classes = |x: &Tensor<2>, others: Tensor<2>| {
                 Tensor::cat(vec![x.clone().gather(1, tokens.clone()), others], 1)
             };
-            let logits = Logits {
-                student: classes(&z, all.clone()),
-                teacher: classes(&t, of_teacher),
-            };
-            let Rows { value, grad } = compute(divergence, fidelity, logits)?;
+            let (student, teacher) = (classes(&z, all.clone()), classes(&t, of_teacher));
+            let Rows { value, grad } =
+                assisted(compute, divergence, view, fidelity, student, teacher)?;
             let of_own = add(grad.clone().slice([0..n, 0..top]));
             let share = (z - all.clamp_min(f32::MIN)).exp().mask_fill(own, 0.0);
             let of_others = share * grad.slice([0..n, top..top + 1]);
@@ -60,5 +52,40 @@ pub(crate) fn seen(
     Ok(Rows {
         value: value * view.of_value(),
         grad: (grad * view.of_grad()).cast(dtype),
+    })
+}
+
+/// `compute` on the student, or on the assistant in its place.
+fn assisted(
+    compute: fn(&Divergence, Fidelity, Logits<Tensor<2>>) -> Result<Rows, Error>,
+    divergence: &Divergence,
+    view: View,
+    fidelity: Fidelity,
+    student: Tensor<2>,
+    teacher: Tensor<2>,
+) -> Result<Rows, Error> {
+    let Some(assistant) = view.assistant() else {
+        return compute(divergence, fidelity, Logits { student, teacher });
+    };
+    // In f64, and few use it: the kernel's own code on the host.
+    let device = student.device();
+    let [n, vocab] = student.dims();
+    let floats = |x: &Tensor<2>| -> Vec<f32> {
+        let data = x.clone().into_data_as::<f32>();
+        data.as_slice().expect("read as f32").to_vec()
+    };
+    let tensor = |x: Vec<f32>| Tensor::<2>::from_data(TensorData::new(x, [n, vocab]), &device);
+    let z = floats(&student);
+    let assisted = assistant.of(&z, &floats(&teacher), vocab);
+    let logits = Logits {
+        student: tensor(assisted.logits.clone()),
+        teacher,
+    };
+    let Rows { value, grad } = compute(divergence, fidelity, logits)?;
+    let mut grad = floats(&grad);
+    assisted.student(&mut grad, &z, vocab);
+    Ok(Rows {
+        value,
+        grad: tensor(grad),
     })
 }
