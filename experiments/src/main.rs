@@ -218,7 +218,7 @@ enum CheckCommand {
 enum DataCommand {
     /// Pack JSONL examples into PREFIX.bin and PREFIX.idx, in the published format
     Pack {
-        /// JSONL with instruction, input and output
+        /// JSONL, or Parquet named .parquet, with instruction, input and output
         jsonl: PathBuf,
         /// The two files without their suffix
         prefix: PathBuf,

@@ -30,7 +30,7 @@ pub struct Eval {
     /// A Hugging Face folder, or OWNER/NAME on the Hub
     #[arg(value_name = "MODEL")]
     model: String,
-    /// A test set as JSONL; may be given several times
+    /// A test set as JSONL, or as Parquet named .parquet; may be given several times
     #[arg(long, value_name = "NAME=FILE", value_parser = named, required = true)]
     test: Vec<(String, PathBuf)>,
     /// Names of the columns, e.g. instruction=question,output=answer

@@ -35,7 +35,8 @@ pub struct Distill {
     /// these layers
     #[arg(value_name = "STUDENT")]
     pub(super) student: String,
-    /// Training data: JSONL with instruction, input and output, or prompt and completion, or messages
+    /// Training data: JSONL, or Parquet named .parquet, with instruction, input and output, or prompt and completion, or
+    /// messages
     #[arg(long, value_name = "FILE")]
     pub(super) data: PathBuf,
     /// Validation data [default: the last 5% of the training data, at most 500 examples]

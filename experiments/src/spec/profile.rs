@@ -165,10 +165,10 @@ pub struct DataSpec {
     /// Folder of the sets; absent: the environment variable `ABKD_DATA`.
     #[serde(default)]
     pub path: Option<PathBuf>,
-    /// JSONL file of the training data, in place of the folder's training set.
+    /// JSONL or Parquet file of the training data, in place of the folder's training set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub train_file: Option<PathBuf>,
-    /// JSONL file of the validation data, in place of the folder's validation set.
+    /// JSONL or Parquet file of the validation data, in place of the folder's validation set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub valid_file: Option<PathBuf>,
     /// The last N examples of `train_file` are held out as validation data.
@@ -222,7 +222,7 @@ impl DataSpec {
 pub enum Source {
     /// The generated corpus.
     Embedded,
-    /// JSONL files.
+    /// JSONL or Parquet files.
     Folder,
 }
 
