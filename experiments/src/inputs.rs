@@ -3,6 +3,7 @@
 pub mod checkpoints;
 mod companions;
 mod identity;
+mod padding;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -16,6 +17,7 @@ use burn::tensor::Device;
 use self::checkpoints::Side;
 use self::identity::{hash_examples, hash_tokens, short};
 pub use self::identity::{hash_json, identity};
+pub use self::padding::leave_out_padding;
 use crate::spec::{DataSpec, Layers, ModelSpec, Source, Spec, TestSet, Validated};
 
 /// A missing input: a plan tolerates it, a run does not.
@@ -430,7 +432,8 @@ pub fn base_model(
         .checkpoint
         .as_ref()
         .context("a model without a source")?;
-    Ok(checkpoint::load(&root.join(dir), device)?)
+    let tokens = model.vocabulary.unwrap_or(usize::MAX);
+    Ok(checkpoint::load_tokens(&root.join(dir), tokens, device)?)
 }
 
 /// The shape of a base model: from its checkpoint if that is there, else as declared.
@@ -445,7 +448,7 @@ pub fn base_shape(root: &Path, model: &ModelSpec, teacher: &ModelSpec) -> Result
     if let Some(dir) = &model.checkpoint {
         let path = root.join(dir).join("config.json");
         if path.exists() {
-            return Ok(ModelConfig::read(&path)?);
+            return Ok(model.cut(ModelConfig::read(&path)?));
         }
         if model.declared()?.is_none() {
             return Err(anyhow!(Absent(format!("{}: not there", path.display()))));

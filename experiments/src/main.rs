@@ -9,7 +9,7 @@ use abkd_data::hub::Hub;
 use abkd_data::indexed::{self, Documents, IndexedTokens};
 use abkd_data::{Tokenizer, read_answered};
 use abkd_experiments::estimate::{self, Accelerator, Estimate};
-use abkd_experiments::inputs::is_absent;
+use abkd_experiments::inputs::{is_absent, leave_out_padding};
 use abkd_experiments::listing::{self, Listing};
 use abkd_experiments::message::{describe, say, terminal_width};
 use abkd_experiments::own::{Distill, Eval, Generate};
@@ -218,7 +218,7 @@ enum CheckCommand {
 enum DataCommand {
     /// Pack JSONL examples into PREFIX.bin and PREFIX.idx, in the published format
     Pack {
-        /// JSONL with instruction, input and output
+        /// JSONL, or Parquet named .parquet, with instruction, input and output
         jsonl: PathBuf,
         /// The two files without their suffix
         prefix: PathBuf,
@@ -304,6 +304,7 @@ impl Target {
             backend::known(name).context("--backend")?;
             spec.profile.backend.clone_from(name);
         }
+        leave_out_padding(&self.folders.root, &mut spec);
         Ok(spec)
     }
 }
@@ -585,7 +586,7 @@ fn distill(args: &Distill) -> Result<ExitCode> {
     let own = args.prepare()?;
     let (places, spec, plan) = (&own.places, &own.spec, &own.plan);
     own.say_choices(args);
-    for note in own.inputs.notes() {
+    for note in own.inputs.notes().into_iter().chain(spec.padding_note()) {
         say(&format!("note: {note}"));
     }
     let done: Vec<bool> = plan

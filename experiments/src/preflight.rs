@@ -12,7 +12,7 @@ use crate::inputs::checkpoints::{self, Side};
 use crate::inputs::{self, Inputs, Wanted, is_absent};
 use crate::results::{Table, read_curve};
 use crate::runner::Places;
-use crate::spec::{Kind, Spec, Start};
+use crate::spec::{Kind, ModelSpec, Spec, Start};
 use crate::timing;
 
 const SIDES: [Side; 2] = [Side::Teacher, Side::Student];
@@ -187,11 +187,15 @@ fn shapes_fit(
 
 /// Whether a checkpoint has the shape that the profile declares beside it.
 fn declared_fits(root: &Path, spec: &Spec, side: Side) -> Result<()> {
-    let model = side.of(spec);
-    let (Some(dir), Some(declared)) = (&model.checkpoint, model.declared()?) else {
+    // As the two files have it, with all rows.
+    let whole = ModelSpec {
+        vocabulary: None,
+        ..side.of(spec).clone()
+    };
+    let (Some(dir), Some(declared)) = (&whole.checkpoint, whole.declared()?) else {
         return Ok(());
     };
-    let found = inputs::shape_of(root, spec, side)?;
+    let found = inputs::base_shape(root, &whole, &whole)?;
     let shape = |c: &ModelConfig| (c.vocab_size(), c.width(), c.layers(), c.heads());
     ensure!(
         shape(&declared) == shape(&found),

@@ -195,7 +195,17 @@ impl Spec {
         if self.starts_are_replaced() {
             notes.push(REPLACED.into());
         }
+        notes.extend(self.padding_note());
         notes
+    }
+
+    /// What is left out of padded vocabularies, if anything.
+    pub fn padding_note(&self) -> Option<String> {
+        let models = [&self.profile.teacher, &self.profile.student];
+        let tokens = models.iter().find_map(|model| model.vocabulary)?;
+        Some(format!(
+            "the tokenizer has {tokens} tokens: rows of embedding and head beyond them are left out"
+        ))
     }
 
     /// Checks the profile's pairs that this experiment does not use.

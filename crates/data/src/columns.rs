@@ -1,4 +1,5 @@
-//! Which columns of a JSONL file hold an example, and how a line in one of three usual forms is converted to it.
+//! Which columns of a JSONL or Parquet file hold an example, and how a line or row in one of three usual forms is converted to
+//! it.
 
 use std::collections::BTreeMap;
 use std::str::FromStr;
@@ -7,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::Example;
-use crate::jsonl::{Fields, kind};
+use crate::jsonl::{Fields, kind, listed};
 
 /// Valid forms of a line; the end of error messages about other lines.
 pub(crate) const LINE: &str = r#"a line is {"instruction": "...", "input": "...", "output": "..."}, {"prompt": "...", "completion": "..."} or {"messages": [{"role": "user", "content": "..."}, ...]}; `columns` gives other names"#;
@@ -113,25 +114,48 @@ impl Columns {
         self.0.get(key).map_or(key, String::as_str)
     }
 
-    /// The form of a line: that of the named columns, else the one that the line's columns match.
-    fn form(&self, fields: &Fields) -> &'static [&'static str] {
+    /// The form of a line or table: that of the named columns, else the one that its columns match.
+    fn form(&self, has: impl Fn(&str) -> bool) -> &'static [&'static str] {
         let [instruction, prompt, messages] = FORMS;
         if let Some(key) = self.0.keys().next() {
             let named = |form: &&&[&str]| form.contains(&key.as_str());
             return FORMS.iter().find(named).copied().unwrap_or(instruction);
         }
-        if fields.has("messages") {
+        if has("messages") {
             return messages;
         }
-        match fields.has("prompt") && !fields.has("instruction") {
+        match has("prompt") && !has("instruction") {
             true => prompt,
             false => instruction,
         }
     }
 
-    /// The example of a line.
+    /// The columns that are read of a table with the columns `there`: key and name of each. `input` may be missing, unless it
+    /// is named.
+    pub(crate) fn of_table<'a>(
+        &'a self,
+        there: &[&str],
+    ) -> Result<Vec<(&'static str, &'a str)>, String> {
+        let has = |name: &str| there.contains(&name);
+        let mut read = Vec::new();
+        for key in self.form(has) {
+            let name = self.name(key);
+            if has(name) {
+                read.push((*key, name));
+            } else if *key != "input" || self.0.contains_key(*key) {
+                let all = listed(there.iter().copied(), "none");
+                return Err(format!(
+                    "no column `{name}`, it has {all}; examples are instruction, input and output, or prompt and completion, or \
+                     messages; `columns` gives other names"
+                ));
+            }
+        }
+        Ok(read)
+    }
+
+    /// The example of a line or row.
     pub(crate) fn example(&self, fields: &Fields) -> Result<Example, String> {
-        let form = self.form(fields);
+        let form = self.form(|name| fields.has(name));
         let need =
             |key: &'static str| Ok::<_, String>((self.name(key), fields.need(self.name(key))?));
         if form == FORMS[2] {

@@ -31,6 +31,24 @@ pub enum Error {
         /// What is wrong.
         what: String,
     },
+    /// A Parquet file is damaged, or its columns hold no examples.
+    #[error("{path}: {reason}")]
+    Parquet {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, and what to do.
+        reason: String,
+    },
+    /// A row of a Parquet file is not an example.
+    #[error("{path}: row {row}: {what}")]
+    Row {
+        /// The file.
+        path: PathBuf,
+        /// The row, counted from 1 over all row groups.
+        row: usize,
+        /// What is wrong.
+        what: String,
+    },
     /// A JSONL file holds no example.
     #[error(
         "{path}: holds no example: it is empty or has blank lines alone; a line is {{\"instruction\": \"...\", \"input\": \"...\", \"output\": \"...\"}}"

@@ -8,16 +8,19 @@ use serde_json::Value;
 use serde_json::error::Category;
 
 use crate::columns::LINE;
-use crate::{Columns, Error, Example};
+use crate::{Columns, Error, Example, parquet};
 
 /// Reads a JSONL file of examples. A line has `instruction`, `input` and `output`, or `prompt` and `completion`, or
 /// `messages`. `input` may be missing or null; `output` and `completion` are a string or a list of strings. A UTF-8 byte
 /// order mark is ignored, lines may end with CR LF, and blank lines are skipped.
 ///
+/// A file whose name ends with `.parquet` is a Parquet file with these columns.
+///
 /// # Errors
 ///
 /// The error names file and line: another format (UTF-16, a JSON array, CSV, a compressed file, a git-lfs pointer), invalid
-/// JSON, a missing field, a duplicate field, a field of the wrong type, or no example at all.
+/// JSON, a missing field, a duplicate field, a field of the wrong type, or no example at all. Of a Parquet file it names file
+/// and row, or file and column.
 pub fn read_jsonl(path: &Path) -> Result<Vec<Example>, Error> {
     read(path, &Columns::default(), false)
 }
@@ -41,6 +44,9 @@ pub fn read_answered(path: &Path) -> Result<Vec<Example>, Error> {
 }
 
 fn read(path: &Path, columns: &Columns, answered: bool) -> Result<Vec<Example>, Error> {
+    if parquet::is_named_so(path) {
+        return parquet::read(path, columns, answered);
+    }
     let bytes = files::read(path, files::TEXT_LIMIT).map_err(Error::io(path))?;
     let refuse = |line: usize, what: String| Error::Line {
         path: path.into(),
@@ -58,10 +64,11 @@ fn read(path: &Path, columns: &Columns, answered: bool) -> Result<Vec<Example>, 
             continue;
         }
         let example = parse(line, columns).map_err(|what| refuse(index + 1, what))?;
-        let empty = |answer: &String| answer.trim().is_empty();
-        if answered && example.outputs.iter().any(empty) {
-            let what = "`output` is empty: the example has no answer, so there is nothing to learn from it; remove the line";
-            return Err(refuse(index + 1, what.into()));
+        if answered && has_empty_answer(&example) {
+            return Err(refuse(
+                index + 1,
+                format!("{EMPTY_ANSWER}; remove the line"),
+            ));
         }
         examples.push(example);
     }
@@ -69,6 +76,16 @@ fn read(path: &Path, columns: &Columns, answered: bool) -> Result<Vec<Example>, 
         return Err(Error::Empty { path: path.into() });
     }
     Ok(examples)
+}
+
+pub(crate) const EMPTY_ANSWER: &str =
+    "`output` is empty: the example has no answer, so there is nothing to learn from it";
+
+pub(crate) fn has_empty_answer(example: &Example) -> bool {
+    example
+        .outputs
+        .iter()
+        .any(|answer| answer.trim().is_empty())
 }
 
 /// Detects another format than JSONL by the first bytes; the message names the format and the remedy.
@@ -96,7 +113,7 @@ fn other_format(bytes: &[u8]) -> Option<&'static str> {
         (b"PK\x03\x04", "a zip archive; unpack it with `unzip`"),
         (
             b"PAR1",
-            "a Parquet file; write it as JSON lines (pandas: `read_parquet(...).to_json(..., orient=\"records\", lines=True, force_ascii=False)`)",
+            "a Parquet file; give it a name that ends with .parquet",
         ),
     ];
     let named = BEGINS.iter().find(|(begin, _)| bytes.starts_with(begin));
@@ -146,6 +163,10 @@ impl<'de> Deserialize<'de> for Fields {
 }
 
 impl Fields {
+    pub(crate) fn new(fields: Vec<(String, Value)>) -> Self {
+        Self(fields)
+    }
+
     pub(crate) fn has(&self, key: &str) -> bool {
         self.0.iter().any(|(k, _)| k == key)
     }
@@ -161,19 +182,18 @@ impl Fields {
 
     pub(crate) fn need(&self, key: &str) -> Result<&Value, String> {
         self.get(key)?.ok_or_else(|| {
-            let keys: Vec<String> = self
-                .0
-                .iter()
-                .take(8)
-                .map(|(k, _)| format!("`{}`", begin(k)))
-                .collect();
-            let has = if keys.is_empty() {
-                "no field".into()
-            } else {
-                keys.join(", ")
-            };
+            let has = listed(self.0.iter().map(|(k, _)| k.as_str()), "no field");
             format!("missing field `{key}` (it has {has}); {LINE}")
         })
+    }
+}
+
+/// The first few names, or `none` if there are none.
+pub(crate) fn listed<'a>(names: impl Iterator<Item = &'a str>, none: &str) -> String {
+    let names: Vec<String> = names.take(8).map(|k| format!("`{}`", begin(k))).collect();
+    match names.is_empty() {
+        true => none.into(),
+        false => names.join(", "),
     }
 }
 

@@ -1,4 +1,4 @@
-//! Instruction data: JSONL sets and an embedded corpus, the prompt template, tokenizers, batches.
+//! Instruction data: JSONL and Parquet sets and an embedded corpus, the prompt template, tokenizers, batches.
 
 mod batch;
 mod columns;
@@ -8,6 +8,7 @@ mod error;
 pub mod hub;
 pub mod indexed;
 mod jsonl;
+mod parquet;
 mod prompt;
 pub use abkd_host::rng;
 mod sets;

@@ -26,7 +26,7 @@ impl DataSets {
 pub struct TestFile<'a> {
     /// Id of the set.
     pub id: &'a str,
-    /// The JSONL file, relative to the folder.
+    /// The JSONL or Parquet file, relative to the folder.
     pub file: &'a Path,
 }
 

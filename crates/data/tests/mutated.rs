@@ -6,8 +6,8 @@ use std::sync::LazyLock;
 
 use abkd_data::indexed::{Documents, IndexedTokens, write_indexed};
 use abkd_data::{
-    Example, Limits, TestFile, Tokenizer, encode_prompts, encode_training, from_folder, indexed,
-    read_answered, read_jsonl,
+    Columns, Example, Limits, TestFile, Tokenizer, encode_prompts, encode_training, from_folder,
+    indexed, read_answered, read_columns, read_jsonl,
 };
 use abkd_host::rng::Rng;
 use mutate::{bounded, config};
@@ -24,6 +24,12 @@ static INDEXED: LazyLock<[Vec<u8>; 2]> = LazyLock::new(|| {
     let prefix = dir.path().join("x");
     write_indexed(&prefix, [&[1u16, 2, 65535, 3][..], &[4], &[], &[5, 6]]).unwrap();
     ["idx", "bin"].map(|suffix| fs::read(prefix.with_extension(suffix)).unwrap())
+});
+
+/// Files that pyarrow has written.
+static PARQUET: LazyLock<[Vec<u8>; 2]> = LazyLock::new(|| {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/parquet");
+    ["chats", "answers"].map(|name| fs::read(folder.join(name).with_extension("parquet")).unwrap())
 });
 
 fn example() -> Value {
@@ -66,6 +72,34 @@ proptest! {
                 assert!(error.to_string().contains("x.jsonl"), "{error}");
                 assert!(read_answered(&path).is_err());
             }
+        });
+    }
+
+    #[test]
+    fn parquet(seed: u64) {
+        let mut dice = Rng::new(&[seed]);
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.parquet");
+        let whole = dice.below(2);
+        let mut bytes = PARQUET[whole].clone();
+        let before = bytes.len();
+        if dice.below(3) == 0 {
+            mutate::bytes(&mut bytes, &mut dice);
+        } else {
+            // Only bytes change, so that the footer is found.
+            for _ in 0..=dice.below(3) {
+                let at = dice.below(before);
+                bytes[at] = *dice.pick(&[0, 1, 0x7f, 0x80, 0xff, bytes[at] ^ 1, bytes[at] ^ 0x10]);
+            }
+        }
+        fs::write(&path, &bytes).unwrap();
+        let columns = match whole {
+            0 => Columns::default(),
+            _ => "instruction=question,input=context,output=answers".parse().unwrap(),
+        };
+        bounded(|| match read_columns(&path, &columns) {
+            Ok(examples) => assert!(!examples.is_empty() && examples.iter().all(|e| !e.outputs.is_empty())),
+            Err(error) => assert!(error.to_string().contains("x.parquet: "), "{error}"),
         });
     }
 

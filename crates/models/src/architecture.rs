@@ -26,6 +26,8 @@ pub(crate) trait Shape: Debug {
     fn parameters(&self) -> Parameters;
     fn facts(&self) -> Facts;
     fn set_layers(&mut self, layers: usize);
+    /// Sets the size of the vocabulary; ids beyond it begin and end no text.
+    fn set_vocabulary(&mut self, tokens: usize);
     /// Tokens that end a text: those of `config.json`, and those of `generation_config.json`.
     fn eos(&self) -> (&[u32], &[u32]);
     fn set_generation_eos(&mut self, ids: Vec<u32>);

@@ -29,6 +29,16 @@ const HEAD: &str = "lm_head.weight";
 /// When a file is missing, truncated or corrupt; when a tensor is missing, has another shape than
 /// `config.json` says, or has no place in the model.
 pub fn load(dir: &Path, device: &Device) -> Result<LanguageModel, Error> {
+    load_tokens(dir, usize::MAX, device)
+}
+
+/// [`load`] with the first `tokens` rows of token embedding and head, if there are more. Some checkpoints are padded: they have
+/// more rows than their tokenizer has tokens.
+///
+/// # Errors
+///
+/// As [`load`].
+pub fn load_tokens(dir: &Path, tokens: usize, device: &Device) -> Result<LanguageModel, Error> {
     if dir.join(ADAPTER).exists() {
         return Err(Error::Unsupported {
             path: dir.into(),
@@ -41,9 +51,15 @@ pub fn load(dir: &Path, device: &Device) -> Result<LanguageModel, Error> {
     let config = ModelConfig::read(&dir.join("config.json"))?;
     let weights = Weights::open(dir)?;
     let tensors = checked(named(weights.tensors()?, &config), dir, &config)?;
-    params::replace(config.zeros(device), |name, _| {
+    let (_, embedding) = config.stack();
+    let cut = config.with_vocabulary(tokens);
+    params::replace(cut.zeros(device), |name, shape| {
         let tensor = tensors.get(name).expect("checked against the same names");
-        tensor.values(name).map(Some)
+        let mut values = tensor.values(name)?;
+        if name == embedding || name == HEAD {
+            values.truncate(shape.iter().product());
+        }
+        Ok(Some(values))
     })
 }
 

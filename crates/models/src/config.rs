@@ -159,6 +159,14 @@ impl ModelConfig {
         self
     }
 
+    /// The same shape with a vocabulary of `tokens`, if it has more.
+    pub fn with_vocabulary(mut self, tokens: usize) -> Self {
+        if tokens < self.vocab_size() {
+            self.inner_mut().set_vocabulary(tokens);
+        }
+        self
+    }
+
     /// Query heads.
     pub fn heads(&self) -> usize {
         self.inner().facts().heads

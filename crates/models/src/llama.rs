@@ -353,6 +353,14 @@ impl Shape for LlamaConfig {
         self.num_hidden_layers = layers;
     }
 
+    fn set_vocabulary(&mut self, tokens: usize) {
+        let known = |id: &u32| (*id as usize) < tokens;
+        self.vocab_size = tokens;
+        self.bos_token_id = self.bos_token_id.filter(known);
+        self.eos_token_id.retain(known);
+        self.generation_eos.retain(known);
+    }
+
     fn eos(&self) -> (&[u32], &[u32]) {
         (&self.eos_token_id, &self.generation_eos)
     }

@@ -5,7 +5,7 @@ mod common;
 use std::path::Path;
 
 use abkd_models::generate::{Decoding, generate};
-use abkd_models::{LanguageModel, checkpoint, verify};
+use abkd_models::{LanguageModel, ModelConfig, checkpoint, verify};
 use burn::tensor::{Device, Int, Tensor};
 use common::{Folder, Tensors, goldens, load, values};
 use serde_json::json;
@@ -604,4 +604,65 @@ fn a_prompt_with_a_token_that_the_model_has_not_is_refused() {
     let error = generate(&model, &prompts, &[7, 8], 0, &[96], &decoding, &mut |_| {}).unwrap_err();
     let error = error.to_string();
     assert!(error.contains("example 8: token 97"), "{error}");
+}
+
+#[test]
+fn a_padded_checkpoint_is_read_without_its_padding() {
+    for name in [
+        "gpt2-tiny",
+        "gpt2-untied",
+        "llama-tiny",
+        "llama-tied-tiny",
+        "qwen2-tiny",
+    ] {
+        let whole = load(name);
+        let tokens = whole.config().vocab_size();
+        let padding = 7;
+        let folder = Folder::of(name);
+        folder.edit_tensors(|tensors| {
+            let padded = ["wte.weight", "embed_tokens.weight", "lm_head.weight"];
+            for (name, shape, numbers) in tensors {
+                if padded.iter().any(|end| name.ends_with(end)) {
+                    shape[0] += padding;
+                    numbers.resize(shape[0] * shape[1], 1e4);
+                }
+            }
+        });
+        folder.edit("config.json", "vocab_size", (tokens + padding).into());
+        for shard in [false, true] {
+            if shard {
+                folder.shard();
+            }
+            let device = Device::flex();
+            let cut = checkpoint::load_tokens(folder.dir(), tokens, &device).unwrap();
+            assert_eq!(values(&cut), values(&whole), "{name}");
+            assert_eq!(cut.config(), whole.config(), "{name}");
+            // More tokens than rows are left to the caller.
+            let all = checkpoint::load_tokens(folder.dir(), tokens + 100, &device).unwrap();
+            assert_eq!(all.config().vocab_size(), tokens + padding);
+        }
+        // What is saved is the small checkpoint.
+        let device = Device::flex();
+        let cut = checkpoint::load_tokens(folder.dir(), tokens, &device).unwrap();
+        let [first, second] = [&cut, &whole].map(|model| {
+            let dir = tempfile::tempdir().unwrap();
+            checkpoint::save(model, dir.path(), checkpoint::StoredAs::F32).unwrap();
+            ["config.json", "generation_config.json", "model.safetensors"]
+                .map(|file| std::fs::read(dir.path().join(file)).unwrap())
+        });
+        assert_eq!(first, second, "{name}");
+    }
+}
+
+#[test]
+fn ends_beyond_the_vocabulary_that_is_kept_are_dropped() {
+    let folder = Folder::of("gpt2-tiny");
+    let tokens = load("gpt2-tiny").config().vocab_size();
+    folder.edit(
+        "config.json",
+        "eos_token_id",
+        serde_json::json!([tokens - 1, 0]),
+    );
+    let config = ModelConfig::read(&folder.path("config.json")).unwrap();
+    assert_eq!(config.with_vocabulary(tokens - 1).eos_ids(), [0]);
 }

@@ -36,7 +36,11 @@ pub fn identity(root: &Path, model: &ModelSpec, teacher: &ModelSpec) -> Result<V
         .checkpoint
         .as_ref()
         .context("a model without a source")?;
-    Ok(json!({ "checkpoint": hash_checkpoint(&root.join(dir))? }))
+    let mut identity = json!({ "checkpoint": hash_checkpoint(&root.join(dir))? });
+    if let Some(tokens) = model.vocabulary {
+        identity["vocabulary"] = tokens.into();
+    }
+    Ok(identity)
 }
 
 /// Hash of a checkpoint folder's descriptions and weights, with file names; `absent` if there is no checkpoint yet.

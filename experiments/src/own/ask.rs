@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use abkd_data::{Columns, Example, Limits, Tokenizer, encode_prompts, prompt, read_columns};
 use abkd_host::files;
 use abkd_models::generate::{Decoding, Sampler};
-use abkd_models::{LanguageModel, checkpoint};
+use abkd_models::{LanguageModel, ModelConfig, checkpoint};
 use abkd_training::{Error, evaluate};
 use anyhow::{Context, Result, ensure};
 use burn::tensor::Device;
@@ -16,6 +16,7 @@ use super::scores::{self, Scored};
 use super::source::Source;
 use super::{MAX_LENGTH, columns, named, prompt_length};
 use crate::inputs::read_tokenizer;
+use crate::message::say;
 use crate::progress::Display;
 use crate::runner::lines;
 
@@ -30,7 +31,7 @@ pub struct Eval {
     /// A Hugging Face folder, or OWNER/NAME on the Hub
     #[arg(value_name = "MODEL")]
     model: String,
-    /// A test set as JSONL; may be given several times
+    /// A test set as JSONL, or as Parquet named .parquet; may be given several times
     #[arg(long, value_name = "NAME=FILE", value_parser = named, required = true)]
     test: Vec<(String, PathBuf)>,
     /// Names of the columns, e.g. instruction=question,output=answer
@@ -104,8 +105,7 @@ impl Loaded {
             "MODEL: {}: not there; put the tokenizer.json that the model was trained with into its folder",
             path.display()
         );
-        let model = checkpoint::load(&source.folder, &Device::flex()).context("MODEL")?;
-        let config = model.config();
+        let config = ModelConfig::read(&source.folder.join("config.json")).context("MODEL")?;
         let tokenizer = read_tokenizer(&path, config.eos()).context("MODEL")?;
         let (tokens, known) = (tokenizer.vocab_size(), config.vocab_size());
         ensure!(
@@ -117,6 +117,14 @@ impl Loaded {
                 model: known
             }
         );
+        if tokens < known {
+            say(&format!(
+                "note: the tokenizer has {tokens} tokens: the other rows of embedding and head, {} of {known}, are left out",
+                known - tokens
+            ));
+        }
+        let model = checkpoint::load_tokens(&source.folder, tokens, &Device::flex());
+        let model = model.context("MODEL")?;
         Ok(Self {
             name: source.name(),
             model,

@@ -13,7 +13,7 @@ use clap::Args;
 use super::files::{Files, Found, Student, name_of};
 use super::source::Source;
 use super::{MAX_LENGTH, columns, named};
-use crate::inputs::{Inputs, identity};
+use crate::inputs::{Inputs, identity, leave_out_padding};
 use crate::message::{describe, say};
 use crate::plan::Plan;
 use crate::runner::Places;
@@ -35,7 +35,8 @@ pub struct Distill {
     /// these layers
     #[arg(value_name = "STUDENT")]
     pub(super) student: String,
-    /// Training data: JSONL with instruction, input and output, or prompt and completion, or messages
+    /// Training data: JSONL, or Parquet named .parquet, with instruction, input and output, or prompt and completion, or
+    /// messages
     #[arg(long, value_name = "FILE")]
     pub(super) data: PathBuf,
     /// Validation data [default: the last 5% of the training data, at most 500 examples]
@@ -159,7 +160,8 @@ impl Distill {
             figures: self.out.join("figures"),
         };
         let of = (files.experiment.clone(), files.profile.clone());
-        let spec = Spec::of(&self.out, of.0, of.1).map_err(told)?;
+        let mut spec = Spec::of(&self.out, of.0, of.1).map_err(told)?;
+        leave_out_padding(&self.out, &mut spec);
         files.check(&self.out)?;
         let inputs = preflight::load(&places, &spec).map_err(told)?;
         let plan = Plan::new(&places.root, &spec, &inputs.hashes)?;

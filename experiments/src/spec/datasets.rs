@@ -25,10 +25,10 @@ pub struct TestSet {
     pub id: String,
     /// Heading in tables and pictures, and name in lists.
     pub label: String,
-    /// JSONL file in the data folder.
+    /// JSONL or Parquet file in the data folder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub file: Option<PathBuf>,
-    /// JSONL file, relative to the project's folder.
+    /// JSONL or Parquet file, relative to the project's folder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<PathBuf>,
     /// Column names, where they differ from the default ones.

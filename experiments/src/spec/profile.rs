@@ -165,10 +165,10 @@ pub struct DataSpec {
     /// Folder of the sets; absent: the environment variable `ABKD_DATA`.
     #[serde(default)]
     pub path: Option<PathBuf>,
-    /// JSONL file of the training data, in place of the folder's training set.
+    /// JSONL or Parquet file of the training data, in place of the folder's training set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub train_file: Option<PathBuf>,
-    /// JSONL file of the validation data, in place of the folder's validation set.
+    /// JSONL or Parquet file of the validation data, in place of the folder's validation set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub valid_file: Option<PathBuf>,
     /// The last N examples of `train_file` are held out as validation data.
@@ -222,7 +222,7 @@ impl DataSpec {
 pub enum Source {
     /// The generated corpus.
     Embedded,
-    /// JSONL files.
+    /// JSONL or Parquet files.
     Folder,
 }
 
@@ -252,6 +252,10 @@ pub struct ModelSpec {
     /// Seed of fresh weights.
     #[serde(default = "defaults::seed")]
     pub seed: u64,
+    /// Number of tokens whose rows of embedding and head are kept; absent: all. It follows from the tokenizer, and no file sets
+    /// it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vocabulary: Option<usize>,
 }
 
 /// Some layers of a model.
@@ -310,6 +314,15 @@ impl ModelSpec {
             gpt2: None,
             llama: None,
             seed: defaults::seed(),
+            vocabulary: None,
+        }
+    }
+
+    /// The shape without the rows beyond the vocabulary that is kept.
+    pub(crate) fn cut(&self, shape: ModelConfig) -> ModelConfig {
+        match self.vocabulary {
+            Some(tokens) => shape.with_vocabulary(tokens),
+            None => shape,
         }
     }
 
@@ -332,7 +345,7 @@ impl ModelSpec {
     /// A key that the architecture does not have, or an unsupported value.
     pub fn declared(&self) -> Result<Option<ModelConfig>> {
         self.section().map_or(Ok(None), |(model_type, table)| {
-            shape(model_type, table).map(Some)
+            Ok(Some(self.cut(shape(model_type, table)?)))
         })
     }
 
@@ -365,6 +378,9 @@ impl ModelSpec {
                 Vec::new(),
                 "it needs exactly one of checkpoint, layers, gpt2, llama; a checkpoint may have its shape beside it".into(),
             ));
+        }
+        if self.vocabulary.is_some() {
+            return refuse("vocabulary", "leave it out: it follows from the tokenizer");
         }
         if self.hub.is_some() && self.checkpoint.is_none() {
             return refuse(

@@ -69,10 +69,15 @@ fn checkpoints_and_tokenizers_are_named_with_whose_they_are_and_what_to_do() {
         &|root| fs::remove_file(root.path("weights/t/tokenizer.json")).unwrap(),
         &["tokenizer.json", "[data] tokenizer"],
     );
-    // two vocabularies
+    // a vocabulary that lacks some of the tokens
     with(
-        &|root| root.checkpoint("weights/s", &gpt2(1, 192, 600)),
-        &["ok.toml:10", "vocabulary of 512", "600"],
+        &|root| root.checkpoint("weights/s", &gpt2(1, 192, 40)),
+        &["ok.toml:10", "the student of 40"],
+    );
+    // a size that follows from the tokenizer
+    with(
+        &|root| root.profile("weights/s\"", "weights/s\"\nvocabulary = 40"),
+        &["ok.toml:", "vocabulary: leave it out"],
     );
     // a tokenizer with more tokens than both models
     with(
