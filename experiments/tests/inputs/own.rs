@@ -298,3 +298,55 @@ fn data_come_in_three_forms_and_adapters_are_merged() {
     let profile = desk.read("pairs/profile.toml");
     assert!(profile.contains("[teacher_sft]") && profile.contains("[student_sft]"));
 }
+
+#[test]
+fn rows_of_parquet_are_the_same_tasks_as_lines() {
+    let desk = Desk::new();
+    let file = "../crates/data/tests/parquet/chats.parquet";
+    let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(file);
+    fs::copy(file, desk.path("chats.parquet")).unwrap();
+    let turn = |role: &str, content: &str| json!({ "role": role, "content": content });
+    let chats = [
+        vec![
+            turn("user", "Name the capital of France."),
+            turn("assistant", "Paris"),
+        ],
+        vec![
+            turn("system", "Be short."),
+            turn("user", "Name a river."),
+            turn("assistant", "Seine"),
+        ],
+        vec![
+            turn("user", "Hi"),
+            turn("assistant", "Hello"),
+            turn("user", "Wie heißt du? \u{1f600}"),
+            turn("assistant", "Ada"),
+        ],
+    ];
+    let line = |chat| format!("{}\n", json!({ "messages": chat }));
+    desk.write("chats.jsonl", &chats.map(line).concat());
+    let [rows, lines] = ["parquet", "jsonl"].map(|kind| {
+        desk.runs(&format!(
+            "distill teacher student --data chats.{kind} --test mine=chats.{kind} --out {kind} {SMALL}"
+        ));
+        let runs = fs::read_dir(desk.path(kind).join("runs")).unwrap();
+        let runs = runs.map(|e| e.unwrap().path()).find(|path| path.is_dir()).unwrap();
+        let mut ids: Vec<String> = fs::read_dir(runs)
+            .unwrap()
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .filter(|name| name.starts_with("distill-") || name.starts_with("eval"))
+            .collect();
+        ids.sort();
+        ids
+    });
+    assert!(!rows.is_empty());
+    assert_eq!(rows, lines);
+    desk.runs("eval teacher --test mine=chats.parquet --max-new-tokens 4");
+    desk.refuses(
+        "eval teacher --test mine=chats.parquet --columns messages=talk",
+        &[
+            "--test mine",
+            "chats.parquet: no column `talk`, it has `source`, `messages`",
+        ],
+    );
+}
