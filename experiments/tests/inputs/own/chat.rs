@@ -1,6 +1,7 @@
 //! Prompts by the tokenizer's chat template.
 
 use super::*;
+use crate::root::Root;
 
 /// A turn is a line; an answer ends with the end of text.
 const TEMPLATE: &str = "{% for m in messages %}
@@ -153,4 +154,28 @@ fn what_no_chat_template_can_mean_is_refused_before_anything_runs() {
     desk.refuses(&format!("{base} --template chat"), &says);
     desk.refuses("generate teacher --prompt a --template chat", &says);
     desk.refuses("eval teacher --test a=test.jsonl --template chat", &says);
+}
+
+#[test]
+fn a_profile_with_what_a_chat_template_does_not_go_with_is_refused_by_line() {
+    const LENGTH: &str = "max_length = 192\n";
+    let root = Root::new();
+    let with = |line: &str| format!("{LENGTH}{line}\n");
+    // The longest sequence is in line 7.
+    root.profile(LENGTH, &with("date = \"2024-02-29\""));
+    root.refuses(&["ok.toml:8", "[data] date", "template = \"chat\""]);
+    root.profile("date = \"2024-02-29\"", "template = \"chat\"");
+    root.refuses(&["ok.toml:8", "[data] template", "no `chat_template`"]);
+    root.profile(
+        "template = \"chat\"",
+        "template = \"chat\"\ntrain_tokens = \"x\"",
+    );
+    root.refuses(&["ok.toml:9", "train_tokens", "tokens already"]);
+    root.profile("train_tokens = \"x\"\n", "");
+    root.profile("[evaluation]\n", "[evaluation]\nbos = true\n");
+    root.refuses(&[
+        "ok.toml:",
+        "[evaluation] bos",
+        "beginning of a sequence itself",
+    ]);
 }
