@@ -132,11 +132,12 @@ pub fn checkpoint(
         Err(error) if error.to_string().contains("has no file") => Ok(false),
         Err(error) => Err(error),
     };
-    // These files name the end-of-sequence token.
+    // These files name the end-of-sequence token, and hold the chat template.
     for file in [
         "tokenizer_config.json",
         "special_tokens_map.json",
         "generation_config.json",
+        "chat_template.jinja",
     ] {
         optional(file)?;
     }

@@ -9,16 +9,18 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use abkd_data::indexed::{Documents, IndexedTokens};
-use abkd_data::{DataSets, Encoding, Example, Limits, TestFile, Tokenizer};
+use abkd_data::{
+    ChatTemplate, DataSets, Date, Encoding, Example, Limits, PromptTemplate, TestFile, Tokenizer,
+};
 use abkd_models::{LanguageModel, ModelConfig, checkpoint};
 use anyhow::{Context, Result, anyhow, ensure};
 use burn::tensor::Device;
 
 use self::checkpoints::Side;
-use self::identity::{hash_examples, hash_tokens, short};
+use self::identity::{hash_asked, hash_tokens, short};
 pub use self::identity::{hash_json, identity};
 pub use self::padding::leave_out_padding;
-use crate::spec::{DataSpec, Layers, ModelSpec, Source, Spec, TestSet, Validated};
+use crate::spec::{DataSpec, Layers, ModelSpec, Source, Spec, Template, TestSet, Validated};
 
 /// A missing input: a plan tolerates it, a run does not.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +42,8 @@ pub fn is_absent(error: &anyhow::Error) -> bool {
 pub struct Inputs {
     /// Tokenizer of both models.
     pub tokenizer: Tokenizer,
+    /// Template of the prompts.
+    pub template: PromptTemplate,
     /// Training sequences.
     pub train: Encoding,
     /// Number of training examples read.
@@ -125,6 +129,11 @@ impl Inputs {
     pub fn load(wanted: &Wanted) -> Result<Self> {
         let (root, data) = (wanted.root, wanted.data);
         let (tokenizer, tokenizer_file) = load_tokenizer(wanted)?;
+        let template = prompt_template(data.template, data.date, tokenizer_file.as_deref())
+            .with_context(|| {
+                let place = wanted.place(&["data", "template"]);
+                format!("{place}: [data] template = \"chat\"")
+            })?;
         let sets = load_sets(wanted)?;
         let limits = Limits {
             max_prompt_length: data.max_prompt_length,
@@ -141,8 +150,8 @@ impl Inputs {
         let most = data.valid.map_or(wanted.valid, |n| n.min(wanted.valid));
         let valid = first(&sets.valid, Some(most));
         let mut hashes = BTreeMap::from([
-            ("train".to_owned(), hash_examples(&train)),
-            ("valid".to_owned(), hash_examples(&valid)),
+            ("train".to_owned(), hash_asked(&template, &train)),
+            ("valid".to_owned(), hash_asked(&template, &valid)),
             ("tokenizer".to_owned(), short(&tokenizer.hash())),
         ]);
         let bos = if wanted.bos {
@@ -171,14 +180,16 @@ impl Inputs {
                     _ => "",
                 }
             );
-            hashes.insert(set.id.clone(), hash_examples(&examples));
-            let prompts = abkd_data::encode_prompts(&examples, &tokenizer, &limits, bos)?;
+            hashes.insert(set.id.clone(), hash_asked(&template, &examples));
+            let prompts = abkd_data::encode_prompts(&examples, &tokenizer, &template, &limits, bos)
+                .with_context(|| format!("test set {}", set.id))?;
             tests.insert(set.id.clone(), (examples, prompts));
         }
         let mut train_examples = train.len();
         let vocabulary = tokenizer.vocab_size();
         let encoded = match &data.train_tokens {
-            None => abkd_data::encode_training(&train, &tokenizer, &limits)?,
+            None => abkd_data::encode_training(&train, &tokenizer, &template, &limits)
+                .context("training data")?,
             Some(prefix) => {
                 let prefix = root.join(prefix);
                 let tokens = open_tokens(wanted, "train_tokens", &prefix)?;
@@ -233,9 +244,12 @@ impl Inputs {
             train_examples,
             bos,
             limits,
-            valid_prompts: abkd_data::encode_prompts(&valid, &tokenizer, &limits, None)?,
-            valid_sequences: abkd_data::encode_training(&valid, &tokenizer, &limits)?,
+            valid_prompts: abkd_data::encode_prompts(&valid, &tokenizer, &template, &limits, None)
+                .context("validation data")?,
+            valid_sequences: abkd_data::encode_training(&valid, &tokenizer, &template, &limits)
+                .context("validation data")?,
             valid,
+            template,
             tests,
             hashes,
             tokenizer,
@@ -326,6 +340,28 @@ pub(crate) fn read_tokenizer(path: &Path, eos: Option<u32>) -> Result<Tokenizer>
     // Refuses anything but a plain file: the reader would block on a pipe.
     abkd_host::files::open(path).with_context(|| path.display().to_string())?;
     Ok(Tokenizer::from_file(path, eos)?)
+}
+
+/// The template of prompts; a chat template is read beside the tokenizer's file.
+///
+/// # Errors
+///
+/// A chat template that is missing or cannot be read.
+pub(crate) fn prompt_template(
+    template: Template,
+    date: Option<Date>,
+    tokenizer: Option<&Path>,
+) -> Result<PromptTemplate> {
+    if template.is_paper() {
+        return Ok(PromptTemplate::Paper);
+    }
+    let tokenizer = tokenizer.context(
+        "the embedded tokenizer has no chat template; give [data] tokenizer the path of a tokenizer.json, or leave the template out",
+    )?;
+    let folder = abkd_host::files::folder_of(tokenizer);
+    Ok(PromptTemplate::Chat(Box::new(ChatTemplate::read(
+        &folder, date,
+    )?)))
 }
 
 /// Opens the token files of a key of `[data]`.

@@ -12,11 +12,17 @@ mod place;
 mod scores;
 mod source;
 
-use abkd_data::Columns;
+use std::path::Path;
+
+use abkd_data::{Columns, Date, PromptTemplate};
+use anyhow::{Context, Result, ensure};
+use clap::Args;
 
 pub use ask::{Eval, Generate};
 pub use distill::{Distill, Own};
 
+use crate::inputs::prompt_template;
+use crate::spec::Template;
 use crate::suggest::with_nearest_key;
 
 /// Maximum sequence length, as in the paper; less if the models have fewer positions.
@@ -25,6 +31,33 @@ const MAX_LENGTH: usize = 512;
 /// Maximum prompt length for sequences of this length: half of it, as in the paper (of 512).
 fn prompt_length(max_length: usize) -> usize {
     (max_length / 2).max(1)
+}
+
+/// How the data are put as prompts.
+#[derive(Args)]
+struct Prompting {
+    /// Template of the prompts
+    #[arg(long, value_name = "NAME", value_enum, default_value_t = Template::Paper)]
+    template: Template,
+    /// The date that the chat template writes into prompts, if it writes one
+    #[arg(long, value_name = "YYYY-MM-DD")]
+    date: Option<Date>,
+}
+
+impl Prompting {
+    /// The template; a chat template is read in the model's folder.
+    fn read(&self, folder: &Path) -> Result<PromptTemplate> {
+        ensure!(
+            self.date.is_none() || !self.template.is_paper(),
+            "--date: only a chat template may write it; give --template chat, or leave it out"
+        );
+        prompt_template(
+            self.template,
+            self.date,
+            Some(&folder.join("tokenizer.json")),
+        )
+        .context("--template chat")
+    }
 }
 
 /// Parses column names of the command line.

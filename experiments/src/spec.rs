@@ -24,8 +24,8 @@ use file::Step::Key;
 pub(crate) use file::TomlFile;
 pub use grid::{Grid, Point};
 pub use profile::{
-    DataSpec, DecodingSpec, Layers, MethodSpec, ModelSpec, Profile, SlurmSpec, Source, TimingSpec,
-    ValidationSpec,
+    DataSpec, DecodingSpec, Layers, MethodSpec, ModelSpec, Profile, SlurmSpec, Source, Template,
+    TimingSpec, ValidationSpec,
 };
 
 use crate::results::Titles;

@@ -7,8 +7,8 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::Example;
 use crate::jsonl::{Fields, kind, listed};
+use crate::{Example, Message, Role};
 
 /// Valid forms of a line; the end of error messages about other lines.
 pub(crate) const LINE: &str = r#"a line is {"instruction": "...", "input": "...", "output": "..."}, {"prompt": "...", "completion": "..."} or {"messages": [{"role": "user", "content": "..."}, ...]}; `columns` gives other names"#;
@@ -19,8 +19,6 @@ const FORMS: [&[&str]; 3] = [
     &["prompt", "completion"],
     &["messages"],
 ];
-/// Roles in a conversation.
-const ROLES: [&str; 3] = ["system", "user", "assistant"];
 
 /// Names of the columns that hold an example, where they differ from `instruction`, `input`, `output`, or `prompt`,
 /// `completion`, or `messages`.
@@ -195,6 +193,7 @@ impl Columns {
                 Some(value) => text(name, value)?,
             },
             outputs,
+            messages: Vec::new(),
         })
     }
 }
@@ -233,33 +232,36 @@ fn conversation(value: &Value) -> Result<Example, String> {
             }
         };
         let role = field("role")?;
-        let Some(&role) = ROLES.iter().find(|known| **known == role) else {
+        let Some(role) = Role::ALL.into_iter().find(|known| known.name() == role) else {
             return Err(place(format!(
                 "unknown role {role:?}; known: {}",
-                ROLES.join(", ")
+                Role::ALL.map(Role::name).join(", ")
             )));
         };
-        messages.push((role, field("content")?));
+        let content = field("content")?;
+        messages.push(Message { role, content });
     }
-    let Some(("assistant", answer)) = messages.pop() else {
+    let Some(answer) = messages.pop().filter(|last| last.role == Role::Assistant) else {
         return Err("the last message must be the assistant's: it is the answer".into());
     };
-    if !messages.iter().any(|(role, _)| *role == "user") {
+    let says = |role: Role| messages.iter().any(|message| message.role == role);
+    if !says(Role::User) {
         return Err("no message of the user before the assistant's last one".into());
     }
-    let several = messages.iter().any(|(role, _)| *role == "assistant");
+    let several = says(Role::Assistant);
     let parts: Vec<String> = messages
-        .into_iter()
-        .map(|(role, content)| match (several, role) {
-            (true, "user") => format!("User: {content}"),
-            (true, "assistant") => format!("Assistant: {content}"),
-            _ => content,
+        .iter()
+        .map(|Message { role, content }| match (several, role) {
+            (true, Role::User) => format!("User: {content}"),
+            (true, Role::Assistant) => format!("Assistant: {content}"),
+            _ => content.clone(),
         })
         .collect();
     Ok(Example {
         instruction: parts.join("\n\n"),
         input: String::new(),
-        outputs: vec![answer],
+        outputs: vec![answer.content],
+        messages,
     })
 }
 
@@ -280,6 +282,18 @@ mod tests {
             instruction: instruction.into(),
             input: input.into(),
             outputs: vec![output.into()],
+            messages: Vec::new(),
+        }
+    }
+
+    fn talk(example: Example, messages: &[(Role, &str)]) -> Example {
+        let messages = messages.iter().map(|(role, content)| Message {
+            role: *role,
+            content: (*content).into(),
+        });
+        Example {
+            messages: messages.collect(),
+            ..example
         }
     }
 
@@ -309,17 +323,23 @@ mod tests {
             (
                 "messages=chat",
                 r#"{"chat":[{"role":"user","content":"a"},{"role":"assistant","content":"b"}]}"#,
-                example("a", "", "b"),
+                talk(example("a", "", "b"), &[(Role::User, "a")]),
             ),
             (
                 "",
                 r#"{"messages":[{"role":"system","content":"s"},{"role":"user","content":"a"},{"role":"assistant","content":"b"}]}"#,
-                example("s\n\na", "", "b"),
+                talk(
+                    example("s\n\na", "", "b"),
+                    &[(Role::System, "s"), (Role::User, "a")],
+                ),
             ),
             (
                 "",
                 r#"{"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"},{"role":"user","content":"c"},{"role":"assistant","content":"d"}]}"#,
-                example("User: a\n\nAssistant: b\n\nUser: c", "", "d"),
+                talk(
+                    example("User: a\n\nAssistant: b\n\nUser: c", "", "d"),
+                    &[(Role::User, "a"), (Role::Assistant, "b"), (Role::User, "c")],
+                ),
             ),
         ] {
             assert_eq!(read(columns, line), Ok(wanted), "{columns} {line}");

@@ -1,7 +1,7 @@
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Example, Tokenizer, prompt};
+use crate::{Error, Example, PromptTemplate, Tokenizer};
 
 /// Limits of prompts and sequences, in tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,24 +48,30 @@ pub struct Encoding {
 }
 
 /// Encodes examples for training: `tokens(prompt + response) + end`, split at the length of
-/// `tokens(prompt)`. The first reference is the response.
+/// `tokens(prompt)`. The first reference is the response. In a chat the response is what the template adds for it: it ends
+/// with the last token that ends an answer, or with the end of text if the template writes no such token.
 ///
 /// # Errors
 ///
-/// When the tokenizer fails.
+/// When the tokenizer or the chat template fails.
 pub fn encode_training(
     examples: &[Example],
     tokenizer: &Tokenizer,
+    template: &PromptTemplate,
     limits: &Limits,
 ) -> Result<Encoding, Error> {
     let encoded: Vec<Option<Sequence>> = examples
         .par_iter()
         .enumerate()
         .map(|(example, e)| {
-            let text = prompt(e);
+            let (text, answer) = template.answered(e).map_err(of_example(example))?;
             let head = tokenizer.encode(&text)?;
-            let full = tokenizer.encode(&(text + &e.outputs[0]))?;
-            Ok(cut(example, &head, &full, tokenizer.eos(), limits))
+            let full = tokenizer.encode(&(text + &answer))?;
+            let (full, end) = match template {
+                PromptTemplate::Paper => (&full[..], Some(tokenizer.eos())),
+                PromptTemplate::Chat(_) => ended(&full, head.len(), tokenizer),
+            };
+            Ok(cut(example, &head, full, end, limits))
         })
         .collect::<Result<_, Error>>()?;
     let mut result = Encoding::default();
@@ -78,10 +84,33 @@ pub fn encode_training(
     Ok(result)
 }
 
-fn cut(example: usize, head: &[u32], full: &[u32], eos: u32, limits: &Limits) -> Option<Sequence> {
+/// The tokens up to the last one after the prompt that ends an answer; else all, and the end of text to append. What a
+/// template writes after that token, a line feed mostly, begins the next message.
+fn ended<'a>(full: &'a [u32], prompt: usize, tokenizer: &Tokenizer) -> (&'a [u32], Option<u32>) {
+    let response = full.get(prompt..).unwrap_or_default();
+    match response.iter().rposition(|t| tokenizer.ends().contains(t)) {
+        Some(last) => (&full[..=prompt + last], None),
+        None => (full, Some(tokenizer.eos())),
+    }
+}
+
+fn of_example(example: usize) -> impl Fn(Error) -> Error {
+    move |source| Error::Example {
+        example: example + 1,
+        source: source.into(),
+    }
+}
+
+fn cut(
+    example: usize,
+    head: &[u32],
+    full: &[u32],
+    end: Option<u32>,
+    limits: &Limits,
+) -> Option<Sequence> {
     let response = full.get(head.len()..).unwrap_or_default();
     let kept = &head[..head.len().min(limits.max_prompt_length)];
-    let mut tokens: Vec<u32> = kept.iter().chain(response).copied().chain([eos]).collect();
+    let mut tokens: Vec<u32> = kept.iter().chain(response).copied().chain(end).collect();
     tokens.truncate(limits.max_length);
     let prompt_len = kept.len();
     // An empty response is skipped: its end of text alone would teach empty answers.
@@ -97,16 +126,21 @@ fn cut(example: usize, head: &[u32], full: &[u32], eos: u32, limits: &Limits) ->
 ///
 /// # Errors
 ///
-/// When the tokenizer fails.
+/// When the tokenizer or the chat template fails.
 pub fn encode_prompts(
     examples: &[Example],
     tokenizer: &Tokenizer,
+    template: &PromptTemplate,
     limits: &Limits,
     bos: Option<u32>,
 ) -> Result<Vec<Vec<u32>>, Error> {
     examples
         .par_iter()
-        .map(|e| Ok(begun(&tokenizer.encode(&prompt(e))?, limits, bos)))
+        .enumerate()
+        .map(|(example, e)| {
+            let text = template.prompt(e).map_err(of_example(example))?;
+            Ok(begun(&tokenizer.encode(&text)?, limits, bos))
+        })
         .collect()
 }
 
@@ -137,7 +171,7 @@ mod tests {
             max_length: 5,
         };
         let full = [1, 2, 3, 4, 5, 6, 7];
-        let sequence = cut(0, &full[..4], &full, 9, &limits).unwrap();
+        let sequence = cut(0, &full[..4], &full, Some(9), &limits).unwrap();
         assert_eq!(
             (sequence.tokens, sequence.prompt_len),
             (vec![1, 2, 3, 5, 6], 3)
@@ -146,16 +180,16 @@ mod tests {
             max_prompt_length: 8,
             max_length: 8,
         };
-        let sequence = cut(0, &full[..4], &full, 9, &limits).unwrap();
+        let sequence = cut(0, &full[..4], &full, Some(9), &limits).unwrap();
         assert_eq!(
             (sequence.tokens, sequence.prompt_len),
             (vec![1, 2, 3, 4, 5, 6, 7, 9], 4)
         );
-        assert_eq!(cut(0, &full, &full, 9, &limits), None);
+        assert_eq!(cut(0, &full, &full, Some(9), &limits), None);
         let limits = Limits {
             max_prompt_length: 4,
             max_length: 4,
         };
-        assert_eq!(cut(0, &full[..4], &full, 9, &limits), None);
+        assert_eq!(cut(0, &full[..4], &full, Some(9), &limits), None);
     }
 }

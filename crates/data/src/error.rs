@@ -57,6 +57,22 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
+    /// A chat template is missing, cannot be read, or fails.
+    #[error("{place}: {what}")]
+    Template {
+        /// The file, and the line where it is known.
+        place: String,
+        /// What is wrong, and what to do.
+        what: String,
+    },
+    /// An example cannot be put as a prompt.
+    #[error("example {example}: {source}")]
+    Example {
+        /// Number of the example in its set, from 1.
+        example: usize,
+        /// The cause.
+        source: Box<Error>,
+    },
     /// An indexed token file is damaged or of another format.
     #[error("{path}: {reason}")]
     Indexed {

@@ -267,7 +267,8 @@ mod tests {
             Example {
                 instruction: "a".into(),
                 input: String::new(),
-                outputs: vec!["b".into()]
+                outputs: vec!["b".into()],
+                messages: Vec::new(),
             }
         );
         assert_eq!(

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use abkd_data::{DataSets, Example, Limits, Sizes, Tokenizer, embedded, encode_training, prompt};
+use abkd_data::{
+    DataSets, Example, Limits, PromptTemplate, Sizes, Tokenizer, embedded, encode_training, prompt,
+};
 
 fn splits(sets: &DataSets) -> Vec<&[Example]> {
     let mut all: Vec<&[Example]> = vec![&sets.train, &sets.valid];
@@ -86,7 +88,8 @@ fn the_sets_differ_as_the_papers_do() {
         max_prompt_length: 96,
         max_length: 192,
     };
-    let encoded = encode_training(&sets.train, &tokenizer, &limits).unwrap();
+    let encoded =
+        encode_training(&sets.train, &tokenizer, &PromptTemplate::Paper, &limits).unwrap();
     assert!(encoded.skipped.is_empty());
     assert!(
         encoded

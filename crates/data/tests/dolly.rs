@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use abkd_data::{Limits, Tokenizer, encode_training, indexed, prompt, read_jsonl};
+use abkd_data::{Limits, PromptTemplate, Tokenizer, encode_training, indexed, prompt, read_jsonl};
 
 /// The folder that checkouts share: `ABKD_SHARED`, else `shared` beside this checkout.
 fn shared() -> PathBuf {
@@ -27,7 +27,8 @@ fn dolly_has_the_published_token_counts() {
     };
     let count = |file: &str| {
         let examples = read_jsonl(&shared.join("data/dolly").join(file)).unwrap();
-        let encoded = encode_training(&examples, &tokenizer, &limits).unwrap();
+        let encoded =
+            encode_training(&examples, &tokenizer, &PromptTemplate::Paper, &limits).unwrap();
         let tokens: usize = encoded.sequences.iter().map(|s| s.tokens.len()).sum();
         let prompts: usize = encoded.sequences.iter().map(|s| s.prompt_len).sum();
         (
@@ -66,7 +67,7 @@ fn dolly_packs_into_the_published_number_of_values() {
         max_prompt_length: 256,
         max_length: 512,
     };
-    let encoded = encode_training(&examples, &tokenizer, &limits).unwrap();
+    let encoded = encode_training(&examples, &tokenizer, &PromptTemplate::Paper, &limits).unwrap();
     for (i, sequence) in encoded.sequences.iter().enumerate() {
         assert_eq!(read.sequence(i, &limits).as_ref(), Some(sequence));
     }

@@ -6,8 +6,8 @@ use std::sync::LazyLock;
 
 use abkd_data::indexed::{Documents, IndexedTokens, write_indexed};
 use abkd_data::{
-    Columns, Example, Limits, TestFile, Tokenizer, encode_prompts, encode_training, from_folder,
-    indexed, read_answered, read_columns, read_jsonl,
+    ChatTemplate, Columns, Example, Limits, Message, PromptTemplate, Role, TestFile, Tokenizer,
+    encode_prompts, encode_training, from_folder, indexed, read_answered, read_columns, read_jsonl,
 };
 use abkd_host::rng::Rng;
 use mutate::{bounded, config};
@@ -64,8 +64,8 @@ proptest! {
             Ok(examples) => {
                 assert!(examples.iter().all(|e| !e.outputs.is_empty()));
                 let tokenizer = &*EMBEDDED;
-                encode_training(&examples, tokenizer, &limits).unwrap();
-                encode_prompts(&examples, tokenizer, &limits, None).unwrap();
+                encode_training(&examples, tokenizer, &PromptTemplate::Paper, &limits).unwrap();
+                encode_prompts(&examples, tokenizer, &PromptTemplate::Paper, &limits, None).unwrap();
                 indexed::pack(&examples, tokenizer).unwrap();
             }
             Err(error) => {
@@ -168,6 +168,7 @@ proptest! {
             instruction: "what does a b have? \u{1f600}\u{0} ABAB  ab\nba".into(),
             input: "</s> ab</s>\u{e9}e\u{301}".into(),
             outputs: vec!["a".into()],
+            messages: Vec::new(),
         }];
         let limits = Limits { max_prompt_length: 20, max_length: 30 };
         bounded(|| {
@@ -175,7 +176,7 @@ proptest! {
             let named = Tokenizer::from_file_with_eos(&path, "0");
             for tokenizer in read.into_iter().chain(named) {
                 // These may return an error, but must not panic.
-                let _ = encode_training(&examples, &tokenizer, &limits);
+                let _ = encode_training(&examples, &tokenizer, &PromptTemplate::Paper, &limits);
                 let _ = tokenizer.bos();
                 let _ = tokenizer.decode(&[0, 1, 2, 3, 4, 5, 1 << 20]);
                 assert!(tokenizer.ends().contains(&tokenizer.eos()));
@@ -185,6 +186,34 @@ proptest! {
                 if let Ok(whole) = Tokenizer::from_file_with_eos(&other, "0") {
                     let _ = tokenizer.differs_from(&whole);
                 }
+            }
+        });
+    }
+
+    #[test]
+    fn chat_templates(seed: u64) {
+        let mut dice = Rng::new(&[seed]);
+        let dir = tempfile::tempdir().unwrap();
+        let names = ["qwen3-generation", "granite-3.3", "mistral-nemo", "phi-3", "glm-4.5"];
+        let name = names[dice.below(names.len())];
+        let goldens = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/chat");
+        let mut text = fs::read(goldens.join(format!("{name}.jinja"))).unwrap();
+        let config = json!({ "bos_token": "<s>", "eos_token": { "content": "</s>" },
+            "chat_template": [{ "name": "default", "template": String::from_utf8(text.clone()).unwrap() }] });
+        damaged(&dir.path().join("tokenizer_config.json"), config, &mut dice);
+        if dice.below(2) == 0 {
+            mutate::bytes(&mut text, &mut dice);
+            fs::write(dir.path().join("chat_template.jinja"), &text).unwrap();
+        }
+        let say = |role: Role| Message { role, content: "{{ a }} <b>".into() };
+        let messages = Role::ALL.map(say);
+        let date = Some("2024-02-29".parse().unwrap()).filter(|_| name == "granite-3.3");
+        bounded(|| {
+            let read = ChatTemplate::read(dir.path(), date);
+            let rendered = read.and_then(|chat| chat.render(&messages, true));
+            if let Err(error) = rendered {
+                let error = error.to_string();
+                assert!(error.contains("tokenizer_config.json") || error.contains("chat_template.jinja"), "{error}");
             }
         });
     }

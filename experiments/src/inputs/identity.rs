@@ -4,7 +4,7 @@ mod remembered;
 
 use std::path::{Path, PathBuf};
 
-use abkd_data::Example;
+use abkd_data::{Example, PromptTemplate};
 use abkd_host::files;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
@@ -97,6 +97,30 @@ pub fn hash_examples(examples: &[Example]) -> String {
     short(&files::hex(&hasher.finalize()))
 }
 
+/// Hash of examples as a template puts them: what a chat template renders, and what it depends on itself. The paper's
+/// template is a constant, and a function of the examples' texts.
+pub fn hash_asked(template: &PromptTemplate, examples: &[Example]) -> String {
+    let PromptTemplate::Chat(chat) = template else {
+        return hash_examples(examples);
+    };
+    let mut hasher = Sha256::new();
+    let mut text = |text: &str| {
+        hasher.update((text.len() as u64).to_le_bytes());
+        hasher.update(text.as_bytes());
+    };
+    text(&chat.hash());
+    text(&hash_examples(examples));
+    for e in examples {
+        let messages = e.asked();
+        text(&messages.len().to_string());
+        for message in &messages {
+            text(message.role.name());
+            text(&message.content);
+        }
+    }
+    short(&files::hex(&hasher.finalize()))
+}
+
 /// Hash of a JSON value, short enough for a folder's name.
 pub fn hash_json(value: &Value) -> String {
     files::sha256(value.to_string().as_bytes())[..10].to_owned()
@@ -146,6 +170,7 @@ mod tests {
             instruction: instruction.into(),
             input: input.into(),
             outputs: outputs.iter().map(|o| (*o).to_owned()).collect(),
+            messages: Vec::new(),
         };
         let one = [example("a", "b", &["c", "d", "e", "f"])];
         let two = [example("a", "b", &["c"]), example("d", "e", &["f"])];

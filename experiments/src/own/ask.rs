@@ -3,7 +3,10 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use abkd_data::{Columns, Example, Limits, Tokenizer, encode_prompts, prompt, read_columns};
+use abkd_data::{
+    Columns, Example, Limits, Message, PromptTemplate, Role, Tokenizer, encode_prompts,
+    read_columns,
+};
 use abkd_host::files;
 use abkd_models::generate::{Decoding, Sampler};
 use abkd_models::{LanguageModel, ModelConfig, checkpoint};
@@ -14,7 +17,7 @@ use clap::Args;
 
 use super::scores::{self, Scored};
 use super::source::Source;
-use super::{MAX_LENGTH, columns, named, prompt_length};
+use super::{MAX_LENGTH, Prompting, columns, named, prompt_length};
 use crate::inputs::read_tokenizer;
 use crate::message::say;
 use crate::progress::Display;
@@ -37,6 +40,8 @@ pub struct Eval {
     /// Names of the columns, e.g. instruction=question,output=answer
     #[arg(long, value_name = "COLUMN=NAME,...", value_parser = columns)]
     columns: Option<Columns>,
+    #[command(flatten)]
+    prompting: Prompting,
     /// Sampling seeds; each answers every example once
     #[arg(
         long,
@@ -62,8 +67,13 @@ pub struct Generate {
     /// The instruction
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     prompt: String,
-    /// Use the text alone, without the instruction template of the paper's data
-    #[arg(long)]
+    #[command(flatten)]
+    prompting: Prompting,
+    /// A system message before the instruction, with --template chat
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    system: Option<String>,
+    /// Use the text alone, without a template
+    #[arg(long, conflicts_with_all = ["template", "system"])]
     raw: bool,
     /// Divides the logits; 0 takes the most likely token
     #[arg(
@@ -89,16 +99,18 @@ pub struct Generate {
     seed: u64,
 }
 
-/// A model with its tokenizer.
+/// A model with its tokenizer and the template of its prompts.
 struct Loaded {
     name: String,
     model: LanguageModel,
     tokenizer: Tokenizer,
+    template: PromptTemplate,
 }
 
 impl Loaded {
-    fn of(name: &str) -> Result<Self> {
+    fn of(name: &str, prompting: &Prompting) -> Result<Self> {
         let source = Source::find(name, "MODEL")?;
+        let template = prompting.read(&source.folder)?;
         let path = source.folder.join("tokenizer.json");
         ensure!(
             path.exists(),
@@ -129,6 +141,7 @@ impl Loaded {
             name: source.name(),
             model,
             tokenizer,
+            template,
         })
     }
 
@@ -166,7 +179,7 @@ impl Eval {
                 .and_then(|()| tempfile::tempfile_in(out))
                 .with_context(|| format!("--out {}", out.display()))?;
         }
-        let loaded = Loaded::of(&self.model)?;
+        let loaded = Loaded::of(&self.model, &self.prompting)?;
         let length = MAX_LENGTH.min(loaded.positions());
         let half = prompt_length(length);
         let new = self.max_new_tokens.unwrap_or(length - half);
@@ -190,7 +203,9 @@ impl Eval {
         let mut scored = Vec::new();
         let display = Display::new(sets.len() * self.seeds.len(), 0, 1);
         for (name, examples) in sets {
-            let prompts = encode_prompts(&examples, &loaded.tokenizer, &limits, None)?;
+            let (tokenizer, template) = (&loaded.tokenizer, &loaded.template);
+            let prompts = encode_prompts(&examples, tokenizer, template, &limits, None)
+                .with_context(|| format!("--test {name}"))?;
             let mut by_seed = Vec::new();
             for &seed in &self.seeds {
                 let mut shown = display.task(&format!("{name}, seed {seed}"));
@@ -205,7 +220,7 @@ impl Eval {
                 )?;
                 if let Some(out) = &self.out {
                     let path = out.join(format!("{name}-s{seed}.jsonl"));
-                    files::write(&path, &lines(&answers, &examples)?)
+                    files::write(&path, &lines(&answers, &examples, template)?)
                         .with_context(|| path.display().to_string())?;
                 }
                 let score = evaluate::score(&answers);
@@ -222,6 +237,24 @@ impl Eval {
 }
 
 impl Generate {
+    /// The arguments as an example.
+    fn asked(&self) -> Example {
+        let say = |role: Role, content: &String| Message {
+            role,
+            content: content.clone(),
+        };
+        let system = self.system.as_ref().map(|text| say(Role::System, text));
+        Example {
+            instruction: self.prompt.clone(),
+            input: String::new(),
+            outputs: Vec::new(),
+            messages: system
+                .into_iter()
+                .chain([say(Role::User, &self.prompt)])
+                .collect(),
+        }
+    }
+
     /// Returns the answer.
     ///
     /// # Errors
@@ -238,14 +271,14 @@ impl Generate {
             "--top-p {}: it must lie above 0, and be 1 or less",
             self.top_p
         );
-        let loaded = Loaded::of(&self.model)?;
+        ensure!(
+            self.system.is_none() || !self.prompting.template.is_paper(),
+            "--system: the paper's template has no system message; give --template chat, or put the text into --prompt"
+        );
+        let loaded = Loaded::of(&self.model, &self.prompting)?;
         let text = match self.raw {
             true => self.prompt.clone(),
-            false => prompt(&Example {
-                instruction: self.prompt.clone(),
-                input: String::new(),
-                outputs: Vec::new(),
-            }),
+            false => loaded.template.prompt(&self.asked()).context("--prompt")?,
         };
         let tokens = loaded.tokenizer.encode(&text)?;
         ensure!(

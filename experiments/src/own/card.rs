@@ -1,6 +1,8 @@
 //! The student's model card: its models, settings and scores. It names files without their folders, because it may be
 //! published.
 
+use abkd_data::{Example, PromptTemplate};
+use abkd_host::files;
 use abkd_training::Settings;
 use anyhow::Result;
 use askama::Template;
@@ -16,6 +18,8 @@ struct Card {
     teacher: String,
     /// Repositories on the Hub.
     bases: Vec<String>,
+    /// Whether prompts are made by the tokenizer's chat template.
+    chat: bool,
     template: String,
     scores: String,
     facts: Vec<(String, String)>,
@@ -30,11 +34,12 @@ impl Own {
             models.push(model);
         }
         let out = std::path::absolute(&self.places.root)?;
-        let prompt = abkd_data::prompt(&abkd_data::Example {
+        let prompt = self.inputs.template.prompt(&Example {
             instruction: "What is asked".into(),
             input: String::new(),
             outputs: Vec::new(),
-        });
+            messages: Vec::new(),
+        })?;
         // A Markdown table cell is one line without bars.
         let cell = |text: String| text.replace('|', "\\|").replace(char::is_control, " ");
         let facts = self.facts(args, id).into_iter();
@@ -42,6 +47,7 @@ impl Own {
             title: name_of(&out),
             teacher: found.teacher.name(),
             bases: models.iter().filter_map(|m| m.hub.clone()).collect(),
+            chat: matches!(self.inputs.template, PromptTemplate::Chat(_)),
             template: prompt,
             scores: markdown(scored),
             facts: facts.map(|(name, what)| (cell(name), cell(what))).collect(),
@@ -69,6 +75,18 @@ impl Own {
         fact("method", args.method.clone());
         fact("loss", loss.unwrap_or("the method's own".into()));
         fact("distillation", told(&p.distill));
+        fact(
+            "prompts",
+            match &self.inputs.template {
+                PromptTemplate::Paper => "the instruction template of the paper's data".into(),
+                PromptTemplate::Chat(chat) => {
+                    let date = chat.date().map_or(String::new(), |d| format!(", of {d}"));
+                    let hash = files::sha256(chat.text().as_bytes());
+                    let file = name_of(chat.path());
+                    format!("the tokenizer's chat template ({file}){date}, SHA-256 {hash}")
+                }
+            },
+        );
         fact("longest sequence", format!("{} tokens", p.data.max_length));
         if let Some(held_out) = found.held_out {
             let (data, left) = (name_of(&args.data), self.inputs.train_examples);

@@ -12,7 +12,7 @@ use clap::Args;
 
 use super::files::{Files, Found, Student, name_of};
 use super::source::Source;
-use super::{MAX_LENGTH, columns, named};
+use super::{MAX_LENGTH, Prompting, columns, named};
 use crate::inputs::{Inputs, identity, leave_out_padding};
 use crate::message::{describe, say};
 use crate::plan::Plan;
@@ -48,6 +48,8 @@ pub struct Distill {
     /// Names of the columns in all files, e.g. instruction=question,output=answer
     #[arg(long, value_name = "COLUMN=NAME,...", value_parser = columns)]
     pub(super) columns: Option<Columns>,
+    #[command(flatten)]
+    pub(super) prompting: Prompting,
     /// Loss and its parameters, e.g. ab:0.2,0.7 or ab:alpha=0.2,beta=0.7 or fkld; `abkd list losses` shows them
     /// [default: ab:0.2,0.7, or the method's own]
     #[arg(long, value_name = "LOSS")]
@@ -206,6 +208,7 @@ impl Distill {
             })?),
         };
         let teacher = Source::find(&self.teacher, "TEACHER")?;
+        self.prompting.read(&teacher.folder)?;
         let student = match self.student.strip_prefix(LAYERS) {
             Some(text) => Student::Layers(layers(text)?),
             None => Student::Checkpoint(Source::find(&self.student, "STUDENT")?),

@@ -11,7 +11,7 @@ use toml::Value;
 use super::distill::Distill;
 use super::source::Source;
 use super::{MAX_LENGTH, prompt_length};
-use crate::spec::{Layers, TomlFile};
+use crate::spec::{Layers, Template, TomlFile};
 
 /// Maximum number of validation answers per epoch.
 const MOST_VALIDATED: usize = 500;
@@ -220,6 +220,12 @@ fn profile(args: &Distill, found: &Found) -> Result<String> {
         None => String::new(),
     };
     text += &columns;
+    if args.prompting.template == Template::Chat {
+        text += "template = \"chat\"  # --template\n";
+    }
+    if let Some(date) = args.prompting.date {
+        text += &format!("date = {}  # --date\n", toml(date.to_string()));
+    }
     text += &format!(
         "max_prompt_length = {prompt}  # --max-length\nmax_length = {}  # --max-length\n",
         length

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use abkd_data::{Example, Sequence};
+use abkd_data::{Example, PromptTemplate, Sequence};
 use abkd_host::files;
 use abkd_models::generate::{Decoding, Sampler};
 use abkd_models::{LanguageModel, checkpoint, lora};
@@ -158,9 +158,8 @@ impl Worker<'_> {
             &evaluation.decoding.decoding(),
             &mut |n| shown.more(n, examples.len(), || "answers".into()),
         )?;
-        folder
-            .seal()
-            .write(answers::FILE, &lines(&answers, examples)?)?;
+        let text = lines(&answers, examples, &self.inputs.template)?;
+        folder.seal().write(answers::FILE, &text)?;
         let score = evaluate::score(&answers);
         folder.finish(&Evaluated {
             score,
@@ -376,12 +375,16 @@ fn remove_folder(dir: &Path) -> Result<()> {
 }
 
 /// Content of an evaluation's `answers.jsonl`.
-pub(crate) fn lines(answers: &[Answer], examples: &[Example]) -> Result<Vec<u8>> {
+pub(crate) fn lines(
+    answers: &[Answer],
+    examples: &[Example],
+    template: &PromptTemplate,
+) -> Result<Vec<u8>> {
     let mut text = Vec::new();
     for (answer, example) in answers.iter().zip(examples) {
         let line = Told {
             answer,
-            prompt: abkd_data::prompt(example),
+            prompt: template.prompt(example)?,
             references: &example.outputs,
         };
         serde_json::to_writer(&mut text, &line)?;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use abkd_data::Columns;
+use abkd_data::{Columns, Date};
 use abkd_models::generate::Decoding;
 use abkd_models::{ModelConfig, Precision};
 use abkd_training::Settings;
@@ -178,6 +178,12 @@ pub struct DataSpec {
     /// `{ instruction = "question", output = "answer" }`.
     #[serde(default, skip_serializing_if = "Columns::is_default")]
     pub columns: Columns,
+    /// Template of the prompts: `paper`, or `chat`, the chat template of the tokenizer.
+    #[serde(default, skip_serializing_if = "Template::is_paper")]
+    pub template: Template,
+    /// The date that a chat template writes into prompts, `YYYY-MM-DD`; only for one that writes it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub date: Option<Date>,
     /// `tokenizer.json`; absent: the teacher checkpoint's.
     #[serde(default)]
     pub tokenizer: Option<PathBuf>,
@@ -213,6 +219,24 @@ impl DataSpec {
     /// Maximum tokens of an answer: `max_length` minus `max_prompt_length`.
     pub fn max_new_tokens(&self) -> usize {
         self.max_length - self.max_prompt_length
+    }
+}
+
+/// Template of the prompts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum Template {
+    /// The instruction template of the paper's data
+    #[default]
+    Paper,
+    /// The chat template of the model's tokenizer
+    Chat,
+}
+
+impl Template {
+    /// Whether it is the paper's, the default.
+    pub fn is_paper(&self) -> bool {
+        *self == Self::Paper
     }
 }
 

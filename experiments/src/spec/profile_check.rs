@@ -93,7 +93,34 @@ impl Spec {
                 self.in_profile(&["data", key])
             ));
         }
+        self.check_template()?;
         self.check_files()
+    }
+
+    /// Checks `template` and `date`.
+    fn check_template(&self) -> Result<()> {
+        let p = &self.profile;
+        let place = |key: &str| self.in_profile(&["data", key]);
+        if p.data.template.is_paper() {
+            ensure!(
+                p.data.date.is_none(),
+                "{}: [data] date: only a chat template may write it; leave it out, or take template = \"chat\"",
+                place("date")
+            );
+            return Ok(());
+        }
+        ensure!(
+            p.data.train_tokens.is_none(),
+            "{}: [data] train_tokens: its prompts are tokens already, which template = \"chat\" cannot change; take train_file, \
+             or leave the template out",
+            place("train_tokens")
+        );
+        ensure!(
+            !p.evaluation.bos,
+            "{}: [evaluation] bos = true: a chat template writes the beginning of a sequence itself; leave it out",
+            self.in_profile(&["evaluation", "bos"])
+        );
+        Ok(())
     }
 
     /// Checks `train_file`, `columns` and `hold_out`.

@@ -188,6 +188,7 @@ fn without_a_validation_token_there_is_no_loss_and_nothing_is_kept_by_it() {
             instruction: "a".into(),
             input: String::new(),
             outputs: vec![String::new()],
+            messages: Vec::new(),
         })
         .collect();
     let lines = jsonl(&empty).replace("[\"\"]", "\"\"");

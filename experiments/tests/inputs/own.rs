@@ -1,5 +1,6 @@
 //! `abkd distill`, `abkd eval` and `abkd generate` in an empty folder, as a user types them.
 
+mod chat;
 mod padded;
 mod wrong;
 

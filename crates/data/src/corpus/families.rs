@@ -33,6 +33,7 @@ fn example(instruction: String, input: String, outputs: Vec<String>) -> Example 
         instruction,
         input,
         outputs,
+        messages: Vec::new(),
     }
 }
 

@@ -1,7 +1,7 @@
 use std::fs;
 
 use super::*;
-use crate::{Example, encode_training};
+use crate::{Example, PromptTemplate, encode_training};
 use proptest::prelude::*;
 
 fn written(documents: &[Vec<u16>]) -> (tempfile::TempDir, PathBuf) {
@@ -46,6 +46,7 @@ fn example(instruction: &str, output: &str) -> Example {
         instruction: instruction.into(),
         input: String::new(),
         outputs: vec![output.into()],
+        messages: Vec::new(),
     }
 }
 
@@ -240,7 +241,8 @@ fn packing_is_encoding() {
             max_prompt_length,
             max_length,
         };
-        let encoded = encode_training(&examples, &tokenizer, &limits).unwrap();
+        let encoded =
+            encode_training(&examples, &tokenizer, &PromptTemplate::Paper, &limits).unwrap();
         let sequences: Vec<Sequence> = (0..3).filter_map(|i| read.sequence(i, &limits)).collect();
         assert_eq!(sequences, encoded.sequences);
     }

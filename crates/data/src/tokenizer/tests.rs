@@ -7,6 +7,7 @@ fn the_template_costs_a_token_a_part() {
         instruction: "what does anna have?".into(),
         input: "anna has a red hat.".into(),
         outputs: vec!["x".into()],
+        messages: Vec::new(),
     };
     let tokens = tokenizer.encode(&crate::prompt(&example)).unwrap();
     assert_eq!(tokens.len(), 4 + 5 + 6);
