@@ -103,7 +103,7 @@ enum Command {
   abkd distill HuggingFaceTB/SmolLM2-360M-Instruct HuggingFaceTB/SmolLM2-135M --data train.jsonl --test mine=test.jsonl --out second
   abkd distill ./teacher ./student --data chats.jsonl --columns messages=conversation --loss rkld --lora 16 --out third
   abkd generate first/student --prompt 'Name three rivers.'")]
-    Distill(Distill),
+    Distill(Box<Distill>),
     /// Score a model's answers to test sets: ROUGE-L, with an interval over the examples
     #[command(after_help = "Examples:
   abkd eval first/student --test mine=test.jsonl

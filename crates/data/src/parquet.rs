@@ -347,16 +347,16 @@ fn place(schema: &SchemaDescriptor, field: &Type, key: &str) -> Option<Place> {
 
 /// Reads a column of a row group.
 enum Reader {
-    Text(LeafReader),
+    Text(Box<LeafReader>),
     Messages {
-        role: LeafReader,
-        content: LeafReader,
+        role: Box<LeafReader>,
+        content: Box<LeafReader>,
     },
 }
 
 impl Reader {
     fn open(place: &Place, source: &Arc<Source>, group: &RowGroupMetaData) -> Result<Self, String> {
-        let open = |leaf: &Leaf| LeafReader::open(leaf, source, group);
+        let open = |leaf: &Leaf| LeafReader::open(leaf, source, group).map(Box::new);
         Ok(match place {
             Place::Text(leaf) => Self::Text(open(leaf)?),
             Place::Messages { role, content } => Self::Messages {

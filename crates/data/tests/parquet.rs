@@ -1,9 +1,10 @@
 //! Files that pyarrow has written: `chats.parquet` with snappy and two row groups, `answers.parquet` with zstd and pages of the
 //! second version.
 
+use std::mem::take;
 use std::path::{Path, PathBuf};
 
-use abkd_data::{Columns, Example, read_columns, read_jsonl};
+use abkd_data::{Columns, Example, Message, Role, read_columns, read_jsonl};
 
 fn path(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -16,6 +17,7 @@ fn example(instruction: &str, input: &str, outputs: &[&str]) -> Example {
         instruction: instruction.into(),
         input: input.into(),
         outputs: outputs.iter().map(|text| (*text).into()).collect(),
+        messages: Vec::new(),
     }
 }
 
@@ -30,7 +32,16 @@ fn messages_are_read() {
             &["Ada"],
         ),
     ];
-    assert_eq!(read_jsonl(&path("chats.parquet")).unwrap(), wanted);
+    let mut found = read_jsonl(&path("chats.parquet")).unwrap();
+    let turns: Vec<Vec<Message>> = found.iter_mut().map(|e| take(&mut e.messages)).collect();
+    assert_eq!(found, wanted);
+    let said = |role, content: &str| Message {
+        role,
+        content: content.into(),
+    };
+    assert_eq!(turns[0], [said(Role::User, "Name the capital of France.")]);
+    assert_eq!(turns[1][0], said(Role::System, "Be short."));
+    assert_eq!(turns[2].len(), 3);
 }
 
 #[test]

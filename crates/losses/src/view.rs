@@ -111,7 +111,7 @@ impl View {
     }
 
     fn assistant(self) -> Option<Assistant> {
-        (self.amid_lambda > 0.0).then(|| Assistant {
+        (self.amid_lambda > 0.0).then_some(Assistant {
             exponent: 0.5 * (1.0 - self.amid_alpha),
             teacher: self.amid_lambda,
         })

@@ -114,7 +114,7 @@ impl Case {
         let label = |token: usize| {
             let at = token % t + shift;
             let label = *self.labels.get(token + shift)?;
-            (at < t && label != IGNORED).then(|| label as u32)
+            (at < t && label != IGNORED).then_some(label as u32)
         };
         (0..self.labels.len()).map(label).collect()
     }

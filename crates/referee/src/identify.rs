@@ -71,17 +71,18 @@ pub(crate) fn identify(case: &Case, theirs: &[f64]) -> Result<Identity, Error> {
     };
     // The simplest that fits: a stage is searched only where the ones before have nothing.
     let mut nearest = search.labels_alone();
-    let stages: [fn(&Search) -> Result<Found, Error>; 4] = [
-        |search| search.best(false, &[1.0], false),
-        |search| search.best(true, &[1.0], false),
-        |search| search.best(true, &[1.0], true),
-        |search| search.best(true, &TEMPERATURES, true),
+    // Whether parameters, which temperatures, and whether labels are searched.
+    let stages: [(bool, &[f64], bool); 4] = [
+        (false, &[1.0], false),
+        (true, &[1.0], false),
+        (true, &[1.0], true),
+        (true, &TEMPERATURES, true),
     ];
-    for stage in stages {
+    for (any, temperatures, labels) in stages {
         if nearest.matches() {
             break;
         }
-        let found = stage(&search)?;
+        let found = search.best(any, temperatures, labels)?;
         if found.rest < nearest.rest {
             nearest = found;
         }

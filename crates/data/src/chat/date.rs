@@ -80,7 +80,8 @@ impl fmt::Display for Date {
 
 impl Date {
     fn days_of(self, month: u32) -> u32 {
-        let leap = self.year % 4 == 0 && (self.year % 100 != 0 || self.year % 400 == 0);
+        let leap = self.year.is_multiple_of(4)
+            && (!self.year.is_multiple_of(100) || self.year.is_multiple_of(400));
         match month {
             2 => 28 + u32::from(leap),
             4 | 6 | 9 | 11 => 30,

@@ -132,15 +132,13 @@ impl PageReader for Pages {
     fn get_next_page(&mut self) -> Result<Option<Page>> {
         let page = self.inner.get_next_page()?;
         match &page {
-            None => {}
             // Each text of a dictionary begins with its length, in 4 bytes.
             Some(Page::DictionaryPage {
                 buf, num_values, ..
-            }) => {
-                if u64::from(*num_values) * 4 > buf.len() as u64 {
-                    return Err(refuse(format!("a dictionary of {num_values} texts")));
-                }
+            }) if u64::from(*num_values) * 4 > buf.len() as u64 => {
+                return Err(refuse(format!("a dictionary of {num_values} texts")));
             }
+            None | Some(Page::DictionaryPage { .. }) => {}
             // The library allocates by numbers inside the other encodings' data.
             Some(page) if !READ.contains(&page.encoding()) => {
                 return Err(refuse(format!(

@@ -88,6 +88,7 @@ fn example(instruction: &str, input: &str, outputs: &[&str]) -> Example {
         instruction: instruction.into(),
         input: input.into(),
         outputs: outputs.iter().map(|text| (*text).into()).collect(),
+        messages: Vec::new(),
     }
 }
 
