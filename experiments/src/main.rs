@@ -184,7 +184,7 @@ enum Command {
 enum ExecutorName {
     /// This process
     Local,
-    /// A Slurm cluster, as the profile's [slurm] says; the command submits and ends, and a last job writes the tables
+    /// A Slurm cluster, as the profile's `[slurm]` says; the command submits and ends, and a last job writes the tables
     Slurm,
     /// Nobody: write the tables of the finished tasks
     Fold,

@@ -184,7 +184,7 @@ fn read(dir: &Path, key: &str) -> Result<(Seal, Header), seal::Error> {
 }
 
 impl TeacherCache {
-    /// Opens and checks the rows that [`write`] left in `dir`.
+    /// Opens and checks the rows that [`write()`] left in `dir`.
     ///
     /// # Errors
     ///

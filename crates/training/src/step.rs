@@ -50,7 +50,7 @@ pub struct Update {
     pub micro_batch_size: Option<usize>,
     /// Micro-batches that run in parallel.
     pub parallel_micro_batches: usize,
-    /// Whether the student's layers are recomputed in the backward pass, see [`Checkpoints`](abkd_models::Checkpoints).
+    /// Whether the student's layers are recomputed in the backward pass, see [`Checkpoints`].
     pub gradient_checkpointing: bool,
     /// Seed of the device's random numbers (dropout).
     pub seed: u64,
