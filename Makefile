@@ -45,7 +45,7 @@ test-losses:     ## the losses without a tensor library
 test-python:     ## the Python package, built and tested in python/abkd_losses/.venv (fetches PyTorch, about 3 GB)
 	$(PYTHON) -m venv python/abkd_losses/.venv
 	python/abkd_losses/.venv/bin/pip install -q "torch==2.9.0" numpy pytest python/abkd_losses/
-	python/abkd_losses/.venv/bin/python -m pytest -q python/abkd_losses/tests
+	env -u LD_LIBRARY_PATH python/abkd_losses/.venv/bin/python -m pytest -q python/abkd_losses/tests
 mutated:         ## damaged input files of 16 kinds, CASES of each: no panic, no hang, no 2 GB (CASES=6500)
 	PROPTEST_CASES=$(or $(CASES),6500) cargo test --release --workspace $(FEATURES) --test mutated
 mutants:         ## the program broken on purpose: a test must fail for each fault (MUTANTS=faults for the first part; cargo install cargo-mutants)
