@@ -170,4 +170,5 @@ def growth(binary, passes):
     return rows
 
 
-main()
+if __name__ == "__main__":
+    main()

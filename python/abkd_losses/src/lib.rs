@@ -7,6 +7,7 @@ use abkd_losses::{Divergence, Error, Fidelity, Logits, row};
 use half::{bf16, f16};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
+use rayon::prelude::*;
 
 fn value_error(error: Error) -> PyErr {
     PyValueError::new_err(error.to_string())
@@ -24,8 +25,10 @@ fn read(loss: &str, fidelity: Option<&str>) -> Result<(Divergence, Fidelity), Er
 /// Addresses of a call's memory.
 #[derive(Clone, Copy, FromPyObject)]
 struct Memory {
-    /// The student's logits, which the gradient replaces.
+    /// The student's logits.
     student: usize,
+    /// The gradient's buffer, of the same type.
+    grad: usize,
     /// 0 where there is no teacher.
     teacher: usize,
     value: usize,
@@ -47,25 +50,50 @@ trait Job {
 /// # Safety
 ///
 /// The addresses are those of contiguous memory of this type and these lengths, which nothing else writes, and nothing else
-/// reads the student's and the values', during the call.
+/// reads the gradient's and the values', during the call.
 unsafe fn on<L: row::Logit>(job: impl Job, memory: Memory) -> Result<(), Error> {
     let Memory { rows, vocab, .. } = memory;
     if rows == 0 {
         return Ok(());
     }
     // SAFETY: the caller's promise; memory of a length above 0 has an address.
-    let (student, value) = unsafe {
+    let (student, grad, value) = unsafe {
+        in_large_pages(memory.grad, rows * vocab * size_of::<L>());
         (
-            slice::from_raw_parts_mut(memory.student as *mut L, rows * vocab),
+            slice::from_raw_parts(memory.student as *const L, rows * vocab),
+            slice::from_raw_parts_mut(memory.grad as *mut L, rows * vocab),
             slice::from_raw_parts_mut(memory.value as *mut f32, rows),
         )
     };
+    let parts = grad
+        .par_chunks_mut(vocab.max(1))
+        .zip(student.par_chunks(vocab.max(1)));
+    parts.for_each(|(grad, student)| grad.copy_from_slice(student));
     let teacher = match memory.teacher {
         0 => &[],
         // SAFETY: as above.
         at => unsafe { slice::from_raw_parts(at as *const L, rows * vocab) },
     };
-    job.run(student, teacher, vocab, value)
+    job.run(grad, teacher, vocab, value)
+}
+
+/// Asks for large pages under fresh memory: the system clears pages one by one, and small ones take longer than the kernel.
+///
+/// # Safety
+///
+/// The memory is that of one allocation.
+unsafe fn in_large_pages(at: usize, len: usize) {
+    #[cfg(target_os = "linux")]
+    {
+        const PAGE: usize = 1 << 21;
+        let (from, to) = (at.next_multiple_of(PAGE), (at + len) / PAGE * PAGE);
+        if from < to {
+            // SAFETY: whole pages within the allocation; their contents stay.
+            unsafe { libc::madvise(from as *mut _, to - from, libc::MADV_HUGEPAGE) };
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = (at, len);
 }
 
 fn run(py: Python, job: impl Job + Send, dtype: &str, memory: Memory) -> PyResult<()> {

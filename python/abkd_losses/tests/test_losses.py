@@ -213,6 +213,16 @@ def test_wrong_labels_and_fidelities_are_said():
         abkd_losses.divergence("fkld", logits(1), logits(2))  # by name only
 
 
+def test_a_kept_graph_gives_the_same_again():
+    student = logits(23).requires_grad_()
+    value = abkd_losses.divergence("ab", student=student, teacher=logits(24))
+    weights = torch.arange(1.0, 5.0)
+    (first,) = torch.autograd.grad(value, student, weights, retain_graph=True)
+    first = first.clone()
+    (second,) = torch.autograd.grad(value, student, 3 * weights)
+    torch.testing.assert_close(second, 3 * first)
+
+
 def test_no_second_derivatives():
     student = logits(1).requires_grad_()
     value = abkd_losses.divergence("fkld", student=student, teacher=logits(2)).square().sum()

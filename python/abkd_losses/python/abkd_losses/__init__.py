@@ -18,9 +18,13 @@ __all__ = ["cross_entropy", "divergence", "divergences"]
 _DTYPES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
 
+# Whether the backward pass that runs keeps its graph for another one; yes, where PyTorch does not say.
+_keeps_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
+
+
 class _Memory:
-    def __init__(self, student, teacher, value):
-        self.student, self.value = student.data_ptr(), value.data_ptr()
+    def __init__(self, student, grad, teacher, value):
+        self.student, self.grad, self.value = student.data_ptr(), grad.data_ptr(), value.data_ptr()
         self.teacher = 0 if teacher is None else teacher.data_ptr()
         self.rows, self.vocab = student.shape
 
@@ -39,13 +43,14 @@ def _checked(name, logits):
 
 
 class _Rows(torch.autograd.Function):
-    """Values whose gradient is known with them: `run` puts it in the place of the logits."""
+    """Values whose gradient is known with them: `run` writes both."""
 
     @staticmethod
     def forward(ctx, student, run):
-        grad = student.detach().clone(memory_format=torch.contiguous_format)
+        student = student.detach().contiguous()
+        grad = torch.empty_like(student)
         value = torch.empty(student.shape[0], dtype=torch.float32)
-        run(grad, value)
+        run(student, grad, value)
         ctx.save_for_backward(grad)
         return value
 
@@ -53,7 +58,9 @@ class _Rows(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_value):
         (grad,) = ctx.saved_tensors
-        return grad * grad_value.to(grad.dtype).unsqueeze(1), None
+        weights = grad_value.to(grad.dtype).unsqueeze(1)
+        # In place where the graph is used once, as it mostly is: another buffer would cost as much as the kernel.
+        return (grad * weights if _keeps_graph() else grad.mul_(weights)), None
 
 
 def divergence(loss, *, student, teacher, fidelity=None):
@@ -72,8 +79,8 @@ def divergence(loss, *, student, teacher, fidelity=None):
     teacher = teacher.detach().contiguous()
     dtype = _DTYPES[student.dtype]
 
-    def run(grad, value):
-        _native.divergence(loss, fidelity, dtype, _Memory(grad, teacher, value))
+    def run(student, grad, value):
+        _native.divergence(loss, fidelity, dtype, _Memory(student, grad, teacher, value))
 
     return _Rows.apply(student, run)
 
@@ -93,8 +100,8 @@ def cross_entropy(student, labels):
         raise ValueError(f"row {row}: label {int(labels[row])} is outside the vocabulary of {vocab}")
     ids, dtype = labels.tolist(), _DTYPES[student.dtype]
 
-    def run(grad, value):
-        _native.cross_entropy(ids, dtype, _Memory(grad, None, value))
+    def run(student, grad, value):
+        _native.cross_entropy(ids, dtype, _Memory(student, grad, None, value))
 
     return _Rows.apply(student, run)
 
