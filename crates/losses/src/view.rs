@@ -242,9 +242,9 @@ fn assisted(
     // Here they are still told apart.
     row::check(Model::Student, &z, vocab)?;
     row::check(Model::Teacher, teacher, vocab)?;
-    let assisted = assistant.of(&z, teacher, vocab);
-    let mut grad = of_student(assisted.logits.clone())?;
-    assisted.student(&mut grad, &z, vocab);
+    let (logits, shares) = assistant.of(&z, teacher, vocab);
+    let mut grad = of_student(logits)?;
+    shares.student(&mut grad, &z, vocab);
     Ok(grad)
 }
 

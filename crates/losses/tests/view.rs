@@ -1,6 +1,8 @@
 //! What every divergence takes: a temperature divides both models' logits, and all but the teacher's likeliest tokens are one
 //! class, an assistant stands in the student's place.
 
+mod common;
+
 use abkd_losses::{Divergence, Fidelity, Logits, row};
 use half::bf16;
 
@@ -12,13 +14,7 @@ fn logits(from: usize, rows: usize) -> Vec<f32> {
 }
 
 fn run(d: &Divergence, fidelity: Fidelity, z: &[f32], t: &[f32]) -> (Vec<f32>, Vec<f32>) {
-    let (mut grad, mut value) = (z.to_vec(), vec![0.0; z.len() / VOCAB]);
-    let logits = Logits {
-        student: &mut grad[..],
-        teacher: t,
-    };
-    row::divergence(d, fidelity, logits, VOCAB, &mut value).unwrap();
-    (value, grad)
+    common::kernel(d, fidelity, z, t, VOCAB)
 }
 
 #[test]

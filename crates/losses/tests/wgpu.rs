@@ -109,19 +109,7 @@ fn values_and_gradients_are_those_of_the_cpu_kernel() {
         let (z, t) = logits(n, vocab);
         for d in served() {
             for fidelity in [Fidelity::Paper, Fidelity::Official] {
-                let mut grad = z.clone();
-                let mut value = vec![0.0; n];
-                row::divergence(
-                    &d,
-                    fidelity,
-                    Logits {
-                        student: &mut grad,
-                        teacher: &t,
-                    },
-                    vocab,
-                    &mut value,
-                )
-                .unwrap();
+                let (value, grad) = common::kernel(&d, fidelity, &z, &t, vocab);
                 let rows = value_and_grad(
                     &d,
                     fidelity,

@@ -20,23 +20,17 @@ pub(crate) fn divergence(
     temperature: f64,
 ) -> Result<Rows, Error> {
     let vocab = case.shape[2];
-    let cooled = |logits: &[f32]| -> Vec<f32> {
-        let cooled = logits.iter().map(|&x| (f64::from(x) / temperature) as f32);
-        cooled.collect()
-    };
-    let (mut grad, teacher) = (cooled(&case.student), cooled(&case.teacher));
+    let mut grad = case.student.clone();
     let mut value = vec![0.0; grad.len() / vocab];
     let logits = Logits {
         student: &mut grad[..],
-        teacher: &teacher[..],
+        teacher: &case.teacher[..],
     };
-    row::divergence(divergence, fidelity, logits, vocab, &mut value)?;
+    let divergence = divergence.at_temperature(temperature, false);
+    row::divergence(&divergence, fidelity, logits, vocab, &mut value)?;
     Ok(Rows {
         value: value.into_iter().map(f64::from).collect(),
-        grad: grad
-            .into_iter()
-            .map(|g| f64::from(g) / temperature)
-            .collect(),
+        grad: grad.into_iter().map(f64::from).collect(),
     })
 }
 

@@ -22,12 +22,8 @@ pub(crate) struct Assistant {
     pub teacher: f64,
 }
 
-/// The assistant's logits, and what its gradient needs.
-pub(crate) struct Assisted {
-    pub logits: Vec<f32>,
-    /// w of each entry.
-    shares: Vec<f32>,
-}
+/// The student's share w of each entry: what the assistant's gradient needs.
+pub(crate) struct Shares(Vec<f32>);
 
 /// log-softmax, and the probability of all but the likeliest token; NaN where a logit is no number.
 fn log_softmax(x: &[f32]) -> (Vec<f64>, f64, usize) {
@@ -70,8 +66,8 @@ impl Assistant {
         }
     }
 
-    /// Of rows of both models' logits.
-    pub fn of(self, z: &[f32], t: &[f32], vocab: usize) -> Assisted {
+    /// The assistant's logits, from rows of both models'.
+    pub fn of(self, z: &[f32], t: &[f32], vocab: usize) -> (Vec<f32>, Shares) {
         let mut logits = vec![0.0; z.len()];
         let mut shares = vec![0.0; z.len()];
         logits
@@ -86,15 +82,15 @@ impl Assistant {
                     (logits[i], shares[i]) = (logit as f32, share as f32);
                 }
             });
-        Assisted { logits, shares }
+        (logits, Shares(shares))
     }
 }
 
-impl Assisted {
+impl Shares {
     /// The gradient in the student's logits `z`, in place of the one in r's.
     pub fn student(&self, grad: &mut [f32], z: &[f32], vocab: usize) {
         grad.par_chunks_exact_mut(vocab)
-            .zip(self.shares.par_chunks_exact(vocab))
+            .zip(self.0.par_chunks_exact(vocab))
             .zip(z.par_chunks_exact(vocab))
             .for_each(|((grad, shares), z)| {
                 let (lq, rest, peak) = log_softmax(z);

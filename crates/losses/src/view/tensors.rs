@@ -76,14 +76,14 @@ fn assisted(
     };
     let tensor = |x: Vec<f32>| Tensor::<2>::from_data(TensorData::new(x, [n, vocab]), &device);
     let z = floats(&student);
-    let assisted = assistant.of(&z, &floats(&teacher), vocab);
+    let (logits, shares) = assistant.of(&z, &floats(&teacher), vocab);
     let logits = Logits {
-        student: tensor(assisted.logits.clone()),
+        student: tensor(logits),
         teacher,
     };
     let Rows { value, grad } = compute(divergence, fidelity, logits)?;
     let mut grad = floats(&grad);
-    assisted.student(&mut grad, &z, vocab);
+    shares.student(&mut grad, &z, vocab);
     Ok(Rows {
         value,
         grad: tensor(grad),
