@@ -15,6 +15,9 @@ pub(crate) enum Formula {
     TwoKl,
     /// The same with weights by the row's entropies: a for the side with the larger one, 1 for the other.
     Bidirectional,
+    /// The same with weights by the gaps in the teacher's head and tail; a: the head's mass, b: 1 if the token that crosses
+    /// it belongs to the tail, and 0 if to the head.
+    Adaptive,
     /// a, b: logarithms of the teacher's and the student's share in the mixture; c: the student's share.
     Jensen,
     /// a, b: logarithms of the shares; c = 0 makes it a cross-entropy; d: the student's share over the teacher's.
@@ -86,7 +89,7 @@ pub(super) fn terms(e: &Entry, m: &Peak, n: &Numbers, #[comptime] formula: Formu
     let d = e.r + m.d;
     let is_near = e.r.abs() <= NEAR;
     match formula {
-        Formula::TwoKl | Formula::Bidirectional => {
+        Formula::TwoKl | Formula::Bidirectional | Formula::Adaptive => {
             let gap = relative(1.0f32, e, m, e.q, e.p);
             Terms {
                 f: n.a * e.p * (n.c * e.lp - e.lq) - n.b * e.q * d,
@@ -181,7 +184,9 @@ pub(super) fn terms(e: &Entry, m: &Peak, n: &Numbers, #[comptime] formula: Formu
 #[cube]
 pub(super) fn peak_g(m: &Peak, n: &Numbers, #[comptime] formula: Formula) -> f32 {
     match formula {
-        Formula::TwoKl | Formula::Bidirectional => n.b * (1.0f32 - m.d) - n.a * power(m.d),
+        Formula::TwoKl | Formula::Bidirectional | Formula::Adaptive => {
+            n.b * (1.0f32 - m.d) - n.a * power(m.d)
+        }
         Formula::Jensen => -n.c * (softplus(m.d + (n.a - n.b)).up + n.b),
         Formula::SkewForward => -n.d * softplus(m.d + (n.a - n.b)).share,
         Formula::SkewReverse => softplus(m.d + (n.a - n.b)).beyond - n.b,

@@ -313,6 +313,119 @@ fn entropy(
     total(sum, units)
 }
 
+/// Bits of a logit's exponential e^(z - max); they have the order of the exponentials.
+#[cube]
+fn weight_bits(logit: f32, norm: &Norm) -> u32 {
+    let mut out = 0u32;
+    if !is_masked(logit) {
+        out = u32::reinterpret(exp_of_difference(logit, norm.max, norm.zero));
+    }
+    out
+}
+
+/// Bits of the number after 1, the largest exponential.
+const ABOVE_ONE: u32 = 0x3f80_0001;
+
+/// AKL's share of the forward half: the gap `sum |p - q|` in the teacher's head over the whole gap, 0.5 without a gap. The
+/// head's last weight is found by bisection of the weights' bits: each pass sums the mass above a cut.
+#[cube]
+#[allow(clippy::too_many_arguments)]
+fn head_share(
+    student: &Tensor<f32>,
+    teacher: &Tensor<f32>,
+    start: usize,
+    vocab: usize,
+    q: &Norm,
+    p: &Norm,
+    numbers: &Numbers,
+    #[comptime] units: usize,
+) -> f32 {
+    let unit = UNIT_POS as usize;
+    let (mu, to_tail) = (numbers.a, numbers.b);
+    // The mass from `low` on reaches mu, that from `high` on does not.
+    let mut low = 0u32;
+    let mut high = ABOVE_ONE.runtime();
+    let mut above = 0.0f32;
+    // As often for every row: all units must meet at the barriers.
+    for _ in 0..31 {
+        let cut = low + (high - low) / 2u32;
+        let mut mass = 0.0f32;
+        let mut j = unit;
+        while j < vocab {
+            let bits = weight_bits(teacher[start + j], p);
+            if bits >= cut {
+                mass += f32::reinterpret(bits);
+            }
+            j += units;
+        }
+        let mass = total(mass, units) * p.scale;
+        sync_cube();
+        if high - low > 1u32 {
+            if mass >= mu {
+                low = cut;
+            } else {
+                high = cut;
+                above = mass;
+            }
+        }
+    }
+    // Of the tokens whose weight is the last, the first ones belong to the head.
+    let mut equal = 0.0f32;
+    let mut j = unit;
+    while j < vocab {
+        if weight_bits(teacher[start + j], p) == low {
+            equal += 1.0f32;
+        }
+        j += units;
+    }
+    let equal = total(equal, units);
+    let weight = f32::reinterpret(low) * p.scale;
+    let mut count = equal;
+    if low != 0u32 {
+        count = ((mu - above) / weight).ceil() - to_tail;
+    }
+    if above == 0.0f32 && to_tail > 0.5f32 {
+        // the first token always
+        count = max(count, 1.0f32);
+    }
+    let mut end = vocab;
+    if count < equal {
+        end = 0usize;
+        let mut seen = 0.0f32;
+        while end < vocab && seen + 0.5f32 < count {
+            if weight_bits(teacher[start + end], p) == low {
+                seen += 1.0f32;
+            }
+            end += 1usize;
+        }
+    }
+    let mut head = 0.0f32;
+    let mut tail = 0.0f32;
+    let mut j = unit;
+    while j < vocab {
+        let t = teacher[start + j];
+        let mut gap = (probability(t, p) - probability(student[start + j], q)).abs();
+        if j as u32 == p.peak && p.peak == q.peak {
+            // not a difference of two numbers near 1
+            gap = (q.rest - p.rest).abs();
+        }
+        let bits = weight_bits(t, p);
+        if bits >= high || (bits == low && j < end) {
+            head += gap;
+        } else {
+            tail += gap;
+        }
+        j += units;
+    }
+    let head = total(head, units);
+    let tail = total(tail, units);
+    let mut out = 0.5f32;
+    if head + tail > 0.0f32 {
+        out = head / (head + tail);
+    }
+    out
+}
+
 /// Value and gradient of a divergence, row by row.
 #[cube(launch)]
 pub(super) fn divergence_kernel(
@@ -347,6 +460,11 @@ pub(super) fn divergence_kernel(
             entropy(student, start, vocab, &q, units) > entropy(teacher, start, vocab, &p, units);
         weighted.a = select(student_is_flatter, 1.0f32, numbers.a);
         weighted.b = select(student_is_flatter, numbers.a, 1.0f32);
+    }
+    if comptime!(formula == Formula::Adaptive) {
+        let share = head_share(student, teacher, start, vocab, &q, &p, numbers, units);
+        weighted.a = share;
+        weighted.b = 1.0f32 - share;
     }
     let numbers = &weighted;
 

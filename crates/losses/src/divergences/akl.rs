@@ -1,5 +1,5 @@
 //! Adaptive KL (Wu et al. 2024, AKL): forward and reverse KL, weighted by the gap between teacher and student in the head and
-//! in the tail. CubeCL devices have no kernel for it, because it sorts.
+//! in the tail.
 
 use abkd_host::{LANES, dispatch};
 #[cfg(feature = "burn")]
@@ -9,6 +9,8 @@ use super::kl::TwoKl;
 #[cfg(feature = "burn")]
 use super::kl::two_kl;
 use super::{Definition, Form, Parameter, SHARE};
+#[cfg(feature = "cube")]
+use crate::cube::Formula;
 #[cfg(feature = "burn")]
 use crate::reference::{Pair, Terms};
 use crate::row::RowView;
@@ -31,7 +33,10 @@ pub(super) static DEFINITION: Definition = Definition {
         #[cfg(feature = "burn")]
         tensors: |pair, [mu, _], fidelity| tensors(pair, mu, fidelity),
         #[cfg(feature = "cube")]
-        cube: None,
+        cube: Some(|[mu, _], fidelity| {
+            let to_tail = f64::from(fidelity == Fidelity::Official);
+            Some((Formula::Adaptive, [mu, to_tail, 1.0, 0.0]))
+        }),
     },
 };
 
