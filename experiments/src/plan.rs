@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 
 use crate::inputs::checkpoints::Side;
 use crate::inputs::identity;
-use crate::spec::{Kind, Recipe, STUDENT, Spec, Start, TEACHER};
+use crate::spec::{Kind, Recipe, STUDENT, Spec, TEACHER};
 use crate::task::{Answers, Evaluation, Hidden, Model, Task, TaskId, Timed, Training, Work};
 
 /// The model that a task belongs to in an experiment.
@@ -154,54 +154,56 @@ impl Planner<'_> {
             p.student_sft.as_ref(),
             student_base,
         )?;
-        let timed = spec.experiment.kind == Kind::Timing;
-        let mut models = vec![
-            (Who::Teacher, teacher.clone()),
-            (Who::Student, student.clone()),
-        ];
-        if !spec.experiment.references {
-            models.clear();
-        }
-        for repeat in 0..if timed { p.timing.repeats } else { 1 } {
-            for (row, recipe) in spec.recipes.iter().enumerate() {
-                let start = match recipe.start {
-                    Start::Init => &student,
-                    Start::Base => student_base,
-                };
-                let training = self.training(recipe, start, &teacher)?;
-                if timed {
-                    let seed = recipe.settings.seed;
-                    let work = Work::Time(Timed {
-                        training,
-                        timing: p.timing.clone(),
-                        repeat,
-                    });
-                    let name = format!("time-{}-{}", recipe.short, repeat + 1);
-                    self.add(&name, work, Who::Row { row, seed })?;
-                    continue;
+        match spec.experiment.kind {
+            Kind::Timing => self.timings(student_base, &student, &teacher)?,
+            kind => {
+                let scored = kind == Kind::Table;
+                if scored && spec.experiment.references {
+                    self.evaluations(Who::Teacher, &teacher)?;
+                    self.evaluations(Who::Student, &student)?;
                 }
-                for &seed in &recipe.seeds {
-                    let settings = Settings {
-                        seed,
-                        ..training.settings.clone()
-                    };
-                    let who = Who::Row { row, seed };
-                    let name = format!("distill-{}-t{seed}", recipe.short);
-                    let work = Work::Train(Training {
-                        settings,
-                        ..training.clone()
-                    });
-                    let id = self.add(&name, work, who)?;
-                    models.push((who, start.trained(id, &recipe.settings)));
+                // All rows once, each scored when it is trained, before any row a second time: a run that is cut short
+                // leaves a table with fewer trainings, not one with fewer rows.
+                let most = spec.recipes.iter().map(|recipe| recipe.seeds.len()).max();
+                for turn in 0..most.unwrap_or(0) {
+                    for (row, recipe) in spec.recipes.iter().enumerate() {
+                        let Some(&seed) = recipe.seeds.get(turn) else {
+                            continue;
+                        };
+                        let start = recipe.start.of(student_base, &student);
+                        let mut training = self.training(recipe, start, &teacher)?;
+                        training.settings.seed = seed;
+                        let who = Who::Row { row, seed };
+                        let name = format!("distill-{}-t{seed}", recipe.short);
+                        let id = self.add(&name, Work::Train(training), who)?;
+                        if scored {
+                            let model = start.trained(id, &recipe.settings);
+                            self.evaluations(who, &model)?;
+                        }
+                    }
                 }
-            }
-        }
-        if spec.experiment.kind == Kind::Table {
-            for (who, model) in &models {
-                self.evaluations(*who, model)?;
             }
         }
         Ok(self.plan)
+    }
+
+    /// Plans the timed updates of all rows, one repeat after the other.
+    fn timings(&mut self, base: &Model, initialised: &Model, teacher: &Model) -> Result<()> {
+        let timing = &self.spec.profile.timing;
+        for repeat in 0..timing.repeats {
+            for (row, recipe) in self.spec.recipes.iter().enumerate() {
+                let start = recipe.start.of(base, initialised);
+                let work = Work::Time(Timed {
+                    training: self.training(recipe, start, teacher)?,
+                    timing: timing.clone(),
+                    repeat,
+                });
+                let seed = recipe.settings.seed;
+                let name = format!("time-{}-{}", recipe.short, repeat + 1);
+                self.add(&name, work, Who::Row { row, seed })?;
+            }
+        }
+        Ok(())
     }
 
     fn add(&mut self, name: &str, work: Work, who: Who) -> Result<TaskId> {
@@ -452,6 +454,21 @@ mod tests {
         // Fresh weights are no language model: in `tiny` all rows start from the initialised student.
         let spec = Spec::load(&root, "table2", "tiny").unwrap();
         assert!(spec.starts_are_replaced());
+    }
+
+    #[test]
+    fn every_row_is_trained_and_scored_once_before_any_is_a_second_time() {
+        let plan = plan(|_| {});
+        let of = |seed| {
+            let tasks = plan.tasks.iter().enumerate();
+            let mine = tasks
+                .filter(move |(_, t)| matches!(t.of[0], Who::Row { seed: s, .. } if s == seed));
+            mine.map(|(index, _)| index).collect::<Vec<_>>()
+        };
+        for seed in [1, 2] {
+            assert_eq!(of(seed).len(), 8 * 26);
+            assert!(of(seed).last() < of(seed + 1).first());
+        }
     }
 
     #[test]

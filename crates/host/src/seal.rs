@@ -220,6 +220,11 @@ impl Seal {
         self.files.contains_key(name)
     }
 
+    /// Length and checksum of a file, if it is sealed.
+    pub fn proof_of(&self, name: &str) -> Option<&Proof> {
+        self.files.get(name)
+    }
+
     /// Checks that a file exists with its recorded length, without reading it.
     ///
     /// # Errors

@@ -1,8 +1,9 @@
 //! Which tasks are finished: those whose folder has a seal with their id and the files of that seal.
 //!
 //! Results, answers and the task's own file are checked at the start of a run, weights and hidden states when an open
-//! task needs them. A damaged task runs again, and a message says so. The log of steps is not sealed: nothing reads it
-//! once the task is finished.
+//! task needs them. A damaged task runs again, and a message says so. Weights and hidden states may be removed: the task
+//! stays finished, and runs again when an open task needs them. The log of steps is not sealed: nothing reads it once the
+//! task is finished.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -11,7 +12,7 @@ use std::sync::{Mutex, PoisonError};
 use abkd_host::seal::{Error, Seal};
 use abkd_host::{chunks, files};
 use abkd_training::{cache, state};
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -51,7 +52,12 @@ impl Standing {
     }
 }
 
-/// Checks small files completely, and large files by length only.
+/// Whether a sealed file is large and serves other tasks: weights, hidden states.
+fn is_large(name: &str) -> bool {
+    name.contains('/') || name.ends_with(".bin")
+}
+
+/// Checks small files completely, and large files by length only, where they were not removed.
 fn light(dir: &Path, id: &str) -> Result<Option<Finished>, Error> {
     let seal = Seal::open(dir, id)?;
     // The teacher's hidden states are sealed before their task is finished.
@@ -59,8 +65,10 @@ fn light(dir: &Path, id: &str) -> Result<Option<Finished>, Error> {
         return Ok(None);
     }
     for name in seal.names() {
-        if name.contains('/') || name.ends_with(".bin") {
-            seal.check_length(name)?;
+        if is_large(name) {
+            if dir.join(name).exists() {
+                seal.check_length(name)?;
+            }
         } else {
             seal.check(name)?;
         }
@@ -142,8 +150,38 @@ pub(super) fn survey(runs: &Path, plan: &Plan) -> Result<(Vec<bool>, Vec<String>
 /// Files that do not match their seal: they have changed during the run.
 pub(super) fn needed(runs: &Path, id: &str) -> Result<(PathBuf, Seal)> {
     let dir = runs.join(id);
-    let seal = Seal::open(&dir, id).and_then(|seal| seal.check_all().map(|()| seal));
-    Ok((dir, seal.map_err(changed)?))
+    let seal = Seal::open(&dir, id).map_err(changed)?;
+    if let Some(name) = seal
+        .names()
+        .find(|name| is_large(name) && !dir.join(name).exists())
+    {
+        bail!(
+            "{}: it was removed; remove the folder {} to have the task run again",
+            dir.join(name).display(),
+            dir.display()
+        );
+    }
+    seal.check_all().map_err(changed)?;
+    Ok((dir, seal))
+}
+
+/// The seal of an earlier run of the task `id`, if any.
+pub(super) fn earlier(dir: &Path, id: &str) -> Option<Seal> {
+    Seal::open(dir, id).ok()
+}
+
+/// The weights and hidden states of a task that is finished again that are not those of `earlier`.
+///
+/// # Errors
+///
+/// A seal that cannot be read.
+pub(super) fn changes(earlier: &Seal, dir: &Path, id: &str) -> Result<Vec<String>> {
+    let now = Seal::open(dir, id)?;
+    let names = earlier.names().filter(|name| {
+        let holds_numbers = name.ends_with(".bin") || name.ends_with(".safetensors");
+        holds_numbers && earlier.proof_of(name) != now.proof_of(name)
+    });
+    Ok(names.map(String::from).collect())
 }
 
 /// Adds how to continue to an error of a file that has changed since the start of the run.
@@ -336,6 +374,50 @@ mod tests {
         // The length is always checked.
         fs::write(&weights, "").unwrap();
         assert_eq!(open(runs, &plan).0, [teacher, answers]);
+        // Weights that were removed are made again, where they are needed.
+        fs::remove_file(&weights).unwrap();
+        let (todo, said) = open(runs, &plan);
+        assert_eq!(todo, [teacher, answers]);
+        assert!(said.contains("it is missing"), "{said}");
+        let error = needed(runs, &plan.tasks[teacher].id).unwrap_err();
+        assert!(format!("{error:#}").contains("it was removed; remove the folder"));
+    }
+
+    #[test]
+    fn without_its_weights_a_task_that_nothing_needs_is_finished() {
+        let (runs, plan) = finished();
+        let runs = runs.path();
+        for planned in plan
+            .works()
+            .filter_map(|(p, w)| matches!(w, Work::Train(_)).then_some(p))
+        {
+            fs::remove_dir_all(runs.join(&planned.id).join("student")).unwrap();
+        }
+        assert_eq!(open(runs, &plan), (vec![], String::new()));
+    }
+
+    #[test]
+    fn weights_that_come_out_different_the_second_time_are_named() {
+        let runs = tempfile::tempdir().unwrap();
+        let seal = |weights: &[u8], seconds: f64| {
+            let mut folder = Folder::begin(runs.path(), "x", b"{}").unwrap();
+            fs::create_dir_all(runs.path().join("student")).unwrap();
+            folder
+                .seal()
+                .write("student/model.safetensors", weights)
+                .unwrap();
+            folder.finish(&json!({ "seconds": seconds })).unwrap();
+        };
+        assert!(earlier(runs.path(), "x").is_none());
+        seal(b"weights", 1.0);
+        let before = earlier(runs.path(), "x").unwrap();
+        seal(b"weights", 2.0);
+        assert!(changes(&before, runs.path(), "x").unwrap().is_empty());
+        seal(b"others", 2.0);
+        assert_eq!(
+            changes(&before, runs.path(), "x").unwrap(),
+            ["student/model.safetensors"]
+        );
     }
 
     #[test]

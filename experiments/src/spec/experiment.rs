@@ -130,6 +130,16 @@ pub enum Start {
     Init,
 }
 
+impl Start {
+    /// The one of two that a row starts from.
+    pub fn of<T>(self, base: T, initialised: T) -> T {
+        match self {
+            Self::Base => base,
+            Self::Init => initialised,
+        }
+    }
+}
+
 /// Whether a row has the language-modelling term on plain text (`[data] text`, e.g. OpenWebText).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
