@@ -171,6 +171,11 @@ pub enum Error {
         /// Position of the token to be drawn.
         position: usize,
     },
+    /// Captured decoding steps give other tokens than plain ones.
+    #[error(
+        "captured decoding steps give other tokens than plain ones on this device, which is a bug; ABKD_GRAPHS=off does without"
+    )]
+    Graph,
 }
 
 impl Error {

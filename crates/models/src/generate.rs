@@ -4,11 +4,11 @@
 //! it was drawn in, on the order of the prompts or on the number of threads. Only rounding remains: logits may differ in
 //! their last bits between batch shapes, which can change a draw that falls this close to the border between two tokens.
 
-use burn::tensor::{Int, Tensor, TensorData};
 use rayon::prelude::*;
 
 use crate::decoder::HostModel;
 use crate::draw::draw;
+use crate::on_device::{self, OnDevice};
 use crate::params::{mix, to_vec, unit};
 use crate::{Error, KvCache, LanguageModel};
 
@@ -115,6 +115,16 @@ impl Sampler {
         }
     }
 
+    /// A sampler of models as if their tensors did not lie in host memory.
+    #[cfg(test)]
+    pub(crate) fn by_step(models: &[(&LanguageModel, f64)]) -> Self {
+        let mut sampler = Self::mixture(models).expect("one vocabulary");
+        for (decoder, (model, _)) in sampler.decoders.iter_mut().zip(models) {
+            decoder.engine = Box::new(ByStep::new(model));
+        }
+        sampler
+    }
+
     /// A sampler of models with their weights in the mixture. Temperature, top-k and the like act on the mixture.
     ///
     /// # Errors
@@ -207,10 +217,19 @@ impl Sampler {
                     answer: Vec::new(),
                 })
                 .collect();
-            decode_batch(decoders, &mut rows, ends, decoding, &mut |row| {
+            let mut done = |row: Row| {
                 answers[row.index] = row.answer;
                 progress(1);
-            })?;
+            };
+            let models = decoders
+                .iter()
+                .filter_map(|d| Some((d.engine.on_device()?, d.share)));
+            let models: Vec<_> = models.collect();
+            if models.len() == decoders.len() && on_device::serves(decoding) {
+                on_device::decode(&models, &mut rows, ends, decoding, &mut done)?;
+            } else {
+                decode_batch(decoders, &mut rows, ends, decoding, &mut done)?;
+            }
         }
         Ok(answers)
     }
@@ -230,7 +249,7 @@ impl Decoder {
         let engine: Box<dyn Engine> = if abkd_host::serves(&model.device()) {
             Box::new(HostModel::new(model))
         } else {
-            Box::new(OnDevice::new(model))
+            Box::new(ByStep::new(model))
         };
         Self {
             engine,
@@ -257,6 +276,11 @@ trait Engine {
 
     /// Whether dropping finished rows pays off when `open` rows of `batch` are unfinished.
     fn leaves(&self, open: usize, batch: usize) -> bool;
+
+    /// The model, if it can be decoded without the host.
+    fn on_device(&self) -> Option<&OnDevice> {
+        None
+    }
 }
 
 impl Engine for HostModel {
@@ -282,41 +306,30 @@ impl Engine for HostModel {
     }
 }
 
-struct OnDevice {
-    model: LanguageModel,
-    /// `[d, V]`
-    head: Tensor<2>,
+/// A model on another device, and its cache; used where tokens are drawn on the host.
+struct ByStep {
+    model: OnDevice,
     cache: KvCache,
 }
 
-impl OnDevice {
+impl ByStep {
     fn new(model: &LanguageModel) -> Self {
-        let (model, head) = model.clone().for_decoding();
         Self {
-            model,
-            head,
+            model: OnDevice::new(model),
             cache: KvCache::new(0, 0),
         }
     }
 }
 
-impl Engine for OnDevice {
+impl Engine for ByStep {
     fn make_room(&mut self, _: usize, _: usize) {}
 
     fn begin(&mut self, _: usize, capacity: usize) {
-        self.cache = KvCache::new(self.model.config().layers(), capacity);
+        self.cache = self.model.cache(capacity);
     }
 
     fn step(&mut self, ids: &[i32], pads: &[usize], logits: &mut Vec<f32>) {
-        let [batch, columns] = [pads.len(), ids.len() / pads.len()];
-        let ids = TensorData::new(ids.to_vec(), [batch, columns]);
-        let input = Tensor::<2, Int>::from_data(ids, &self.model.device());
-        let hidden = self.model.hidden(input, pads, Some(&mut self.cache));
-        let d = hidden.dims()[2];
-        let last = hidden
-            .slice([0..batch, columns - 1..columns, 0..d])
-            .reshape([batch, d]);
-        *logits = to_vec(self.model.precision().matmul(last, self.head.clone()));
+        *logits = to_vec(self.model.append(ids, pads, &mut self.cache));
     }
 
     fn keep_rows(&mut self, rows: &[usize]) {
@@ -327,18 +340,24 @@ impl Engine for OnDevice {
     fn leaves(&self, open: usize, batch: usize) -> bool {
         open * 8 <= batch * 7
     }
+
+    fn on_device(&self) -> Option<&OnDevice> {
+        Some(&self.model)
+    }
 }
 
 /// Padding in the columns before a prompt and after the end of an answer. Any token will do, since attention sees none of
 /// them.
-const PADDING: u32 = 0;
+pub(crate) const PADDING: u32 = 0;
 
-struct Row<'a> {
+/// A prompt and its answer so far.
+pub(crate) struct Row<'a> {
     index: usize,
-    key: u64,
-    example: u64,
-    prompt: &'a [u32],
-    answer: Vec<u32>,
+    /// Of the random numbers.
+    pub key: u64,
+    pub example: u64,
+    pub prompt: &'a [u32],
+    pub answer: Vec<u32>,
 }
 
 fn decode_batch(

@@ -1,8 +1,9 @@
 //! Keys and values of the tokens seen so far, as tensors of the device that are allocated once. Decoding in host memory has
 //! its own path: see [`crate::decoder`].
 
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::{DType, IndexingUpdateOp, Int, Tensor, TensorData};
 
+use crate::Precision;
 use crate::span::attend;
 
 /// Keys and values of the tokens seen so far, one pair per layer, allocated once.
@@ -11,6 +12,8 @@ pub struct KvCache {
     layers: Vec<Option<(Tensor<4>, Tensor<4>)>>,
     capacity: usize,
     length: usize,
+    /// Number type of keys and values.
+    precision: Precision,
 }
 
 impl KvCache {
@@ -20,7 +23,13 @@ impl KvCache {
             layers: (0..layers).map(|_| None).collect(),
             capacity,
             length: 0,
+            precision: Precision::F32,
         }
+    }
+
+    /// Keeps keys and values in this number type.
+    pub(crate) fn of(self, precision: Precision) -> Self {
+        Self { precision, ..self }
     }
 
     /// How many tokens it holds.
@@ -49,9 +58,11 @@ impl KvCache {
     ) -> Tensor<4> {
         let [batch, heads, width, dh] = k.dims();
         let end = self.length + width;
+        let (k, v) = (self.precision.round(k), self.precision.round(v));
         let (keys, values) = self.layers[layer].take().unwrap_or_else(|| {
-            let empty = Tensor::zeros([batch, heads, self.capacity, dh], &k.device());
-            (empty.clone(), empty)
+            let shape = [batch, heads, self.capacity, dh];
+            let empty = || Tensor::zeros(shape, (&k.device(), k.dtype()));
+            (empty(), empty())
         });
         let place = [0..batch, 0..heads, self.length..end, 0..dh];
         let keys = keys.slice_assign(place.clone(), k);
@@ -59,7 +70,32 @@ impl KvCache {
         let seen = [0..batch, 0..heads, 0..end, 0..dh];
         let (k, v) = (keys.clone().slice(seen.clone()), values.clone().slice(seen));
         self.layers[layer] = Some((keys, values));
-        attend(q, k, v, bias, |w| w)
+        attend(q, as_f32(k), as_f32(v), bias, |w| w)
+    }
+
+    /// Writes a layer's new keys and values in place at a column that the device knows, then attends to all columns.
+    ///
+    /// # Shapes
+    ///
+    /// - `column`: `[1]`; `q`: `[B, H, 1, dh]`; `k`, `v`: `[B, K, 1, dh]`; `bias`: `[B, 1, 1, capacity]`
+    pub(crate) fn attend_at(
+        &mut self,
+        layer: usize,
+        column: Tensor<1, Int>,
+        [q, k, v]: [Tensor<4>; 3],
+        bias: Tensor<4>,
+    ) -> Tensor<4> {
+        let (keys, values) = self.layers[layer]
+            .take()
+            .expect("the prompt's pass has filled it");
+        let write = |to: Tensor<4>, new| {
+            let new = self.precision.round(new);
+            to.select_assign(2, column.clone(), new, IndexingUpdateOp::Assign)
+        };
+        let (keys, values) = (write(keys, k), write(values, v));
+        let (k, v) = (keys.clone(), values.clone());
+        self.layers[layer] = Some((keys, values));
+        attend(q, as_f32(k), as_f32(v), Some(bias), |w| w)
     }
 
     /// Called once by the model after all layers have appended `width` tokens.
@@ -76,6 +112,13 @@ impl KvCache {
             *keys = keys.clone().select(0, ids.clone());
             *values = values.clone().select(0, ids);
         }
+    }
+}
+
+fn as_f32(x: Tensor<4>) -> Tensor<4> {
+    match x.dtype() {
+        DType::F32 => x,
+        _ => x.cast(DType::F32),
     }
 }
 

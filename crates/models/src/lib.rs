@@ -21,6 +21,7 @@ mod kv_cache;
 mod layers;
 pub mod llama;
 pub mod lora;
+mod on_device;
 mod ops;
 mod packed;
 pub mod params;
@@ -29,7 +30,7 @@ mod rotary;
 mod span;
 pub mod verify;
 
-use burn::module::Param;
+use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor};
 
 pub use architecture::{LanguageModel, ModelConfig};
@@ -71,6 +72,15 @@ impl LanguageModel {
         let x = self.norm(x);
         let d = x.dims()[1];
         x.reshape([batch, width, d])
+    }
+
+    /// [`hidden`](Self::hidden) of one token a row, `[B] -> [B, d]`, after those in the cache, which stay in place.
+    fn step(&self, ids: Tensor<1, Int>, span: &Span, cache: &mut KvCache) -> Tensor<2> {
+        let mut x = self.enter(self.tokens(ids), span);
+        for index in 0..self.layers() {
+            x = self.layer(index, x, span, Some(cache));
+        }
+        self.norm(x)
     }
 
     /// [`hidden`](Self::hidden) of sequences that lie end to end, without padding: everything but attention takes the
@@ -164,16 +174,40 @@ impl LanguageModel {
 
     /// The same model for many passes over weights that do not change, and its head `[d, V]`: projections are held in the
     /// number type of their products.
-    pub(crate) fn for_decoding(mut self) -> (Self, Tensor<2>) {
+    pub(crate) fn for_decoding(self) -> (Self, Tensor<2>) {
+        let ready = self.rounded();
+        let head = ready.precision().round(ready.head().val()).transpose();
+        (ready, head)
+    }
+
+    /// The same model, not to be trained: on a card, projections are held in the number type of their products, which takes
+    /// half the memory in bf16 and gives the same numbers.
+    pub fn frozen(self) -> Self {
+        let device = self.device();
+        self.frozen_on(&device)
+    }
+
+    /// [`frozen`](Self::frozen) on another device: a card never holds the weights that are rounded.
+    pub fn frozen_on(self, device: &Device) -> Self {
+        let model = match abkd_host::serves(device) {
+            true => self,
+            false => self.rounded(),
+        };
+        match model.device() == *device {
+            true => model,
+            false => model.to_device(device),
+        }
+    }
+
+    fn rounded(mut self) -> Self {
         let precision = self.precision();
         if precision != Precision::F32 {
             let mut ready = |weight: &mut Param<Tensor<2>>| {
-                *weight = Param::from_tensor(precision.round(weight.val()));
+                *weight = weight.clone().map(|w| precision.round(w));
             };
             self.inner_mut().each_weight(&mut ready);
         }
-        let head = precision.round(self.head().val()).transpose();
-        (self, head)
+        self
     }
 
     /// The device of the parameters.

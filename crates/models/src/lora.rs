@@ -9,7 +9,7 @@ mod peft;
 use abkd_host::choice;
 use burn::module::{Module, Param};
 use burn::nn::{Dropout, DropoutConfig};
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
 use crate::layers::Linear;
@@ -156,7 +156,7 @@ pub fn attach(
 ) -> Result<LanguageModel, Error> {
     config.validate()?;
     let device = model.device();
-    let mut model = model.no_grad();
+    let mut model = model.frozen().no_grad();
     let mut matched = vec![false; config.target_modules.len()];
     let mut known = Vec::new();
     each_projection(&mut model, &mut |path, name, linear| {
@@ -216,7 +216,7 @@ pub fn adapt(model: LanguageModel, config: &LoraConfig, seed: u64) -> Result<Lan
         return attach(merge(model), config, seed);
     }
     config.check_same(&own)?;
-    let mut model = model.no_grad();
+    let mut model = model.frozen().no_grad();
     in_each_adapter(&mut model, &mut |adapter| {
         adapter.a = adapter.a.clone().set_require_grad(true);
         adapter.b = adapter.b.clone().set_require_grad(true);
@@ -297,7 +297,8 @@ pub fn merge(mut model: LanguageModel) -> LanguageModel {
         each_projection(&mut model, &mut |_, _, linear| {
             if let Some(adapter) = linear.adapter.take() {
                 let delta = adapter.delta();
-                linear.weight = linear.weight.clone().map(|w| w + delta.clone());
+                let weight = linear.weight.clone();
+                linear.weight = weight.map(|w| w.cast(DType::F32) + delta.clone());
             }
             Ok(())
         });

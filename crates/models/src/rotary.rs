@@ -1,8 +1,26 @@
 //! The rotary embedding (Su et al. 2021) as tensors.
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use crate::rope::Angles;
+
+/// Cosines and sines by position: `[positions, dh]`.
+pub(crate) struct Tables {
+    cos: Tensor<2>,
+    sin: Tensor<2>,
+}
+
+impl Tables {
+    /// For the positions 0 to `count`.
+    pub(crate) fn new(count: usize, angles: Angles, device: &Device) -> Self {
+        let positions: Vec<usize> = (0..count).collect();
+        let Rotary { cos, sin } = Rotary::new(&positions, 1, angles, device);
+        Self {
+            cos: cos.reshape([count, angles.dh]),
+            sin: sin.reshape([count, angles.dh]),
+        }
+    }
+}
 
 /// Cosines and sines for the positions of one pass.
 pub(crate) struct Rotary {
@@ -28,6 +46,20 @@ impl Rotary {
         Self {
             cos: table(f64::cos),
             sin: table(f64::sin),
+        }
+    }
+
+    /// For the positions `[B]` of one token a row.
+    pub(crate) fn at(tables: &Tables, positions: Tensor<1, Int>) -> Self {
+        let [batch] = positions.dims();
+        let rows = |table: &Tensor<2>| {
+            let dh = table.dims()[1];
+            let rows = table.clone().select(0, positions.clone());
+            rows.reshape([batch, 1, 1, dh])
+        };
+        Self {
+            cos: rows(&tables.cos),
+            sin: rows(&tables.sin),
         }
     }
 

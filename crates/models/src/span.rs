@@ -6,13 +6,13 @@ use burn::nn::Dropout;
 use burn::tensor::activation::softmax;
 use burn::tensor::module::attention;
 use burn::tensor::ops::AttentionModuleOptions;
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 
 use crate::kv_cache::KvCache;
 use crate::layers::Projected;
 use crate::ops::{self, Sequences};
 use crate::rope::Angles;
-use crate::rotary::Rotary;
+use crate::rotary::{Rotary, Tables};
 
 /// Added to the score of a masked position. Finite, so that a row of padding alone gives unused numbers and not NaN, which
 /// would reach real rows through the values.
@@ -20,11 +20,15 @@ const MASKED: f32 = -1e9;
 
 /// How the rows `[N, d]` of a forward pass form sequences. Only attention and the position embedding depend on it.
 pub(crate) struct Span {
-    /// Position ids `[rows, N / rows]`: one row where all sequences agree.
-    pub positions: Vec<usize>,
-    /// Rows of `positions`.
-    pub rows: usize,
+    positions: Positions,
     layout: Layout,
+}
+
+/// Position ids `[rows, N / rows]`: one row where all sequences agree.
+#[allow(clippy::large_enum_variant)] // one per pass
+enum Positions {
+    Host { ids: Vec<usize>, rows: usize },
+    Device(Tensor<2, Int>),
 }
 
 #[allow(clippy::large_enum_variant)] // one per pass
@@ -41,6 +45,17 @@ enum Layout {
         places: Tensor<1, Int>,
         padded: Padded,
     },
+    /// One token a row, after those in the cache.
+    Step(Step),
+}
+
+/// Layout of one token a row, all of it on the device.
+struct Step {
+    /// The token's column: `[1]`
+    column: Tensor<1, Int>,
+    /// Added to the attention scores: `[B, 1, 1, capacity]`
+    bias: Tensor<4>,
+    rotary: Option<Rotary>,
 }
 
 /// Layout of sequences side by side.
@@ -85,8 +100,10 @@ impl Span {
         });
         let rotary = angles.map(|a| Rotary::new(&positions, pads.len(), a, device));
         Self {
-            positions,
-            rows: pads.len(),
+            positions: Positions::Host {
+                ids: positions,
+                rows: pads.len(),
+            },
             layout: Layout::Padded(Padded {
                 width,
                 bias,
@@ -103,17 +120,46 @@ impl Span {
             Layout::spread(lengths, angles, device)
         };
         Self {
-            positions: lengths.iter().flat_map(|&length| 0..length).collect(),
-            rows: 1,
+            positions: Positions::Host {
+                ids: lengths.iter().flat_map(|&length| 0..length).collect(),
+                rows: 1,
+            },
             layout,
+        }
+    }
+
+    /// One token a row at `column` `[1]` of the cache, with its `positions` `[B, 1]`; columns of the cache that are `hidden`
+    /// `[B, capacity]` are not seen.
+    pub(crate) fn step(
+        column: Tensor<1, Int>,
+        positions: Tensor<2, Int>,
+        hidden: Tensor<2, Bool>,
+        tables: Option<&Tables>,
+    ) -> Self {
+        let [batch, capacity] = hidden.dims();
+        let bias =
+            Tensor::<2>::zeros([batch, capacity], &hidden.device()).mask_fill(hidden, MASKED);
+        let rotary = tables.map(|tables| Rotary::at(tables, positions.clone().flatten(0, 1)));
+        Self {
+            positions: Positions::Device(positions),
+            layout: Layout::Step(Step {
+                column,
+                bias: bias.reshape([batch, 1, 1, capacity]),
+                rotary,
+            }),
         }
     }
 
     /// Position ids as a tensor `[rows, N / rows]`.
     pub(crate) fn ids(&self, device: &Device) -> Tensor<2, Int> {
-        let width = self.positions.len() / self.rows;
-        let ids = self.positions.iter().copied();
-        Tensor::from_data(TensorData::new(numbers(ids), [self.rows, width]), device)
+        match &self.positions {
+            Positions::Device(ids) => ids.clone(),
+            Positions::Host { ids, rows } => {
+                let shape = [*rows, ids.len() / rows];
+                let ids = numbers(ids.iter().copied());
+                Tensor::from_data(TensorData::new(ids, shape), device)
+            }
+        }
     }
 
     /// Causal self-attention of each sequence; `cache`, with the layer's index in it, is for padded ones only. Dropout acts
@@ -141,8 +187,31 @@ impl Span {
                 let y = padded.attend(qkv, shape, cache, dropout);
                 y.select(0, places.clone())
             }
+            Layout::Step(step) => {
+                let (cache, layer) = cache.expect("a step follows a prompt");
+                let qkv = split(qkv.apart(shape), 1, shape, step.rotary.as_ref());
+                let y = cache.attend_at(layer, step.column.clone(), qkv, step.bias.clone());
+                let [batch, heads, _, dh] = y.dims();
+                y.reshape([batch, heads * dh])
+            }
         }
     }
+}
+
+/// Heads of queries, keys and values of sequences of `t` tokens, rotated: `[B T, heads dh] -> [B, heads, T, dh]`.
+fn split(qkv: [Tensor<2>; 3], t: usize, shape: Heads, rotary: Option<&Rotary>) -> [Tensor<4>; 3] {
+    let n = qkv[0].dims()[0];
+    let split = |y: Tensor<2>, heads: usize| y.reshape([n / t, t, heads, shape.dh]).swap_dims(1, 2);
+    let turned = |x| match rotary {
+        Some(rotary) => rotary.apply(x),
+        None => x,
+    };
+    let [q, k, v] = qkv;
+    [
+        turned(split(q, shape.heads)),
+        turned(split(k, shape.kv_heads)),
+        split(v, shape.kv_heads),
+    ]
 }
 
 impl Layout {
@@ -181,19 +250,8 @@ impl Padded {
         cache: Option<(&mut KvCache, usize)>,
         dropout: Option<&Dropout>,
     ) -> Tensor<2> {
-        let Heads {
-            heads,
-            kv_heads,
-            dh,
-        } = shape;
-        let (n, t) = (qkv[0].dims()[0], self.width);
-        // [B T, heads dh] -> [B, heads, T, dh]
-        let split = |y: Tensor<2>, heads: usize| y.reshape([n / t, t, heads, dh]).swap_dims(1, 2);
-        let [q, k, v] = qkv;
-        let (mut q, mut k, v) = (split(q, heads), split(k, kv_heads), split(v, kv_heads));
-        if let Some(rotary) = &self.rotary {
-            (q, k) = (rotary.apply(q), rotary.apply(k));
-        }
+        let n = qkv[0].dims()[0];
+        let [q, k, v] = split(qkv, self.width, shape, self.rotary.as_ref());
         let bias = self.bias.clone();
         let y = match cache {
             Some((cache, layer)) => cache.attend(layer, q, k, v, bias),
@@ -202,7 +260,7 @@ impl Padded {
                 None => w,
             }),
         };
-        y.swap_dims(1, 2).reshape([n, heads * dh])
+        y.swap_dims(1, 2).reshape([n, shape.heads * shape.dh])
     }
 }
 
@@ -289,7 +347,8 @@ mod tests {
     #[test]
     fn span_counts_positions_after_the_padding_and_masks_it() {
         let span = Span::padded(2, 1, &[0, 2], None, &Device::flex());
-        assert_eq!(span.positions, [1, 2, 0, 0]);
+        let ids = span.ids(&Device::flex()).into_data().convert::<i32>();
+        assert_eq!(ids.as_slice::<i32>().unwrap(), [1, 2, 0, 0]);
         let bias: Vec<f32> = bias(span).unwrap().into_data().as_slice().unwrap().to_vec();
         let m = MASKED;
         // row 0 is causal; row 1 cannot see its two padding positions
