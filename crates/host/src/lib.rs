@@ -39,6 +39,26 @@ pub fn serves(device: &Device) -> bool {
     *device == Device::flex() || libtorch().is_some_and(|libtorch| *device == libtorch)
 }
 
+/// Whether `device` is an NVIDIA card, by CUDA or by libtorch.
+#[cfg(feature = "burn")]
+pub fn is_card(device: &Device) -> bool {
+    /// No machine has more.
+    const CARDS: usize = 64;
+    (0..CARDS).any(|number| {
+        #[cfg(feature = "tch")]
+        #[allow(deprecated)] // as above
+        if *device == Device::libtorch_cuda(number) {
+            return true;
+        }
+        #[cfg(feature = "cuda")]
+        if *device == Device::cuda(number) {
+            return true;
+        }
+        let _ = (device, number);
+        false
+    })
+}
+
 /// Keeps freed memory for later allocations instead of returning it to the system: every update allocates the same tens of
 /// megabytes again, and the system clears fresh pages one by one. Called once, at program start; has an effect with glibc
 /// only.

@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use abkd_losses::{Divergence, Fidelity, Logits, cross_entropy_value_and_grad, value_and_grad};
 use abkd_models::Precision;
-use burn::tensor::{DType, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use crate::Error;
 
@@ -75,6 +75,17 @@ impl PolicyRows {
 
 /// Memory limit of a chunk of logits, the teacher's included.
 pub const CHUNK_BYTES: usize = 64 << 20;
+
+/// [`CHUNK_BYTES`] of a card. After each chunk the host waits for the card.
+pub const CARD_CHUNK_BYTES: usize = 2 << 30;
+
+/// Memory limit of a chunk of logits on `device`.
+pub fn chunk_bytes(device: &Device) -> usize {
+    match abkd_host::is_card(device) {
+        true => CARD_CHUNK_BYTES,
+        false => CHUNK_BYTES,
+    }
+}
 
 /// Hidden states of the rows and the head that turns them into logits.
 #[derive(Clone)]

@@ -1,5 +1,7 @@
 //! AdamW as in PyTorch, learning-rate schedules, and clipping of the *global* gradient norm.
 
+#[cfg(feature = "cube")]
+mod cube;
 mod fused;
 
 use abkd_host::fault;

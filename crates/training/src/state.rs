@@ -1,6 +1,6 @@
 //! Checkpoints of a run: all state that the next step depends on.
 //!
-//! `<run>/state-<step>/` holds the student (`student.bpk`), the optimizer (`optimizer.bpk`), `state.json` and a seal. A
+//! `<run>/state-<step>/` holds the trained parameters (`student.bpk`), the optimizer (`optimizer.bpk`), `state.json` and a seal. A
 //! checkpoint is written atomically: its folder is renamed once it is complete and synced, and only then are older ones
 //! removed. A run can be killed or lose power at any moment and still finds a complete checkpoint.
 
@@ -10,10 +10,10 @@ use std::path::{Path, PathBuf};
 use abkd_host::files;
 use abkd_host::seal::{self, Seal};
 use abkd_models::LanguageModel;
-use burn::module::Module;
+use burn::module::{Module, ModuleVisitor, Param, ParamGroup, ParamId};
 use burn::optim::ModuleOptimizer;
 use burn::store::ModuleRecord;
-use burn::tensor::Bytes;
+use burn::tensor::{Bytes, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
@@ -65,9 +65,10 @@ pub fn save(
     files::remove_folder(&partial).map_err(Error::io(&partial))?;
     files::create_folder(&partial).map_err(Error::io(&partial))?;
     let fail = |e: burn::store::RecordError| Error::checkpoint(&target, e);
+    let trained = ParamGroup::from_ids(trained(student));
     student
         .valid()
-        .into_record()
+        .into_record_group(trained)
         .save(partial.join(STUDENT))
         .map_err(fail)?;
     optimizer.save(partial.join(OPTIMIZER)).map_err(fail)?;
@@ -137,10 +138,33 @@ pub fn load(
     };
     let fail = |e: burn::store::RecordError| Error::checkpoint(dir, format!("{e}; {anew}"));
     let record = ModuleRecord::from_bytes(read(STUDENT)?).map_err(fail)?;
+    let (found, wanted) = (record.len(), trained(&student).len());
+    if found != wanted {
+        return Err(Error::checkpoint(
+            dir,
+            format!("it holds {found} parameters, and {wanted} are trained; {anew}"),
+        ));
+    }
+    let record = record.allow_partial(true);
     let student = student.try_load_record(record).map_err(fail)?;
     let optimizer = optimizer(&student);
     let optimizer = optimizer.from_bytes(read(OPTIMIZER)?).map_err(fail)?;
     Ok((student, optimizer))
+}
+
+/// The parameters that are trained. The others are those of the model that the run starts from.
+fn trained(student: &LanguageModel) -> Vec<ParamId> {
+    struct Trained(Vec<ParamId>);
+    impl ModuleVisitor for Trained {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            if param.is_require_grad() {
+                self.0.push(param.id);
+            }
+        }
+    }
+    let mut trained = Trained(Vec::new());
+    student.visit(&mut trained);
+    trained.0
 }
 
 fn anew(dir: &Path) -> String {

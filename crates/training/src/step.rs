@@ -11,7 +11,7 @@ use burn::tensor::{Device, IndexingUpdateOp, Int, Tensor, TensorData};
 
 use crate::cache::TeacherCache;
 use crate::head::{
-    CHUNK_BYTES, HeadLoss, Objective, PolicyRows, Rows, cross_entropy_sum, head_loss,
+    HeadLoss, Objective, PolicyRows, Rows, chunk_bytes, cross_entropy_sum, head_loss,
 };
 use crate::timing::{Phase, Phases};
 use crate::{Error, optim};
@@ -161,6 +161,7 @@ pub fn update(
 ) -> Result<(LanguageModel, StepReport), Error> {
     let parts = parts(terms, how);
     student.device().seed(how.seed);
+    let chunk_bytes = chunk_bytes(&student.valid().device());
     let work = |student: &LanguageModel, part: &Part, phases: &mut Phases| {
         // The teacher runs where there is no cache, and for sequences that are not in it.
         let teacher = teacher.map(|t| Teacher {
@@ -172,7 +173,7 @@ pub fn update(
             teacher,
             part,
             how.gradient_checkpointing,
-            CHUNK_BYTES,
+            chunk_bytes,
             phases,
         )
         .map_err(Error::in_update(how.step, &part.batch, part.first_row))
@@ -456,7 +457,8 @@ pub fn cross_entropy(model: &LanguageModel, batches: &[Batch]) -> Result<f64, Er
     let (mut total, mut tokens) = (0.0, 0);
     for batch in batches {
         let rows = rows_of(&model, batch);
-        total += cross_entropy_sum(&rows, &labels(batch), CHUNK_BYTES).map_err(Error::in_term(
+        let chunk_bytes = chunk_bytes(&model.device());
+        total += cross_entropy_sum(&rows, &labels(batch), chunk_bytes).map_err(Error::in_term(
             || "validation".into(),
             batch,
             tokens,

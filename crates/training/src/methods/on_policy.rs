@@ -9,7 +9,7 @@ use burn::module::Module;
 
 use super::Moment;
 use crate::Error;
-use crate::head::{CHUNK_BYTES, log_probs};
+use crate::head::{chunk_bytes, log_probs};
 use crate::step::{labels, rows_of};
 use crate::timing::Phase;
 
@@ -132,7 +132,13 @@ pub(super) fn score(
     step: usize,
 ) -> Result<[Vec<f32>; 2], Error> {
     let labels = labels(batch);
-    let of = |model| log_probs(&rows_of(model, batch), &labels, CHUNK_BYTES);
+    let of = |model: &LanguageModel| {
+        log_probs(
+            &rows_of(model, batch),
+            &labels,
+            chunk_bytes(&model.device()),
+        )
+    };
     let log_q = of(student).map_err(Error::in_update(step, batch, 0))?;
     let log_p = of(teacher)
         .map_err(Error::of_teacher)

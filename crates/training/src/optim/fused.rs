@@ -5,7 +5,10 @@
 
 use abkd_host::{LANES, dispatch, fault};
 use burn::backend::Flex;
-use burn::optim::{AdamW, AdamWState, AdaptiveMomentumState, LearningRate, Optimizer};
+use burn::optim::{
+    AdamW, AdamWState, AdaptiveMomentumState, LearningRate, Optimizer, RecordState, StateSink,
+    StateSource,
+};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use rayon::prelude::*;
 
@@ -22,18 +25,40 @@ pub(super) struct FusedAdamW {
     pub weight_decay: f32,
 }
 
+/// Burn's state, which a checkpoint is read into in host memory; the first update moves it to the device of its gradient.
+/// Burn would read it onto the build's default device: a card where CUDA is built in, whatever the run computes on.
+#[derive(Clone)]
+pub(super) struct State<const D: usize>(AdamWState<D>);
+
+impl<const D: usize> RecordState for State<D> {
+    fn state_flatten(&self, prefix: &str, out: &mut StateSink) {
+        self.0.state_flatten(prefix, out);
+    }
+
+    fn state_unflatten(prefix: &str, src: &mut StateSource, _: &Device) -> Option<Self> {
+        AdamWState::state_unflatten(prefix, src, &Device::flex()).map(Self)
+    }
+}
+
 impl Optimizer for FusedAdamW {
-    type State<const D: usize> = AdamWState<D>;
+    type State<const D: usize> = State<D>;
 
     fn step<const D: usize>(
         &self,
         lr: LearningRate,
         tensor: Tensor<D>,
         grad: Tensor<D>,
-        state: Option<AdamWState<D>>,
-    ) -> (Tensor<D>, Option<AdamWState<D>>) {
-        if !abkd_host::serves(&tensor.device()) || tensor.dtype() != DType::F32 {
-            return self.burn.step(lr, tensor, grad, state);
+        state: Option<State<D>>,
+    ) -> (Tensor<D>, Option<State<D>>) {
+        let state = state.map(|state| state.0);
+        let on_host = abkd_host::serves(&tensor.device());
+        #[cfg(feature = "cube")]
+        let on_card = !on_host && super::cube::serves(&tensor);
+        #[cfg(not(feature = "cube"))]
+        let on_card = false;
+        if !(on_host || on_card) || tensor.dtype() != DType::F32 {
+            let (tensor, state) = self.burn.step(lr, tensor, grad, state);
+            return (tensor, state.map(State));
         }
         let momentum = state.map_or_else(
             || AdaptiveMomentumState::new(0, grad.zeros_like(), grad.zeros_like()),
@@ -55,14 +80,25 @@ impl Optimizer for FusedAdamW {
             lr: lr as f32,
         };
         let tensors = [tensor, momentum.moment_1, momentum.moment_2];
-        let [tensor, first, second] = in_place(numbers, tensors, grad);
-        let momentum = AdaptiveMomentumState::new(time, first, second);
-        (tensor, Some(AdamWState::new(momentum)))
+        #[cfg(feature = "cube")]
+        if on_card {
+            return next(time, super::cube::in_place(numbers, tensors, grad));
+        }
+        next(time, in_place(numbers, tensors, grad))
     }
 
-    fn to_device<const D: usize>(state: AdamWState<D>, device: &Device) -> AdamWState<D> {
-        AdamW::to_device(state, device)
+    fn to_device<const D: usize>(state: State<D>, device: &Device) -> State<D> {
+        State(AdamW::to_device(state.0, device))
     }
+}
+
+/// The weights after update `time`, and the state of the optimizer.
+fn next<const D: usize>(
+    time: usize,
+    [weights, first, second]: [Tensor<D>; 3],
+) -> (Tensor<D>, Option<State<D>>) {
+    let momentum = AdaptiveMomentumState::new(time, first, second);
+    (weights, Some(State(AdamWState::new(momentum))))
 }
 
 /// Sum of squares in one pass, for a tensor in host memory that is readable without a copy; else `None`.
@@ -145,15 +181,15 @@ fn floats(data: &mut TensorData) -> &mut [f32] {
 }
 
 #[derive(Clone, Copy)]
-struct Numbers {
-    beta_1: f32,
-    beta_2: f32,
-    bias_1: f32,
-    bias_2: f32,
-    epsilon: f32,
+pub(super) struct Numbers {
+    pub beta_1: f32,
+    pub beta_2: f32,
+    pub bias_1: f32,
+    pub bias_2: f32,
+    pub epsilon: f32,
     /// 1 - lr x decay
-    keep: f32,
-    lr: f32,
+    pub keep: f32,
+    pub lr: f32,
 }
 
 dispatch!(update => update_scan(n: Numbers, w: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32]));
@@ -201,6 +237,13 @@ mod tests {
         is_burns(&abkd_host::libtorch().unwrap(), 5e-7);
     }
 
+    #[cfg(feature = "wgpu")]
+    #[test]
+    fn on_wgpu_it_is_burns_but_for_rounding() {
+        let device = Device::wgpu(burn::tensor::DeviceKind::DefaultDevice);
+        is_burns(&device, 1e-6);
+    }
+
     /// `tolerance` is relative to the value, or to 1 where that is smaller.
     fn is_burns(device: &Device, tolerance: f32) {
         let alike = |ours: TensorData, theirs: TensorData| {
@@ -232,11 +275,12 @@ mod tests {
                 theirs = burn.step(lr, theirs.0, grad, theirs.1);
                 alike(ours.0.to_data(), theirs.0.to_data());
             }
+            let burns = |s: Option<State<2>>| s.map(|s| s.0);
             let moments = |s: Option<AdamWState<2>>| {
                 let m = s.unwrap().momentum;
                 (m.time, m.moment_1.into_data(), m.moment_2.into_data())
             };
-            let ((time, first, second), theirs) = (moments(ours.1), moments(theirs.1));
+            let ((time, first, second), theirs) = (moments(burns(ours.1)), moments(theirs.1));
             assert_eq!(time, theirs.0);
             alike(first, theirs.1);
             alike(second, theirs.2);
