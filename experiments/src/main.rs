@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use abkd_data::hub::Hub;
 use abkd_data::indexed::{self, Documents, IndexedTokens};
 use abkd_data::{Tokenizer, read_answered};
+use abkd_experiments::backend::Cards;
 use abkd_experiments::estimate::{self, Accelerator, Estimate};
 use abkd_experiments::inputs::{is_absent, leave_out_padding};
 use abkd_experiments::listing::{self, Listing};
@@ -20,6 +21,7 @@ use abkd_experiments::spec::{self, Spec};
 use abkd_experiments::verify::{Subject, verify};
 use abkd_experiments::{audit, backend, fetch, page, plot, report};
 use anyhow::{Context, Result};
+use burn::tensor::Device;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Set by Ctrl-C; runs then save their state and stop.
@@ -92,6 +94,9 @@ enum Command {
         /// The project's folder, if it has another path on this machine
         #[arg(long)]
         root: Option<PathBuf>,
+        /// Card to compute on, e.g. 1 [default: the first]
+        #[arg(long, value_name = "CARD")]
+        device: Option<Cards>,
     },
     /// Distil a student from your own teacher, on your own data
     ///
@@ -145,6 +150,9 @@ enum Command {
         /// Where to compute
         #[arg(long, default_value = "flex")]
         backend: String,
+        /// Card to compute on, e.g. 1 [default: the first]
+        #[arg(long, value_name = "CARD")]
+        device: Option<Cards>,
     },
     /// Judge another implementation of a distillation loss: cases out, a verdict back
     ///
@@ -260,9 +268,12 @@ struct Target {
     /// Name of a profile, or path of a TOML file
     #[arg(long, short, default_value = "tiny")]
     profile: String,
-    /// Where to compute, instead of the profile's backend: flex, tch, cuda or wgpu
+    /// Where to compute, instead of the profile's backend: flex, tch, tch-cuda, cuda or wgpu
     #[arg(long)]
     backend: Option<String>,
+    /// Cards to compute on, e.g. 0, cuda:1 or 0,1; several share the tasks [default: the first]
+    #[arg(long, value_name = "CARDS")]
+    device: Option<Cards>,
     #[command(flatten)]
     folders: Folders,
 }
@@ -303,6 +314,9 @@ impl Target {
         if let Some(name) = &self.backend {
             backend::known(name).context("--backend")?;
             spec.profile.backend.clone_from(name);
+        }
+        if let Some(cards) = &self.device {
+            spec.use_cards(cards.clone());
         }
         leave_out_padding(&self.folders.root, &mut spec);
         Ok(spec)
@@ -350,9 +364,14 @@ fn run(command: Command) -> Result<ExitCode> {
             jobs,
             executor,
         } => run_experiment(&target, jobs, executor, dry_run),
-        Command::Task { folder, root } => {
+        Command::Task {
+            folder,
+            root,
+            device,
+        } => {
             catch_interrupts()?;
-            match runner::run_task(&folder, root.as_deref(), &STOP)? {
+            let cards = device.unwrap_or_default();
+            match runner::run_task(&folder, root.as_deref(), &cards, &STOP)? {
                 Ended::Interrupted => Ok(interrupted()),
                 _ => Ok(ExitCode::SUCCESS),
             }
@@ -379,7 +398,12 @@ fn run(command: Command) -> Result<ExitCode> {
             path,
             tolerance,
             backend,
-        } => verify_goldens(subject, &path, tolerance, &backend),
+            device,
+        } => {
+            let cards = device.unwrap_or_default();
+            let device = backend::device(cards.backend(&backend), &cards)?;
+            verify_goldens(subject, &path, tolerance, &device)
+        }
         Command::Fetch {
             what,
             profile,
@@ -507,8 +531,8 @@ fn submission(target: &Target, spec: &Spec, dry_run: bool) -> Result<Submission>
     ] {
         fold.extend([key.to_owned(), absolute(folder)?.display().to_string()]);
     }
-    if let Some(backend) = &target.backend {
-        fold.extend(["--backend".to_owned(), backend.clone()]);
+    if target.backend.is_some() || target.device.is_some() {
+        fold.extend(["--backend".to_owned(), spec.profile.backend.clone()]);
     }
     Ok(Submission {
         program: std::env::current_exe().context("the program's own path")?,
@@ -532,7 +556,7 @@ fn run_experiment(
     };
     // A cluster node may have a backend that this machine has not.
     if executor == ExecutorName::Local {
-        backend::check(&spec.profile.backend).context(place)?;
+        backend::devices(&spec.profile.backend, &spec.cards).context(place)?;
     }
     if let Some(jobs) = jobs {
         spec.profile.jobs = jobs;
@@ -657,7 +681,7 @@ fn show_plan(target: &Target, calibrate: bool, accelerator: Option<&str>) -> Res
     let seconds = match (&inputs, calibrate) {
         (_, false) => None,
         (Some(inputs), true) => {
-            backend::check(&spec.profile.backend)?;
+            backend::devices(&spec.profile.backend, &spec.cards)?;
             say("calibrating: some updates and answers of each kind");
             Some(runner::calibrate(&places, &spec, &plan, inputs)?)
         }
@@ -673,9 +697,9 @@ fn verify_goldens(
     subject: Subject,
     path: &Path,
     tolerance: Option<f64>,
-    backend: &str,
+    device: &Device,
 ) -> Result<ExitCode> {
-    let checks = verify(subject, path, tolerance, &backend::device(backend)?)?;
+    let checks = verify(subject, path, tolerance, device)?;
     let mut text = String::new();
     let mut failed = 0;
     for check in &checks {

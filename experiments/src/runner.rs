@@ -12,7 +12,7 @@ mod worker;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use abkd_host::files;
@@ -30,6 +30,7 @@ pub use self::publish::publish;
 pub use self::slurm::{Slurm, Submission};
 use self::worker::Worker;
 pub(crate) use self::worker::lines;
+use crate::backend::Cards;
 use crate::inputs::{Inputs, identity};
 use crate::plan::{Plan, Planned};
 use crate::progress::Display;
@@ -169,7 +170,6 @@ pub fn run(
     for folder in [&results, &places.partial(spec, ""), &figures] {
         files::sweep(folder).with_context(|| folder.display().to_string())?;
     }
-    let device = crate::backend::device(&spec.profile.backend)?;
     let (done, again) = proof::survey(&runs, plan)?;
     let finished = done.iter().filter(|d| **d).count();
     let jobs = spec.jobs().min(plan.tasks.len().max(1));
@@ -190,12 +190,16 @@ pub fn run(
             Ended::Submitted
         }
         How::Local => {
+            let devices = crate::backend::devices(&spec.profile.backend, &spec.cards)?;
+            let workers = AtomicUsize::new(0);
             let worker = || {
+                // Workers share the cards evenly.
+                let number = workers.fetch_add(1, Ordering::Relaxed);
                 let mut worker = Worker {
                     runs: &runs,
                     sources,
                     inputs,
-                    device: device.clone(),
+                    device: devices[number % devices.len()].clone(),
                     stop,
                     loaded: None,
                 };
@@ -220,13 +224,18 @@ pub fn run(
     Ok(ended)
 }
 
-/// Runs the task of a folder, from its file alone.
+/// Runs the task of a folder, from its file alone, on the first of `cards`.
 ///
 /// # Errors
 ///
 /// A task file that differs from the planned one; data or models that are missing or differ from the planned ones;
 /// another process that runs the task; the errors of the task itself.
-pub fn run_task(folder: &Path, root: Option<&Path>, stop: &AtomicBool) -> Result<Ended> {
+pub fn run_task(
+    folder: &Path,
+    root: Option<&Path>,
+    cards: &Cards,
+    stop: &AtomicBool,
+) -> Result<Ended> {
     let (id, task, mut sources) = task::read(folder)?;
     if let Some(root) = root {
         sources.root = root.into();
@@ -259,7 +268,7 @@ pub fn run_task(folder: &Path, root: Option<&Path>, stop: &AtomicBool) -> Result
         runs: &runs,
         sources: &sources,
         inputs: &inputs,
-        device: crate::backend::device(&task.backend)?,
+        device: crate::backend::device(&task.backend, cards)?,
         stop,
         loaded: None,
     };

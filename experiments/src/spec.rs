@@ -28,6 +28,7 @@ pub use profile::{
     TimingSpec, ValidationSpec,
 };
 
+use crate::backend::Cards;
 use crate::results::Titles;
 use crate::suggest::{nearest, with_nearest_key};
 
@@ -44,6 +45,8 @@ pub struct Spec {
     pub tests: Vec<TestSet>,
     /// The grid that the rows come from, if any.
     pub grid: Grid,
+    /// Cards to compute on.
+    pub cards: Cards,
     /// All test sets of the project.
     known: Vec<TestSet>,
     /// The two files, for the locations in later errors.
@@ -117,6 +120,7 @@ impl Spec {
             recipes: Vec::new(),
             tests: Vec::new(),
             grid,
+            cards: Cards::default(),
             known,
             files,
             pair,
@@ -232,12 +236,18 @@ impl Spec {
         rows.any(|row| row.asked_start(p) != row.start(p))
     }
 
-    /// Number of tasks that run in parallel; timed updates have the machine to themselves.
+    /// Number of tasks that run in parallel, at least one for each card; timed updates have the machine to themselves.
     pub fn jobs(&self) -> usize {
         match self.experiment.kind {
             Kind::Timing => 1,
-            Kind::Table | Kind::Curve => self.profile.jobs,
+            Kind::Table | Kind::Curve => self.profile.jobs.max(self.cards.count()),
         }
+    }
+
+    /// Computes on these cards. libtorch on a card is a backend of its own.
+    pub fn use_cards(&mut self, cards: Cards) {
+        self.profile.backend = cards.backend(&self.profile.backend).into();
+        self.cards = cards;
     }
 }
 

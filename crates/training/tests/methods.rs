@@ -255,6 +255,13 @@ fn a_stopped_run_ends_with_the_bits_of_an_undisturbed_one() {
             let outcome = toy.run(parts.path(), &method, settings, Some(stop));
             assert!(matches!(outcome, Outcome::Interrupted), "{id}");
         }
+        let state = parts.path().join("state-000000050");
+        if settings.lora.is_some() {
+            // A checkpoint holds what is trained alone.
+            let saved = std::fs::metadata(state.join("student.bpk")).unwrap().len();
+            let all = 4 * toy.student.config().parameters().total() as u64;
+            assert!(2 * saved < all, "{saved} of {all}");
+        }
         assert_eq!(
             toy.run(parts.path(), &method, settings, None),
             finished,

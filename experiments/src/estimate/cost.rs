@@ -168,7 +168,11 @@ pub(super) fn training(
         gradients: 4.0 * trained,
         optimizer: 8.0 * trained,
         activations: activations(shape, settings, rows, width),
-        logits: chunk(shape, rows * width * if teacher > 0.0 { 2.0 } else { 1.0 }),
+        logits: chunk(
+            shape,
+            rows * width * if teacher > 0.0 { 2.0 } else { 1.0 },
+            crate::backend::chunk_bytes(&p.backend),
+        ),
     };
     cost.disk = match &settings.lora {
         Some(_) => 4.0 * trained,
@@ -190,10 +194,10 @@ fn activations(shape: &ModelConfig, settings: &Settings, rows: f64, width: f64) 
     4.0 * kept
 }
 
-/// Bytes of the logits in memory at once, for `rows` rows of either model.
-fn chunk(shape: &ModelConfig, rows: f64) -> f64 {
+/// Bytes of the logits in memory at once, for `rows` rows of either model and chunks of at most `limit` bytes.
+fn chunk(shape: &ModelConfig, rows: f64, limit: usize) -> f64 {
     let all = 4.0 * rows * shape.vocab_size() as f64;
-    all.min(abkd_training::head::CHUNK_BYTES as f64)
+    all.min(limit as f64)
 }
 
 /// Answers that a method samples during training on `samples` sequences: model, number, length.

@@ -320,7 +320,7 @@ mod tests {
 
     #[test]
     fn products_in_f32_are_not_priced_as_half_precision() {
-        let (text, costs, ..) = estimate("table1", "paper-gpt2");
+        let (text, costs, ..) = estimate("table1", "tiny");
         assert!(text.contains("19.5 TFLOP/s in f32"), "{text}");
         let (text, ..) = estimate("table2", "paper-openllama2");
         assert!(text.contains("312 TFLOP/s in bf16"), "{text}");

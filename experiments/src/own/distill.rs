@@ -13,6 +13,7 @@ use clap::Args;
 use super::files::{Files, Found, Student, name_of};
 use super::source::Source;
 use super::{MAX_LENGTH, Prompting, columns, named};
+use crate::backend::Cards;
 use crate::inputs::{Inputs, identity, leave_out_padding};
 use crate::message::{describe, say};
 use crate::plan::Plan;
@@ -86,9 +87,12 @@ pub struct Distill {
     /// Maximum tokens of an answer in validation and tests [default: half of --max-length]
     #[arg(long, value_name = "N")]
     pub(super) max_new_tokens: Option<usize>,
-    /// Where to compute: flex, tch, cuda or wgpu
+    /// Where to compute: flex, tch, tch-cuda, cuda or wgpu
     #[arg(long, value_name = "NAME", default_value = "flex")]
     pub(super) backend: String,
+    /// Cards to compute on, e.g. 0, cuda:1 or 0,1; several share the tasks [default: the first]
+    #[arg(long, value_name = "CARDS")]
+    device: Option<Cards>,
     /// Number format of the matrix products
     #[arg(long, value_name = "NUMBERS", default_value = "f32", value_parser = ["f32", "bf16"])]
     pub(super) precision: String,
@@ -151,7 +155,8 @@ impl Distill {
     ///
     /// The first wrong input, with the argument that it comes from.
     pub fn prepare(&self) -> Result<Own> {
-        backend::check(&self.backend).context("--backend")?;
+        let cards = self.device.clone().unwrap_or_default();
+        backend::devices(cards.backend(&self.backend), &cards).context("--backend")?;
         let found = self.find()?;
         let files = Files::of(self, &found)?;
         let told = |error: anyhow::Error| anyhow!(files.by_argument(&describe(&error)));
@@ -164,6 +169,7 @@ impl Distill {
         let of = (files.experiment.clone(), files.profile.clone());
         let mut spec = Spec::of(&self.out, of.0, of.1).map_err(told)?;
         leave_out_padding(&self.out, &mut spec);
+        spec.use_cards(cards);
         files.check(&self.out)?;
         let inputs = preflight::load(&places, &spec).map_err(told)?;
         let plan = Plan::new(&places.root, &spec, &inputs.hashes)?;

@@ -130,7 +130,7 @@ impl<'a> Sample<'a> {
                 seconds_a_sequence: 0.0,
             });
         }
-        let device = crate::backend::device(&p.backend)?;
+        let device = crate::backend::device(&p.backend, &spec.cards)?;
         let teacher =
             base_model(&places.root, &p.teacher, &p.teacher, &device)?.with_precision(p.precision);
         let begun = Instant::now();
@@ -166,7 +166,7 @@ fn measure_all(
     let next = Mutex::new(wanted.iter());
     let rates = Mutex::new(BTreeMap::new());
     let work = || -> Result<()> {
-        let device = crate::backend::device(&p.backend)?;
+        let device = crate::backend::device(&p.backend, &spec.cards)?;
         let base = |model: &ModelSpec| {
             let model = base_model(&places.root, model, &p.teacher, &device)?;
             Ok::<_, anyhow::Error>(model.with_precision(p.precision))

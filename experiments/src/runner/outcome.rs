@@ -134,7 +134,7 @@ impl Student<'_> {
             runs: &places.runs_of(spec),
             sources: &Sources::of(&places.root, spec),
             inputs,
-            device: crate::backend::device(&spec.profile.backend)?,
+            device: crate::backend::device(&spec.profile.backend, &spec.cards)?,
             stop: &AtomicBool::new(false),
             loaded: None,
         };

@@ -51,7 +51,27 @@ impl Worker<'_> {
             self.loaded = None;
         }
         let dir = self.runs.join(id);
+        let earlier = proof::earlier(&dir, id);
         let folder = Folder::begin(&dir, id, &task::content(id, task, self.sources)?)?;
+        let told = self.work(id, task, folder, shown)?;
+        if let (Some(earlier), Some(_)) = (earlier, &told) {
+            for name in proof::changes(&earlier, &dir, id)? {
+                shown.line(&format!(
+                    "{name} is not what it was when this task ran before: another processor or library rounds in another \
+                     order. Finished tasks that build on the earlier one keep their results"
+                ));
+            }
+        }
+        Ok(told)
+    }
+
+    fn work(
+        &mut self,
+        id: &TaskId,
+        task: &Task,
+        folder: Folder,
+        shown: &mut TaskDisplay,
+    ) -> Result<Option<String>> {
         match &task.work {
             Work::Train(training) => {
                 let job = self.job(task, training)?;
@@ -204,7 +224,7 @@ impl Worker<'_> {
 
     /// Loads the models and data of a training.
     fn job(&self, task: &Task, training: &Training) -> Result<Job<'_>> {
-        let student = self.load(&training.student, task)?;
+        let student = self.load(&training.student, task, &self.device)?;
         let sequences = match &training.answers {
             Some(id) => {
                 let sequences = &self.inputs.train.sequences;
@@ -217,7 +237,16 @@ impl Worker<'_> {
             Some(id) => Some(TeacherCache::open(&self.runs.join(id), id)?),
             None => None,
         };
-        let teacher = training.teacher.as_ref();
+        // Where the cache has all that is asked of the teacher, its head is enough.
+        let head_alone =
+            cache.is_some() && training.method.sampled().is_empty() && training.text.is_none();
+        let teacher = training.teacher.as_ref().map(|teacher| {
+            let teacher = self.asked(teacher, task)?;
+            Ok::<_, anyhow::Error>(match head_alone {
+                true => teacher.with_layers(1)?,
+                false => teacher,
+            })
+        });
         Ok(Job {
             start: training
                 .student
@@ -226,7 +255,7 @@ impl Worker<'_> {
                 .into(),
             cache,
             settings: training.settings.clone(),
-            teacher: teacher.map(|t| self.asked(t, task)).transpose()?,
+            teacher: teacher.transpose()?,
             method: training.method.clone(),
             kd_ratio: training.kd_ratio,
             max_new_tokens: task.limits.max_length - task.limits.max_prompt_length,
@@ -327,15 +356,19 @@ impl Worker<'_> {
 
     /// A model for inference, its adapter merged.
     pub(super) fn asked(&self, model: &Model, task: &Task) -> Result<LanguageModel> {
-        Ok(lora::merge(self.load(model, task)?))
+        if abkd_host::serves(&self.device) {
+            return Ok(lora::merge(self.load(model, task, &self.device)?));
+        }
+        let model = lora::merge(self.load(model, task, &Device::flex())?);
+        Ok(model.frozen_on(&self.device))
     }
 
     /// A model with its adapter, if it has one; the files of a task that made it are checked.
-    fn load(&self, model: &Model, task: &Task) -> Result<LanguageModel> {
+    fn load(&self, model: &Model, task: &Task, device: &Device) -> Result<LanguageModel> {
         let (id, adapter_on) = match model {
             Model::Base { side, .. } => {
                 let (source, teacher) = (self.sources.model(*side), &self.sources.teacher);
-                let model = base_model(&self.sources.root, source, teacher, &self.device)?;
+                let model = base_model(&self.sources.root, source, teacher, device)?;
                 return Ok(model.with_precision(task.precision));
             }
             Model::Trained { task, adapter_on } => (task, adapter_on),
@@ -343,9 +376,10 @@ impl Worker<'_> {
         let (dir, _) = proof::needed(self.runs, id)?;
         let dir = student_dir(&dir);
         if let Some(on) = adapter_on {
-            return Ok(lora::load(self.asked(on, task)?, &dir)?);
+            let base = lora::merge(self.load(on, task, device)?);
+            return Ok(lora::load(base, &dir)?);
         }
-        Ok(checkpoint::load(&dir, &self.device)?.with_precision(task.precision))
+        Ok(checkpoint::load(&dir, device)?.with_precision(task.precision))
     }
 }
 

@@ -160,12 +160,11 @@ fn every_method_and_its_timing_run() {
     assert!(text(&plan).contains("time on one h100"), "{}", text(&plan));
 }
 
-#[cfg(feature = "tch")]
-#[test]
-fn libtorch_runs_a_table_and_computes_the_golden_values() {
+#[cfg(any(feature = "tch", feature = "wgpu"))]
+fn a_table_runs_and_the_golden_values_are_computed(backend: &str) {
     let project = Project::new();
     let mut run = project.command("run");
-    let output = run.args(["--backend", "tch"]).output().unwrap();
+    let output = run.args(["--backend", backend]).output().unwrap();
     assert!(output.status.success(), "{}", text(&output));
     let goldens = [
         ("losses", "crates/losses/tests/goldens/losses.json"),
@@ -177,11 +176,81 @@ fn libtorch_runs_a_table_and_computes_the_golden_values() {
     ];
     for (subject, path) in goldens {
         let output = Command::new(env!("CARGO_BIN_EXE_abkd"))
-            .args(["verify", subject, "--backend", "tch"])
+            .args(["verify", subject, "--backend", backend])
             .arg(root().join(path))
             .output()
             .unwrap();
         assert!(output.status.success(), "{path}: {}", text(&output));
+    }
+}
+
+#[cfg(feature = "tch")]
+#[test]
+fn libtorch_runs_a_table_and_computes_the_golden_values() {
+    a_table_runs_and_the_golden_values_are_computed("tch");
+}
+
+/// On Mesa's software Vulkan, without a card: the device's code from training to answers.
+#[cfg(feature = "wgpu")]
+#[test]
+fn wgpu_runs_a_table_and_computes_the_golden_values() {
+    a_table_runs_and_the_golden_values_are_computed("wgpu");
+}
+
+/// On a driver without a card (`make test-cuda`), which computes nothing: all that a table does on a card goes through, in
+/// bf16, and resumes.
+#[cfg(feature = "cuda")]
+#[test]
+fn a_table_goes_through_on_a_driver_without_a_card() {
+    let cuda = root().join(".cuda");
+    if !cuda.join("stub/libcuda.so.1").exists() {
+        eprintln!("skipped: no .cuda/stub; make test-cuda");
+        return;
+    }
+    let project = Project::new();
+    project.edit(
+        "micro.toml",
+        "description",
+        "precision = \"bf16\"\ndescription",
+    );
+    let libraries =
+        [cuda.join("stub"), cuda.join("lib")].map(|folder| folder.display().to_string());
+    let path = std::env::var("LD_LIBRARY_PATH").unwrap_or_default();
+    for cards in ["0", "0,1"] {
+        let mut run = project.command("run");
+        run.args(["--backend", "cuda", "--device", cards])
+            .env("CUDA_STUB_DEVICES", "2")
+            .env("CUDA_PATH", &cuda)
+            .env("LD_LIBRARY_PATH", libraries.join(":") + ":" + &path);
+        let output = run.output().unwrap();
+        assert!(output.status.success(), "{}", text(&output));
+        // Anew, on two cards.
+        std::fs::remove_dir_all(project.path("runs")).unwrap();
+    }
+}
+
+#[test]
+fn a_card_that_is_not_there_is_refused_before_anything_is_written() {
+    let project = Project::new();
+    for (backend, card, said) in [
+        ("flex", "0", "computes on the processor"),
+        #[cfg(feature = "wgpu")]
+        ("wgpu", "7", "numbered from 0"),
+        #[cfg(feature = "tch")]
+        ("tch", "cuda:0", "libtorch finds no CUDA card"),
+        ("flex", "a", "names no cards"),
+    ] {
+        let mut run = project.command("run");
+        let output = run
+            .args(["--backend", backend, "--device", card])
+            .output()
+            .unwrap();
+        assert!(
+            !output.status.success() && text(&output).contains(said),
+            "{}",
+            text(&output)
+        );
+        assert!(!project.path("runs").exists());
     }
 }
 
