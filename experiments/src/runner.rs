@@ -22,7 +22,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 pub use self::calibrate::calibrate;
-use self::executor::{Board, Executor, Local};
+use self::executor::{Board, Executor, Local, caught};
 pub use self::fold::write_results;
 pub use self::outcome::{Answered, Outcome, Student, outcomes, student};
 use self::proof::Standing;
@@ -206,8 +206,7 @@ pub fn run(
                 let display = &display;
                 move |planned: &Planned, board: &Board| {
                     let mut shown = display.task(&planned.id);
-                    let told = worker
-                        .perform(&planned.id, &planned.task, &mut shown)
+                    let told = caught(|| worker.perform(&planned.id, &planned.task, &mut shown))
                         .with_context(|| format!("task {}", planned.id))?;
                     let Some(told) = told else {
                         return Ok(false);
@@ -273,7 +272,7 @@ pub fn run_task(
         loaded: None,
     };
     let mut shown = display.task(&id);
-    let told = worker.perform(&id, &task, &mut shown)?;
+    let told = caught(|| worker.perform(&id, &task, &mut shown))?;
     let Some(told) = told else {
         return Ok(Ended::Interrupted);
     };

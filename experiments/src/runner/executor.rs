@@ -1,6 +1,7 @@
 //! Who runs which task, and in which order. An executor knows nothing about training.
 
 use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
@@ -73,14 +74,29 @@ where
     }
 }
 
+/// Converts a panic of `work` to an error.
+pub(super) fn caught<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| Err(panicked(&*panic)))
+}
+
 /// Converts a worker's panic to an error.
 fn panicked(panic: &(dyn Any + Send)) -> anyhow::Error {
     let said = panic.downcast_ref::<String>().map(String::as_str);
     let said = said.or_else(|| panic.downcast_ref::<&str>().copied());
-    anyhow!(
-        "a worker panicked, which is a bug: {}",
-        said.unwrap_or("it said nothing")
-    )
+    let said = said.unwrap_or("it said nothing");
+    // Burn panics where a card has no memory left, and CubeCL says how much was asked for.
+    if let Some(line) = said
+        .lines()
+        .find(|line| line.contains("out of device memory"))
+    {
+        return anyhow!(
+            "the card's memory is full ({}); a smaller micro_batch_size or gradient_checkpointing = true in a training, and a \
+             smaller batch_size in [evaluation] and [validation], take less. `abkd plan` estimates the memory by part. What is \
+             done stays done",
+            line.trim()
+        );
+    }
+    anyhow!("a worker panicked, which is a bug: {said}")
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -296,5 +312,14 @@ mod tests {
             let text = panicked(&*panic).to_string();
             assert!(text.ends_with(said), "{text}");
         }
+        let full = || -> Result<()> {
+            panic!("Failed\nCaused by:\n  out of device memory allocating 825229312 bytes\nmore")
+        };
+        let text = caught(full).unwrap_err().to_string();
+        assert!(
+            text.contains("(out of device memory allocating 825229312 bytes)")
+                && text.contains("micro_batch_size")
+        );
+        assert_eq!(caught(|| Ok(3)).unwrap(), 3);
     }
 }
