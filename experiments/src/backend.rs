@@ -157,6 +157,20 @@ pub fn devices(name: &str, cards: &Cards) -> Result<Vec<Device>> {
     })
 }
 
+/// Memory of the smallest of the cards, bytes; `None` where it is not known. The devices were found before.
+pub fn memory(name: &str, cards: &Cards) -> Option<u64> {
+    #[cfg(feature = "cuda")]
+    if name == "cuda" {
+        let numbers = match &cards.numbers[..] {
+            [] => &[0],
+            numbers => numbers,
+        };
+        return numbers.iter().filter_map(|&n| cuda::memory(n)).min();
+    }
+    let _ = (name, cards);
+    None
+}
+
 /// The first device of [`devices`].
 ///
 /// # Errors
@@ -180,6 +194,15 @@ mod cuda {
         }
         let usual = ["/usr/local/cuda", "/opt/cuda"].map(PathBuf::from);
         usual.into_iter().find(|path| path.exists())
+    }
+
+    /// Memory of a card, bytes.
+    pub(super) fn memory(number: usize) -> Option<u64> {
+        cudarc::driver::result::init().ok()?;
+        let device = cudarc::driver::result::device::get(i32::try_from(number).ok()?).ok()?;
+        // SAFETY: the driver has just given the device.
+        let bytes = unsafe { cudarc::driver::result::device::total_mem(device) };
+        bytes.ok().map(|bytes| bytes as u64)
     }
 
     /// What a kernel needs before it can run: a driver, a card, NVRTC, headers.

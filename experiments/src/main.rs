@@ -573,6 +573,27 @@ fn run_experiment(
     for note in spec.notes().into_iter().chain(inputs.notes()) {
         say(&format!("note: {note}"));
     }
+    if executor == ExecutorName::Local
+        && let Some(card) = backend::memory(&spec.profile.backend, &spec.cards)
+    {
+        let costs = Estimate::new(&places.root, &spec, &plan, Some(&inputs))?.costs();
+        let open = costs
+            .iter()
+            .zip(&plan.tasks)
+            .filter(|(_, task)| !done(task));
+        let largest = open
+            .map(|(cost, _)| cost.memory.total())
+            .fold(0.0, f64::max);
+        let wanted = largest * spec.jobs().div_ceil(spec.cards.count()) as f64;
+        if wanted > card as f64 {
+            say(&format!(
+                "note: the card has {:.1} GB, and the tasks side by side take about {:.1} GB by the estimate of `abkd plan`; a \
+                 smaller micro_batch_size, gradient_checkpointing = true or fewer --jobs take less",
+                card as f64 / 1e9,
+                wanted / 1e9
+            ));
+        }
+    }
     let how = match executor {
         ExecutorName::Local => How::Local,
         ExecutorName::Fold => How::Fold,
