@@ -42,7 +42,7 @@ pub fn verify(
 ) -> Result<Vec<Check>> {
     let mut checks = match subject {
         Subject::Losses => {
-            let entries = abkd_losses::verify::verify_losses(path)?;
+            let entries = abkd_losses::verify::verify_losses_on(path, device)?;
             entries
                 .into_iter()
                 .flat_map(|c| {

@@ -197,6 +197,30 @@ fn wgpu_runs_a_table_and_computes_the_golden_values() {
     a_table_runs_and_the_golden_values_are_computed("wgpu");
 }
 
+/// Without dropout, whose draws are a backend's own, devices differ by rounding, which rarely changes a token of an answer.
+#[cfg(feature = "wgpu")]
+#[test]
+fn scores_on_wgpu_are_the_processors() {
+    let project = Project::new();
+    for width in ["n_embd = 32", "n_embd = 16"] {
+        let without = format!("{width}\nembd_pdrop = 0.0\nattn_pdrop = 0.0\nresid_pdrop = 0.0");
+        project.edit("micro.toml", width, &without);
+    }
+    let [ours, theirs] = ["flex", "wgpu"].map(|backend| {
+        let mut run = project.command("run");
+        let output = run.args(["--backend", backend]).output().unwrap();
+        assert!(output.status.success(), "{}", text(&output));
+        std::fs::read_to_string(project.path("results/micro/small_scores.csv")).unwrap()
+    });
+    let differ = ours
+        .lines()
+        .zip(theirs.lines())
+        .filter(|(a, b)| a != b)
+        .count();
+    assert_eq!(ours.lines().count(), 1 + 4 * 4);
+    assert!(differ <= 3, "{ours}\n{theirs}");
+}
+
 /// On a driver without a card (`make test-cuda`), which computes nothing: all that a table does on a card goes through, in
 /// bf16, and resumes.
 #[cfg(feature = "cuda")]
