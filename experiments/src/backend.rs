@@ -62,9 +62,30 @@ impl Display for Cards {
 }
 
 impl Cards {
+    /// The numbers of the cards; the first card where none is named.
+    fn chosen(&self) -> &[usize] {
+        match &self.numbers[..] {
+            [] => &[0],
+            numbers => numbers,
+        }
+    }
+
     /// Number of cards, at least one.
     pub fn count(&self) -> usize {
-        self.numbers.len().max(1)
+        self.chosen().len()
+    }
+
+    /// [`chosen`](Self::chosen), of the cards that were found on `what`.
+    #[cfg(any(feature = "tch", feature = "cuda", feature = "wgpu"))]
+    fn of(&self, found: usize, what: &str) -> Result<&[usize]> {
+        for &number in &self.numbers {
+            ensure!(
+                number < found,
+                "--device {number}: {what} has {found} {}, numbered from 0",
+                if found == 1 { "card" } else { "cards" }
+            );
+        }
+        Ok(self.chosen())
     }
 
     /// The backend that a name means for these cards: libtorch on a card is a backend of its own, since it rounds in
@@ -85,20 +106,6 @@ impl Cards {
 /// kernels, no such card: the error says what was found.
 pub fn devices(name: &str, cards: &Cards) -> Result<Vec<Device>> {
     check(name)?;
-    let numbers = |found: usize, what: &str| -> Result<Vec<usize>> {
-        for &number in &cards.numbers {
-            ensure!(
-                number < found,
-                "--device {number}: {what} has {found} {}, numbered from 0",
-                if found == 1 { "card" } else { "cards" }
-            );
-        }
-        Ok(match &cards.numbers[..] {
-            [] => vec![0],
-            numbers => numbers.to_vec(),
-        })
-    };
-    let _ = &numbers;
     Ok(match name {
         #[cfg(feature = "tch")]
         "tch-cuda" => {
@@ -110,31 +117,23 @@ pub fn devices(name: &str, cards: &Cards) -> Result<Vec<Device>> {
             // Burn will drop libtorch one day.
             #[allow(deprecated)]
             let device = |number: usize| Device::libtorch_cuda(number);
-            numbers(found, "this machine")?
-                .into_iter()
-                .map(device)
-                .collect()
+            let numbers = cards.of(found, "this machine")?;
+            numbers.iter().copied().map(device).collect()
         }
         #[cfg(feature = "cuda")]
         "cuda" => {
             let found = Device::enumerate(burn::tensor::DeviceType::Cuda).len();
             cuda::check(found)?;
-            let numbers = numbers(found, "this machine")?;
-            numbers
-                .into_iter()
-                .map(|number: usize| Device::cuda(number))
-                .collect()
+            let numbers = cards.of(found, "this machine")?;
+            numbers.iter().map(|&number| Device::cuda(number)).collect()
         }
         #[cfg(feature = "wgpu")]
         "wgpu" if !cards.numbers.is_empty() => {
             let found: Vec<Device> = Device::enumerate(burn::tensor::DeviceType::Wgpu)
                 .into_iter()
                 .collect();
-            let numbers = numbers(found.len(), "wgpu")?;
-            numbers
-                .into_iter()
-                .map(|number| found[number].clone())
-                .collect()
+            let numbers = cards.of(found.len(), "wgpu")?;
+            numbers.iter().map(|&n| found[n].clone()).collect()
         }
         #[cfg(feature = "wgpu")]
         "wgpu" => vec![Device::wgpu(burn::tensor::DeviceKind::DefaultDevice)],
@@ -161,11 +160,7 @@ pub fn devices(name: &str, cards: &Cards) -> Result<Vec<Device>> {
 pub fn memory(name: &str, cards: &Cards) -> Option<u64> {
     #[cfg(feature = "cuda")]
     if name == "cuda" {
-        let numbers = match &cards.numbers[..] {
-            [] => &[0],
-            numbers => numbers,
-        };
-        return numbers.iter().filter_map(|&n| cuda::memory(n)).min();
+        return cards.chosen().iter().filter_map(|&n| cuda::memory(n)).min();
     }
     let _ = (name, cards);
     None

@@ -348,16 +348,46 @@ impl Engine for ByStep {
 
 /// Padding in the columns before a prompt and after the end of an answer. Any token will do, since attention sees none of
 /// them.
-pub(crate) const PADDING: u32 = 0;
+const PADDING: u32 = 0;
 
 /// A prompt and its answer so far.
 pub(crate) struct Row<'a> {
     index: usize,
     /// Of the random numbers.
-    pub key: u64,
+    key: u64,
     pub example: u64,
     pub prompt: &'a [u32],
     pub answer: Vec<u32>,
+}
+
+impl Row<'_> {
+    /// The random number of a step, in `[0, 1)`.
+    pub(crate) fn random(&self, step: usize) -> f64 {
+        unit(mix(self.key ^ mix(step as u64)))
+    }
+}
+
+/// The prompts of a batch side by side, padded on the left.
+pub(crate) struct Prompts {
+    /// Columns.
+    pub width: usize,
+    /// Columns of padding of each row.
+    pub pads: Vec<usize>,
+    /// `[B, width]`
+    pub ids: Vec<i32>,
+}
+
+impl Prompts {
+    pub(crate) fn new(rows: &[Row]) -> Self {
+        let width = rows.iter().map(|r| r.prompt.len()).max().unwrap_or(0);
+        let pads: Vec<usize> = rows.iter().map(|r| width - r.prompt.len()).collect();
+        let mut ids = Vec::with_capacity(rows.len() * width);
+        for (row, &pad) in rows.iter().zip(&pads) {
+            ids.extend(std::iter::repeat_n(PADDING as i32, pad));
+            ids.extend(row.prompt.iter().map(|&t| t as i32));
+        }
+        Self { width, pads, ids }
+    }
 }
 
 fn decode_batch(
@@ -367,20 +397,15 @@ fn decode_batch(
     decoding: &Decoding,
     done: &mut dyn FnMut(Row),
 ) -> Result<(), Error> {
-    let width = rows.iter().map(|r| r.prompt.len()).max().unwrap_or(0);
+    let Prompts {
+        width,
+        mut pads,
+        mut ids,
+    } = Prompts::new(rows);
     let capacity = width + decoding.max_new_tokens;
     decoders
         .iter_mut()
         .for_each(|d| d.engine.begin(rows.len(), capacity));
-    let mut pads: Vec<usize> = rows.iter().map(|r| width - r.prompt.len()).collect();
-    let mut ids: Vec<i32> = Vec::with_capacity(rows.len() * width);
-    for row in rows.iter() {
-        ids.extend(std::iter::repeat_n(
-            PADDING as i32,
-            width - row.prompt.len(),
-        ));
-        ids.extend(row.prompt.iter().map(|&t| t as i32));
-    }
     // For each row of the decoders its index in `open`; `None` once it has ended.
     let mut alive: Vec<Option<usize>> = (0..rows.len()).map(Some).collect();
     let mut open: Vec<Option<Row>> = rows.drain(..).map(Some).collect();
@@ -475,7 +500,7 @@ fn next_token(logits: &[f32], row: &Row, step: usize, decoding: &Decoding) -> Re
         }
         &masked
     };
-    let u = unit(mix(row.key ^ mix(step as u64)));
+    let u = row.random(step);
     draw(logits, u, decoding).ok_or(Error::NotFinite {
         example: row.example,
         position: row.prompt.len() + step,

@@ -70,7 +70,7 @@ impl KvCache {
         let seen = [0..batch, 0..heads, 0..end, 0..dh];
         let (k, v) = (keys.clone().slice(seen.clone()), values.clone().slice(seen));
         self.layers[layer] = Some((keys, values));
-        attend(q, as_f32(k), as_f32(v), bias, |w| w)
+        attend(q, k.cast(DType::F32), v.cast(DType::F32), bias, |w| w)
     }
 
     /// Writes a layer's new keys and values in place at a column that the device knows, then attends to all columns.
@@ -95,7 +95,7 @@ impl KvCache {
         let (keys, values) = (write(keys, k), write(values, v));
         let (k, v) = (keys.clone(), values.clone());
         self.layers[layer] = Some((keys, values));
-        attend(q, as_f32(k), as_f32(v), Some(bias), |w| w)
+        attend(q, k.cast(DType::F32), v.cast(DType::F32), Some(bias), |w| w)
     }
 
     /// Called once by the model after all layers have appended `width` tokens.
@@ -112,13 +112,6 @@ impl KvCache {
             *keys = keys.clone().select(0, ids.clone());
             *values = values.clone().select(0, ids);
         }
-    }
-}
-
-fn as_f32(x: Tensor<4>) -> Tensor<4> {
-    match x.dtype() {
-        DType::F32 => x,
-        _ => x.cast(DType::F32),
     }
 }
 

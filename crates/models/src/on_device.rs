@@ -8,9 +8,8 @@ use std::cell::RefCell;
 
 use burn::tensor::{Bool, Device, Graph, IndexingUpdateOp, Int, Tensor, TensorData, capture};
 
-use crate::generate::{Decoding, PADDING, Row};
+use crate::generate::{Decoding, Prompts, Row};
 use crate::kv_cache::KvCache;
-use crate::params::{mix, unit};
 use crate::rotary::Tables;
 use crate::span::Span;
 use crate::{Error, LanguageModel};
@@ -245,22 +244,16 @@ impl<'a> State<'a> {
     fn new(models: &[(&'a OnDevice, f64)], rows: &[Row], decoding: &Decoding) -> Self {
         let device = models[0].0.model.device();
         let batch = rows.len();
-        let width = rows.iter().map(|r| r.prompt.len()).max().unwrap_or(0);
+        let Prompts { width, pads, ids } = Prompts::new(rows);
         let steps = decoding.max_new_tokens + SLACK;
         let capacity = width + steps;
-        let pads: Vec<usize> = rows.iter().map(|r| width - r.prompt.len()).collect();
-        let mut ids = Vec::with_capacity(batch * width);
         let mut seen = Vec::with_capacity(batch * capacity);
-        for (row, &pad) in rows.iter().zip(&pads) {
-            let prompt = row.prompt.iter().map(|&t| t as i32);
-            ids.extend(std::iter::repeat_n(PADDING as i32, pad).chain(prompt.clone()));
-            seen.extend(std::iter::repeat_n(-1, pad).chain(prompt));
-            seen.extend(std::iter::repeat_n(-1, steps));
-        }
         let mut draws = Vec::with_capacity(batch * steps);
-        for row in rows {
-            let numbers = (0..steps).map(|step| unit(mix(row.key ^ mix(step as u64))) as f32);
-            draws.extend(numbers.map(|u| u.min(BELOW_ONE)));
+        for (row, &pad) in rows.iter().zip(&pads) {
+            seen.extend(std::iter::repeat_n(-1, pad));
+            seen.extend(row.prompt.iter().map(|&t| t as i32));
+            seen.extend(std::iter::repeat_n(-1, steps));
+            draws.extend((0..steps).map(|step| (row.random(step) as f32).min(BELOW_ONE)));
         }
         let mut logits = Vec::new();
         let mut parts = Vec::new();
@@ -438,12 +431,11 @@ impl<'a> State<'a> {
     fn keep_rows(&mut self, rows: &[usize]) {
         let batch = rows.len();
         let ids = numbers(rows.iter().map(|&r| r as i32), [batch], &self.device);
-        let blocks = host(self.first_block.clone()).get(1).copied().unwrap_or(0);
         self.pads.inplace(|x| x.select(0, ids.clone()));
         self.seen.inplace(|x| x.select(0, ids.clone()));
         self.draws.inplace(|x| x.select(0, ids.clone()));
         self.answers.inplace(|x| x.select(0, ids.clone()));
-        self.first_block = numbers((0..batch as i32).map(|b| b * blocks), [batch], &self.device);
+        self.first_block.inplace(|x| x.narrow(0, 0, batch));
         self.models
             .iter_mut()
             .for_each(|part| part.cache.keep_rows(rows));
@@ -528,6 +520,7 @@ mod tests {
     use super::*;
     use crate::ModelConfig;
     use crate::generate::{Sampler, generate};
+    use crate::params::{mix, unit};
 
     fn models() -> Vec<LanguageModel> {
         [

@@ -161,7 +161,7 @@ pub fn update(
 ) -> Result<(LanguageModel, StepReport), Error> {
     let parts = parts(terms, how);
     student.device().seed(how.seed);
-    let chunk_bytes = chunk_bytes(&student.valid().device());
+    let chunk_bytes = chunk_bytes(&student.device());
     let work = |student: &LanguageModel, part: &Part, phases: &mut Phases| {
         // The teacher runs where there is no cache, and for sequences that are not in it.
         let teacher = teacher.map(|t| Teacher {

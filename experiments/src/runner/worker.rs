@@ -356,10 +356,12 @@ impl Worker<'_> {
 
     /// A model for inference, its adapter merged.
     pub(super) fn asked(&self, model: &Model, task: &Task) -> Result<LanguageModel> {
-        if abkd_host::serves(&self.device) {
-            return Ok(lora::merge(self.load(model, task, &self.device)?));
-        }
-        let model = lora::merge(self.load(model, task, &Device::flex())?);
+        // What a card holds is rounded in host memory first.
+        let device = match abkd_host::serves(&self.device) {
+            true => &self.device,
+            false => &Device::flex(),
+        };
+        let model = lora::merge(self.load(model, task, device)?);
         Ok(model.frozen_on(&self.device))
     }
 
