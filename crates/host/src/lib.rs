@@ -59,15 +59,17 @@ pub fn is_card(device: &Device) -> bool {
     })
 }
 
-/// Keeps freed memory for later allocations instead of returning it to the system: every update allocates the same tens of
-/// megabytes again, and the system clears fresh pages one by one. Called once, at program start; has an effect with glibc
-/// only.
+/// Keeps freed memory for later allocations instead of returning it to the system: every update allocates the same gigabytes
+/// again, and the system clears fresh pages one by one. Called at program start, before there are other threads; has an
+/// effect with glibc only.
 pub fn keep_freed_memory() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     // SAFETY: mallopt only sets parameters of the allocator.
     unsafe {
         libc::mallopt(libc::M_MMAP_THRESHOLD, i32::MAX);
         libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX);
+        // Other threads than the first would get arenas of their own, which give large blocks back whatever the thresholds.
+        libc::mallopt(libc::M_ARENA_MAX, 1);
     }
 }
 

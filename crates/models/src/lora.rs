@@ -134,8 +134,8 @@ pub struct Adapter {
 impl Adapter {
     /// `[N, in] -> [N, out]`
     pub(crate) fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        let low = self.dropout.forward(x).matmul(self.a.val()); // [N, r]
-        low.matmul(self.b.val()) * self.scale
+        let low = self.dropout.forward(x).matmul(self.a.val()) * self.scale; // [N, r]
+        low.matmul(self.b.val())
     }
 
     fn delta(&self) -> Tensor<2> {

@@ -1,0 +1,44 @@
+//! Freed memory stays with the process, whichever thread works. A program without the harness, whose threads would be there
+//! before the setting.
+
+fn main() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    glibc::a_thread_gets_its_pages_once();
+    println!("1 passed, 0 failed");
+}
+
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+mod glibc {
+    pub fn a_thread_gets_its_pages_once() {
+        abkd_host::keep_freed_memory();
+        let counts = std::thread::spawn(|| [update(), update(), update()]);
+        let [first, second, third] = counts.join().unwrap();
+        assert!(
+            first > 100_000,
+            "{first} pages: the blocks were not touched"
+        );
+        assert!(
+            second < 100 && third < 100,
+            "{first}, then {second} and {third} pages: freed memory went back to the system"
+        );
+    }
+
+    /// Touches each page of some large blocks, as an update does, and frees them. Returns the pages that were given for it.
+    fn update() -> i64 {
+        let before = faults();
+        let blocks: Vec<Vec<u8>> = (1..9).map(|i| vec![i; usize::from(i) << 24]).collect();
+        std::hint::black_box(&blocks);
+        drop(blocks);
+        faults() - before
+    }
+
+    /// Pages that the system gave to this thread so far.
+    fn faults() -> i64 {
+        // SAFETY: the structure is written before it is read.
+        unsafe {
+            let mut usage = std::mem::zeroed::<libc::rusage>();
+            assert_eq!(libc::getrusage(libc::RUSAGE_THREAD, &mut usage), 0);
+            usage.ru_minflt
+        }
+    }
+}
