@@ -221,7 +221,7 @@ impl LayerNorm {
     /// `[N, d] -> [N, d]`
     pub(crate) fn forward(&self, x: Tensor<2>, epsilon: f64) -> Tensor<2> {
         let (weight, bias) = (self.weight.val(), self.bias.val());
-        if ops::serve(&x.device()) {
+        if ops::serve_rows(&x.device()) {
             return ops::layer_norm(x, weight, bias, epsilon);
         }
         layer_norm(x, weight, Some(bias), epsilon)
@@ -244,7 +244,7 @@ impl RmsNorm {
 
     /// `[N, d] -> [N, d]`
     pub(crate) fn forward(&self, x: Tensor<2>, epsilon: f64) -> Tensor<2> {
-        if ops::serve(&x.device()) {
+        if ops::serve_rows(&x.device()) {
             return ops::rms_norm(x, self.weight.val(), epsilon);
         }
         let mean_square = x.clone().square().mean_dim(1); // [N, 1]

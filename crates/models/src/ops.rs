@@ -1,10 +1,12 @@
-//! The operations of a pass other than products, each as one walk over host memory with its own backward pass. Burn's
-//! versions are several operations that each keep a result for the backward pass, and Flex's exponentials are scalar. GPUs
-//! use Burn's.
+//! The operations of a pass other than products, each as one walk over memory with its own backward pass. Burn's versions
+//! are several operations that each keep a result for the backward pass, and Flex's exponentials are scalar. Norms and
+//! activations have kernels for the devices that CubeCL serves, too; attention is Burn's there.
 
 #![allow(deprecated)] // Burn will drop libtorch one day
 
 mod causal;
+#[cfg(feature = "cube")]
+mod cube;
 mod memory;
 mod products;
 mod rows;
@@ -20,6 +22,8 @@ use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, Dispatch, Flex, TensorMetadata, backend_extension};
 use burn::tensor::{Device, Shape, Tensor};
+#[cfg(feature = "cube")]
+use burn_cubecl::CubeBackend;
 
 pub(crate) use causal::{Sequences, causal};
 use memory::Memory;
@@ -32,6 +36,16 @@ pub(crate) fn serve(device: &Device) -> bool {
     *device == Device::flex() || abkd_host::libtorch().is_some_and(|libtorch| *device == libtorch)
 }
 
+/// Whether norms and activations do: they have kernels for CubeCL's devices, too.
+pub(crate) fn serve_rows(device: &Device) -> bool {
+    #[cfg(feature = "cube")]
+    if let burn::backend::DispatchDevice::Cube(_) = device.clone().without_autodiff().as_dispatch()
+    {
+        return true;
+    }
+    serve(device)
+}
+
 /// A function of `I` dense tensors, and its gradient. The inputs are kept for the backward pass, and nothing else.
 trait Operation<const I: usize>: Debug + Send + Sync {
     /// Shape of the output.
@@ -42,13 +56,85 @@ trait Operation<const I: usize>: Debug + Send + Sync {
 
     /// Writes all of the inputs' gradients, from the output's gradient `g`.
     fn backward(&self, inputs: [&[f32]; I], g: &[f32], grads: [&mut [f32]; I]);
+
+    /// The value on a device that CubeCL serves, see [`serve_rows`].
+    #[cfg(feature = "cube")]
+    fn forward_on_card(&self, _: &[FloatTensor<CubeBackend>; I]) -> FloatTensor<CubeBackend> {
+        unreachable!("served in host memory alone")
+    }
+
+    /// The inputs' gradients there.
+    #[cfg(feature = "cube")]
+    fn backward_on_card(
+        &self,
+        _: &[FloatTensor<CubeBackend>; I],
+        _: &FloatTensor<CubeBackend>,
+    ) -> [FloatTensor<CubeBackend>; I] {
+        unreachable!("served in host memory alone")
+    }
 }
+
+/// A backend that runs these operations.
+trait Walk: Backend {
+    /// The same numbers in f32, row after row.
+    fn dense(x: FloatTensor<Self>) -> FloatTensor<Self>;
+
+    fn forward<const I: usize>(
+        op: &dyn Operation<I>,
+        inputs: &[FloatTensor<Self>; I],
+    ) -> FloatTensor<Self>;
+
+    fn backward<const I: usize>(
+        op: &dyn Operation<I>,
+        inputs: &[FloatTensor<Self>; I],
+        g: &FloatTensor<Self>,
+    ) -> [FloatTensor<Self>; I];
+}
+
+/// Of tensors in host memory: the walks over slices.
+macro_rules! in_memory {
+    ($backend:ty) => {
+        impl Walk for $backend {
+            fn dense(x: FloatTensor<Self>) -> FloatTensor<Self> {
+                <Self as Memory>::dense(x)
+            }
+
+            fn forward<const I: usize>(
+                op: &dyn Operation<I>,
+                inputs: &[FloatTensor<Self>; I],
+            ) -> FloatTensor<Self> {
+                let mut out = Self::empty(op.shape(inputs.each_ref().map(|x| x.shape())));
+                let inputs = inputs.each_ref().map(|x| Self::read(x));
+                op.forward(inputs, Self::write(&mut out));
+                out
+            }
+
+            fn backward<const I: usize>(
+                op: &dyn Operation<I>,
+                inputs: &[FloatTensor<Self>; I],
+                g: &FloatTensor<Self>,
+            ) -> [FloatTensor<Self>; I] {
+                let mut made = inputs.each_ref().map(|x| Self::empty(x.shape()));
+                op.backward(
+                    inputs.each_ref().map(|x| Self::read(x)),
+                    Self::read(g),
+                    made.each_mut().map(|x| Self::write(x)),
+                );
+                made
+            }
+        }
+    };
+}
+
+in_memory!(Flex);
+#[cfg(feature = "tch")]
+in_memory!(burn::backend::LibTorch);
 
 fn apply_1<const A: usize, const Y: usize>(
     op: impl Operation<1> + 'static,
     a: Tensor<A>,
 ) -> Tensor<Y> {
-    Tensor::from_dispatch(Dispatch::host_1(a.into_dispatch(), Arc::new(op)))
+    Tensor::from_dispatch(Dispatch::walk_1(a.into_dispatch(), Arc::new(op)))
 }
 
 fn apply_2<const A: usize, const B: usize, const Y: usize>(
@@ -57,7 +143,7 @@ fn apply_2<const A: usize, const B: usize, const Y: usize>(
     b: Tensor<B>,
 ) -> Tensor<Y> {
     let (a, b) = (a.into_dispatch(), b.into_dispatch());
-    Tensor::from_dispatch(Dispatch::host_2(a, b, Arc::new(op)))
+    Tensor::from_dispatch(Dispatch::walk_2(a, b, Arc::new(op)))
 }
 
 fn apply_3<const A: usize, const B: usize, const C: usize, const Y: usize>(
@@ -67,18 +153,23 @@ fn apply_3<const A: usize, const B: usize, const C: usize, const Y: usize>(
     c: Tensor<C>,
 ) -> Tensor<Y> {
     let (a, b, c) = (a.into_dispatch(), b.into_dispatch(), c.into_dispatch());
-    Tensor::from_dispatch(Dispatch::host_3(a, b, c, Arc::new(op)))
+    Tensor::from_dispatch(Dispatch::walk_3(a, b, c, Arc::new(op)))
 }
 
-#[backend_extension(Autodiff, Flex, LibTorch: cfg(feature = "tch"))]
-trait HostOps: Backend {
-    fn host_1(a: FloatTensor<Self>, op: Arc<dyn Operation<1>>) -> FloatTensor<Self>;
-    fn host_2(
+#[backend_extension(
+    Autodiff,
+    Flex,
+    LibTorch: cfg(feature = "tch"),
+    Cube: cfg(feature = "cube"),
+)]
+trait WalkOps: Backend {
+    fn walk_1(a: FloatTensor<Self>, op: Arc<dyn Operation<1>>) -> FloatTensor<Self>;
+    fn walk_2(
         a: FloatTensor<Self>,
         b: FloatTensor<Self>,
         op: Arc<dyn Operation<2>>,
     ) -> FloatTensor<Self>;
-    fn host_3(
+    fn walk_3(
         a: FloatTensor<Self>,
         b: FloatTensor<Self>,
         c: FloatTensor<Self>,
@@ -89,11 +180,11 @@ trait HostOps: Backend {
 /// All methods through one function of an array of inputs.
 macro_rules! by_arrays {
     ($($function:tt)+) => {
-        fn host_1(a: FloatTensor<Self>, op: Arc<dyn Operation<1>>) -> FloatTensor<Self> {
+        fn walk_1(a: FloatTensor<Self>, op: Arc<dyn Operation<1>>) -> FloatTensor<Self> {
             $($function)+([a], op)
         }
 
-        fn host_2(
+        fn walk_2(
             a: FloatTensor<Self>,
             b: FloatTensor<Self>,
             op: Arc<dyn Operation<2>>,
@@ -101,7 +192,7 @@ macro_rules! by_arrays {
             $($function)+([a, b], op)
         }
 
-        fn host_3(
+        fn walk_3(
             a: FloatTensor<Self>,
             b: FloatTensor<Self>,
             c: FloatTensor<Self>,
@@ -112,48 +203,45 @@ macro_rules! by_arrays {
     };
 }
 
-impl HostOps for Flex {
+impl WalkOps for Flex {
     by_arrays!(forward::<Self, _>);
 }
 
 #[cfg(feature = "tch")]
-impl HostOps for burn::backend::LibTorch {
+impl WalkOps for burn::backend::LibTorch {
     by_arrays!(forward::<Self, _>);
 }
 
-impl<B: Memory, C: CheckpointStrategy> HostOps for Autodiff<B, C> {
+#[cfg(feature = "cube")]
+impl WalkOps for CubeBackend {
+    by_arrays!(forward::<Self, _>);
+}
+
+impl<B: Walk, C: CheckpointStrategy> WalkOps for Autodiff<B, C> {
     by_arrays!(tracked::<B, C, _>);
 }
 
-fn forward<B: Memory, const I: usize>(
+fn forward<B: Walk, const I: usize>(
     inputs: [FloatTensor<B>; I],
     op: Arc<dyn Operation<I>>,
 ) -> FloatTensor<B> {
-    let inputs = inputs.map(B::dense);
-    let mut out = B::empty(op.shape(inputs.each_ref().map(|x| x.shape())));
-    op.forward(inputs.each_ref().map(|x| B::read(x)), B::write(&mut out));
-    out
+    B::forward(&*op, &inputs.map(B::dense))
 }
 
-fn tracked<B: Memory, C: CheckpointStrategy, const I: usize>(
+fn tracked<B: Walk, C: CheckpointStrategy, const I: usize>(
     inputs: [FloatTensor<Autodiff<B, C>>; I],
     op: Arc<dyn Operation<I>>,
 ) -> FloatTensor<Autodiff<B, C>> {
     #[derive(Debug)]
     struct Step;
 
-    impl<B: Memory, const I: usize> Backward<B, I> for Step {
+    impl<B: Walk, const I: usize> Backward<B, I> for Step {
         type State = ([FloatTensor<B>; I], Arc<dyn Operation<I>>);
 
         fn backward(self, ops: Ops<Self::State, I>, grads: &mut Gradients, _: &mut Checkpointer) {
             let g = B::dense(grads.consume::<B>(&ops.node));
             let (inputs, op) = ops.state;
-            let mut made = inputs.each_ref().map(|x| B::empty(x.shape()));
-            op.backward(
-                inputs.each_ref().map(|x| B::read(x)),
-                B::read(&g),
-                made.each_mut().map(|x| B::write(x)),
-            );
+            let made = B::backward(&*op, &inputs, &g);
             for (parent, grad) in ops.parents.iter().zip(made) {
                 if let Some(parent) = parent {
                     grads.register::<B>(parent.id, grad);

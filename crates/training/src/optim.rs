@@ -80,14 +80,26 @@ pub fn global_norm(model: &LanguageModel, grads: &GradientsParams) -> f64 {
         /// Sum over the gradients in host memory.
         sum: f64,
         sums: Vec<Tensor<1>>,
+        #[cfg(feature = "cube")]
+        on_card: Option<cube::Squares>,
     }
     impl ModuleVisitor for Squares<'_> {
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            if let Some(grad) = self.grads.get::<D>(param.id) {
-                match fused::sum_of_squares(&grad) {
-                    Some(sum) => self.sum += sum,
-                    None => self.sums.push(grad.square().sum()),
+            let Some(grad) = self.grads.get::<D>(param.id) else {
+                return;
+            };
+            #[cfg(feature = "cube")]
+            {
+                let count = self.grads.len();
+                let on_card = || cube::Squares::beside(&grad, count);
+                self.on_card = self.on_card.take().or_else(on_card);
+                if let Some(squares) = &mut self.on_card {
+                    return squares.add(grad);
                 }
+            }
+            match fused::sum_of_squares(&grad) {
+                Some(sum) => self.sum += sum,
+                None => self.sums.push(grad.square().sum()),
             }
         }
     }
@@ -95,8 +107,14 @@ pub fn global_norm(model: &LanguageModel, grads: &GradientsParams) -> f64 {
         grads,
         sum: 0.0,
         sums: Vec::new(),
+        #[cfg(feature = "cube")]
+        on_card: None,
     };
     model.visit(&mut visitor);
+    #[cfg(feature = "cube")]
+    if let Some(squares) = visitor.on_card {
+        return squares.sum().sqrt();
+    }
     if visitor.sums.is_empty() {
         return visitor.sum.sqrt();
     }
@@ -143,7 +161,7 @@ mod tests {
     use abkd_models::ModelConfig;
     use abkd_models::lora::{self, LoraConfig};
     use burn::module::ModuleMapper;
-    use burn::tensor::Device;
+    use burn::tensor::{Device, TensorData};
 
     use super::*;
 
@@ -197,6 +215,31 @@ mod tests {
                 assert!((norm - expected).abs() < 1e-5, "{norm} for {expected}");
             }
         }
+    }
+
+    #[cfg(feature = "wgpu")]
+    #[test]
+    fn the_norm_on_a_card_is_the_norm() {
+        let device = Device::wgpu(burn::tensor::DeviceKind::DefaultDevice);
+        let model = gpt2();
+        let wave = |rows: usize, columns: usize, device: &Device| {
+            let numbers: Vec<f32> = (0..rows * columns)
+                .map(|i| (i as f32 * 0.37).sin())
+                .collect();
+            Tensor::<2>::from_data(TensorData::new(numbers, [rows, columns]), device)
+        };
+        let norm = |device: &Device| {
+            let mut grads = GradientsParams::new();
+            let matrices = params::list(&model).into_iter();
+            let matrices = matrices.filter(|p| p.shape.len() == 2);
+            for (param, rows) in matrices.zip([1, 40, 700]) {
+                // a view, whose numbers do not lie side by side
+                grads.register(param.id, wave(rows, 257, device).transpose());
+            }
+            global_norm(&model, &grads)
+        };
+        let (ours, exact) = (norm(&device), norm(&Device::flex()));
+        assert!((ours / exact - 1.0).abs() < 1e-6, "{ours} {exact}");
     }
 
     /// Adds 2 to all weights, so that none is 0 and weight decay changes each of them.

@@ -3,8 +3,12 @@
 use abkd_host::math::sigmoid;
 use abkd_host::{LANES, dispatch};
 use burn::tensor::{Shape, Tensor};
+#[cfg(feature = "cube")]
+use burn_cubecl::tensor::CubeTensor;
 use rayon::prelude::*;
 
+#[cfg(feature = "cube")]
+use super::cube;
 use super::{CUBE, LINE, Operation, apply_1, apply_2, apply_3, gelu};
 
 /// Rows that a thread takes at a time.
@@ -65,6 +69,17 @@ impl Operation<2> for Norm {
     fn backward(&self, [x, weight]: [&[f32]; 2], g: &[f32], [dx, d_weight]: [&mut [f32]; 2]) {
         self.gradients(x, weight, g, dx, d_weight, None);
     }
+
+    #[cfg(feature = "cube")]
+    fn forward_on_card(&self, [x, weight]: &[CubeTensor; 2]) -> CubeTensor {
+        cube::norm(x, weight, None, self.epsilon)
+    }
+
+    #[cfg(feature = "cube")]
+    fn backward_on_card(&self, [x, weight]: &[CubeTensor; 2], g: &CubeTensor) -> [CubeTensor; 2] {
+        let (dx, d_weight, _) = cube::norm_gradient(x, weight, false, self.epsilon, g);
+        [dx, d_weight]
+    }
 }
 
 impl Operation<3> for Norm {
@@ -85,6 +100,21 @@ impl Operation<3> for Norm {
         [dx, d_weight, d_bias]: [&mut [f32]; 3],
     ) {
         self.gradients(x, weight, g, dx, d_weight, Some(d_bias));
+    }
+
+    #[cfg(feature = "cube")]
+    fn forward_on_card(&self, [x, weight, bias]: &[CubeTensor; 3]) -> CubeTensor {
+        cube::norm(x, weight, Some(bias), self.epsilon)
+    }
+
+    #[cfg(feature = "cube")]
+    fn backward_on_card(
+        &self,
+        [x, weight, _]: &[CubeTensor; 3],
+        g: &CubeTensor,
+    ) -> [CubeTensor; 3] {
+        let (dx, d_weight, d_bias) = cube::norm_gradient(x, weight, true, self.epsilon, g);
+        [dx, d_weight, d_bias]
     }
 }
 
@@ -153,6 +183,16 @@ impl Operation<2> for Gated {
                 gated_gradient(gate, up, g, d_gate, d_up);
             });
     }
+
+    #[cfg(feature = "cube")]
+    fn forward_on_card(&self, [gate, up]: &[CubeTensor; 2]) -> CubeTensor {
+        cube::gated(gate, up)
+    }
+
+    #[cfg(feature = "cube")]
+    fn backward_on_card(&self, [gate, up]: &[CubeTensor; 2], g: &CubeTensor) -> [CubeTensor; 2] {
+        cube::gated_gradient(gate, up, g)
+    }
 }
 
 /// The same where gate and up share a row.
@@ -207,6 +247,16 @@ impl Operation<1> for Gelu {
         let read = x.par_chunks(PART).zip(g.par_chunks(PART));
         let parts = dx.par_chunks_mut(PART).zip(read);
         parts.for_each(|(dx, (x, g))| gelu_gradient(x, g, dx));
+    }
+
+    #[cfg(feature = "cube")]
+    fn forward_on_card(&self, [x]: &[CubeTensor; 1]) -> CubeTensor {
+        cube::gelu(x)
+    }
+
+    #[cfg(feature = "cube")]
+    fn backward_on_card(&self, [x]: &[CubeTensor; 1], g: &CubeTensor) -> [CubeTensor; 1] {
+        [cube::gelu_gradient(x, g)]
     }
 }
 
@@ -374,11 +424,18 @@ mod tests {
             .collect()
     }
 
+    fn devices() -> Vec<Device> {
+        let in_memory = std::iter::once(Device::flex()).chain(abkd_host::libtorch());
+        #[cfg(feature = "wgpu")]
+        let in_memory = in_memory.chain([Device::wgpu(burn::tensor::DeviceKind::DefaultDevice)]);
+        in_memory.collect()
+    }
+
     fn assert_near(
         f: impl Fn(Tensor<2>, Tensor<2>, Tensor<1>, Tensor<1>) -> Tensor<2>,
         burns: impl Fn(Tensor<2>, Tensor<2>, Tensor<1>, Tensor<1>) -> Tensor<2>,
     ) {
-        for device in std::iter::once(Device::flex()).chain(abkd_host::libtorch()) {
+        for device in devices() {
             let (ours, burns) = (both(&device, &f), both(&device, &burns));
             assert_eq!(ours.len(), burns.len());
             for (ours, burns) in ours.into_iter().zip(burns) {
@@ -413,7 +470,11 @@ mod tests {
             |x, z, _, _| activation::silu(x) * z,
         );
         assert_near(
-            |x, z, _, _| swiglu_joint(Tensor::cat(vec![x, z], 1)),
+            // side by side in host memory alone
+            |x, z, _, _| match super::super::serve(&x.device()) {
+                true => swiglu_joint(Tensor::cat(vec![x, z], 1)),
+                false => swiglu(x, z),
+            },
             |x, z, _, _| activation::silu(x) * z,
         );
         assert_near(

@@ -1,8 +1,9 @@
-//! AdamW in one launch for each parameter, on a device that CubeCL serves.
+//! AdamW and the gradient's norm in one launch for each parameter, on a device that CubeCL serves.
 
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Shape, Tensor};
 use burn_cubecl::CubeBackend;
 use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 use cubecl::{CubeDim, calculate_cube_count_elemwise};
@@ -41,6 +42,91 @@ fn adamw_kernel(
     weights[i] = weights[i] * n.keep - delta * n.lr;
 }
 
+/// Cubes that share a tensor's sum.
+const SHARES: usize = 64;
+/// Units per cube; no more than WebGPU grants everywhere.
+const UNITS: u32 = 256;
+
+/// A sum for each cube, beside each other in row `row` of `to`.
+#[cube(launch)]
+fn squares_kernel(
+    x: &cubecl::prelude::Tensor<f32>,
+    to: &mut cubecl::prelude::Tensor<f32>,
+    row: usize,
+    #[comptime] units: usize,
+) {
+    let unit = UNIT_POS as usize;
+    let mut sum = 0.0f32;
+    let mut i = ABSOLUTE_POS;
+    while i < x.len() {
+        sum += x[i] * x[i];
+        i += units * SHARES;
+    }
+    let mut sums = Shared::<[f32]>::new_slice(units);
+    sums[unit] = sum;
+    sync_cube();
+    let mut half = CUBE_DIM as usize / 2;
+    while half > 0 {
+        if unit < half {
+            let other = sums[unit + half];
+            sums[unit] += other;
+        }
+        sync_cube();
+        half /= 2;
+    }
+    if unit == 0 {
+        to[row * SHARES + CUBE_POS] = sums[0];
+    }
+}
+
+/// Sums of squares of several tensors.
+pub(super) struct Squares {
+    /// `[tensors, SHARES]`, of which `filled` rows are written.
+    to: CubeTensor,
+    filled: usize,
+}
+
+impl Squares {
+    /// For at most `tensors` of them, on the device of `x`; `None` where it is not served.
+    pub fn beside<const D: usize>(x: &Tensor<D>, tensors: usize) -> Option<Self> {
+        let x = x.clone().try_into_primitive::<CubeBackend>().ok()?;
+        let shape = Shape::new([tensors, SHARES]);
+        let to = empty_device_contiguous_dtype(x.client, x.device, shape, DType::F32);
+        Some(Self { to, filled: 0 })
+    }
+
+    pub fn add<const D: usize>(&mut self, x: Tensor<D>) {
+        let x = primitive(x.cast(DType::F32));
+        let client = x.client.clone();
+        let most = client.properties().hardware.max_units_per_cube;
+        // a power of 2: sums halve the units until one is left
+        let units = 1 << UNITS.min(most).ilog2();
+        squares_kernel::launch(
+            &client,
+            CubeCount::Static(SHARES as u32, 1, 1),
+            CubeDim::new_1d(units),
+            x.into_tensor_arg(),
+            self.to.clone().into_tensor_arg(),
+            self.filled,
+            units as usize,
+        );
+        self.filled += 1;
+    }
+
+    pub fn sum(self) -> f64 {
+        let all = Tensor::<2>::from_primitive::<CubeBackend>(self.to);
+        let sums = all.slice([0..self.filled, 0..SHARES]).sum_dim(1);
+        let sums = sums.into_data_as::<f32>();
+        let sums = sums.as_slice::<f32>().expect("converted to f32 above");
+        sums.iter().map(|&s| f64::from(s)).sum()
+    }
+}
+
+fn primitive<const D: usize>(x: Tensor<D>) -> CubeTensor {
+    let x = x.try_into_primitive::<CubeBackend>();
+    into_contiguous(x.unwrap_or_else(|_| panic!("the caller checks the device")))
+}
+
 /// Whether a tensor lies on such a device.
 pub(super) fn serves<const D: usize>(x: &Tensor<D>) -> bool {
     x.clone().try_into_primitive::<CubeBackend>().is_ok()
@@ -52,10 +138,6 @@ pub(super) fn in_place<const D: usize>(
     tensors: [Tensor<D>; 3],
     grad: Tensor<D>,
 ) -> [Tensor<D>; 3] {
-    let primitive = |x: Tensor<D>| {
-        let x = x.try_into_primitive::<CubeBackend>();
-        into_contiguous(x.unwrap_or_else(|_| panic!("the caller checks the device")))
-    };
     let own = |x: CubeTensor| if x.can_mut() { x } else { x.copy() };
     let [weights, first, second] = tensors.map(|x| own(primitive(x)));
     let grad = primitive(grad);
