@@ -61,6 +61,14 @@ impl Rotary {
         }
     }
 
+    /// Cosines, then sines, of each position: `[positions, dh]`
+    #[cfg(feature = "cube")]
+    pub fn table(&self, dh: usize) -> Vec<f32> {
+        let half = dh / 2;
+        let pairs = self.cos.chunks(half).zip(self.sin.chunks(half));
+        pairs.flat_map(|(cos, sin)| [cos, sin].concat()).collect()
+    }
+
     /// The gradient of [`turn`](Self::turn): the rotation back.
     #[inline(always)]
     pub fn turn_back(&self, head: &mut [f32], position: usize) {

@@ -1,6 +1,6 @@
 //! The operations of a pass other than products, each as one walk over memory with its own backward pass. Burn's versions
-//! are several operations that each keep a result for the backward pass, and Flex's exponentials are scalar. Norms and
-//! activations have kernels for the devices that CubeCL serves, too; attention is Burn's there.
+//! are several operations that each keep a result for the backward pass, and Flex's exponentials are scalar. All but the
+//! products have kernels for the devices that CubeCL serves, too.
 
 #![allow(deprecated)] // Burn will drop libtorch one day
 
@@ -30,20 +30,26 @@ use memory::Memory;
 pub(crate) use products::{add_product, native_bf16, products, serve_products};
 pub(crate) use rows::{gelu_new, layer_norm, rms_norm, swiglu, swiglu_joint};
 
-/// Whether these operations serve tensors of a device, in a graph or not.
+/// Whether a device's tensors lie in host memory, in a graph or not: products are ours there, too.
 pub(crate) fn serve(device: &Device) -> bool {
     // Device equality ignores autodiff.
     *device == Device::flex() || abkd_host::libtorch().is_some_and(|libtorch| *device == libtorch)
 }
 
-/// Whether norms and activations do: they have kernels for CubeCL's devices, too.
+/// Whether the operations other than products do: they have kernels for CubeCL's devices, too.
 pub(crate) fn serve_rows(device: &Device) -> bool {
     #[cfg(feature = "cube")]
-    if let burn::backend::DispatchDevice::Cube(_) = device.clone().without_autodiff().as_dispatch()
-    {
+    if on_card(device) {
         return true;
     }
     serve(device)
+}
+
+/// Whether CubeCL serves a device, in a graph or not.
+#[cfg(feature = "cube")]
+fn on_card(device: &Device) -> bool {
+    let plain = device.clone().without_autodiff();
+    matches!(plain.as_dispatch(), burn::backend::DispatchDevice::Cube(_))
 }
 
 /// A function of `I` dense tensors, and its gradient. The inputs are kept for the backward pass, and nothing else.
@@ -57,10 +63,10 @@ trait Operation<const I: usize>: Debug + Send + Sync {
     /// Writes all of the inputs' gradients, from the output's gradient `g`.
     fn backward(&self, inputs: [&[f32]; I], g: &[f32], grads: [&mut [f32]; I]);
 
-    /// The value on a device that CubeCL serves, see [`serve_rows`].
+    /// The value on a device that CubeCL serves. What is asked there says so itself.
     #[cfg(feature = "cube")]
     fn forward_on_card(&self, _: &[FloatTensor<CubeBackend>; I]) -> FloatTensor<CubeBackend> {
-        unreachable!("served in host memory alone")
+        unreachable!("asked in host memory alone")
     }
 
     /// The inputs' gradients there.
@@ -70,7 +76,7 @@ trait Operation<const I: usize>: Debug + Send + Sync {
         _: &[FloatTensor<CubeBackend>; I],
         _: &FloatTensor<CubeBackend>,
     ) -> [FloatTensor<CubeBackend>; I] {
-        unreachable!("served in host memory alone")
+        unreachable!("asked in host memory alone")
     }
 }
 

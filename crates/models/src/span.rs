@@ -35,7 +35,7 @@ enum Positions {
 enum Layout {
     /// Sequences side by side: `[B, T]`, N = B T.
     Padded(Padded),
-    /// End to end, in host memory.
+    /// End to end, where attention takes them so.
     Packed(Arc<Sequences>),
     /// End to end on another device, where attention works on padded sequences.
     Spread {
@@ -114,7 +114,7 @@ impl Span {
 
     /// Sequences of these lengths end to end.
     pub(crate) fn packed(lengths: &[usize], angles: Option<Angles>, device: &Device) -> Self {
-        let layout = if ops::serve(device) {
+        let layout = if ops::serve_rows(device) {
             Layout::Packed(Sequences::new(lengths, angles))
         } else {
             Layout::spread(lengths, angles, device)
@@ -360,15 +360,31 @@ mod tests {
         assert!(bias(Span::padded(1, 5, &[0, 0], None, &Device::flex())).is_none());
     }
 
-    /// On another device sequences are padded for attention; here both ways are on the host.
+    fn devices() -> Vec<Device> {
+        let all = vec![Device::flex()];
+        #[cfg(feature = "wgpu")]
+        let all = [
+            all,
+            vec![Device::wgpu(burn::tensor::DeviceKind::DefaultDevice)],
+        ]
+        .concat();
+        all
+    }
+
+    /// On another device sequences are padded for attention, by Burn's operations; here that is on the host.
     #[test]
     fn attention_of_padded_sequences_is_that_of_packed_ones() {
-        let device = Device::flex().autodiff();
+        for device in devices() {
+            packed_is_padded(&device);
+        }
+    }
+
+    fn packed_is_padded(device: &Device) {
         let lengths = [3, 20, 1, 90];
         let n: usize = lengths.iter().sum();
-        let wave = |columns: usize, step: f32| {
+        let wave = |columns: usize, step: f32, device: &Device| {
             let values: Vec<f32> = (0..n * columns).map(|i| (i as f32 * step).sin()).collect();
-            Tensor::<2>::from_data(TensorData::new(values, [n, columns]), &device).require_grad()
+            Tensor::<2>::from_data(TensorData::new(values, [n, columns]), device).require_grad()
         };
         let shape = Heads {
             heads: 6,
@@ -381,13 +397,15 @@ mod tests {
             dh: 8,
         };
         for (angles, joint) in [(None, true), (Some(angles), false), (Some(angles), true)] {
+            let [device, host] = [device.clone(), Device::flex()].map(Device::autodiff);
             let packed = Span::packed(&lengths, angles, &device);
             assert!(matches!(packed.layout, Layout::Packed(_)));
             let spread = Span {
-                layout: Layout::spread(&lengths, angles, &device),
-                ..Span::packed(&lengths, angles, &device)
+                layout: Layout::spread(&lengths, angles, &host),
+                ..Span::packed(&lengths, angles, &host)
             };
-            let [ours, burns] = [packed, spread].map(|span| {
+            let [ours, burns] = [(packed, device), (spread, host)].map(|(span, device)| {
+                let wave = |columns, step| wave(columns, step, &device);
                 let inputs = if joint {
                     vec![wave(80, 0.37)]
                 } else {
@@ -420,7 +438,12 @@ mod tests {
     /// gradient is that of a finite difference.
     #[test]
     fn dropped_weights_are_drawn_by_the_seed_and_right_on_average() {
-        let device = Device::flex().autodiff();
+        for device in devices() {
+            dropped_weights(device.autodiff());
+        }
+    }
+
+    fn dropped_weights(device: Device) {
         let span = Span::packed(&[40, 9], None, &device);
         let shape = Heads {
             heads: 4,

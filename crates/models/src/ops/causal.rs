@@ -9,8 +9,12 @@ use std::sync::Arc;
 use abkd_host::dispatch;
 use burn::nn::Dropout;
 use burn::tensor::{Distribution, Shape, Tensor};
+#[cfg(feature = "cube")]
+use burn_cubecl::tensor::CubeTensor;
 use rayon::prelude::*;
 
+#[cfg(feature = "cube")]
+use super::cube::attention as card;
 use super::products::{Factor, gemm_f32};
 use super::{Operation, apply_1, apply_3, softmax_of, softmax_slopes};
 use crate::attention::{Rotary, score_scale};
@@ -30,6 +34,9 @@ const LEAST: usize = 16;
 pub(crate) struct Sequences {
     lengths: Vec<usize>,
     rotary: Option<Rotary>,
+    /// The same on a device that CubeCL serves, from the first layer on.
+    #[cfg(feature = "cube")]
+    on_card: std::sync::OnceLock<card::Places>,
 }
 
 impl Sequences {
@@ -38,6 +45,8 @@ impl Sequences {
         Arc::new(Self {
             lengths: lengths.to_vec(),
             rotary: angles.map(|a| Rotary::new(longest, a)),
+            #[cfg(feature = "cube")]
+            on_card: std::sync::OnceLock::new(),
         })
     }
 }
@@ -49,10 +58,26 @@ pub(crate) fn causal(
     shape: Heads,
     dropout: Option<&Dropout>,
 ) -> Tensor<2> {
-    let how = |x: &Tensor<2>| Causal {
-        sequences: sequences.clone(),
-        shape,
-        dropout: dropout.and_then(|d| Dropped::draw(d, x)),
+    let how = |x: &Tensor<2>| {
+        let drawn = dropout.and_then(|d| draw(d, x));
+        #[cfg(feature = "cube")]
+        let (drawn, dropout_on_card) = match drawn {
+            Some((draws, share)) if super::on_card(&x.device()) => {
+                let draws = draws
+                    .inner()
+                    .try_into_primitive::<burn_cubecl::CubeBackend>();
+                let draw = draws.unwrap_or_else(|_| unreachable!("just checked"));
+                (None, Some(card::Dropped { draw, share }))
+            }
+            drawn => (drawn, None),
+        };
+        Causal {
+            sequences: sequences.clone(),
+            shape,
+            dropout: drawn.map(|(draws, share)| Dropped::new(draws, share)),
+            #[cfg(feature = "cube")]
+            dropout_on_card,
+        }
     };
     match qkv {
         Projected::Apart([q, k, v]) => apply_3(how(&q), q, k, v),
@@ -66,6 +91,8 @@ struct Causal {
     sequences: Arc<Sequences>,
     shape: Heads,
     dropout: Option<Dropped>,
+    #[cfg(feature = "cube")]
+    dropout_on_card: Option<card::Dropped>,
 }
 
 /// Attention weights that dropout sets to 0, as a function of their place, so that the backward pass drops the same ones.
@@ -75,20 +102,22 @@ struct Dropped {
     share: f64,
 }
 
+/// Three uniform numbers from the device's draws, and the share that is dropped; `None` where dropout is inactive.
+fn draw(dropout: &Dropout, x: &Tensor<2>) -> Option<(Tensor<1>, f64)> {
+    let device = x.device();
+    let active = dropout.training.is_enabled() && device.is_autodiff() && dropout.prob != 0.0;
+    active.then(|| {
+        let draws = Tensor::random([3], Distribution::Default, &device);
+        (draws, dropout.prob)
+    })
+}
+
 impl Dropped {
-    /// With a seed from the device's draws; `None` where dropout is inactive.
-    fn draw(dropout: &Dropout, x: &Tensor<2>) -> Option<Self> {
-        let device = x.device();
-        if !dropout.training.is_enabled() || !device.is_autodiff() || dropout.prob == 0.0 {
-            return None;
-        }
-        let uniform = Tensor::<1>::random([3], Distribution::Default, &device);
-        let seed = uniform.into_data_as::<f32>();
+    fn new(draws: Tensor<1>, share: f64) -> Self {
+        let seed = draws.into_data_as::<f32>();
         let seed = seed.as_slice::<f32>().expect("converted to f32 above");
-        Some(Self {
-            seed: seed.iter().fold(0, |h, x| mix(h ^ u64::from(x.to_bits()))),
-            share: dropout.prob,
-        })
+        let seed = seed.iter().fold(0, |h, x| mix(h ^ u64::from(x.to_bits())));
+        Self { seed, share }
     }
 }
 
@@ -111,6 +140,19 @@ impl Operation<3> for Causal {
         ];
         self.run_backward(self.apart(inputs), g, grads);
     }
+
+    #[cfg(feature = "cube")]
+    fn forward_on_card(&self, inputs: &[CubeTensor; 3]) -> CubeTensor {
+        let rows = inputs[0].meta.shape()[0];
+        self.on_card(&inputs[0]).forward(apart(inputs), rows)
+    }
+
+    #[cfg(feature = "cube")]
+    fn backward_on_card(&self, inputs: &[CubeTensor; 3], g: &CubeTensor) -> [CubeTensor; 3] {
+        let made = inputs.each_ref().map(super::cube::like);
+        self.on_card(g).backward(apart(inputs), g, apart(&made));
+        made
+    }
 }
 
 impl Operation<1> for Causal {
@@ -127,6 +169,29 @@ impl Operation<1> for Causal {
         let grads = [0, q, q + kv].map(|first| Target::new(grad, q + 2 * kv, first));
         self.run_backward(self.joint(qkv), g, grads);
     }
+
+    #[cfg(feature = "cube")]
+    fn forward_on_card(&self, [qkv]: &[CubeTensor; 1]) -> CubeTensor {
+        let rows = qkv.meta.shape()[0];
+        self.on_card(qkv).forward(self.joint_on_card(qkv), rows)
+    }
+
+    #[cfg(feature = "cube")]
+    fn backward_on_card(&self, [qkv]: &[CubeTensor; 1], g: &CubeTensor) -> [CubeTensor; 1] {
+        let made = super::cube::like(qkv);
+        let grads = self.joint_on_card(&made);
+        self.on_card(g).backward(self.joint_on_card(qkv), g, grads);
+        [made]
+    }
+}
+
+/// Queries, keys and values in separate matrices.
+#[cfg(feature = "cube")]
+fn apart(inputs: &[CubeTensor; 3]) -> [card::Columns; 3] {
+    inputs.each_ref().map(|numbers| card::Columns {
+        numbers: numbers.clone(),
+        first: 0,
+    })
 }
 
 /// Some columns of a matrix.
@@ -174,6 +239,33 @@ impl Target {
 struct Task {
     rows: Range<usize>,
     kv_head: usize,
+}
+
+#[cfg(feature = "cube")]
+impl Causal {
+    fn on_card(&self, beside: &CubeTensor) -> card::Attention<'_> {
+        let Sequences {
+            lengths,
+            rotary,
+            on_card,
+        } = &*self.sequences;
+        let dh = self.shape.dh;
+        card::Attention {
+            places: on_card.get_or_init(|| card::Places::new(lengths, rotary.as_ref(), dh, beside)),
+            shape: self.shape,
+            scale: score_scale(dh),
+            dropout: self.dropout_on_card.as_ref(),
+        }
+    }
+
+    /// Queries, keys and values in one matrix.
+    fn joint_on_card(&self, numbers: &CubeTensor) -> [card::Columns; 3] {
+        let [q, kv, _] = self.widths();
+        [0, q, q + kv].map(|first| card::Columns {
+            numbers: numbers.clone(),
+            first,
+        })
+    }
 }
 
 impl Causal {

@@ -1,4 +1,7 @@
-//! The operations of [`rows`](super::rows) on a device that CubeCL serves: one launch each, two for a norm's gradient.
+//! The operations of a pass on a device that CubeCL serves. Those of [`rows`](super::rows) are one launch each, two for a norm's
+//! gradient.
+
+pub(super) mod attention;
 
 use burn::tensor::{DType, Shape};
 use burn_cubecl::CubeBackend;
@@ -40,7 +43,8 @@ impl Walk for CubeBackend {
     }
 }
 
-fn like(x: &CubeTensor) -> CubeTensor {
+/// A tensor of the same shape, with arbitrary content.
+pub(super) fn like(x: &CubeTensor) -> CubeTensor {
     empty(x, x.meta.shape().clone())
 }
 
