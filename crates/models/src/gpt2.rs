@@ -18,6 +18,7 @@ use crate::decoder::{Dense, Layer, Norm, Parts};
 use crate::keys::{Keys, Neutral, ids_to_json};
 use crate::kv_cache::KvCache;
 use crate::layers::{Conv1D, Embedding, LayerNorm, Precision, Projected};
+use crate::ops;
 use crate::params::to_vec;
 use crate::span::{Heads, Span};
 
@@ -289,7 +290,7 @@ impl Attention {
     ) -> Tensor<2> {
         let qkv = Projected::Joint(self.c_attn.forward(x));
         let y = span.attend(qkv, self.shape, cache, Some(&self.attn_dropout));
-        self.resid_dropout.forward(self.c_proj.forward(y))
+        ops::dropout(self.c_proj.forward(y), &self.resid_dropout)
     }
 }
 
@@ -305,8 +306,8 @@ pub struct Mlp {
 
 impl Mlp {
     fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        self.dropout
-            .forward(self.c_proj.forward(gelu_new(self.c_fc.forward(x))))
+        let y = self.c_proj.forward(gelu_new(self.c_fc.forward(x)));
+        ops::dropout(y, &self.dropout)
     }
 }
 
@@ -432,7 +433,7 @@ impl Architecture for Gpt2 {
         let places = stack.wpe.forward(span.ids(&tokens.device())); // [B or 1, T, d]
         let width = places.dims()[1];
         let x = tokens.reshape([n / width, width, d]) + places;
-        stack.drop.forward(x.reshape([n, d]))
+        ops::dropout(x.reshape([n, d]), &stack.drop)
     }
 
     fn layer(

@@ -175,7 +175,8 @@ impl LanguageModel {
     /// The same model for many passes over weights that do not change, and its head `[d, V]`: projections are held in the
     /// number type of their products.
     pub(crate) fn for_decoding(self) -> (Self, Tensor<2>) {
-        let ready = self.rounded();
+        let device = self.device();
+        let ready = self.rounded_on(&device);
         let head = ready.precision().round(ready.head().val()).transpose();
         (ready, head)
     }
@@ -187,11 +188,12 @@ impl LanguageModel {
         self.frozen_on(&device)
     }
 
-    /// [`frozen`](Self::frozen) on another device: a card never holds the weights that are rounded.
+    /// [`frozen`](Self::frozen) on another device. A card never holds the weights that are rounded, and each is moved there before
+    /// the next is rounded.
     pub fn frozen_on(self, device: &Device) -> Self {
         let model = match abkd_host::serves(device) {
             true => self,
-            false => self.rounded(),
+            false => self.rounded_on(device),
         };
         match model.device() == *device {
             true => model,
@@ -199,11 +201,11 @@ impl LanguageModel {
         }
     }
 
-    fn rounded(mut self) -> Self {
+    fn rounded_on(mut self, device: &Device) -> Self {
         let precision = self.precision();
         if precision != Precision::F32 {
             let mut ready = |weight: &mut Param<Tensor<2>>| {
-                *weight = weight.clone().map(|w| precision.round(w));
+                *weight = weight.clone().map(|w| precision.round(w).to_device(device));
             };
             self.inner_mut().each_weight(&mut ready);
         }

@@ -13,6 +13,7 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
 use crate::layers::Linear;
+use crate::ops;
 use crate::params::{mix, unit};
 use crate::{Error, LanguageModel};
 
@@ -134,7 +135,7 @@ pub struct Adapter {
 impl Adapter {
     /// `[N, in] -> [N, out]`
     pub(crate) fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        let low = self.dropout.forward(x).matmul(self.a.val()) * self.scale; // [N, r]
+        let low = ops::dropout(x, &self.dropout).matmul(self.a.val()) * self.scale; // [N, r]
         low.matmul(self.b.val())
     }
 

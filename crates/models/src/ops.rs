@@ -21,7 +21,8 @@ use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, Dispatch, Flex, TensorMetadata, backend_extension};
-use burn::tensor::{Device, Shape, Tensor};
+use burn::nn::Dropout;
+use burn::tensor::{Device, Distribution, Shape, Tensor};
 #[cfg(feature = "cube")]
 use burn_cubecl::CubeBackend;
 
@@ -135,6 +136,28 @@ macro_rules! in_memory {
 in_memory!(Flex);
 #[cfg(feature = "tch")]
 in_memory!(burn::backend::LibTorch);
+
+/// Three uniform numbers from the device's draws, and the share that is dropped; `None` where dropout is inactive.
+fn draw(dropout: &Dropout, x: &Tensor<2>) -> Option<(Tensor<1>, f64)> {
+    let device = x.device();
+    let active = dropout.training.is_enabled() && device.is_autodiff() && dropout.prob != 0.0;
+    active.then(|| {
+        let draws = Tensor::random([3], Distribution::Default, &device);
+        (draws, dropout.prob)
+    })
+}
+
+/// Dropout: Burn's, and on a device that CubeCL serves a kernel that keeps no mask.
+pub(crate) fn dropout(x: Tensor<2>, how: &Dropout) -> Tensor<2> {
+    #[cfg(feature = "cube")]
+    if on_card(&x.device()) {
+        return match draw(how, &x) {
+            Some((draws, share)) => apply_2(cube::Dropping { share }, x, draws),
+            None => x,
+        };
+    }
+    how.forward(x)
+}
 
 fn apply_1<const A: usize, const Y: usize>(
     op: impl Operation<1> + 'static,

@@ -221,7 +221,7 @@ mod tests {
     #[test]
     fn the_norm_on_a_card_is_the_norm() {
         let device = Device::wgpu(burn::tensor::DeviceKind::DefaultDevice);
-        let model = gpt2();
+        let model = llama();
         let wave = |rows: usize, columns: usize, device: &Device| {
             let numbers: Vec<f32> = (0..rows * columns)
                 .map(|i| (i as f32 * 0.37).sin())
@@ -232,10 +232,12 @@ mod tests {
             let mut grads = GradientsParams::new();
             let matrices = params::list(&model).into_iter();
             let matrices = matrices.filter(|p| p.shape.len() == 2);
-            for (param, rows) in matrices.zip([1, 40, 700]) {
+            for (param, rows) in matrices.zip([1, 40, 700, 3, 90, 9, 300, 2, 8]) {
                 // a view, whose numbers do not lie side by side
                 grads.register(param.id, wave(rows, 257, device).transpose());
             }
+            // more than one launch takes, and some are left
+            assert_eq!(grads.len(), 9);
             global_norm(&model, &grads)
         };
         let (ours, exact) = (norm(&device), norm(&Device::flex()));

@@ -6,6 +6,7 @@
 #![cfg(feature = "cuda")]
 
 use std::collections::BTreeMap;
+use std::ffi::CStr;
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::AtomicBool;
@@ -71,24 +72,34 @@ impl Cost {
     }
 }
 
-/// The stub's counts; `None` where the driver is another one.
-fn counts() -> Option<Counts> {
-    type Read = unsafe extern "C" fn(*mut Counts);
-    // SAFETY: the driver is loaded already or loads here; the stub's function has this type, and no other driver has it.
+/// A function that the stub alone has; `None` where the driver is another one.
+fn of_the_stub(name: &CStr) -> Option<*mut libc::c_void> {
+    // SAFETY: both take strings that end with a 0, and the driver is loaded already or loads here.
     unsafe {
         let library = libc::dlopen(c"libcuda.so.1".as_ptr(), libc::RTLD_NOW);
         if library.is_null() {
             return None;
         }
-        let function = libc::dlsym(library, c"stub_counts".as_ptr());
-        if function.is_null() {
-            return None;
-        }
-        let read: Read = std::mem::transmute(function);
-        let mut counts = Counts::default();
-        read(&mut counts);
-        Some(counts)
+        Some(libc::dlsym(library, name.as_ptr())).filter(|function| !function.is_null())
     }
+}
+
+/// The stub's counts.
+fn counts() -> Option<Counts> {
+    type Read = unsafe extern "C" fn(*mut Counts);
+    let mut counts = Counts::default();
+    let function = of_the_stub(c"stub_counts")?;
+    // SAFETY: the stub's function has this type.
+    unsafe { std::mem::transmute::<*mut libc::c_void, Read>(function)(&mut counts) };
+    Some(counts)
+}
+
+/// Begins the peak of memory anew.
+fn mark() {
+    type Mark = unsafe extern "C" fn();
+    let function = of_the_stub(c"stub_mark").expect("the stub");
+    // SAFETY: the stub's function has this type.
+    unsafe { std::mem::transmute::<*mut libc::c_void, Mark>(function)() };
 }
 
 fn gpt2(width: usize, layers: usize) -> LanguageModel {
@@ -112,10 +123,20 @@ fn model(config: &str) -> LanguageModel {
     model.with_precision(Precision::Bf16)
 }
 
+/// As the runner moves to a card what is not trained: rounded, and no more.
+fn frozen(model: LanguageModel) -> LanguageModel {
+    let model = model.frozen();
+    let device = model.device();
+    device.sync().expect("zeros are rounded");
+    device.memory_cleanup();
+    mark();
+    model
+}
+
 fn adapted(model: LanguageModel) -> LanguageModel {
     let config: LoraConfig =
         serde_json::from_str(r#"{"r": 16, "alpha": 64, "dropout": 0.1}"#).expect("settings");
-    lora::attach(model, &config, 1).expect("it has q and v")
+    lora::attach(frozen(model), &config, 1).expect("it has q and v")
 }
 
 /// What a case does.
@@ -140,10 +161,10 @@ enum Case {
 type Named = (&'static str, fn() -> Case);
 
 /// Sequences have 512 tokens, half of them the prompt's; prompts of answers have 256.
-const CASES: [Named; 10] = [
+const CASES: [Named; 11] = [
     ("update, GPT-2 ABKD, teacher live", || Case::Update {
         student: gpt2(768, 12),
-        teacher: Some(gpt2(1600, 48).frozen()),
+        teacher: Some(frozen(gpt2(1600, 48))),
         batch: 16,
         micro: None,
         recompute: false,
@@ -152,7 +173,7 @@ const CASES: [Named; 10] = [
     ("update, GPT-2 ABKD, teacher cached", || Case::Update {
         student: gpt2(768, 12),
         // Its head is all that is asked of it then.
-        teacher: Some(gpt2(1600, 1)),
+        teacher: Some(frozen(gpt2(1600, 1))),
         batch: 16,
         micro: None,
         recompute: false,
@@ -176,30 +197,41 @@ const CASES: [Named; 10] = [
     }),
     ("update, 3B LoRA ABKD, 7B live", || Case::Update {
         student: adapted(llama(3200, 8640, 26)),
-        teacher: Some(llama(4096, 11008, 32).frozen()),
+        teacher: Some(frozen(llama(4096, 11008, 32))),
         batch: 8,
         micro: Some(2),
         recompute: true,
         cached: false,
     }),
+    ("update, 3B LoRA ABKD, 7B cached", || Case::Update {
+        student: adapted(llama(3200, 8640, 26)),
+        teacher: Some(frozen(llama(4096, 11008, 1))),
+        batch: 8,
+        micro: Some(2),
+        recompute: true,
+        cached: true,
+    }),
     ("decode, GPT-2", || Case::Decode {
-        models: vec![(gpt2(768, 12), 1.0)],
+        models: vec![(frozen(gpt2(768, 12)), 1.0)],
         rows: 64,
     }),
     ("decode, XL", || Case::Decode {
-        models: vec![(gpt2(1600, 48), 1.0)],
+        models: vec![(frozen(gpt2(1600, 48)), 1.0)],
         rows: 64,
     }),
     ("decode, 3B", || Case::Decode {
-        models: vec![(llama(3200, 8640, 26), 1.0)],
+        models: vec![(frozen(llama(3200, 8640, 26)), 1.0)],
         rows: 32,
     }),
     ("decode, 7B", || Case::Decode {
-        models: vec![(llama(4096, 11008, 32), 1.0)],
+        models: vec![(frozen(llama(4096, 11008, 32)), 1.0)],
         rows: 32,
     }),
     ("decode, 3B and 7B mixed", || Case::Decode {
-        models: vec![(llama(3200, 8640, 26), 0.8), (llama(4096, 11008, 32), 0.2)],
+        models: vec![
+            (frozen(llama(3200, 8640, 26)), 0.8),
+            (frozen(llama(4096, 11008, 32)), 0.2),
+        ],
         rows: 64,
     }),
 ];

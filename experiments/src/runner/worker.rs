@@ -224,7 +224,7 @@ impl Worker<'_> {
 
     /// Loads the models and data of a training.
     fn job(&self, task: &Task, training: &Training) -> Result<Job<'_>> {
-        let student = self.load(&training.student, task, &self.device)?;
+        let student = self.student(training, task)?;
         let sequences = match &training.answers {
             Some(id) => {
                 let sequences = &self.inputs.train.sequences;
@@ -241,11 +241,11 @@ impl Worker<'_> {
         let head_alone =
             cache.is_some() && training.method.sampled().is_empty() && training.text.is_none();
         let teacher = training.teacher.as_ref().map(|teacher| {
-            let teacher = self.asked(teacher, task)?;
-            Ok::<_, anyhow::Error>(match head_alone {
-                true => teacher.with_layers(1)?,
-                false => teacher,
-            })
+            let mut teacher = self.merged(teacher, task)?;
+            if head_alone {
+                teacher = teacher.with_layers(1)?;
+            }
+            Ok::<_, anyhow::Error>(teacher.frozen_on(&self.device))
         });
         Ok(Job {
             start: training
@@ -356,13 +356,32 @@ impl Worker<'_> {
 
     /// A model for inference, its adapter merged.
     pub(super) fn asked(&self, model: &Model, task: &Task) -> Result<LanguageModel> {
-        // What a card holds is rounded in host memory first.
-        let device = match abkd_host::serves(&self.device) {
-            true => &self.device,
-            false => &Device::flex(),
+        Ok(self.merged(model, task)?.frozen_on(&self.device))
+    }
+
+    /// The same where it is loaded.
+    fn merged(&self, model: &Model, task: &Task) -> Result<LanguageModel> {
+        Ok(lora::merge(self.load(model, task, &self.in_memory())?))
+    }
+
+    /// The model that a training begins with. What an adapter leaves frozen goes to a card rounded, as that of [`Self::asked`].
+    fn student(&self, training: &Training, task: &Task) -> Result<LanguageModel> {
+        let Some(adapter) = &training.settings.lora else {
+            return self.load(&training.student, task, &self.device);
         };
-        let model = lora::merge(self.load(model, task, device)?);
-        Ok(model.frozen_on(&self.device))
+        let mut student = self.load(&training.student, task, &self.in_memory())?;
+        if adapter.start == lora::Start::Merge {
+            student = lora::merge(student);
+        }
+        Ok(student.frozen_on(&self.device))
+    }
+
+    /// Where weights are loaded that a card holds rounded.
+    fn in_memory(&self) -> Device {
+        match abkd_host::serves(&self.device) {
+            true => self.device.clone(),
+            false => Device::flex(),
+        }
     }
 
     /// A model with its adapter, if it has one; the files of a task that made it are checked.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use abkd_host::dispatch;
 use burn::nn::Dropout;
-use burn::tensor::{Distribution, Shape, Tensor};
+use burn::tensor::{Shape, Tensor};
 #[cfg(feature = "cube")]
 use burn_cubecl::tensor::CubeTensor;
 use rayon::prelude::*;
@@ -16,7 +16,7 @@ use rayon::prelude::*;
 #[cfg(feature = "cube")]
 use super::cube::attention as card;
 use super::products::{Factor, gemm_f32};
-use super::{Operation, apply_1, apply_3, softmax_of, softmax_slopes};
+use super::{Operation, apply_1, apply_3, draw, softmax_of, softmax_slopes};
 use crate::attention::{Rotary, score_scale};
 use crate::layers::Projected;
 use crate::params::mix;
@@ -100,16 +100,6 @@ struct Causal {
 struct Dropped {
     seed: u64,
     share: f64,
-}
-
-/// Three uniform numbers from the device's draws, and the share that is dropped; `None` where dropout is inactive.
-fn draw(dropout: &Dropout, x: &Tensor<2>) -> Option<(Tensor<1>, f64)> {
-    let device = x.device();
-    let active = dropout.training.is_enabled() && device.is_autodiff() && dropout.prob != 0.0;
-    active.then(|| {
-        let draws = Tensor::random([3], Distribution::Default, &device);
-        (draws, dropout.prob)
-    })
 }
 
 impl Dropped {

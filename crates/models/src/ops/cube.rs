@@ -200,6 +200,98 @@ pub(super) fn gated_gradient(
     made
 }
 
+/// Dropout of a matrix, whose second input are the draws.
+#[derive(Debug)]
+pub(super) struct Dropping {
+    pub share: f64,
+}
+
+impl Operation<2> for Dropping {
+    fn shape(&self, [x, _]: [Shape; 2]) -> Shape {
+        x
+    }
+
+    fn forward(&self, _: [&[f32]; 2], _: &mut [f32]) {
+        unreachable!("asked on a card alone")
+    }
+
+    fn backward(&self, _: [&[f32]; 2], _: &[f32], _: [&mut [f32]; 2]) {
+        unreachable!("asked on a card alone")
+    }
+
+    fn forward_on_card(&self, [x, draws]: &[CubeTensor; 2]) -> CubeTensor {
+        dropout(x, draws, self.share)
+    }
+
+    fn backward_on_card(&self, [_, draws]: &[CubeTensor; 2], g: &CubeTensor) -> [CubeTensor; 2] {
+        // Nothing asks for a gradient in the draws.
+        [dropout(g, draws, self.share), draws.clone()]
+    }
+}
+
+/// Numbers whose draws are below the first are dropped; the second is the factor of all others.
+fn limit(share: f64) -> (u32, f32) {
+    ((share * 2f64.powi(32)) as u32, (1.0 / (1.0 - share)) as f32)
+}
+
+/// `x`, or its gradient, where dropout leaves it.
+fn dropout(x: &CubeTensor, draw: &CubeTensor, share: f64) -> CubeTensor {
+    let out = like(x);
+    let (count, dim) = each_number(x);
+    let (limit, kept) = limit(share);
+    dropout_kernel::launch(
+        &x.client,
+        count,
+        dim,
+        x.clone().into_tensor_arg(),
+        draw.clone().into_tensor_arg(),
+        out.clone().into_tensor_arg(),
+        limit,
+        kept,
+    );
+    out
+}
+
+/// A bijection under which consecutive arguments give unrelated results.
+#[cube]
+fn scatter(x: u32) -> u32 {
+    let x = (x ^ (x >> 16u32)) * 0x7feb_352du32;
+    let x = (x ^ (x >> 15u32)) * 0x846c_a68bu32;
+    x ^ (x >> 16u32)
+}
+
+/// What a row's draws start from.
+#[cube]
+fn key(draw: &Tensor<f32>, row: usize) -> u32 {
+    scatter(scatter(row as u32 ^ u32::reinterpret(draw[0])) ^ u32::reinterpret(draw[1]))
+}
+
+/// Factor that dropout gives a weight.
+#[cube]
+fn left(key: u32, j: usize, limit: u32, kept: f32) -> f32 {
+    let drawn = scatter(j as u32 * 0x9E37_79B9u32 + key);
+    let mut factor = kept;
+    if drawn < limit {
+        factor = 0.0f32;
+    }
+    factor
+}
+
+#[cube(launch)]
+fn dropout_kernel(
+    x: &Tensor<f32>,
+    draw: &Tensor<f32>,
+    out: &mut Tensor<f32>,
+    limit: u32,
+    kept: f32,
+) {
+    let i = ABSOLUTE_POS;
+    if i >= out.len() {
+        terminate!();
+    }
+    out[i] = x[i] * left(key(draw, 0), i, limit, kept);
+}
+
 #[cube]
 fn total(x: f32, #[comptime] units: usize) -> f32 {
     let unit = UNIT_POS as usize;

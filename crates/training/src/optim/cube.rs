@@ -1,4 +1,4 @@
-//! AdamW and the gradient's norm in one launch for each parameter, on a device that CubeCL serves.
+//! AdamW in one launch for each parameter, and the gradient's norm in one for six, on a device that CubeCL serves.
 
 use burn::tensor::{DType, Shape, Tensor};
 use burn_cubecl::CubeBackend;
@@ -47,9 +47,43 @@ const SHARES: usize = 64;
 /// Units per cube; no more than WebGPU grants everywhere.
 const UNITS: u32 = 256;
 
-/// A sum for each cube, beside each other in row `row` of `to`.
+/// Tensors whose squares one launch sums: WebGPU grants eight tensors everywhere, and one holds the sums.
+const TOGETHER: usize = 6;
+
+/// The squares of `count` tensors: row `first` and those after it get a sum for each cube.
 #[cube(launch)]
 fn squares_kernel(
+    a: &cubecl::prelude::Tensor<f32>,
+    b: &cubecl::prelude::Tensor<f32>,
+    c: &cubecl::prelude::Tensor<f32>,
+    d: &cubecl::prelude::Tensor<f32>,
+    e: &cubecl::prelude::Tensor<f32>,
+    f: &cubecl::prelude::Tensor<f32>,
+    to: &mut cubecl::prelude::Tensor<f32>,
+    first: usize,
+    #[comptime] count: usize,
+    #[comptime] units: usize,
+) {
+    sum_squares(a, to, first, units);
+    if count > 1 {
+        sum_squares(b, to, first + 1, units);
+    }
+    if count > 2 {
+        sum_squares(c, to, first + 2, units);
+    }
+    if count > 3 {
+        sum_squares(d, to, first + 3, units);
+    }
+    if count > 4 {
+        sum_squares(e, to, first + 4, units);
+    }
+    if count > 5 {
+        sum_squares(f, to, first + 5, units);
+    }
+}
+
+#[cube]
+fn sum_squares(
     x: &cubecl::prelude::Tensor<f32>,
     to: &mut cubecl::prelude::Tensor<f32>,
     row: usize,
@@ -84,6 +118,7 @@ pub(super) struct Squares {
     /// `[tensors, SHARES]`, of which `filled` rows are written.
     to: CubeTensor,
     filled: usize,
+    waiting: Vec<CubeTensor>,
 }
 
 impl Squares {
@@ -91,29 +126,50 @@ impl Squares {
     pub fn beside<const D: usize>(x: &Tensor<D>, tensors: usize) -> Option<Self> {
         let x = x.clone().try_into_primitive::<CubeBackend>().ok()?;
         let shape = Shape::new([tensors, SHARES]);
-        let to = empty_device_contiguous_dtype(x.client, x.device, shape, DType::F32);
-        Some(Self { to, filled: 0 })
+        Some(Self {
+            to: empty_device_contiguous_dtype(x.client, x.device, shape, DType::F32),
+            filled: 0,
+            waiting: Vec::new(),
+        })
     }
 
     pub fn add<const D: usize>(&mut self, x: Tensor<D>) {
-        let x = primitive(x.cast(DType::F32));
-        let client = x.client.clone();
+        self.waiting.push(primitive(x.cast(DType::F32)));
+        if self.waiting.len() == TOGETHER {
+            self.launch();
+        }
+    }
+
+    fn launch(&mut self) {
+        let waiting = std::mem::take(&mut self.waiting);
+        let Some(last) = waiting.last() else {
+            return;
+        };
+        let client = last.client.clone();
         let most = client.properties().hardware.max_units_per_cube;
         // a power of 2: sums halve the units until one is left
         let units = 1 << UNITS.min(most).ilog2();
+        let argument = |i: usize| waiting.get(i).unwrap_or(last).clone().into_tensor_arg();
         squares_kernel::launch(
             &client,
             CubeCount::Static(SHARES as u32, 1, 1),
             CubeDim::new_1d(units),
-            x.into_tensor_arg(),
+            argument(0),
+            argument(1),
+            argument(2),
+            argument(3),
+            argument(4),
+            argument(5),
             self.to.clone().into_tensor_arg(),
             self.filled,
+            waiting.len(),
             units as usize,
         );
-        self.filled += 1;
+        self.filled += waiting.len();
     }
 
-    pub fn sum(self) -> f64 {
+    pub fn sum(mut self) -> f64 {
+        self.launch();
         let all = Tensor::<2>::from_primitive::<CubeBackend>(self.to);
         let sums = all.slice([0..self.filled, 0..SHARES]).sum_dim(1);
         let sums = sums.into_data_as::<f32>();

@@ -9,7 +9,7 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::CubeDim;
 use cubecl::prelude::*;
 
-use super::{cubes, each_number, empty, like, total, units};
+use super::{cubes, each_number, empty, key, left, like, limit, total, units};
 use crate::attention::Rotary;
 use crate::span::Heads;
 
@@ -238,10 +238,8 @@ impl Attention<'_> {
         }
     }
 
-    /// Draws below the first are dropped; the second is the factor of all others.
     fn limit(self) -> (u32, f32) {
-        let share = self.dropout.map_or(0.0, |d| d.share);
-        ((share * 2f64.powi(32)) as u32, (1.0 / (1.0 - share)) as f32)
+        limit(self.dropout.map_or(0.0, |d| d.share))
     }
 }
 
@@ -336,31 +334,6 @@ fn rows_kernel(
         }
         to[row * stride + first + head * dh + x] = sum * scale;
     }
-}
-
-/// A bijection under which consecutive arguments give unrelated results.
-#[cube]
-fn scatter(x: u32) -> u32 {
-    let x = (x ^ (x >> 16u32)) * 0x7feb_352du32;
-    let x = (x ^ (x >> 15u32)) * 0x846c_a68bu32;
-    x ^ (x >> 16u32)
-}
-
-/// What a row's draws start from.
-#[cube]
-fn key(draw: &Tensor<f32>, row: usize) -> u32 {
-    scatter(scatter(row as u32 ^ u32::reinterpret(draw[0])) ^ u32::reinterpret(draw[1]))
-}
-
-/// Factor that dropout gives a weight.
-#[cube]
-fn left(key: u32, j: usize, limit: u32, kept: f32) -> f32 {
-    let drawn = scatter(j as u32 * 0x9E37_79B9u32 + key);
-    let mut factor = kept;
-    if drawn < limit {
-        factor = 0.0f32;
-    }
-    factor
 }
 
 /// The largest number over the units.
