@@ -245,6 +245,11 @@ pub fn chunk_bytes(name: &str) -> usize {
     }
 }
 
+/// Whether the backend's tensors lie on a card.
+pub fn is_card(name: &str) -> bool {
+    !matches!(name, "flex" | "tch")
+}
+
 /// Whether the name is a backend, built in or not.
 ///
 /// # Errors

@@ -53,6 +53,15 @@ fn on_card(device: &Device) -> bool {
     matches!(plain.as_dispatch(), burn::backend::DispatchDevice::Cube(_))
 }
 
+/// A device of CubeCL that computes, for tests.
+#[cfg(test)]
+pub(crate) fn card() -> Option<Device> {
+    #[cfg(feature = "wgpu")]
+    return Some(Device::wgpu(burn::tensor::DeviceKind::DefaultDevice));
+    #[cfg(not(feature = "wgpu"))]
+    None
+}
+
 /// A function of `I` dense tensors, and its gradient. The inputs are kept for the backward pass, and nothing else.
 trait Operation<const I: usize>: Debug + Send + Sync {
     /// Shape of the output.

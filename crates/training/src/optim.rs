@@ -161,7 +161,7 @@ mod tests {
     use abkd_models::ModelConfig;
     use abkd_models::lora::{self, LoraConfig};
     use burn::module::ModuleMapper;
-    use burn::tensor::{Device, TensorData};
+    use burn::tensor::Device;
 
     use super::*;
 
@@ -220,6 +220,8 @@ mod tests {
     #[cfg(feature = "wgpu")]
     #[test]
     fn the_norm_on_a_card_is_the_norm() {
+        use burn::tensor::TensorData;
+
         let device = Device::wgpu(burn::tensor::DeviceKind::DefaultDevice);
         let model = llama();
         let wave = |rows: usize, columns: usize, device: &Device| {

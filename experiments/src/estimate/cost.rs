@@ -1,10 +1,11 @@
 //! FLOPs, tokens, memory and disk of a task.
 
-use abkd_models::ModelConfig;
+use abkd_models::{ModelConfig, Precision};
 use abkd_training::cache::CacheMode;
 use abkd_training::{Method, Settings};
 
 use super::Estimate;
+use crate::backend;
 
 /// Cost of a task.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -58,19 +59,62 @@ fn head_flops(shape: &ModelConfig) -> f64 {
     2.0 * (shape.vocab_size() * shape.width()) as f64
 }
 
+/// Bytes of a number.
+struct Bytes {
+    /// Of the matrix products' factors.
+    factor: f64,
+    /// Of a projection that is not trained: a card holds it rounded.
+    frozen: f64,
+}
+
+impl Bytes {
+    fn of(estimate: &Estimate) -> Self {
+        let p = &estimate.spec.profile;
+        let factor = match p.precision {
+            Precision::F32 => 4.0,
+            Precision::Bf16 => 2.0,
+        };
+        let on_card = backend::is_card(&p.backend);
+        Self {
+            factor,
+            frozen: if on_card { factor } else { 4.0 },
+        }
+    }
+
+    /// Of a model that is not trained.
+    fn model(&self, shape: &ModelConfig) -> f64 {
+        self.layers(shape, shape.parameters().layers)
+    }
+
+    /// The same with fewer layers.
+    fn layers(&self, shape: &ModelConfig, layers: usize) -> f64 {
+        let p = shape.parameters();
+        let others = p.total() - p.layer * p.layers;
+        self.frozen * (p.layer * layers) as f64 + 4.0 * others as f64
+    }
+}
+
 /// Cost of answering `n` prompts.
-pub(super) fn sampling(shape: &ModelConfig, n: f64, prompt: f64, new: f64, batch: usize) -> Cost {
+pub(super) fn sampling(
+    estimate: &Estimate,
+    shape: &ModelConfig,
+    n: f64,
+    prompt: f64,
+    new: f64,
+    batch: usize,
+) -> Cost {
+    let bytes = Bytes::of(estimate);
     let length = prompt + new;
     let layers = layers_flops(shape, length / 2.0) * length;
     let p = shape.parameters();
     let read = 4.0 * (p.layer * p.layers + shape.vocab_size() * shape.width()) as f64;
-    let kv = 8.0 * (p.layers * shape.width()) as f64 * length * batch as f64;
+    let kv = 2.0 * bytes.factor * (p.layers * shape.width()) as f64 * length * batch as f64;
     Cost {
         sampled_tokens: n * new,
         flops: n * (layers + head_flops(shape) * new),
         sampling_bytes: (n / batch as f64).ceil() * new * read,
         memory: Memory {
-            weights: 4.0 * p.total() as f64,
+            weights: bytes.model(shape),
             activations: kv,
             logits: 4.0 * (batch * shape.vocab_size()) as f64,
             ..Memory::default()
@@ -88,7 +132,7 @@ pub(super) fn hidden(estimate: &Estimate) -> Cost {
     Cost {
         flops: n * layers_flops(teacher, length / 2.0) * length,
         memory: Memory {
-            weights: 4.0 * teacher.parameters().total() as f64,
+            weights: Bytes::of(estimate).model(teacher),
             ..Memory::default()
         },
         disk: n * lengths.response * bytes,
@@ -119,6 +163,7 @@ pub(super) fn training(
         } else {
             0.0
         };
+    let cached = p.teacher_cache != CacheMode::Off && method.uses_teacher_on_data();
     let mut a_sample = passes * layers_flops(shape, length / 2.0) * length
         + passes * head_flops(shape) * lengths.response;
     let mut cost = Cost {
@@ -127,7 +172,6 @@ pub(super) fn training(
     };
     if method.needs_teacher() {
         let teacher = &estimate.teacher;
-        let cached = p.teacher_cache != CacheMode::Off && method.uses_teacher_on_data();
         if !cached {
             a_sample += layers_flops(teacher, length / 2.0) * length;
         }
@@ -135,7 +179,14 @@ pub(super) fn training(
     }
     cost.flops = samples * a_sample * method.passes();
     for (shape, answers, new) in sampled(estimate, method, samples) {
-        let part = sampling(shape, answers, lengths.prompt, new, settings.batch_size);
+        let part = sampling(
+            estimate,
+            shape,
+            answers,
+            lengths.prompt,
+            new,
+            settings.batch_size,
+        );
         cost.flops += part.flops;
         cost.sampled_tokens += part.sampled_tokens;
         cost.sampling_bytes += part.sampling_bytes;
@@ -143,16 +194,28 @@ pub(super) fn training(
     // validations
     let new = lengths.response.min(p.validation.max_new_tokens as f64);
     let answers = settings.validations(lengths.sequences) as f64 * p.validation.examples as f64;
-    let part = sampling(shape, answers, lengths.prompt, new, p.validation.batch_size);
+    let part = sampling(
+        estimate,
+        shape,
+        answers,
+        lengths.prompt,
+        new,
+        p.validation.batch_size,
+    );
     cost.flops += part.flops;
     cost.sampled_tokens += part.sampled_tokens;
     cost.sampling_bytes += part.sampling_bytes;
 
     cost.trained_tokens = samples * length;
-    let teacher = if method.needs_teacher() {
-        4.0 * estimate.teacher.parameters().total() as f64
-    } else {
-        0.0
+    let bytes = Bytes::of(estimate);
+    let teacher = match method.needs_teacher() {
+        true if cached && method.sampled().is_empty() => bytes.layers(&estimate.teacher, 1),
+        true => bytes.model(&estimate.teacher),
+        false => 0.0,
+    };
+    let own = match settings.lora {
+        Some(_) => bytes.model(shape),
+        None => 4.0 * counts.total() as f64,
     };
     let rows = settings
         .micro_batch_size
@@ -164,14 +227,15 @@ pub(super) fn training(
     // the longest batches are about twice the mean
     let width = (2.0 * length).min(p.data.max_length as f64);
     cost.memory = Memory {
-        weights: 4.0 * counts.total() as f64 + teacher,
+        weights: own + teacher,
         gradients: 4.0 * trained,
         optimizer: 8.0 * trained,
-        activations: activations(shape, settings, rows, width),
-        logits: chunk(
+        activations: activations(&p.backend, shape, settings, rows, width),
+        logits: logits(
+            estimate,
             shape,
-            rows * width * if teacher > 0.0 { 2.0 } else { 1.0 },
-            crate::backend::chunk_bytes(&p.backend),
+            rows * width * lengths.response / length,
+            if teacher > 0.0 { 2.0 } else { 1.0 },
         ),
     };
     cost.disk = match &settings.lora {
@@ -181,23 +245,45 @@ pub(super) fn training(
     cost
 }
 
-/// Bytes of activations. Values per token and layer: about 16 d, plus the attention weights, H per key.
-fn activations(shape: &ModelConfig, settings: &Settings, rows: f64, width: f64) -> f64 {
+/// Bytes of activations. Values per token and layer: about 16 d. Attention weights are computed again in the backward pass: in
+/// host memory in small blocks, by CubeCL's devices for a layer at once, in five matrices; libtorch on a card keeps three.
+fn activations(
+    backend: &str,
+    shape: &ModelConfig,
+    settings: &Settings,
+    rows: f64,
+    width: f64,
+) -> f64 {
     let d = shape.width() as f64;
     let layers = shape.parameters().layers as f64;
-    let a_layer = rows * width * (16.0 * d + 3.0 * shape.heads() as f64 * width);
+    let weights = shape.heads() as f64 * rows * width * width;
+    let (kept, passing) = match backend {
+        "tch-cuda" => (3.0 * weights, 0.0),
+        _ if backend::is_card(backend) => (0.0, 5.0 * weights),
+        _ => (0.0, 0.0),
+    };
+    let a_layer = rows * width * 16.0 * d + kept;
     let kept = if settings.gradient_checkpointing {
         a_layer + layers * rows * width * d
     } else {
         layers * a_layer
     };
-    4.0 * kept
+    4.0 * (kept + passing)
 }
 
-/// Bytes of the logits in memory at once, for `rows` rows of either model and chunks of at most `limit` bytes.
-fn chunk(shape: &ModelConfig, rows: f64, limit: usize) -> f64 {
-    let all = 4.0 * rows * shape.vocab_size() as f64;
-    all.min(limit as f64)
+/// Bytes of the logits in memory at once, for `rows` rows of each of `models` models: chunks of both models' logits, and the
+/// gradient of the student's; on a card also in f32, where the kernels read and write.
+fn logits(estimate: &Estimate, shape: &ModelConfig, rows: f64, models: f64) -> f64 {
+    let backend = &estimate.spec.profile.backend;
+    let factor = Bytes::of(estimate).factor;
+    let vocabulary = shape.vocab_size() as f64;
+    let chunk = backend::chunk_bytes(backend) as f64 / (4.0 * vocabulary * models);
+    let number = if backend::is_card(backend) && factor < 4.0 {
+        factor + 4.0
+    } else {
+        factor
+    };
+    rows.min(chunk.max(1.0)) * vocabulary * number * (models + 1.0)
 }
 
 /// Answers that a method samples during training on `samples` sequences: model, number, length.

@@ -424,11 +424,9 @@ mod tests {
             .collect()
     }
 
-    fn devices() -> Vec<Device> {
+    fn devices() -> impl Iterator<Item = Device> {
         let in_memory = std::iter::once(Device::flex()).chain(abkd_host::libtorch());
-        #[cfg(feature = "wgpu")]
-        let in_memory = in_memory.chain([Device::wgpu(burn::tensor::DeviceKind::DefaultDevice)]);
-        in_memory.collect()
+        in_memory.chain(super::super::card())
     }
 
     fn assert_near(
@@ -488,10 +486,11 @@ mod tests {
     }
 
     /// Kept numbers are scaled, as many are dropped as asked, the same ones by the gradient, and a seed gives one draw.
-    #[cfg(feature = "wgpu")]
     #[test]
     fn dropout_on_a_card() {
-        let device = Device::wgpu(burn::tensor::DeviceKind::DefaultDevice).autodiff();
+        let Some(device) = super::super::card().map(Device::autodiff) else {
+            return;
+        };
         let how = burn::nn::DropoutConfig::new(0.3).init();
         let x = Tensor::<2>::ones([300, 70], &device).require_grad();
         let drawn = |seed| {
