@@ -139,3 +139,97 @@ impl<'a> Estimate<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use abkd_training::cache::CacheMode;
+
+    use super::*;
+
+    /// The updates of `crates/training/tests/cuda.rs`: 16 sequences of 512 tokens whole, or 8 by two, half of them responses.
+    #[test]
+    fn memory_on_a_card_is_that_of_the_driver_that_counts() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let table = std::fs::read_to_string(root.join("results/bench/cuda.csv")).unwrap();
+        let counted = |case: &str| {
+            let line = table
+                .lines()
+                .find_map(|l| l.strip_prefix(&format!("\"{case}\",")));
+            let peak = line.unwrap().rsplit(',').next().unwrap();
+            peak.parse::<f64>().unwrap()
+        };
+        let estimated = |profile: &str, teacher: bool, cached: bool| {
+            let table = if profile == "paper-gpt2" {
+                "table1"
+            } else {
+                "table2"
+            };
+            let mut spec = Spec::load(&root, table, profile).unwrap();
+            spec.profile.teacher_cache = if cached {
+                CacheMode::Bf16
+            } else {
+                CacheMode::Off
+            };
+            let plan = Plan::new(&root, &spec, &BTreeMap::new()).unwrap();
+            let mut estimate = Estimate::new(&root, &spec, &plan, None).unwrap();
+            estimate.lengths.prompt = 256.0;
+            estimate.lengths.response = 256.0;
+            let mut trainings = plan.tasks.iter().filter_map(|planned| {
+                let Work::Train(training) = &planned.task.work else {
+                    return None;
+                };
+                let distilled = training.method.needs_teacher();
+                let like = distilled != teacher && training.method.sampled().is_empty();
+                like.then_some(training)
+            });
+            let training = trainings.next().unwrap();
+            let mut settings = training.settings.clone();
+            let adapted = settings.lora.is_some();
+            settings.batch_size = if adapted { 8 } else { 16 };
+            settings.micro_batch_size = adapted.then_some(2);
+            settings.gradient_checkpointing = adapted || teacher;
+            let shape = if teacher {
+                &estimate.teacher
+            } else {
+                &estimate.student
+            };
+            let cost = cost::training(&estimate, &training.method, &settings, shape);
+            cost.memory.total() / 1e9
+        };
+        for (case, profile, teacher, cached) in [
+            (
+                "update, GPT-2 ABKD, teacher live",
+                "paper-gpt2",
+                false,
+                false,
+            ),
+            (
+                "update, GPT-2 ABKD, teacher cached",
+                "paper-gpt2",
+                false,
+                true,
+            ),
+            ("update, XL SFT", "paper-gpt2", true, false),
+            ("update, 7B LoRA SFT", "paper-openllama2", true, false),
+            (
+                "update, 3B LoRA ABKD, 7B live",
+                "paper-openllama2",
+                false,
+                false,
+            ),
+            (
+                "update, 3B LoRA ABKD, 7B cached",
+                "paper-openllama2",
+                false,
+                true,
+            ),
+        ] {
+            let (is, said) = (counted(case), estimated(profile, teacher, cached));
+            let ratio = said / is;
+            assert!(
+                (0.85..1.15).contains(&ratio),
+                "{case}: {said} GB, counted {is} GB"
+            );
+        }
+    }
+}
