@@ -20,6 +20,10 @@ pub struct Cost {
     pub flops: f64,
     /// Bytes of weights that sampling reads, once per decoding step of a batch.
     pub sampling_bytes: f64,
+    /// Kernels that the host launches on a card.
+    pub launches: f64,
+    /// Kernels of the decoding steps, which a card replays as graphs.
+    pub replayed: f64,
     /// Peak memory by part, bytes.
     pub memory: Memory,
     /// Disk space of the results, bytes.
@@ -47,6 +51,19 @@ impl Memory {
         self.weights + self.gradients + self.optimizer + self.activations + self.logits
     }
 }
+
+/// Kernels of a layer on a card, as counted (docs/gpu.md): forward, backward, computed again for the backward pass, of the
+/// adapters of two projections in all three, and of a decoding step.
+const FORWARD: f64 = 35.0;
+const BACKWARD: f64 = 54.0;
+const AGAIN: f64 = 50.0;
+const ADAPTED: f64 = 26.0;
+const STEP: f64 = 45.0;
+/// Tensors of a layer: of GPT-2, whose biases are trained, and the factors of an adapter of two projections.
+const TENSORS: f64 = 12.0;
+const ADAPTERS: f64 = 4.0;
+/// Launches of an update for each tensor that is trained.
+const A_TENSOR: f64 = 1.2;
 
 /// FLOPs of the layers for one token after `context` others, forward.
 fn layers_flops(shape: &ModelConfig, context: f64) -> f64 {
@@ -107,12 +124,14 @@ pub(super) fn sampling(
     let length = prompt + new;
     let layers = layers_flops(shape, length / 2.0) * length;
     let p = shape.parameters();
-    let read = 4.0 * (p.layer * p.layers + shape.vocab_size() * shape.width()) as f64;
+    let read = bytes.factor * (p.layer * p.layers + shape.vocab_size() * shape.width()) as f64;
+    let steps = (n / batch as f64).ceil() * new;
     let kv = 2.0 * bytes.factor * (p.layers * shape.width()) as f64 * length * batch as f64;
     Cost {
         sampled_tokens: n * new,
         flops: n * (layers + head_flops(shape) * new),
-        sampling_bytes: (n / batch as f64).ceil() * new * read,
+        sampling_bytes: steps * read,
+        replayed: steps * STEP * p.layers as f64,
         memory: Memory {
             weights: bytes.model(shape),
             activations: kv,
@@ -190,6 +209,7 @@ pub(super) fn training(
         cost.flops += part.flops;
         cost.sampled_tokens += part.sampled_tokens;
         cost.sampling_bytes += part.sampling_bytes;
+        cost.replayed += part.replayed;
     }
     // validations
     let new = lengths.response.min(p.validation.max_new_tokens as f64);
@@ -205,6 +225,7 @@ pub(super) fn training(
     cost.flops += part.flops;
     cost.sampled_tokens += part.sampled_tokens;
     cost.sampling_bytes += part.sampling_bytes;
+    cost.replayed += part.replayed;
 
     cost.trained_tokens = samples * length;
     let bytes = Bytes::of(estimate);
@@ -224,6 +245,25 @@ pub(super) fn training(
                 .batch_size
                 .min(rows.saturating_mul(settings.parallel_micro_batches.unwrap_or(1)))
         }) as f64;
+    let layers = counts.layers as f64;
+    let mut a_part = layers * (FORWARD + BACKWARD);
+    if settings.gradient_checkpointing {
+        a_part += layers * AGAIN;
+    }
+    if settings.lora.is_some() {
+        a_part += layers * ADAPTED;
+    }
+    if method.needs_teacher() && !cached {
+        a_part += FORWARD * estimate.teacher.parameters().layers as f64;
+    }
+    let tensors = if settings.lora.is_some() {
+        ADAPTERS
+    } else {
+        TENSORS
+    };
+    let parts = (settings.batch_size as f64 / rows).ceil();
+    cost.launches =
+        updates as f64 * method.passes() * (parts * a_part + A_TENSOR * tensors * layers);
     // the longest batches are about twice the mean
     let width = (2.0 * length).min(p.data.max_length as f64);
     cost.memory = Memory {

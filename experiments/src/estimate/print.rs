@@ -27,15 +27,19 @@ pub struct Accelerator {
 
 /// Assumed utilisation: of the peak in training, of the bandwidth in sampling.
 const UTILISATION: f64 = 0.35;
+/// Assumed seconds of the host for a launch, and of the card for a kernel of a replayed graph that has little to do.
+const LAUNCH: f64 = 8e-6;
+const REPLAYED: f64 = 2.5e-6;
 
 impl Accelerator {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 7] = [
         Self::new("v100", [125.0, 15.7], 900.0, 32.0),
         Self::new("a6000", [155.0, 38.7], 768.0, 48.0),
         Self::new("rtx4090", [165.0, 82.6], 1008.0, 24.0),
         Self::new("a100", [312.0, 19.5], 2039.0, 80.0),
         Self::new("l40s", [362.0, 91.6], 864.0, 48.0),
         Self::new("h100", [989.0, 67.0], 3350.0, 80.0),
+        Self::new("h200", [989.0, 67.0], 4800.0, 141.0),
     ];
 
     const fn new(
@@ -78,12 +82,12 @@ impl Accelerator {
         }
     }
 
-    /// Seconds for a task: its matrix products at the assumed share of the peak, plus reading the weights
-    /// for each sampled token.
+    /// Seconds for a task: its matrix products at the assumed share of the peak, or the launches of its updates where they
+    /// take longer; plus reading the weights for each sampled token, or the kernels that it takes.
     fn seconds(&self, cost: &Cost, precision: Precision) -> f64 {
         let compute = cost.flops / (self.tflops(precision) * 1e12 * UTILISATION);
         let reading = cost.sampling_bytes / (self.bandwidth * 1e9 * UTILISATION);
-        compute + reading
+        compute.max(cost.launches * LAUNCH) + reading.max(cost.replayed * REPLAYED)
     }
 }
 
@@ -179,7 +183,8 @@ pub fn report(
         let seconds = left(&|i| a.seconds(&costs[i], precision));
         let _ = writeln!(
             text,
-            "time on one {} (assuming {:.0}% of {} TFLOP/s in {} and of {} GB/s): {}; its memory: {} GB",
+            "time on one {} (assuming {:.0}% of {} TFLOP/s in {} and of {} GB/s, {:.0} us a launch, {} us a kernel of a graph): {}; \
+             its memory: {} GB",
             a.name,
             100.0 * UTILISATION,
             a.tflops(precision),
@@ -188,6 +193,8 @@ pub fn report(
                 Precision::Bf16 => "bf16",
             },
             a.bandwidth,
+            1e6 * LAUNCH,
+            1e6 * REPLAYED,
             duration(super::makespan(tasks, &seconds, 1)),
             a.memory
         );
