@@ -30,6 +30,16 @@ pub struct Cost {
     pub disk: f64,
 }
 
+impl Cost {
+    /// Adds what [`sampling`] costs, but for its memory.
+    fn add_answers(&mut self, answers: &Self) {
+        self.flops += answers.flops;
+        self.sampled_tokens += answers.sampled_tokens;
+        self.sampling_bytes += answers.sampling_bytes;
+        self.replayed += answers.replayed;
+    }
+}
+
 /// Memory by part, bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Memory {
@@ -206,10 +216,7 @@ pub(super) fn training(
             new,
             settings.batch_size,
         );
-        cost.flops += part.flops;
-        cost.sampled_tokens += part.sampled_tokens;
-        cost.sampling_bytes += part.sampling_bytes;
-        cost.replayed += part.replayed;
+        cost.add_answers(&part);
     }
     // validations
     let new = lengths.response.min(p.validation.max_new_tokens as f64);
@@ -222,10 +229,7 @@ pub(super) fn training(
         new,
         p.validation.batch_size,
     );
-    cost.flops += part.flops;
-    cost.sampled_tokens += part.sampled_tokens;
-    cost.sampling_bytes += part.sampling_bytes;
-    cost.replayed += part.replayed;
+    cost.add_answers(&part);
 
     cost.trained_tokens = samples * length;
     let bytes = Bytes::of(estimate);
