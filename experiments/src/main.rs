@@ -66,8 +66,8 @@ enum Command {
         /// Measure some updates and answers of each kind on this machine, for the expected time
         #[arg(long)]
         calibrate: bool,
-        /// Expected time on another machine: v100, a6000, rtx4090, a100, l40s or h100
-        #[arg(long, value_name = "NAME")]
+        /// Expected time on another machine
+        #[arg(long, value_name = "NAME", value_parser = clap::builder::PossibleValuesParser::new(Accelerator::names()))]
         accelerator: Option<String>,
     },
     /// Run the tasks that are not done yet, then compare and plot

@@ -65,13 +65,18 @@ impl Accelerator {
         }
     }
 
+    /// All that are known.
+    pub fn names() -> [&'static str; Self::ALL.len()] {
+        Self::ALL.map(|a| a.name)
+    }
+
     /// The accelerator of a name.
     ///
     /// # Errors
     ///
     /// An unknown name; the known ones are listed.
     pub fn named(name: &str) -> Result<Self> {
-        let names = Self::ALL.map(|a| a.name);
+        let names = Self::names();
         match Self::ALL.iter().find(|a| a.name == name) {
             Some(accelerator) => Ok(*accelerator),
             None => bail!(

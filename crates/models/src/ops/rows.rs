@@ -429,18 +429,22 @@ mod tests {
         in_memory.chain(super::super::card())
     }
 
+    /// `burns` is computed by Flex alone, whose functions are libm's. On libtorch or on wgpu (the message did not say
+    /// which) the same formula of GELU gave 3.1905935, once in some hundred runs, where 3.1905465 is right.
     fn assert_near(
         f: impl Fn(Tensor<2>, Tensor<2>, Tensor<1>, Tensor<1>) -> Tensor<2>,
         burns: impl Fn(Tensor<2>, Tensor<2>, Tensor<1>, Tensor<1>) -> Tensor<2>,
     ) {
+        let burns = both(&Device::flex(), &burns);
         for device in devices() {
-            let (ours, burns) = (both(&device, &f), both(&device, &burns));
+            let ours = both(&device, &f);
             assert_eq!(ours.len(), burns.len());
-            for (ours, burns) in ours.into_iter().zip(burns) {
+            for (ours, burns) in ours.into_iter().zip(&burns) {
                 assert_eq!(ours.len(), burns.len());
                 let largest = burns.iter().fold(1.0, |m: f32, x| m.max(x.abs()));
-                for (a, b) in ours.into_iter().zip(burns) {
-                    assert!((a - b).abs() <= 2e-6 * largest, "{a} {b} of {largest}");
+                for (i, (a, b)) in ours.into_iter().zip(burns).enumerate() {
+                    let near = (a - b).abs() <= 2e-6 * largest;
+                    assert!(near, "{device:?}, number {i}: {a} {b} of {largest}");
                 }
             }
         }
