@@ -117,7 +117,8 @@ pub(crate) fn store(
     match precision {
         Precision::F32 => Box::new(Slabs::<f32>::new(batch, kv_heads, capacity, dh)),
         #[cfg(target_arch = "x86_64")]
-        Precision::Bf16 if crate::packed::has_bf16() => {
+        // A step multiplies few numbers: the slow ones serve, too.
+        Precision::Bf16 if crate::bf16::dots().is_some() => {
             Box::new(Slabs::<DotPair>::new(batch, kv_heads, capacity, dh))
         }
         Precision::Bf16 => Box::new(Slabs::<Pair>::new(batch, kv_heads, capacity, dh)),
@@ -496,7 +497,7 @@ mod tests {
         let pair = worst::<Pair>(half);
         assert!(pair < 8e-3, "{pair}");
         #[cfg(target_arch = "x86_64")]
-        if crate::packed::has_bf16() {
+        if crate::bf16::dots().is_some() {
             let pair = worst::<DotPair>(half);
             assert!(pair < 8e-3, "{pair}");
         }

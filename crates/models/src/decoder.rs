@@ -388,11 +388,11 @@ mod tests {
     }
 
     #[test]
-    fn without_the_processors_bfloat16_they_are_too() {
-        crate::packed::PORTABLE.set(true);
-        assert_alike(&model(GPT2));
-        assert_alike(&model(LLAMA));
-        crate::packed::PORTABLE.set(false);
+    fn with_and_without_the_processors_bfloat16_they_are_too() {
+        crate::bf16::each_way(|| {
+            assert_alike(&model(GPT2));
+            assert_alike(&model(LLAMA));
+        });
     }
 
     #[test]

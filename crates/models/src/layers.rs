@@ -51,7 +51,7 @@ impl Precision {
         if self == Self::F32 {
             return a.matmul(b);
         }
-        let native = ops::native_bf16(&a.device());
+        let native = crate::bf16::on_device(&a.device());
         let [a, b] = [a, b].map(|x| {
             let x = x.cast(DType::BF16);
             if native { x } else { x.cast(DType::F32) }

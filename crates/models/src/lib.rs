@@ -8,6 +8,7 @@
 mod activation;
 mod architecture;
 mod attention;
+mod bf16;
 pub mod checkpoint;
 mod checkpointing;
 mod config;

@@ -28,7 +28,7 @@ use burn_cubecl::CubeBackend;
 
 pub(crate) use causal::{Sequences, causal};
 use memory::Memory;
-pub(crate) use products::{add_product, native_bf16, products, serve_products};
+pub(crate) use products::{add_product, products, serve_products};
 pub(crate) use rows::{gelu_new, layer_norm, rms_norm, swiglu, swiglu_joint};
 
 /// Whether a device's tensors lie in host memory, in a graph or not: products are ours there, too.

@@ -9,9 +9,10 @@ use abkd_host::{dispatch, prefetch};
 use burn::tensor::Tensor;
 use rayon::prelude::*;
 
-use product::{F32Product, bf16_product};
+use product::{F32Product, bf16_product, pairs_product};
 
 use crate::Precision;
+use crate::bf16::{self, Dots};
 use crate::layers::bf16_bits;
 use crate::params::floats;
 
@@ -39,8 +40,9 @@ pub(crate) struct Factors {
 /// The rounded factors, where they differ from the values.
 enum Rounded {
     Same,
+    /// Padded to an even number per row.
     F32(Vec<f32>),
-    /// Bits of bfloat16, padded to an even number per row.
+    /// Bits of bfloat16, padded in the same way.
     Bf16(Vec<u16>),
 }
 
@@ -49,7 +51,7 @@ impl Factors {
     pub fn new(width: usize, precision: Precision) -> Self {
         let rounded = match precision {
             Precision::F32 => Rounded::Same,
-            Precision::Bf16 if has_bf16() => Rounded::Bf16(Vec::new()),
+            Precision::Bf16 if bf16::dots() == Some(Dots::Fast) => Rounded::Bf16(Vec::new()),
             Precision::Bf16 => Rounded::F32(Vec::new()),
         };
         Self {
@@ -62,21 +64,21 @@ impl Factors {
     /// `rows` new rows, each written by `write`, in parallel.
     pub fn fill(&mut self, rows: usize, write: impl Fn(usize, &mut [f32]) + Sync) {
         let width = self.width;
+        let stride = width.next_multiple_of(2);
         self.values.resize(rows * width, 0.0);
         let values = self.values.par_chunks_mut(width).enumerate();
         match &mut self.rounded {
             Rounded::Same => values.for_each(|(row, values)| write(row, values)),
             Rounded::F32(rounded) => {
-                rounded.resize(rows * width, 0.0);
-                let rows = values.zip(rounded.par_chunks_mut(width));
+                rounded.resize(rows * stride, 0.0);
+                let rows = values.zip(rounded.par_chunks_mut(stride));
                 rows.for_each(|((row, values), rounded)| {
                     write(row, values);
-                    rounded.copy_from_slice(values);
+                    rounded[..width].copy_from_slice(values);
                     round(rounded);
                 });
             }
             Rounded::Bf16(halves) => {
-                let stride = width.next_multiple_of(2);
                 halves.resize(rows * stride, 0);
                 let rows = values.zip(halves.par_chunks_mut(stride));
                 rows.for_each(|((row, values), halves)| {
@@ -137,7 +139,7 @@ pub(crate) struct Packed {
 /// Panels one after another. A panel has a line for each row of the matrix, or for each two rows.
 enum Panels {
     F32(Vec<[f32; WIDTH]>),
-    /// Two numbers side by side, as AVX-512's `vdpbf16ps` expects them: the even row in the lower half.
+    /// Two numbers side by side, as `vdpbf16ps` expects them: the even row in the lower half.
     Bf16(Vec<[u32; WIDTH]>),
 }
 
@@ -163,7 +165,7 @@ impl Packed {
         let data = matrix.into_data_as::<f32>();
         let values: &[f32] = floats(&data);
         let dims = [input, output];
-        let panels = if precision == Precision::Bf16 && has_bf16() {
+        let panels = if precision == Precision::Bf16 && bf16::dots().is_some() {
             let set = |cell: &mut u32, i: usize, x| *cell |= bf16_bits(x) << (16 * (i % 2));
             Panels::Bf16(panels(values, dims, transposed, 2, set))
         } else {
@@ -200,10 +202,15 @@ impl Packed {
         assert_eq!(x.width, self.input, "rows of another width");
         match (&self.panels, &x.rounded) {
             (Panels::F32(panels), Rounded::F32(values)) => {
-                self.f32_product(values, panels, put, out);
+                let stride = self.input.next_multiple_of(2);
+                self.f32_product(values, stride, panels, put, out);
             }
             (Panels::F32(panels), Rounded::Same) => {
-                self.f32_product(&x.values, panels, put, out);
+                self.f32_product(&x.values, self.input, panels, put, out);
+            }
+            (Panels::Bf16(panels), Rounded::F32(values)) => {
+                let depth = self.input.div_ceil(2);
+                self.over_panels(values, 2 * depth, panels, depth, put, out, pairs_product);
             }
             (Panels::Bf16(panels), Rounded::Bf16(halves)) => {
                 let depth = self.input.div_ceil(2);
@@ -219,11 +226,18 @@ impl Packed {
         let Panels::F32(panels) = &self.panels else {
             panic!("factors of another precision")
         };
-        self.f32_product(x, panels, Put::Over, &mut out);
+        self.f32_product(x, self.input, panels, Put::Over, &mut out);
         out
     }
 
-    fn f32_product(&self, x: &[f32], panels: &[[f32; WIDTH]], put: Put, out: &mut [f32]) {
+    fn f32_product(
+        &self,
+        x: &[f32],
+        stride: usize,
+        panels: &[[f32; WIDTH]],
+        put: Put,
+        out: &mut [f32],
+    ) {
         let precision = self.precision;
         let product = |x: [&[f32]; ROWS], panel: &[[f32; WIDTH]], _: Option<_>, sums: &mut Sums| {
             pulp::Arch::new().dispatch(F32Product { x, panel, sums });
@@ -231,7 +245,7 @@ impl Packed {
                 round(sums.as_flattened_mut());
             }
         };
-        self.over_panels(x, self.input, panels, self.input, put, out, product);
+        self.over_panels(x, stride, panels, self.input, put, out, product);
     }
 
     /// Computes some columns of the result at a time, for all rows; `product` computes one panel for some rows. A row has
@@ -340,29 +354,6 @@ fn put_sums(put: Put, rows: &mut [&mut [f32]], column: usize, sums: &Sums, bias:
 }
 
 #[cfg(test)]
-thread_local! {
-    /// Lets a test run without the processor's bfloat16.
-    pub(crate) static PORTABLE: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
-}
-
-/// Whether the processor multiplies bfloat16 in AVX-512.
-pub(crate) fn has_bf16() -> bool {
-    #[cfg(test)]
-    if PORTABLE.get() {
-        return false;
-    }
-    #[cfg(target_arch = "x86_64")]
-    return is_x86_feature_detected!("avx512f")
-        && is_x86_feature_detected!("avx512dq")
-        && is_x86_feature_detected!("avx512bw")
-        && is_x86_feature_detected!("avx512vl")
-        && is_x86_feature_detected!("fma")
-        && is_x86_feature_detected!("avx512bf16");
-    #[cfg(not(target_arch = "x86_64"))]
-    false
-}
-
-#[cfg(test)]
 mod tests {
     use burn::tensor::{Device, TensorData};
 
@@ -370,11 +361,36 @@ mod tests {
 
     #[test]
     fn a_product_is_that_of_the_matrices() {
-        for portable in [false, true] {
-            PORTABLE.set(portable);
-            check_products();
+        crate::bf16::each_way(check_products);
+    }
+
+    /// Slow and fast, bit for bit.
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn pairs_are_summed_as_the_processor_does() {
+        if bf16::dots().is_none() {
+            return;
         }
-        PORTABLE.set(false);
+        let number = |i: usize| crate::params::unit(crate::params::mix(i as u64)) as f32 - 0.5;
+        let pair = |i: usize| bf16_bits(number(i)) | bf16_bits(number(i + 7_777)) << 16;
+        let depth = 301;
+        let panel: Vec<[u32; WIDTH]> = (0..depth)
+            .map(|line| std::array::from_fn(|column| pair(line * WIDTH + column)))
+            .collect();
+        let halves: Vec<u16> = (0..ROWS * 2 * depth)
+            .map(|i| bf16_bits(number(i + 99_999)) as u16)
+            .collect();
+        let wide: Vec<f32> = halves
+            .iter()
+            .map(|&half| f32::from_bits(u32::from(half) << 16))
+            .collect();
+        let mut sums = [[[0.0; WIDTH]; ROWS]; 2];
+        let [fast, slow] = &mut sums;
+        let row = |r: usize| 2 * depth * r..2 * depth * (r + 1);
+        bf16_product(std::array::from_fn(|r| &halves[row(r)]), &panel, None, fast);
+        pairs_product(std::array::from_fn(|r| &wide[row(r)]), &panel, None, slow);
+        assert_eq!(fast, slow);
+        assert!(fast.as_flattened().iter().all(|&sum| sum != 0.0));
     }
 
     fn check_products() {

@@ -3,8 +3,6 @@
 
 #![allow(deprecated)] // Burn will drop libtorch one day
 
-use std::sync::LazyLock;
-
 use abkd_host::dispatch;
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
 use burn::backend::autodiff::grads::Gradients;
@@ -15,7 +13,7 @@ use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData};
 use rayon::prelude::*;
 
 use super::memory::Memory;
-use crate::Precision;
+use crate::{Precision, bf16};
 
 /// Whether these products serve a device in this precision.
 pub(crate) fn serve_products(device: &Device, precision: Precision) -> bool {
@@ -24,39 +22,6 @@ pub(crate) fn serve_products(device: &Device, precision: Precision) -> bool {
         // Flex multiplies no bfloat16.
         Precision::Bf16 => abkd_host::libtorch().is_some_and(|libtorch| *device == libtorch),
     }
-}
-
-/// Whether a device multiplies bfloat16 faster than f32. Where libtorch does not, rounded factors are multiplied in f32, and
-/// the product is rounded: the same numbers, but for the order of the sums.
-pub(crate) fn native_bf16(device: &Device) -> bool {
-    abkd_host::libtorch().is_none_or(|libtorch| *device != libtorch) || multiplies_bf16()
-}
-
-/// Whether this processor does: by AMX, or by AVX-512's product of bfloat16. Intel's takes twice as long as the product of
-/// f32 (2.3 GHz, one thread: 85 and 173 GFLOP/s), so there AMX alone counts, which a virtual machine can hide. Without
-/// either, bfloat16 is up to a hundred times slower than f32.
-fn multiplies_bf16() -> bool {
-    /// Asked once: a virtual machine answers slowly.
-    static KNOWN: LazyLock<bool> = LazyLock::new(|| {
-        #[cfg(target_arch = "x86_64")]
-        {
-            use std::arch::x86_64::{__cpuid, __cpuid_count};
-            let avx512 = is_x86_feature_detected!("avx512bw")
-                && is_x86_feature_detected!("avx512dq")
-                && is_x86_feature_detected!("avx512vl");
-            let intel = __cpuid(0).ebx.to_le_bytes() == *b"Genu";
-            let amx = 1 << 22 | 1 << 24; // products of bfloat16, tiles
-            avx512
-                && if intel {
-                    __cpuid_count(7, 0).edx & amx == amx
-                } else {
-                    is_x86_feature_detected!("avx512bf16")
-                }
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        true
-    });
-    *KNOWN
 }
 
 /// `[N, in]`, `[in, out]` each `-> [N, all outs]`, for up to three weights; in and out f32.
@@ -378,11 +343,11 @@ pub(super) unsafe fn gemm_f32(
     }
 }
 
-/// Rounds `x` as a factor: see [`native_bf16`].
+/// Rounds `x` as a factor: see [`bf16`].
 fn round<B: Multiply>(x: FloatTensor<B>, precision: Precision) -> FloatTensor<B> {
     match precision {
         Precision::F32 => x,
-        Precision::Bf16 if multiplies_bf16() => B::float_cast(x, FloatDType::BF16),
+        Precision::Bf16 if bf16::on_libtorch() => B::float_cast(x, FloatDType::BF16),
         Precision::Bf16 if x.dtype() == DType::BF16 => B::float_cast(x, FloatDType::F32),
         Precision::Bf16 => {
             let x = B::dense(x);
@@ -398,7 +363,7 @@ fn round<B: Multiply>(x: FloatTensor<B>, precision: Precision) -> FloatTensor<B>
 
 /// Rounds a product in f32, unless it is already rounded because its factors were bfloat16.
 fn round_product<B: Multiply>(mut y: FloatTensor<B>, precision: Precision) -> FloatTensor<B> {
-    if precision == Precision::Bf16 && !multiplies_bf16() {
+    if precision == Precision::Bf16 && !bf16::on_libtorch() {
         let parts = B::write(&mut y).par_chunks_mut(PART);
         parts.for_each(round_in_place);
     }

@@ -116,9 +116,83 @@ pub(super) fn bf16_product(
     }
 }
 
+/// [`bf16_product`] of factors in f32, with the same sums: their products are exact, and `vdpbf16ps` adds the odd one first.
+#[cfg(target_arch = "x86_64")]
+pub(super) fn pairs_product(
+    x: [&[f32]; ROWS],
+    panel: &[[u32; WIDTH]],
+    ahead: Option<*const [u32; WIDTH]>,
+    sums: &mut Sums,
+) {
+    use std::arch::x86_64::{
+        _MM_HINT_T0, _mm_prefetch, _mm512_and_si512, _mm512_castsi512_ps, _mm512_cvtneps_pbh,
+        _mm512_cvtpbh_ps, _mm512_fmadd_ps, _mm512_loadu_si512, _mm512_set1_epi32, _mm512_set1_ps,
+        _mm512_setzero_ps, _mm512_slli_epi32, _mm512_storeu_ps,
+    };
+
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    fn product<const ASK: bool>(
+        x: [&[f32]; ROWS],
+        panel: &[[u32; WIDTH]],
+        ahead: *const [u32; WIDTH],
+        out: &mut Sums,
+    ) {
+        let rows = x.map(|x| x[..2 * panel.len()].as_ptr());
+        let upper = _mm512_set1_epi32(!0xffff);
+        let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
+        for (i, line) in panel.iter().enumerate() {
+            if ASK && i.is_multiple_of(GROUPS / 2) {
+                _mm_prefetch::<_MM_HINT_T0>(ahead.cast::<i8>().wrapping_add(64 * i / (GROUPS / 2)));
+            }
+            // SAFETY: a line is 32 numbers of 32 bits, two vectors.
+            let line = unsafe {
+                [
+                    _mm512_loadu_si512(line.as_ptr().cast()),
+                    _mm512_loadu_si512(line.as_ptr().add(16).cast()),
+                ]
+            };
+            let odd = line.map(|l| _mm512_castsi512_ps(_mm512_and_si512(l, upper)));
+            let even = line.map(|l| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(l)));
+            for (place, line) in [(2 * i + 1, odd), (2 * i, even)] {
+                for r in 0..ROWS {
+                    // SAFETY: every row has two numbers for each line of the panel.
+                    let x = _mm512_set1_ps(unsafe { *rows[r].add(place) });
+                    for v in 0..2 {
+                        sums[r][v] = _mm512_fmadd_ps(x, line[v], sums[r][v]);
+                    }
+                }
+            }
+        }
+        for (out, sums) in out.iter_mut().zip(sums) {
+            for (out, sum) in out.chunks_exact_mut(16).zip(sums) {
+                let sum = _mm512_cvtpbh_ps(_mm512_cvtneps_pbh(sum));
+                // SAFETY: 16 numbers.
+                unsafe { _mm512_storeu_ps(out.as_mut_ptr(), sum) };
+            }
+        }
+    }
+    // SAFETY: panels of pairs are made only where the processor has both features.
+    unsafe {
+        match ahead {
+            Some(ahead) => product::<true>(x, panel, ahead, sums),
+            None => product::<false>(x, panel, panel.as_ptr(), sums),
+        }
+    }
+}
+
 #[cfg(not(target_arch = "x86_64"))]
 pub(super) fn bf16_product(
     _: [&[u16]; ROWS],
+    _: &[[u32; WIDTH]],
+    _: Option<*const [u32; WIDTH]>,
+    _: &mut Sums,
+) {
+    unreachable!("panels of pairs are made only where the processor multiplies them")
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+pub(super) fn pairs_product(
+    _: [&[f32]; ROWS],
     _: &[[u32; WIDTH]],
     _: Option<*const [u32; WIDTH]>,
     _: &mut Sums,
