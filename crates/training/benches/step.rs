@@ -21,7 +21,6 @@ use abkd_training::step::{Teacher, Term, Update, update};
 use abkd_training::timing::Phases;
 use abkd_training::{Objective, optim};
 use burn::module::Module;
-use burn::optim::ModuleOptimizer;
 use burn::tensor::{DType, Device, Distribution, Tensor};
 
 /// Tokens of prompt and response.
@@ -201,7 +200,7 @@ fn draw(sequences: &[Sequence]) -> Vec<Vec<&Sequence>> {
 
 struct Run<'a> {
     student: Option<LanguageModel>,
-    optimizer: ModuleOptimizer,
+    optimizer: optim::AdamW,
     teacher: Teacher<'a>,
     objective: Objective,
     micro_batch_size: Option<usize>,

@@ -11,13 +11,13 @@ use abkd_host::files;
 use abkd_host::seal::{self, Seal};
 use abkd_models::LanguageModel;
 use burn::module::{Module, ModuleVisitor, Param, ParamGroup, ParamId};
-use burn::optim::ModuleOptimizer;
 use burn::store::ModuleRecord;
 use burn::tensor::{Bytes, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
 use crate::log::Mark;
+use crate::optim::AdamW;
 use crate::trainer::ValidationRecord;
 
 /// Progress of a run.
@@ -56,7 +56,7 @@ pub fn save(
     run: &Path,
     state: &State,
     student: &LanguageModel,
-    optimizer: &ModuleOptimizer,
+    optimizer: &AdamW,
     replaced: Vec<PathBuf>,
 ) -> Result<(), Error> {
     let target = run.join(format!("{PREFIX}{:09}", state.step));
@@ -128,8 +128,8 @@ pub fn find(run: &Path, fingerprint: &str) -> Result<Option<(State, Seal)>, Erro
 pub fn load(
     seal: &Seal,
     student: LanguageModel,
-    optimizer: impl FnOnce(&LanguageModel) -> ModuleOptimizer,
-) -> Result<(LanguageModel, ModuleOptimizer), Error> {
+    optimizer: impl FnOnce(&LanguageModel) -> AdamW,
+) -> Result<(LanguageModel, AdamW), Error> {
     let dir = seal.folder();
     let anew = anew(dir);
     let read = |name: &str| {

@@ -6,7 +6,7 @@ use abkd_data::Batch;
 use abkd_host::fault;
 use abkd_models::{Checkpoints, LanguageModel};
 use burn::module::Module;
-use burn::optim::{GradientsAccumulator, GradientsParams, ModuleOptimizer};
+use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::{Device, IndexingUpdateOp, Int, Tensor, TensorData};
 
 use crate::cache::TeacherCache;
@@ -153,7 +153,7 @@ pub fn labels(batch: &Batch) -> Vec<u32> {
 /// A NaN or infinite loss or gradient; vocabularies of different sizes.
 pub fn update(
     student: LanguageModel,
-    optimizer: &mut ModuleOptimizer,
+    optimizer: &mut optim::AdamW,
     teacher: Option<Teacher>,
     terms: &[Term],
     how: &Update,
@@ -208,8 +208,9 @@ pub fn update(
     let (grad_norm, student) = phases.time(Phase::Update, || {
         let grad_norm = optim::global_norm(&student, &grads);
         finite("the gradient norm", grad_norm)?;
-        let grads = optim::clip(&student, grads, grad_norm, how.max_grad_norm);
-        Ok::<_, Error>((grad_norm, optimizer.step(how.learning_rate, student, grads)))
+        let factor = optim::clip_factor(grad_norm, how.max_grad_norm);
+        let student = optimizer.step(how.learning_rate, student, grads, factor);
+        Ok::<_, Error>((grad_norm, student))
     })?;
     let (mut teacher_tokens, mut cached_tokens) = (0, 0);
     if let Some(teacher) = teacher {

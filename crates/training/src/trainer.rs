@@ -12,13 +12,13 @@ use abkd_models::checkpoint::{self, StoredAs};
 use abkd_models::generate::{Decoding, Sampler};
 use abkd_models::lora;
 use burn::module::Module;
-use burn::optim::ModuleOptimizer;
 use serde::{Deserialize, Serialize};
 
 use crate::cache::TeacherCache;
 pub use crate::kept::{student_dir, student_seal};
 use crate::log::StepLog;
 use crate::methods::Moment;
+use crate::optim::AdamW;
 use crate::state::{self, State};
 use crate::step::{Teacher, Term, Update};
 use crate::timing::{Phase, Phases};
@@ -274,7 +274,7 @@ fn begin(
     run: &TrainRun,
     steps: usize,
     observe: &mut dyn FnMut(Event),
-) -> Result<(State, LanguageModel, ModuleOptimizer), Error> {
+) -> Result<(State, LanguageModel, AdamW), Error> {
     let settings = run.settings;
     let mut student = run.student.clone();
     student = match &settings.lora {

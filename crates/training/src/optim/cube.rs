@@ -19,6 +19,7 @@ struct Given {
     epsilon: f32,
     keep: f32,
     lr: f32,
+    factor: f32,
 }
 
 #[cube(launch)]
@@ -33,7 +34,7 @@ fn adamw_kernel(
     if i >= weights.len() {
         terminate!();
     }
-    let g = grad[i];
+    let g = grad[i] * n.factor;
     let m = first[i] * n.beta_1 + g * (1.0f32 - n.beta_1);
     let v = second[i] * n.beta_2 + g * g * (1.0f32 - n.beta_2);
     first[i] = m;
@@ -216,6 +217,7 @@ pub(super) fn in_place<const D: usize>(
             numbers.epsilon,
             numbers.keep,
             numbers.lr,
+            numbers.factor,
         ),
     );
     [weights, first, second].map(Tensor::from_primitive::<CubeBackend>)

@@ -1,7 +1,10 @@
-//! AdamW in one pass over a parameter, its gradient and its moments.
+//! AdamW in one pass over a parameter, its gradient and its moments; the gradient is scaled on the way.
 //!
 //! Burn's own AdamW runs some fifteen operations, each with a separate pass over memory. Results and state are equal, on
 //! Flex bit by bit; libtorch rounds some of the operations in another way.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use abkd_host::{LANES, dispatch, fault};
 use burn::backend::Flex;
@@ -23,6 +26,27 @@ pub(super) struct FusedAdamW {
     pub beta_2: f32,
     pub epsilon: f32,
     pub weight_decay: f32,
+    pub factor: Factor,
+}
+
+/// What the gradients of an update are multiplied by: one number for the optimizers of all groups of parameters.
+#[derive(Clone)]
+pub(super) struct Factor(Arc<AtomicU32>);
+
+impl Default for Factor {
+    fn default() -> Self {
+        Self(Arc::new(AtomicU32::new(1.0f32.to_bits())))
+    }
+}
+
+impl Factor {
+    pub fn set(&self, factor: f32) {
+        self.0.store(factor.to_bits(), Ordering::Relaxed);
+    }
+
+    fn get(&self) -> f32 {
+        f32::from_bits(self.0.load(Ordering::Relaxed))
+    }
 }
 
 /// Burn's state, which a checkpoint is read into in host memory; the first update moves it to the device of its gradient.
@@ -56,7 +80,9 @@ impl Optimizer for FusedAdamW {
         let on_card = !on_host && super::cube::serves(&tensor);
         #[cfg(not(feature = "cube"))]
         let on_card = false;
+        let factor = self.factor.get();
         if !(on_host || on_card) || tensor.dtype() != DType::F32 {
+            let grad = if factor == 1.0 { grad } else { grad * factor };
             let (tensor, state) = self.burn.step(lr, tensor, grad, state);
             return (tensor, state.map(State));
         }
@@ -78,6 +104,7 @@ impl Optimizer for FusedAdamW {
             keep: (1.0 - f64::from(self.weight_decay) * fault!("decay without the rate", lr, 1.0))
                 as f32,
             lr: lr as f32,
+            factor,
         };
         let tensors = [tensor, momentum.moment_1, momentum.moment_2];
         #[cfg(feature = "cube")]
@@ -190,6 +217,8 @@ pub(super) struct Numbers {
     /// 1 - lr x decay
     pub keep: f32,
     pub lr: f32,
+    /// Of the gradient.
+    pub factor: f32,
 }
 
 dispatch!(update => update_scan(n: Numbers, w: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32]));
@@ -212,6 +241,7 @@ fn sum_squares(x: &[f32]) -> f64 {
 #[inline(always)]
 fn update_scan(n: Numbers, w: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32]) {
     for (((w, &g), m), v) in w.iter_mut().zip(g).zip(m).zip(v) {
+        let g = g * n.factor;
         *m = *m * n.beta_1 + g * (1.0 - n.beta_1);
         *v = *v * n.beta_2 + g * g * (1.0 - n.beta_2);
         let delta = (*m / n.bias_1) / ((*v / n.bias_2).sqrt() + n.epsilon);
@@ -264,6 +294,7 @@ mod tests {
                 beta_2: 0.98,
                 epsilon: 1e-8,
                 weight_decay: decay,
+                factor: Factor::default(),
             };
             let random = || Tensor::<2>::random([130, 257], Distribution::Normal(0.0, 1.0), device);
             let start = random();
@@ -271,8 +302,10 @@ mod tests {
             for step in 0..5 {
                 let grad = random();
                 let lr = 1e-3 / f64::from(step + 1);
+                let factor = 1.0 - 0.17 * step as f32;
+                fused.factor.set(factor);
                 ours = fused.step(lr, ours.0, grad.clone(), ours.1);
-                theirs = burn.step(lr, theirs.0, grad, theirs.1);
+                theirs = burn.step(lr, theirs.0, grad * factor, theirs.1);
                 alike(ours.0.to_data(), theirs.0.to_data());
             }
             let burns = |s: Option<State<2>>| s.map(|s| s.0);
