@@ -35,11 +35,13 @@ impl AdamW {
         self.optimizer.step(learning_rate, model, grads)
     }
 
+    /// Writes the moments.
     pub(crate) fn save(&self, path: PathBuf) -> Result<(), RecordError> {
         self.optimizer.save(path)
     }
 
-    pub(crate) fn from_bytes(self, bytes: Bytes) -> Result<Self, RecordError> {
+    /// The same with the moments that [`save`](Self::save) wrote.
+    pub(crate) fn with_state(self, bytes: Bytes) -> Result<Self, RecordError> {
         let optimizer = self.optimizer.from_bytes(bytes)?;
         Ok(Self { optimizer, ..self })
     }

@@ -148,7 +148,7 @@ pub fn load(
     let record = record.allow_partial(true);
     let student = student.try_load_record(record).map_err(fail)?;
     let optimizer = optimizer(&student);
-    let optimizer = optimizer.from_bytes(read(OPTIMIZER)?).map_err(fail)?;
+    let optimizer = optimizer.with_state(read(OPTIMIZER)?).map_err(fail)?;
     Ok((student, optimizer))
 }
 
