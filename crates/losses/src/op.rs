@@ -48,7 +48,7 @@ pub fn cross_entropy(student: Tensor<2>, labels: &[u32]) -> Result<Tensor<1>, Er
 }
 
 /// The rows' values as a function of the logits that they were computed from.
-fn differentiable(logits: Tensor<2>, Rows { value, grad }: Rows) -> Tensor<1> {
+fn differentiable(logits: Tensor<2>, Rows { value, grad, .. }: Rows) -> Tensor<1> {
     let [logits, grad] = [logits, grad].map(Tensor::into_dispatch);
     Tensor::from_dispatch(Dispatch::rows(logits, value.into_dispatch(), grad))
 }

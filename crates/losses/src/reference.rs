@@ -33,10 +33,7 @@ pub fn value_and_grad(
     let Logits { student, teacher } = logits;
     if student.dims()[0] == 0 {
         let value = Tensor::zeros([0], &student.device());
-        return Ok(Rows {
-            value,
-            grad: student,
-        });
+        return Ok(Rows::new(value, student));
     }
     let pair = Pair::new(student, teacher)?;
     Ok(rows(divergence, fidelity, &pair))
@@ -70,10 +67,10 @@ pub fn cross_entropy(student: Tensor<2>, labels: &[u32]) -> Result<Rows, Error> 
     let others = student.prob.mask_fill(is_label.clone(), 0.0);
     // The label's q - 1, from the sum of the others: the difference has no digits where q is near 1.
     let at_label = others.clone().sum_dim(1).neg().expand(others.dims());
-    Ok(Rows {
-        value: value.neg().squeeze_dim(1),
-        grad: others.mask_where(is_label, at_label),
-    })
+    Ok(Rows::new(
+        value.neg().squeeze_dim(1),
+        others.mask_where(is_label, at_label),
+    ))
 }
 
 /// The rows of the larger of two divergences, see [`Form::Larger`].
@@ -85,8 +82,8 @@ pub(crate) fn larger(one: Rows, two: Rows, fidelity: Fidelity) -> Rows {
     }
     let larger = two.value.clone().greater(one.value.clone());
     let columns = larger.clone().unsqueeze_dim::<2>(1).expand(one.grad.dims());
-    Rows {
-        value: one.value.mask_where(larger, two.value),
-        grad: one.grad.mask_where(columns, two.grad),
-    }
+    Rows::new(
+        one.value.mask_where(larger, two.value),
+        one.grad.mask_where(columns, two.grad),
+    )
 }

@@ -15,6 +15,26 @@ pub struct Rows {
     pub value: Tensor<1>,
     /// `[N, V]`: gradient of each row's value in that row's student logits, in their type.
     pub grad: Tensor<2>,
+    /// The values, where they were read from a card together with what says that the rows are good.
+    pub(crate) read: Option<Vec<f32>>,
+}
+
+impl Rows {
+    pub(crate) fn new(value: Tensor<1>, grad: Tensor<2>) -> Self {
+        Self {
+            value,
+            grad,
+            read: None,
+        }
+    }
+
+    /// The values in host memory, without another wait for a card whose kernel computed them.
+    pub fn values(&self) -> Vec<f32> {
+        self.read.clone().unwrap_or_else(|| {
+            let data = self.value.clone().into_data_as::<f32>();
+            data.as_slice().expect("converted to f32").to_vec()
+        })
+    }
 }
 
 /// Divergence of each row and its gradient in the student's logits.
@@ -91,10 +111,10 @@ fn in_place<L: Element + Pod>(
     let mut logits = Host::<L>::new(student);
     let mut value = vec![0.0; n];
     kernel(logits.write(), &mut value)?;
-    Ok(Rows {
-        value: Tensor::from_data(TensorData::new(value, [n]), (&device, DType::F32)),
-        grad: logits.into_tensor(&device, dtype),
-    })
+    Ok(Rows::new(
+        Tensor::from_data(TensorData::new(value, [n]), (&device, DType::F32)),
+        logits.into_tensor(&device, dtype),
+    ))
 }
 
 /// Divergence of each row: `[N]`, nats. See [`value_and_grad`].

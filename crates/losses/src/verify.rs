@@ -177,7 +177,7 @@ fn compare(
     let mut mean = 0.0;
     if !kept.is_empty() {
         let (student, teacher) = (rows(&case.student_logits), rows(&case.teacher_logits));
-        let Rows { value, grad } = if kernel {
+        let Rows { value, grad, .. } = if kernel {
             value_and_grad(d, Fidelity::Official, Logits { student, teacher })?
         } else {
             reference::value_and_grad(d, Fidelity::Official, Logits { student, teacher })?

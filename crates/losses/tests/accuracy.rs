@@ -94,7 +94,7 @@ fn by_tensors(
         let data = TensorData::new(x.to_vec(), [1, x.len()]);
         Tensor::<2>::from_data(data, device)
     };
-    let Rows { value, grad } = reference::value_and_grad(
+    let Rows { value, grad, .. } = reference::value_and_grad(
         d,
         fidelity,
         Logits {

@@ -328,7 +328,7 @@ proptest! {
                     continue;
                 }
                 let (z, t) = (tensor(&z, vocab, &device()), tensor(&t, vocab, &device()));
-                let Rows { value, grad } = value_and_grad(&d, fidelity, Logits { student: z, teacher: t }).unwrap();
+                let Rows { value, grad, .. } = value_and_grad(&d, fidelity, Logits { student: z, teacher: t }).unwrap();
                 let (value, grad) = (floats(value), floats(grad));
                 for (i, (regime, row)) in Regime::ALL.iter().zip(&exact).enumerate() {
                     let Some(exact) = exact_of_rows(&d, fidelity, std::slice::from_ref(row)) else {
@@ -336,9 +336,11 @@ proptest! {
                     };
                     let grad = &grad[i * vocab..][..vocab];
                     let [value, grad] = common::errors(&exact, &value[i..][..1], grad);
-                    // An exponential of a shader may be off by 3 + 2 |x| units in the last place.
+                    // An exponential of a shader may be off by 3 + 2 |x| units in the last place. The alpha-beta divergence at
+                    // 0, 0 sums log(p/q) over all tokens without a weight: a normaliser's error counts once for each.
+                    let most = if d.to_string() == "ab:0,0" { (1e-7 * vocab as f64).max(2e-5) } else { 2e-5 };
                     prop_assert!(
-                        value < 1e-5 && grad < 2e-5,
+                        value < 1e-5 && grad < most,
                         "{d:?} {fidelity:?} {regime:?}, {vocab} tokens, scale {scale}, offset {offset}: {value:e} {grad:e}"
                     );
                 }

@@ -225,7 +225,8 @@ fn chunk_loss(
         }
         Objective::Policy(rows) => {
             let ce = cross_entropy_value_and_grad(logits.clone(), labels)?;
-            let (losses, slopes): (Vec<f32>, Vec<f32>) = to_vec(ce.value)
+            let (losses, slopes): (Vec<f32>, Vec<f32>) = ce
+                .values()
                 .into_iter()
                 .zip(range)
                 .map(|(negative, row)| rows.token(row, -negative))
@@ -264,7 +265,7 @@ pub fn log_probs(rows: &Rows, labels: &[u32], chunk_bytes: usize) -> Result<Vec<
         let (start, labels) = (range.start, &labels[range.clone()]);
         let losses = cross_entropy_value_and_grad(rows.logits(range), labels)
             .map_err(Error::in_chunk(start))?;
-        out.extend(to_vec(losses.value).into_iter().map(|x| -x));
+        out.extend(losses.values().into_iter().map(|x| -x));
     }
     Ok(out)
 }
@@ -304,14 +305,8 @@ impl Rows {
 }
 
 fn sum_and_grad(rows: abkd_losses::Rows) -> (f64, Tensor<2>) {
-    let sum = to_vec(rows.value).into_iter().map(f64::from).sum();
+    let sum = rows.values().into_iter().map(f64::from).sum();
     (sum, rows.grad)
-}
-
-fn to_vec(tensor: Tensor<1>) -> Vec<f32> {
-    let data = tensor.into_data_as::<f32>();
-    let values = data.as_slice::<f32>().expect("converted to f32 above");
-    values.to_vec()
 }
 
 fn chunks(n: usize, vocab: usize, bytes: usize) -> impl Iterator<Item = Range<usize>> {

@@ -127,14 +127,14 @@ fn rows(pair: &Pair, [alpha, _]: Params) -> Rows {
     let mixed = power(pair.p.log.clone().max_pair(pair.q.log.clone()) + exponent);
     let sum = mixed.mask_fill(pair.left_out.clone(), 0.0).sum_dim(1); // [N, 1]
     let sum = sum.clamp_min(least());
-    let Rows { value, grad } = pair.rows(tensors([alpha, 1.0 - alpha], of_member(alpha), pair));
+    let Rows { value, grad, .. } = pair.rows(tensors([alpha, 1.0 - alpha], of_member(alpha), pair));
     let near_one = sum.clone().greater_elem(0.5);
     let log = sum
         .clone()
         .log()
         .mask_where(near_one, ln_1p(value.unsqueeze_dim(1)));
-    Rows {
-        value: log.squeeze_dim(1) / (alpha - 1.0),
-        grad: grad / (sum * (alpha - 1.0)),
-    }
+    Rows::new(
+        log.squeeze_dim(1) / (alpha - 1.0),
+        grad / (sum * (alpha - 1.0)),
+    )
 }

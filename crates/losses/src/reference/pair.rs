@@ -219,10 +219,7 @@ impl Pair {
         let grad = h.clone() - self.q.prob.clone() * h.sum_dim(1);
         // The exact gradient sums to 0: the sum that rounding left is subtracted.
         let grad = grad.clone() - self.q.prob.clone() * grad.sum_dim(1);
-        Rows {
-            value: f.sum_dim(1).squeeze_dim(1),
-            grad,
-        }
+        Rows::new(f.sum_dim(1).squeeze_dim(1), grad)
     }
 }
 

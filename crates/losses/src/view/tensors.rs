@@ -17,7 +17,7 @@ pub(crate) fn seen(
     let divided = |logits: Tensor<2>| logits.cast(DType::F32) * view.of_logits();
     let (z, t) = (divided(logits.student), divided(logits.teacher));
     let [n, vocab] = z.dims();
-    let Rows { value, grad } = match view.classes(vocab) {
+    let Rows { value, grad, .. } = match view.classes(vocab) {
         None => assisted(compute, divergence, view, fidelity, z, t)?,
         Some(top) => {
             let (_, tokens) = t.clone().topk_with_indices(top, 1);
@@ -38,21 +38,18 @@ pub(crate) fn seen(
                 Tensor::cat(vec![x.clone().gather(1, tokens.clone()), others], 1)
             };
             let (student, teacher) = (classes(&z, all.clone()), classes(&t, of_teacher));
-            let Rows { value, grad } =
+            let Rows { value, grad, .. } =
                 assisted(compute, divergence, view, fidelity, student, teacher)?;
             let of_own = add(grad.clone().slice([0..n, 0..top]));
             let share = (z - all.clamp_min(f32::MIN)).exp().mask_fill(own, 0.0);
             let of_others = share * grad.slice([0..n, top..top + 1]);
-            Rows {
-                value,
-                grad: of_own + of_others,
-            }
+            Rows::new(value, of_own + of_others)
         }
     };
-    Ok(Rows {
-        value: value * view.of_value(),
-        grad: (grad * view.of_grad()).cast(dtype),
-    })
+    Ok(Rows::new(
+        value * view.of_value(),
+        (grad * view.of_grad()).cast(dtype),
+    ))
 }
 
 /// `compute` on the student, or on the assistant in its place.
@@ -81,11 +78,8 @@ fn assisted(
         student: tensor(logits),
         teacher,
     };
-    let Rows { value, grad } = compute(divergence, fidelity, logits)?;
+    let Rows { value, grad, .. } = compute(divergence, fidelity, logits)?;
     let mut grad = floats(&grad);
     shares.student(&mut grad, &z, vocab);
-    Ok(Rows {
-        value,
-        grad: tensor(grad),
-    })
+    Ok(Rows::new(value, tensor(grad)))
 }

@@ -29,18 +29,29 @@ fn adamw_kernel(
     first: &mut cubecl::prelude::Tensor<f32>,
     second: &mut cubecl::prelude::Tensor<f32>,
     n: &Given,
+    #[comptime] apart: bool,
 ) {
     let i = ABSOLUTE_POS;
     if i >= weights.len() {
         terminate!();
     }
-    let g = grad[i] * n.factor;
+    let g = grad[place(grad, i, apart)] * n.factor;
     let m = first[i] * n.beta_1 + g * (1.0f32 - n.beta_1);
     let v = second[i] * n.beta_2 + g * g * (1.0f32 - n.beta_2);
     first[i] = m;
     second[i] = v;
     let delta = (m / n.bias_1) / ((v / n.bias_2).sqrt() + n.epsilon);
     weights[i] = weights[i] * n.keep - delta * n.lr;
+}
+
+/// Where the number `i` of a tensor lies, whose rows may lie apart: CUDA's begin at multiples of 512 bytes.
+#[cube]
+fn place(x: &cubecl::prelude::Tensor<f32>, i: usize, #[comptime] apart: bool) -> usize {
+    let mut at = i;
+    if comptime!(apart) {
+        at = i / x.shape(1) * x.stride(0) + i % x.shape(1);
+    }
+    at
 }
 
 /// Cubes that share a tensor's sum.
@@ -51,7 +62,8 @@ const UNITS: u32 = 256;
 /// Tensors whose squares one launch sums: WebGPU grants eight tensors everywhere, and one holds the sums.
 const TOGETHER: usize = 6;
 
-/// The squares of `count` tensors: row `first` and those after it get a sum for each cube.
+/// The squares of `count` tensors: row `first` and those after it get a sum for each cube. `apart` has a bit for each tensor,
+/// see [`place`].
 #[cube(launch)]
 fn squares_kernel(
     a: &cubecl::prelude::Tensor<f32>,
@@ -63,23 +75,24 @@ fn squares_kernel(
     to: &mut cubecl::prelude::Tensor<f32>,
     first: usize,
     #[comptime] count: usize,
+    #[comptime] apart: u32,
     #[comptime] units: usize,
 ) {
-    sum_squares(a, to, first, units);
+    sum_squares(a, to, first, comptime!(apart & 1 != 0), units);
     if count > 1 {
-        sum_squares(b, to, first + 1, units);
+        sum_squares(b, to, first + 1, comptime!(apart >> 1 & 1 != 0), units);
     }
     if count > 2 {
-        sum_squares(c, to, first + 2, units);
+        sum_squares(c, to, first + 2, comptime!(apart >> 2 & 1 != 0), units);
     }
     if count > 3 {
-        sum_squares(d, to, first + 3, units);
+        sum_squares(d, to, first + 3, comptime!(apart >> 3 & 1 != 0), units);
     }
     if count > 4 {
-        sum_squares(e, to, first + 4, units);
+        sum_squares(e, to, first + 4, comptime!(apart >> 4 & 1 != 0), units);
     }
     if count > 5 {
-        sum_squares(f, to, first + 5, units);
+        sum_squares(f, to, first + 5, comptime!(apart >> 5 & 1 != 0), units);
     }
 }
 
@@ -88,13 +101,15 @@ fn sum_squares(
     x: &cubecl::prelude::Tensor<f32>,
     to: &mut cubecl::prelude::Tensor<f32>,
     row: usize,
+    #[comptime] apart: bool,
     #[comptime] units: usize,
 ) {
     let unit = UNIT_POS as usize;
     let mut sum = 0.0f32;
     let mut i = ABSOLUTE_POS;
     while i < x.len() {
-        sum += x[i] * x[i];
+        let number = x[place(x, i, apart)];
+        sum += number * number;
         i += units * SHARES;
     }
     let mut sums = Shared::<[f32]>::new_slice(units);
@@ -135,7 +150,7 @@ impl Squares {
     }
 
     pub fn add<const D: usize>(&mut self, x: Tensor<D>) {
-        self.waiting.push(primitive(x.cast(DType::F32)));
+        self.waiting.push(rows(x.cast(DType::F32)));
         if self.waiting.len() == TOGETHER {
             self.launch();
         }
@@ -150,6 +165,9 @@ impl Squares {
         let most = client.properties().hardware.max_units_per_cube;
         // a power of 2: sums halve the units until one is left
         let units = 1 << UNITS.min(most).ilog2();
+        let apart = (0..)
+            .zip(&waiting)
+            .map(|(i, x)| u32::from(is_apart(x)) << i);
         let argument = |i: usize| waiting.get(i).unwrap_or(last).clone().into_tensor_arg();
         squares_kernel::launch(
             &client,
@@ -164,6 +182,7 @@ impl Squares {
             self.to.clone().into_tensor_arg(),
             self.filled,
             waiting.len(),
+            apart.sum(),
             units as usize,
         );
         self.filled += waiting.len();
@@ -181,7 +200,21 @@ impl Squares {
 
 fn primitive<const D: usize>(x: Tensor<D>) -> CubeTensor {
     let x = x.try_into_primitive::<CubeBackend>();
-    into_contiguous(x.unwrap_or_else(|_| panic!("the caller checks the device")))
+    x.unwrap_or_else(|_| panic!("the caller checks the device"))
+}
+
+/// The numbers row after row. Rows may lie apart, see [`place`].
+fn rows<const D: usize>(x: Tensor<D>) -> CubeTensor {
+    let x = primitive(x);
+    if D == 2 && x.meta.strides()[1] == 1 {
+        x
+    } else {
+        into_contiguous(x)
+    }
+}
+
+fn is_apart(rows: &CubeTensor) -> bool {
+    !rows.is_contiguous()
 }
 
 /// Whether a tensor lies on such a device.
@@ -196,8 +229,9 @@ pub(super) fn in_place<const D: usize>(
     grad: Tensor<D>,
 ) -> [Tensor<D>; 3] {
     let own = |x: CubeTensor| if x.can_mut() { x } else { x.copy() };
-    let [weights, first, second] = tensors.map(|x| own(primitive(x)));
-    let grad = primitive(grad);
+    let [weights, first, second] = tensors.map(|x| own(into_contiguous(primitive(x))));
+    let grad = rows(grad);
+    let apart = is_apart(&grad);
     let client = weights.client.clone();
     let count = weights.meta.num_elements();
     let dim = CubeDim::new(&client, count);
@@ -219,6 +253,7 @@ pub(super) fn in_place<const D: usize>(
             numbers.lr,
             numbers.factor,
         ),
+        apart,
     );
     [weights, first, second].map(Tensor::from_primitive::<CubeBackend>)
 }
