@@ -9,7 +9,7 @@ use proptest::prelude::*;
 
 use common::exact::{Found, Row, exact_of_rows};
 use common::regimes::{Regime, normal};
-use common::{errors, kernel, with_other_parameters};
+use common::{counts_all_alike, errors, kernel, with_other_parameters};
 
 /// Three typical rows of a student's and a teacher's logits: from flat to peaked, and from two independent models to two that
 /// nearly agree.
@@ -48,13 +48,6 @@ fn peaked(
 /// Values and gradients.
 type Computed = (Vec<f32>, Vec<f32>);
 
-/// Whether tokens of all probabilities have about the same weight in the sum: alpha + beta near 0. Each token then adds the
-/// rounding error of the softmax's log-sum-exp, which f32 tensors cannot make smaller.
-fn counts_all_alike(d: &Divergence) -> bool {
-    let exponents = d.param("alpha").zip(d.param("beta"));
-    exponents.is_some_and(|(alpha, beta)| (alpha + beta).abs() < 0.25)
-}
-
 /// Values relative where they are above 1, gradients relative to their largest entry.
 fn check(
     name: &str,
@@ -62,6 +55,7 @@ fn check(
     t: &[f32],
     vocab: usize,
     whole: bool,
+    most: f64,
     ours: &dyn Fn(&Divergence, Fidelity) -> Computed,
 ) -> Result<(), TestCaseError> {
     let exact = z.chunks(vocab).zip(t.chunks(vocab));
@@ -77,7 +71,7 @@ fn check(
             let (values, grads) = ours(&d, fidelity);
             let [value, grad] = errors(&exact, &values, &grads);
             prop_assert!(value < 1e-5, "{d:?} {fidelity:?}, {name}: value {value:e}");
-            prop_assert!(grad < 1e-5, "{d:?} {fidelity:?}, {name}: gradient {grad:e}");
+            prop_assert!(grad < most, "{d:?} {fidelity:?}, {name}: gradient {grad:e}");
         }
     }
     Ok(())
@@ -115,14 +109,14 @@ proptest! {
 
     #[test]
     fn the_row_kernel_is_exact_in_rows_as_they_occur((z, t, vocab) in rows()) {
-        check("rows", &z, &t, vocab, true, &|d, fidelity| kernel(d, fidelity, &z, &t, vocab))?;
+        check("rows", &z, &t, vocab, true, 1e-5, &|d, fidelity| kernel(d, fidelity, &z, &t, vocab))?;
     }
 
     #[test]
     fn the_row_kernel_is_exact_in_peaked_rows(
         (name, z, t) in peaked(prop::sample::select(&[2usize, 3, 7, 30, 257, 1000][..])),
     ) {
-        check(&name, &z, &t, z.len(), true, &|d, fidelity| kernel(d, fidelity, &z, &t, z.len()))?;
+        check(&name, &z, &t, z.len(), true, 1e-5, &|d, fidelity| kernel(d, fidelity, &z, &t, z.len()))?;
     }
 
     #[test]
@@ -130,7 +124,8 @@ proptest! {
         (name, z, t) in peaked(prop::sample::select(&[2usize, 3, 7, 30, 257, 1000][..])),
     ) {
         let whole = z.len() < 300;
-        check(&name, &z, &t, z.len(), whole, &|d, fidelity| by_tensors(d, fidelity, &z, &t, &Device::flex()))?;
+        // Their sums over the tokens are of f32.
+        check(&name, &z, &t, z.len(), whole, 2e-5, &|d, fidelity| by_tensors(d, fidelity, &z, &t, &Device::flex()))?;
     }
 }
 
