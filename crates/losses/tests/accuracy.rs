@@ -70,7 +70,7 @@ fn check(
             };
             let (values, grads) = ours(&d, fidelity);
             let [value, grad] = errors(&exact, &values, &grads);
-            prop_assert!(value < 1e-5, "{d:?} {fidelity:?}, {name}: value {value:e}");
+            prop_assert!(value < most, "{d:?} {fidelity:?}, {name}: value {value:e}");
             prop_assert!(grad < most, "{d:?} {fidelity:?}, {name}: gradient {grad:e}");
         }
     }
@@ -124,8 +124,8 @@ proptest! {
         (name, z, t) in peaked(prop::sample::select(&[2usize, 3, 7, 30, 257, 1000][..])),
     ) {
         let whole = z.len() < 300;
-        // Their sums over the tokens are of f32.
-        check(&name, &z, &t, z.len(), whole, 2e-5, &|d, fidelity| by_tensors(d, fidelity, &z, &t, &Device::flex()))?;
+        // Exponents of up to 85 (chi-squared) are rounded to 4e-6, and sums over the tokens are of f32.
+        check(&name, &z, &t, z.len(), whole, 3e-5, &|d, fidelity| by_tensors(d, fidelity, &z, &t, &Device::flex()))?;
     }
 }
 

@@ -336,10 +336,12 @@ proptest! {
                     };
                     let grad = &grad[i * vocab..][..vocab];
                     let [value, grad] = common::errors(&exact, &value[i..][..1], grad);
-                    // An exponential of a shader may be off by 3 + 2 |x| units in the last place.
-                    let most = if common::counts_all_alike(&d) { (1e-7 * vocab as f64).max(2e-5) } else { 2e-5 };
+                    // An exponential of a shader may be off by 3 + 2 |x| units in the last place, and exponents of up to 85
+                    // (chi-squared) are rounded to 4e-6.
+                    let least = 3e-5f64;
+                    let most = if common::counts_all_alike(&d) { least.max(1e-7 * vocab as f64) } else { least };
                     prop_assert!(
-                        value < 1e-5 && grad < most,
+                        value < least && grad < most,
                         "{d:?} {fidelity:?} {regime:?}, {vocab} tokens, scale {scale}, offset {offset}: {value:e} {grad:e}"
                     );
                 }
