@@ -61,9 +61,8 @@ pub(super) fn bf16_product(
     sums: &mut Sums,
 ) {
     use std::arch::x86_64::{
-        __m512bh, __m512i, _MM_HINT_T0, _mm_prefetch, _mm512_cvtneps_pbh, _mm512_cvtpbh_ps,
-        _mm512_dpbf16_ps, _mm512_loadu_si512, _mm512_set1_epi32, _mm512_setzero_ps,
-        _mm512_storeu_ps,
+        __m512bh, __m512i, _MM_HINT_T0, _mm_prefetch, _mm512_dpbf16_ps, _mm512_loadu_si512,
+        _mm512_set1_epi32, _mm512_setzero_ps,
     };
 
     #[target_feature(enable = "avx512f,avx512bf16")]
@@ -99,13 +98,7 @@ pub(super) fn bf16_product(
                 }
             }
         }
-        for (out, sums) in out.iter_mut().zip(sums) {
-            for (out, sum) in out.chunks_exact_mut(16).zip(sums) {
-                let sum = _mm512_cvtpbh_ps(_mm512_cvtneps_pbh(sum));
-                // SAFETY: 16 numbers.
-                unsafe { _mm512_storeu_ps(out.as_mut_ptr(), sum) };
-            }
-        }
+        put_rounded(sums, out);
     }
     // SAFETY: panels of pairs are made only where the processor has both features.
     unsafe {
@@ -125,9 +118,9 @@ pub(super) fn pairs_product(
     sums: &mut Sums,
 ) {
     use std::arch::x86_64::{
-        _MM_HINT_T0, _mm_prefetch, _mm512_and_si512, _mm512_castsi512_ps, _mm512_cvtneps_pbh,
-        _mm512_cvtpbh_ps, _mm512_fmadd_ps, _mm512_loadu_si512, _mm512_set1_epi32, _mm512_set1_ps,
-        _mm512_setzero_ps, _mm512_slli_epi32, _mm512_storeu_ps,
+        _MM_HINT_T0, _mm_prefetch, _mm512_and_si512, _mm512_castsi512_ps, _mm512_fmadd_ps,
+        _mm512_loadu_si512, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps,
+        _mm512_slli_epi32,
     };
 
     #[target_feature(enable = "avx512f,avx512bf16")]
@@ -163,19 +156,28 @@ pub(super) fn pairs_product(
                 }
             }
         }
-        for (out, sums) in out.iter_mut().zip(sums) {
-            for (out, sum) in out.chunks_exact_mut(16).zip(sums) {
-                let sum = _mm512_cvtpbh_ps(_mm512_cvtneps_pbh(sum));
-                // SAFETY: 16 numbers.
-                unsafe { _mm512_storeu_ps(out.as_mut_ptr(), sum) };
-            }
-        }
+        put_rounded(sums, out);
     }
     // SAFETY: panels of pairs are made only where the processor has both features.
     unsafe {
         match ahead {
             Some(ahead) => product::<true>(x, panel, ahead, sums),
             None => product::<false>(x, panel, panel.as_ptr(), sums),
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bf16")]
+#[inline]
+fn put_rounded(sums: [[std::arch::x86_64::__m512; 2]; ROWS], out: &mut Sums) {
+    use std::arch::x86_64::{_mm512_cvtneps_pbh, _mm512_cvtpbh_ps, _mm512_storeu_ps};
+
+    for (out, sums) in out.iter_mut().zip(sums) {
+        for (out, sum) in out.chunks_exact_mut(16).zip(sums) {
+            let sum = _mm512_cvtpbh_ps(_mm512_cvtneps_pbh(sum));
+            // SAFETY: 16 numbers.
+            unsafe { _mm512_storeu_ps(out.as_mut_ptr(), sum) };
         }
     }
 }
