@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What a machine with an NVIDIA card has to show, in one go: golden values, answers that are the processor's, a small Table 1, a
-# larger one as far as the time goes. It needs no network, no Rust and no Python.
+# All checks of a machine with an NVIDIA card in one run: golden values, answers that equal the processor's, a small Table 1,
+# and as much of a larger table as the time allows. It needs no network, no Rust and no Python.
 #
 #     cargo build --release --workspace --features cuda && make cuda
 #     tools/gpu_check.sh [SECONDS] > gpu_check.txt 2>&1

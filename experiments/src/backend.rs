@@ -31,7 +31,7 @@ impl FromStr for Cards {
     fn from_str(text: &str) -> Result<Self, String> {
         let wrong = || {
             format!(
-                "`{text}` names no cards; wanted are numbers with commas between, e.g. 0 or cuda:0,cuda:1"
+                "`{text}` names no cards; give numbers separated by commas, e.g. 0 or cuda:0,cuda:1"
             )
         };
         let mut cards = Self::default();
@@ -170,7 +170,7 @@ pub fn memory(name: &str, cards: &Cards) -> Option<u64> {
 ///
 /// # Errors
 ///
-/// As there.
+/// As [`devices`].
 pub fn device(name: &str, cards: &Cards) -> Result<Device> {
     let devices = devices(name, cards)?;
     devices.into_iter().next().context("a backend has a device")

@@ -103,8 +103,9 @@ pub fn listing(what: Option<Listing>, root: &Path) -> Result<String> {
             }
             Listing::Losses => {
                 text += "losses (p teacher, q student; parameters with the paper's values; each takes tau = 1, a temperature; \
-                         squared = 0, or 1 to multiply by its square; top = 0, or k for the teacher's k likeliest tokens and \
-                         one class for the others; amid_lambda = 0 and amid_alpha = -1, AMiD's assistant)\n";
+                         squared = 0, or 1 to multiply the loss by tau squared; top = 0, or k for the teacher's k likeliest \
+                         tokens and one class for the others; amid_lambda = 0 and amid_alpha = -1, AMiD's assistant \
+                         distribution)\n";
                 for d in Divergence::all() {
                     let params: Vec<String> = d
                         .params()

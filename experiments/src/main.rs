@@ -47,7 +47,7 @@ const INTERRUPTED: u8 = 130;
   abkd report table1                         the same on one page, with pictures and answers
   abkd distill TEACHER layers:10 --data train.jsonl --out my-student    a student of your own
   abkd verify losses crates/losses/tests/goldens/losses.json
-  abkd check emit cases                      cases for an implementation of a loss of your own, to be judged"
+  abkd check emit cases                      test cases for your own implementation of a loss"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -154,10 +154,10 @@ enum Command {
         #[arg(long, value_name = "CARD")]
         device: Option<Cards>,
     },
-    /// Judge another implementation of a distillation loss: cases out, a verdict back
+    /// Check another implementation of a distillation loss: write test cases, then judge its results
     ///
-    /// The verdict says which divergence its gradient is of, in which direction, times which scale, how it averages tokens,
-    /// and in which cases it breaks. No model and no data are needed.
+    /// The verdict names the divergence and direction that its gradient belongs to, its scale factor, how it averages over
+    /// tokens, and the cases that it fails. No model and no data are needed.
     #[command(subcommand)]
     Check(CheckCommand),
     /// Fetch a profile's data sets or checkpoints from the Hugging Face Hub
@@ -194,7 +194,7 @@ enum ExecutorName {
     Local,
     /// A Slurm cluster, as the profile's `[slurm]` says; the command submits and ends, and a last job writes the tables
     Slurm,
-    /// Nobody: write the tables of the finished tasks
+    /// No task runs: only write the tables of the finished tasks
     Fold,
 }
 
@@ -492,7 +492,10 @@ fn catch_interrupts() -> Result<()> {
         if STOP.swap(true, Ordering::Relaxed) {
             std::process::exit(i32::from(INTERRUPTED));
         }
-        say("\nstopping after the current step; the state is saved (press again to stop at once)");
+        say(
+            "\nstopping after the current step, or evaluation, and its state is saved (press again to stop at once: an \
+             evaluation then begins again)",
+        );
     };
     abkd_host::keeping_nohup(|| ctrlc::set_handler(handler)).context("Ctrl-C cannot be caught")
 }

@@ -55,7 +55,8 @@ pub struct Spec {
     pair: Option<String>,
 }
 
-/// How the student of a row is trained. The row overrides the profile's settings of its method, these the profile's own.
+/// How the student of a row is trained. Settings of the row override those of the profile's `[methods.ID]`, which override
+/// those of the profile for all methods.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Recipe {
     /// The row's label.
@@ -186,7 +187,7 @@ impl Spec {
             .collect()
     }
 
-    /// What is worth knowing of the two files, and no mistake.
+    /// Notes about the two files that are not errors.
     pub fn notes(&self) -> Vec<String> {
         let mut notes = Vec::new();
         if let (Some(pair), None) = (&self.experiment.pair, &self.pair) {
@@ -265,8 +266,8 @@ fn steps<'a>(keys: &[&'a str]) -> Vec<Step<'a>> {
     keys.iter().map(|&key| Key(key)).collect()
 }
 
-/// The profile and the pair in use. Keys of `[pairs.NAME]` replace (models) or extend (all else) those of the file. A
-/// profile without pairs ignores the pair's name.
+/// The profile and the pair in use. In `[pairs.NAME]`, `teacher` and `student` replace the file's sections, other tables are
+/// merged into the file's, and all other keys replace the file's. A profile without pairs ignores the pair's name.
 fn parse_profile(files: &Files, pair: Option<&str>) -> Result<(Profile, Option<String>)> {
     let file = &files.profile;
     let plain: Profile = file.parse()?;
@@ -286,7 +287,10 @@ fn parse_profile(files: &Files, pair: Option<&str>) -> Result<(Profile, Option<S
     };
     let place = |key: &str| file.place(&[Key("pairs"), Key(name), Key(key)]);
     if let Some(key) = ["name", "pairs"].iter().find(|k| changes.contains_key(**k)) {
-        bail!("{}: `{key}`: it belongs to the whole profile", place(key));
+        bail!(
+            "{}: `{key}`: a pair cannot set it; it belongs to the whole profile",
+            place(key)
+        );
     }
     let table: toml::Table = file.parse()?;
     let merge =

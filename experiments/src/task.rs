@@ -408,7 +408,7 @@ pub fn read(folder: &Path) -> Result<(TaskId, Task, Sources)> {
     let format = &value["task"]["format"];
     ensure!(
         *format == FORMAT,
-        "{}: a task of format {format}, and this program has format {FORMAT}: plan the experiment again with it",
+        "{}: a task of format {format}, but this program reads format {FORMAT}: plan the experiment again with this program",
         place()
     );
     let Saved { id, task, sources }: Saved<Value, Sources> =
@@ -424,7 +424,8 @@ pub fn read(folder: &Path) -> Result<(TaskId, Task, Sources)> {
     let name = fs::canonicalize(folder).with_context(place)?;
     ensure!(
         name.file_name().is_some_and(|name| name == id.as_str()),
-        "{}: the task {id}, in a folder of another name: what it builds on is looked for beside its folder",
+        "{}: the task {id} is in a folder with another name; rename the folder to {id} and keep it beside the folders of \
+         the tasks that it needs",
         place()
     );
     // The hashed value is the one that runs: reading must not have dropped any part of it.

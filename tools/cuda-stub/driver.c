@@ -1,7 +1,7 @@
-// A CUDA driver without a card, for counting. Every call succeeds, an address is a number that nothing lies behind, and what
-// is read back is zeros. So a program runs through, its kernels are compiled by the real NVRTC for the card that this
-// file pretends to be, and what a card would be asked for is counted: launches, waits, bytes, memory. It proves no
-// number that a kernel computes.
+// A CUDA driver without a card, which counts calls. Every call succeeds, addresses have no memory behind them, and all that
+// is read back is zeros. So a program runs to its end, the real NVRTC compiles its kernels for the card that this file
+// pretends to be, and the requests to the card are counted: launches, waits, bytes, memory. No kernel is executed, so
+// nothing is checked of the numbers that kernels compute.
 //
 //     cc -shared -fPIC -O1 -o libcuda.so.1 driver.c
 //

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Disturbs runs of a small experiment in every way that docs/faults.md names and compares what they leave, bit by bit,
-with an undisturbed run. Ends with 0 if nothing but refusals with a remedy that works was seen. Linux, Python 3, cc."""
+with an undisturbed run. Exits with 0 if every run left the same bits, at once or after the remedy that its error names.
+Linux, Python 3, cc."""
 import argparse, hashlib, json, os, random, re, shutil, signal, subprocess, sys, tempfile, time
 from pathlib import Path
 

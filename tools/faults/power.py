@@ -1,12 +1,12 @@
 """What a disk may hold after a power cut: a trace of preload.c replayed, without what was not synchronised.
 
-Content of a file is safe once the file was synchronised, a name once its folder was. Of the rest a cut leaves what it
-likes; three kinds are played:
+Content of a file is safe once the file was synchronised, a name once its folder was. Anything else may or may not be on
+the disk after a cut. Three outcomes are simulated:
 
-  lost   nothing of the rest
+  lost   only what is safe
   empty  all names, no content: what ext4 leaves of a file that was renamed without fsync
-  mixed  names up to some moment; of each file the old content, the new, or what was safe of it and then nothing, a part
-         of the new, or zeros
+  mixed  names up to a random moment; of each file the old content, the new content, or the beginning that was safe and
+         unchanged, followed by nothing, a part of the new content or zeros
 """
 import os
 from pathlib import Path
@@ -57,7 +57,7 @@ class Disk:
     def __init__(self, root):
         self.root, self.inodes, self.first = Path(root), {}, {}
         self.top = self._load(self.root)
-        self.names = []  # changes in their order; of each, what becomes of names: (folder, name, entry or None)
+        self.names = []  # changes of names in their order, each a list of (folder, name, new entry or None)
         self.forced = 0  # so many of them are safe
 
     def _load(self, path):

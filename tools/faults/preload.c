@@ -3,7 +3,7 @@
  * ABKD_FAULT_ROOT   the folder, as realpath gives it; without it nothing happens
  * ABKD_FAULT_KIND   kill: SIGKILL before the change; torn: half of a write, then SIGKILL; short: half of a write;
  *                   enospc, eio: the change fails; full: it and all that follow fail with ENOSPC
- * ABKD_FAULT_AT     n, counted from 1; the fault strikes at the first change from there on that it suits
+ * ABKD_FAULT_AT     n, counted from 1; the fault happens at the first change from the n-th on to which its kind applies
  * ABKD_FAULT_COUNT  file that is given the number of changes at the end
  * ABKD_FAULT_TRACE  file that is given every change, for power.py
  *
@@ -104,7 +104,7 @@ static int below_fd(int fd, char *whole) {
     return root[0] && below(fd, "", whole);
 }
 
-/* Counts a change; whether it is to fail (errno is set), or to be cut short (2). */
+/* Counts a change. Returns 1 if it has to fail (errno is set), 2 if only half of it is to be written, else 0. */
 static int strikes(enum change what) {
     count++;
     if (kind == NONE || count < at || (struck && kind != FULL)) return 0;

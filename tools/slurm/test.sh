@@ -141,7 +141,7 @@ if [ -n "${small:-}" ]; then
     [ ! -e "$(folder teacher-sft)/result.json" ] || fail "the teacher was to be cancelled"
     [ -e "$(folder student-sft)/result.json" ] || fail "the student does not need the teacher"
     [ ! -e "$(folder distill-fkld-t1)/result.json" ] || fail "a student was distilled without its teacher"
-    # Submitted again it goes on, but for a task whose file is not what was planned.
+    # Submitted again, the run goes on; only a task whose task.json was changed after planning fails.
     broken=$(folder distill-fkld-t1)
     run "$work/slurm" --executor slurm --dry-run > /dev/null
     run "$work/slurm" --executor slurm

@@ -282,7 +282,7 @@ fn object(path: &Path) -> Result<Option<Map<String, Value>>, Error> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
     let fields = serde_json::from_str(text);
     fields.map(Some).map_err(|e| {
-        let what = "it tells the chat template and the special tokens that it writes";
+        let what = "the chat template and its special tokens are read from this file";
         refuse(path, format!("it is no JSON object ({e}); {what}: mend it"))
     })
 }

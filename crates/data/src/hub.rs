@@ -256,7 +256,10 @@ impl One<'_> {
         let is_commit =
             self.revision.len() == 40 && self.revision.bytes().all(|b| b.is_ascii_hexdigit());
         if is_commit && !self.revision.eq_ignore_ascii_case(&announced.commit) {
-            let why = format!("it answers with commit {} for another", announced.commit);
+            let why = format!(
+                "it answers with commit {}, which was not requested",
+                announced.commit
+            );
             return Err(Failure::NotTheHub(why).into());
         }
         let blobs = self.folder.join("blobs");

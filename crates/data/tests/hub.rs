@@ -397,9 +397,9 @@ fn redirects_end() {
         let case = Case::new(Trick::To(location));
         let error = case.fails();
         let says = match location {
-            "SELF" | "/a" => "sends on more than 5 times",
+            "SELF" | "/a" => "redirects more than 5 times",
             "//127.0.0.1:1/x" => "cannot be reached",
-            _ => "it sends on to",
+            _ => "it redirects to",
         };
         assert!(error.contains(says), "{location}: {error}");
         assert!(case.seen().len() <= 6);

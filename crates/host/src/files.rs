@@ -241,7 +241,7 @@ pub fn temporary(path: &Path) -> io::Result<PathBuf> {
 }
 
 /// Removes the temporary files and folders that killed processes left in a folder. Those of another running process stay.
-/// Those with this process's own number go: it has written nothing yet.
+/// Those with this process's own number are removed, too: it has written nothing yet, so they are from an earlier one.
 ///
 /// # Errors
 ///

@@ -73,11 +73,11 @@ pub fn keep_freed_memory() {
     }
 }
 
-/// Runs `install`, which catches signals, and leaves a hang-up ignored where it was: a program under `nohup` outlives its
-/// terminal.
+/// Runs `install`, which sets signal handlers. A SIGHUP that was ignored before stays ignored, so that a program under `nohup`
+/// goes on when its terminal closes.
 pub fn keeping_nohup<T>(install: impl FnOnce() -> T) -> T {
     #[cfg(unix)]
-    // SAFETY: sets what a signal does, to what it did.
+    // SAFETY: reads the action of SIGHUP by setting another one, then restores it.
     let ignored = unsafe {
         let before = libc::signal(libc::SIGHUP, libc::SIG_IGN);
         libc::signal(libc::SIGHUP, before);

@@ -1,5 +1,5 @@
-//! Freed memory stays with the process, whichever thread works. A program without the harness, whose threads would be there
-//! before the setting.
+//! Freed memory stays with the process, in every thread. This program has no test harness, because the harness would start
+//! threads before the allocator is set.
 
 fn main() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]

@@ -15,7 +15,7 @@ pub struct Rows {
     pub value: Tensor<1>,
     /// `[N, V]`: gradient of each row's value in that row's student logits, in their type.
     pub grad: Tensor<2>,
-    /// The values, where they were read from a card together with what says that the rows are good.
+    /// The values, if they were read from a card together with the rows' status codes.
     pub(crate) read: Option<Vec<f32>>,
 }
 

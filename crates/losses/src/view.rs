@@ -1,6 +1,6 @@
-//! How a divergence looks at the logits: at a temperature, at the teacher's likeliest tokens one by one and at all others as
-//! one, and at an assistant in the student's place; in this order. Every divergence has these parameters. They change the
-//! logits before the divergence and its gradient after it.
+//! Parameters of every divergence that transform the logits before it is computed, and its gradient afterwards. In this
+//! order: a temperature; the teacher's likeliest tokens as classes of their own and all others as one class; an assistant in
+//! the student's place.
 
 use rayon::prelude::*;
 
@@ -239,7 +239,7 @@ fn assisted(
     let Some(assistant) = view.assistant() else {
         return of_student(z);
     };
-    // Here they are still told apart.
+    // Checked before the assistant mixes both models, so that an error names the right one.
     row::check(Model::Student, &z, vocab)?;
     row::check(Model::Teacher, teacher, vocab)?;
     let (logits, shares) = assistant.of(&z, teacher, vocab);

@@ -117,7 +117,7 @@ pub(crate) fn store(
     match precision {
         Precision::F32 => Box::new(Slabs::<f32>::new(batch, kv_heads, capacity, dh)),
         #[cfg(target_arch = "x86_64")]
-        // A step multiplies few numbers: the slow ones serve, too.
+        // A step multiplies few numbers, so that even a slow `vdpbf16ps` is used.
         Precision::Bf16 if crate::bf16::dots().is_some() => {
             Box::new(Slabs::<DotPair>::new(batch, kv_heads, capacity, dh))
         }

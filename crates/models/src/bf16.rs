@@ -12,12 +12,12 @@ use burn::tensor::Device;
 /// Asked once: a virtual machine answers slowly.
 static PROCESSOR: LazyLock<Processor> = LazyLock::new(Processor::ask);
 
-/// Whether a device's are.
+/// Whether products of bfloat16 are faster on a device.
 pub(crate) fn on_device(device: &Device) -> bool {
     abkd_host::libtorch().is_none_or(|libtorch| *device != libtorch) || on_libtorch()
 }
 
-/// Whether libtorch's are, on the processor.
+/// Whether libtorch's products of bfloat16 are faster, on the processor.
 pub(crate) fn on_libtorch() -> bool {
     PROCESSOR.tiles || PROCESSOR.dots == Some(Dots::Fast)
 }

@@ -44,7 +44,7 @@ pub fn load_tokens(dir: &Path, tokens: usize, device: &Device) -> Result<Languag
             path: dir.into(),
             key: ADAPTER.into(),
             value: "in a checkpoint's folder".into(),
-            hint: "`transformers` reads such a folder as an adapter on another model; name that model's folder, or move one of the two"
+            hint: "`transformers` reads such a folder as an adapter on another model; give that model's folder, or move the adapter's files elsewhere"
                 .into(),
         });
     }

@@ -57,7 +57,7 @@ pub enum Error {
     },
     /// Two tensors of a checkpoint are one in the model, and differ.
     #[error(
-        "{path}: tensor `{name}` differs from {other}, and the model has one of them alone ({hint})"
+        "{path}: tensor `{name}` differs from {other}, but the model has only one of them ({hint})"
     )]
     Differs {
         /// The checkpoint.
@@ -173,7 +173,7 @@ pub enum Error {
     },
     /// Captured decoding steps give other tokens than plain ones.
     #[error(
-        "captured decoding steps give other tokens than plain ones on this device, which is a bug; ABKD_GRAPHS=off does without"
+        "captured decoding steps give other tokens than plain ones on this device, which is a bug; set ABKD_GRAPHS=off to decode without graphs"
     )]
     Graph,
 }

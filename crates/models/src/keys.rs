@@ -158,7 +158,7 @@ impl<'a> Keys<'a> {
             Some(known) if *known != value => Err(self.refuse(
                 other,
                 value,
-                format!("`{key}` is {known}, and both name the same"),
+                format!("`{key}` is {known}, and both are names of the same setting"),
             )),
             _ => {
                 self.map.insert(key.into(), value);

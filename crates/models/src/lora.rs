@@ -174,7 +174,7 @@ pub fn attach(
             return Err(Error::Setting {
                 key: "lora.r".into(),
                 value: config.r.to_string(),
-                reason: format!("`{path}` is {widest} wide, and no low rank is above that"),
+                reason: format!("`{path}` is {widest} wide, and the rank must not exceed that"),
             });
         }
         let limit = 1.0 / (input as f64).sqrt();

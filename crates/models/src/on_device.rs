@@ -134,7 +134,7 @@ fn run(
     }
     let mut graph = capture(&device, step);
     if graph.is_hardware() {
-        // The last of the steps that it ran was recorded, not run.
+        // `capture` calls the step several times. The last call was recorded, not run.
         state.borrow_mut().taken -= 1;
     } else {
         let mut state = state.borrow_mut();

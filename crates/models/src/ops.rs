@@ -31,13 +31,13 @@ use memory::Memory;
 pub(crate) use products::{add_product, products, serve_products};
 pub(crate) use rows::{gelu_new, layer_norm, rms_norm, swiglu, swiglu_joint};
 
-/// Whether a device's tensors lie in host memory, in a graph or not: products are ours there, too.
+/// Whether a device's tensors lie in host memory, in a graph or not. There our own products are used, too.
 pub(crate) fn serve(device: &Device) -> bool {
     // Device equality ignores autodiff.
     *device == Device::flex() || abkd_host::libtorch().is_some_and(|libtorch| *device == libtorch)
 }
 
-/// Whether the operations other than products do: they have kernels for CubeCL's devices, too.
+/// Whether the operations other than products serve a device: they have kernels for CubeCL's devices, too.
 pub(crate) fn serve_rows(device: &Device) -> bool {
     #[cfg(feature = "cube")]
     if on_card(device) {
@@ -73,7 +73,7 @@ trait Operation<const I: usize>: Debug + Send + Sync {
     /// Writes all of the inputs' gradients, from the output's gradient `g`.
     fn backward(&self, inputs: [&[f32]; I], g: &[f32], grads: [&mut [f32]; I]);
 
-    /// The value on a device that CubeCL serves. What is asked there says so itself.
+    /// The value on a device that CubeCL serves. Operations that run there override this.
     #[cfg(feature = "cube")]
     fn forward_on_card(&self, _: &[FloatTensor<CubeBackend>; I]) -> FloatTensor<CubeBackend> {
         unreachable!("asked in host memory alone")

@@ -94,7 +94,10 @@ impl Golden {
                     return refuse(place, reason);
                 }
                 if mask.iter().any(|&m| m > 1) || !mask.contains(&1) {
-                    return refuse(place, "it is 0 and 1, and 1 somewhere".into());
+                    return refuse(
+                        place,
+                        "it must hold only 0 and 1, and at least one 1".into(),
+                    );
                 }
                 if key == "attention_mask" && mask.windows(2).any(|pair| pair[0] < pair[1]) {
                     return refuse(place, "the padding is to come after the tokens".into());

@@ -118,7 +118,7 @@ pub(crate) struct Averaging {
     pub error: f64,
 }
 
-/// From their gradients of the case that told the divergence, and of the one with masks.
+/// Finds the rule from the scale in the case `typical` and from `theirs`, their gradient in the case `masks`.
 pub(crate) fn averaging(
     found: &Found,
     typical: &Case,

@@ -1,5 +1,5 @@
-//! Which divergence a gradient is of. A candidate's gradient is fitted to theirs by a factor (and by one more for the
-//! cross-entropy of the labels); the one that leaves the smallest rest is it.
+//! Identifies the divergence that a gradient belongs to. Each candidate's gradient is fitted to theirs by a factor (and by one
+//! more for the cross-entropy of the labels); the candidate that leaves the smallest residual (`rest`) is chosen.
 
 use std::collections::BTreeMap;
 
@@ -71,7 +71,7 @@ pub(crate) fn identify(case: &Case, theirs: &[f64]) -> Result<Identity, Error> {
     };
     // The simplest that fits: a stage is searched only where the ones before have nothing.
     let mut nearest = search.labels_alone();
-    // Whether parameters, which temperatures, and whether labels are searched.
+    // Of each stage: whether parameters are fitted, the temperatures, and whether the labels' cross-entropy is added.
     let stages: [(bool, &[f64], bool); 4] = [
         (false, &[1.0], false),
         (true, &[1.0], false),

@@ -126,7 +126,7 @@ fn nothing(identity: &Identity) -> String {
             "the gradient of `typical` is 0: is it the one in the student's logits, and is the student detached?".into()
         }
         Identity::Unknown(near) | Identity::Found(near) => format!(
-            "the gradient of `typical` is none that is known; the nearest is {}, which leaves {:.1}% of it",
+            "the gradient of `typical` is not that of a known loss; the nearest is {}, which leaves {:.1}% unexplained",
             name(near),
             100.0 * near.rest
         ),
@@ -189,7 +189,7 @@ fn describe(verdict: &mut Verdict, found: &Found, averaging: Option<&Averaging>)
         verdict.push(
             Mark::Says,
             format!(
-                "labels: {share:.4} times their cross-entropy is added for 1 of the divergence"
+                "labels: {share:.4} times the labels' cross-entropy is added to 1 times the divergence"
             ),
         );
     }
@@ -214,7 +214,7 @@ fn ours(
     if let (Some((_, of)), Some(fidelity)) = (&mut with.divergence, fidelity) {
         *of = fidelity;
     }
-    // The fidelity of the value; the gradient keeps its own.
+    // `fidelity` is that of the value. The gradient is computed with the fidelity that was found for it.
     let (values, rows) = (with.rows(case)?.value, found.rows(case)?);
     let labels = cross_entropy(case, &case.counted(found.shift))?;
     let share = found.labels / found.scale;
@@ -263,7 +263,7 @@ fn value_form(
     verdict.push(
         Mark::Wrong,
         format!(
-            "value: {:.6} in `typical`, where this gradient is that of {:.6}",
+            "value: {:.6} in `typical`, but the loss with this gradient is {:.6}",
             theirs.loss, known[0]
         ),
     );
@@ -294,13 +294,13 @@ fn limit(
     }
     let ours = ours(case, found, averaging, fidelity)?;
     let weights = averaging.rule.weights(case, found.shift);
-    // A gradient below this is 0 but for the rounding of probabilities.
+    // Largest weight of a token: the scale of the gradient.
     let one = averaging.factor.abs() * weights.into_iter().fold(0.0, f64::max);
     let tolerance = if case.bf16 { RIGHT_BF16 } else { RIGHT };
     let pairs = theirs.grad.iter().zip(&ours.grad);
     let error = pairs.fold(0.0f64, |a, (x, y)| a.max((x - y).abs()));
     let largest = ours.grad.iter().fold(0.0f64, |a, x| a.max(x.abs()));
-    // Nothing can be asked of a gradient of 0 but that it is small beside probabilities.
+    // An error up to this may be the rounding of probabilities, also where the exact gradient is 0: it is compared with `one`.
     let rounding = 1e-6 * one;
     let relative = if error <= rounding {
         error / largest.max(one)

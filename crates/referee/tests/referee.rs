@@ -344,7 +344,7 @@ fn what_breaks_is_named() {
             .map(|(i, x)| (i as f64).sin() * x.tanh())
             .sum()
     };
-    says(&other, false, &["none that is known; the nearest is"]);
+    says(&other, false, &["not that of a known loss; the nearest is"]);
     says(&|case| case.student[0] * f64::NAN, false, &["not finite"]);
 }
 

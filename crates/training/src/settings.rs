@@ -219,7 +219,7 @@ impl Settings {
             return refuse("warmup", warmup.to_string(), reason);
         }
         if self.gradient_checkpointing && self.parallel_micro_batches.is_some_and(|n| n > 1) {
-            let reason = "layers that are worked out again would draw another dropout: leave parallel_micro_batches out";
+            let reason = "recomputed layers would draw another dropout mask; leave parallel_micro_batches out";
             return refuse("gradient_checkpointing", "true".into(), reason);
         }
         if !(0.0..1.0).contains(&self.beta_2) {

@@ -47,8 +47,8 @@ impl Phase {
     }
 }
 
-/// Time spent in each phase. An asynchronous backend is waited for only where a value is copied to the
-/// host, so its neighbouring phases blur; on the CPU they do not.
+/// Time spent in each phase. The host waits for an asynchronous backend only where a value is copied to the
+/// host, so time of one phase may be counted in a neighbouring one; on the CPU it is not.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Phases([Duration; 7]);
 

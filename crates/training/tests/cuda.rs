@@ -123,15 +123,15 @@ fn model(config: &str) -> LanguageModel {
     model.with_precision(Precision::Bf16)
 }
 
-/// As the runner moves to a card what is not trained: rounded, and no more.
+/// A model that is not trained, as the runner moves it to a card: only its rounded weights.
 fn frozen(model: LanguageModel) -> LanguageModel {
     let model = model.frozen();
     begin_anew();
     model
 }
 
-/// Gives back what the pool has free, and begins the peak anew. While a kernel is compiled, the program goes on and takes memory
-/// for what it launches next: the first time asks for more than all others.
+/// Frees the pool's unused memory and resets the peak. While a kernel is compiled, the program goes on and allocates memory for
+/// its next launches, so the first update or answer needs more memory than all later ones.
 fn begin_anew() {
     let device = Device::cuda(0);
     device.sync().expect("the stub finishes everything");

@@ -188,7 +188,7 @@ fn a_wrong_number_fails_and_a_file_that_does_not_fit_is_refused() {
         (
             "/cases/0/labels",
             json!([-100, -100, -100, -100, -100, -100]),
-            "none counts",
+            "no label counts",
         ),
         (
             "/cases/0/labels/0",

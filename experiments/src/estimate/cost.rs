@@ -86,11 +86,11 @@ fn head_flops(shape: &ModelConfig) -> f64 {
     2.0 * (shape.vocab_size() * shape.width()) as f64
 }
 
-/// Bytes of a number.
+/// Bytes per number.
 struct Bytes {
-    /// Of the matrix products' factors.
+    /// In the factors of the matrix products.
     factor: f64,
-    /// Of a projection that is not trained: a card holds it rounded.
+    /// In a projection that is not trained: a card holds it in the number format of the products.
     frozen: f64,
 }
 
@@ -108,7 +108,7 @@ impl Bytes {
         }
     }
 
-    /// Of a model that is not trained.
+    /// Bytes of a model that is not trained.
     fn model(&self, shape: &ModelConfig) -> f64 {
         self.layers(shape, shape.parameters().layers)
     }
@@ -289,8 +289,9 @@ pub(super) fn training(
     cost
 }
 
-/// Bytes of activations. Values per token and layer: about 16 d. Attention weights are computed again in the backward pass: in
-/// host memory in small blocks, by CubeCL's devices for a layer at once, in five matrices; libtorch on a card keeps three.
+/// Bytes of activations: about 16 d values per token and layer, and the attention weights. The backward pass computes attention
+/// weights again: in host memory in small blocks, on CubeCL's devices one layer at a time, in five matrices. Only libtorch on a
+/// card keeps them instead, in three matrices per layer.
 fn activations(
     backend: &str,
     shape: &ModelConfig,

@@ -27,7 +27,7 @@ pub struct Accelerator {
 
 /// Assumed utilisation: of the peak in training, of the bandwidth in sampling.
 const UTILISATION: f64 = 0.35;
-/// Assumed seconds of the host for a launch, and of the card for a kernel of a replayed graph that has little to do.
+/// Assumed seconds that the host takes to launch a kernel, and that a card takes for a small kernel of a replayed graph.
 const LAUNCH: f64 = 8e-6;
 const REPLAYED: f64 = 2.5e-6;
 

@@ -111,7 +111,7 @@ pub fn remedy(spec: &Spec, side: Side) -> String {
     let model = side.of(spec);
     if let Some(repo) = &model.hub {
         return format!(
-            "`abkd fetch weights --profile {}` fetches {repo} (what is there is not fetched again: remove it first)",
+            "`abkd fetch weights --profile {}` fetches {repo} (files that exist are not fetched again: remove damaged files first)",
             spec.profile.name
         );
     }
@@ -205,7 +205,7 @@ fn header(path: &Path) -> std::io::Result<()> {
     file.read_exact(&mut size)?;
     let size = u64::from_le_bytes(size);
     if size > HEADER_LIMIT {
-        return fail("no safetensors file: its header would be larger than any".into());
+        return fail("no safetensors file: its first 8 bytes give too large a header".into());
     }
     if 8 + size > length {
         return fail(format!(

@@ -97,8 +97,8 @@ pub fn hash_examples(examples: &[Example]) -> String {
     short(&files::hex(&hasher.finalize()))
 }
 
-/// Hash of examples as a template puts them: what a chat template renders, and what it depends on itself. The paper's
-/// template is a constant, and a function of the examples' texts.
+/// Hash of examples and of the prompt template. With a chat template, it covers the template itself, the examples' texts and
+/// the messages that the template renders. The paper's template is constant and uses only the texts, so their hash suffices.
 pub fn hash_asked(template: &PromptTemplate, examples: &[Example]) -> String {
     let PromptTemplate::Chat(chat) = template else {
         return hash_examples(examples);

@@ -50,7 +50,7 @@ pub struct Eval {
         default_value = "10"
     )]
     seeds: Vec<u64>,
-    /// Maximum tokens of an answer [default: 256, or half of what the model takes]
+    /// Maximum tokens of an answer [default: 256, or half of the model's positions if that is less]
     #[arg(long, value_name = "N")]
     max_new_tokens: Option<usize>,
     /// Write the answers (NAME-sSEED.jsonl) and scores.csv into this folder
@@ -91,7 +91,7 @@ pub struct Generate {
         allow_negative_numbers = true
     )]
     top_p: f64,
-    /// Maximum tokens of the answer [default: 256, or what the model takes after the prompt]
+    /// Maximum tokens of the answer [default: 256, or the positions left after the prompt if fewer]
     #[arg(long, value_name = "N")]
     max_new_tokens: Option<usize>,
     /// Sampling seed
@@ -164,7 +164,7 @@ impl Eval {
             ensure!(seen.insert(name), "--test {name}: it is given twice");
             ensure!(
                 self.out.is_none() || files::is_file_name(name),
-                "--test {name}: files of --out are named by it; it must be a name of a file"
+                "--test {name}: files in --out are named after it, so it must be a valid file name"
             );
             let examples = read_columns(file, &columns);
             sets.push((name, examples.with_context(|| format!("--test {name}"))?));
@@ -283,7 +283,7 @@ impl Generate {
         let tokens = loaded.tokenizer.encode(&text)?;
         ensure!(
             !tokens.is_empty(),
-            "--prompt: it has no token, so there is nothing to go on from"
+            "--prompt: the text has no tokens, so there is nothing to continue"
         );
         let room = loaded.positions().saturating_sub(tokens.len());
         let new = self.max_new_tokens.unwrap_or(room.min(MAX_LENGTH / 2));

@@ -61,7 +61,7 @@ pub struct Distill {
     /// Epochs of distillation
     #[arg(long, value_name = "N", default_value_t = 3)]
     pub(super) epochs: usize,
-    /// Learning rate of the student: the paper's for all weights
+    /// Learning rate of the student; the default is the paper's for training all weights, without an adapter
     #[arg(
         long,
         value_name = "RATE",
@@ -81,7 +81,7 @@ pub struct Distill {
     /// Train a low-rank adapter of this rank instead of all weights; it is merged into the resulting weights
     #[arg(long, value_name = "RANK")]
     pub(super) lora: Option<usize>,
-    /// Maximum tokens of an example, half of them for the prompt [default: 512, or what the models take]
+    /// Maximum tokens of an example, half of them for the prompt [default: 512, or the models' positions if fewer]
     #[arg(long, value_name = "N")]
     pub(super) max_length: Option<usize>,
     /// Maximum tokens of an answer in validation and tests [default: half of --max-length]
@@ -284,13 +284,14 @@ impl Own {
     pub fn say_choices(&self, args: &Distill) {
         if let Some(held_out) = self.found.held_out {
             say(&format!(
-                "the last {held_out} of {} examples validate and are not trained on (--valid FILE gives others)",
+                "the last {held_out} of {} examples are held out for validation (--valid FILE replaces them)",
                 held_out + self.inputs.train_examples
             ));
         }
         if let (Student::Layers(_), None) = (&self.found.student, args.init_epochs) {
             say(
-                "some layers are no language model: the student is fine-tuned for 1 epoch first (--init-epochs)",
+                "a selection of the teacher's layers is not yet a language model: the student is fine-tuned for 1 epoch \
+                 first (--init-epochs)",
             );
         }
     }

@@ -138,8 +138,8 @@ impl Files {
             }
             if old != new {
                 bail!(
-                    "{}:{line}: the folder holds another run with `{}`; this command has `{}`; name a new --out, or \
-                     remove this one",
+                    "{}:{line}: the folder holds another run: this line is `{}`, and this command would write `{}`; name \
+                     a new --out, or remove the folder",
                     path.display(),
                     old.unwrap_or("the end of the file"),
                     new.unwrap_or("the end of the file")

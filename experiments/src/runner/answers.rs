@@ -112,7 +112,7 @@ pub(super) fn write(
 /// Message about a damaged partial file.
 pub(super) fn again(dropped: u64) -> String {
     format!(
-        "{dropped} bytes of an earlier attempt are torn or do not fit their checksums and are computed again"
+        "{dropped} bytes of an earlier attempt are incomplete or do not match their checksums, and are computed again"
     )
 }
 

@@ -91,8 +91,8 @@ fn panicked(panic: &(dyn Any + Send)) -> anyhow::Error {
     {
         return anyhow!(
             "the card's memory is full ({}); a smaller micro_batch_size or gradient_checkpointing = true in a training, and a \
-             smaller batch_size in [evaluation] and [validation], take less. `abkd plan` estimates the memory by part. What is \
-             done stays done",
+             smaller batch_size in [evaluation] and [validation], take less. `abkd plan` estimates the memory by part. \
+             Finished tasks are kept",
             line.trim()
         );
     }

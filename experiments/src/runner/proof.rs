@@ -170,7 +170,8 @@ pub(super) fn earlier(dir: &Path, id: &str) -> Option<Seal> {
     Seal::open(dir, id).ok()
 }
 
-/// The weights and hidden states of a task that is finished again that are not those of `earlier`.
+/// Names of the files of weights and hidden states that differ between the latest run of a task and its earlier run, whose
+/// seal is `earlier`.
 ///
 /// # Errors
 ///

@@ -57,8 +57,8 @@ impl Worker<'_> {
         if let (Some(earlier), Some(_)) = (earlier, &told) {
             for name in proof::changes(&earlier, &dir, id)? {
                 shown.line(&format!(
-                    "{name} is not what it was when this task ran before: another processor or library rounds in another \
-                     order. Finished tasks that build on the earlier one keep their results"
+                    "{name} differs from the file that an earlier run of this task wrote: another processor or library \
+                     rounds in another order. Finished tasks that used the earlier file keep their results"
                 ));
             }
         }
@@ -237,7 +237,8 @@ impl Worker<'_> {
             Some(id) => Some(TeacherCache::open(&self.runs.join(id), id)?),
             None => None,
         };
-        // Where the cache has all that is asked of the teacher, its head is enough.
+        // If the cache holds all hidden states that the training needs, only the teacher's head is used; its layers but one
+        // are dropped.
         let head_alone =
             cache.is_some() && training.method.sampled().is_empty() && training.text.is_none();
         let teacher = training.teacher.as_ref().map(|teacher| {
@@ -359,12 +360,12 @@ impl Worker<'_> {
         Ok(self.merged(model, task)?.frozen_on(&self.device))
     }
 
-    /// The same where it is loaded.
+    /// A model with its adapter merged, on the device of [`Self::in_memory`].
     fn merged(&self, model: &Model, task: &Task) -> Result<LanguageModel> {
         Ok(lora::merge(self.load(model, task, &self.in_memory())?))
     }
 
-    /// The model that a training begins with. What an adapter leaves frozen goes to a card rounded, as that of [`Self::asked`].
+    /// The initial model of a training. With an adapter, the frozen weights are rounded for a card, as in [`Self::asked`].
     fn student(&self, training: &Training, task: &Task) -> Result<LanguageModel> {
         let Some(adapter) = &training.settings.lora else {
             return self.load(&training.student, task, &self.device);
@@ -376,7 +377,7 @@ impl Worker<'_> {
         Ok(student.frozen_on(&self.device))
     }
 
-    /// Where weights are loaded that a card holds rounded.
+    /// The device on which weights are loaded before they are rounded for a card: always in host memory.
     fn in_memory(&self) -> Device {
         match abkd_host::serves(&self.device) {
             true => self.device.clone(),

@@ -53,7 +53,7 @@ impl Spec {
         let ending = ENDINGS.iter().find(|end| e.name.ends_with(**end));
         if let Some(ending) = ending {
             return Err(anyhow!(
-                "{}: name = \"{}\": files of results end with `{ending}`; give it another name",
+                "{}: name = \"{}\": it must not end with `{ending}`, as names of result files do; give it another name",
                 place("name"),
                 e.name
             ));
@@ -199,7 +199,9 @@ impl Spec {
             }
             ensure!(
                 validated.loss || timed || !method.follows_validation_loss(),
-                "{}: row `{}`: method `{}` raises its share of answers by the validation loss, and no validation example has a response token; give some, or threshold_step = 0",
+                "{}: row `{}`: method `{}` samples more of the student's answers when the validation loss rises, but no \
+                 validation example has a response token, so there is no validation loss; give validation examples with a \
+                 response, or set threshold_step = 0",
                 self.row_place(index),
                 row.label,
                 row.method

@@ -131,7 +131,7 @@ pub enum Start {
 }
 
 impl Start {
-    /// The one of two that a row starts from.
+    /// Returns `base` for [`Start::Base`], `initialised` for [`Start::Init`].
     pub fn of<T>(self, base: T, initialised: T) -> T {
         match self {
             Self::Base => base,

@@ -9,13 +9,13 @@ use super::{Profile, Row, Source, Spec};
 use crate::backend;
 use crate::suggest::nearest;
 
-/// Maximum number of parallel cells.
+/// Maximum number of parallel tasks.
 const MOST_JOBS: usize = 256;
 /// Maximum examples per set of the embedded corpus, which is generated in memory.
 const MOST_EMBEDDED: usize = 1_000_000;
 /// Maximum of sequence lengths, step counts and batch sizes.
 const LARGEST: usize = 1 << 20;
-/// Maximum repeats of a timing: each is a cell.
+/// Maximum repeats of a timing: each is a task.
 const MOST_REPEATS: usize = 1000;
 /// Folders below `results` that are not a profile's.
 const RESERVED: [&str; 2] = ["paper", "bench"];
@@ -135,7 +135,7 @@ impl Spec {
         let files = data.train_file.is_some() || data.valid_file.is_some();
         ensure!(
             files || data.columns.is_default(),
-            "{}: [data] columns: they are those of train_file and valid_file, and there is neither",
+            "{}: [data] columns: it names the columns of train_file and valid_file, but neither file is given",
             place("columns")
         );
         let Some(held_out) = data.hold_out else {
@@ -170,7 +170,7 @@ impl Spec {
         let keys = ["evaluation", "temperature"];
         ensure!(
             evaluation.temperature.is_finite() && evaluation.temperature > 0.0,
-            "{}: [evaluation] temperature = {}: it divides the logits; it must be a positive number, and the likeliest token is top_k = 1",
+            "{}: [evaluation] temperature = {}: it divides the logits; it must be a positive number; for greedy decoding set top_k = 1",
             self.in_profile(&keys),
             evaluation.temperature
         );
@@ -225,11 +225,11 @@ impl Spec {
         Ok(())
     }
 
-    /// Checks `jobs`. Gradient checkpointing redraws dropout from a random state that all cells share.
+    /// Checks `jobs`. Gradient checkpointing redraws dropout from a random state that all tasks share.
     ///
     /// # Errors
     ///
-    /// Gradient checkpointing with parallel cells; `jobs` out of range. `place` is the location of `jobs`.
+    /// Gradient checkpointing with parallel tasks; `jobs` out of range. `place` is the location of `jobs`.
     pub fn check_jobs(&self, place: &str) -> Result<()> {
         let p = &self.profile;
         ensure!(
@@ -242,7 +242,8 @@ impl Spec {
         let mut trainings = self.fine_tunings().map(|(_, s)| s).chain(&rows);
         ensure!(
             p.jobs == 1 || !trainings.any(|s| s.gradient_checkpointing),
-            "{place}: jobs = {} with gradient_checkpointing: cells side by side would mix their dropout; use jobs = 1",
+            "{place}: jobs = {} with gradient_checkpointing: parallel tasks share one random state, which would mix \
+             up their dropout; use jobs = 1",
             p.jobs
         );
         Ok(())

@@ -22,7 +22,7 @@ fn text(value: &Value) -> Result<Option<&'static str>, Error> {
         ValueKind::None => Ok(Some("None")),
         ValueKind::Bool => Ok(Some(if value.is_true() { "True" } else { "False" })),
         ValueKind::Seq | ValueKind::Map | ValueKind::Iterable => Err(error(format!(
-            "it prints a {} in Python's own form, which is not known here; `tojson` is",
+            "it prints a {} as Python prints it, which is not supported; the filter `tojson` is",
             value.kind()
         ))),
         _ => Ok(None),
@@ -45,7 +45,7 @@ pub(super) fn string(value: &Value) -> Result<Value, Error> {
     })
 }
 
-/// The test `sequence`: what has a length and items, a text and a map, too.
+/// The test `sequence`: whether a value has a length and items. Texts and maps have them, too.
 pub(super) fn is_sequence(value: &Value) -> bool {
     let kinds = [ValueKind::Seq, ValueKind::String, ValueKind::Map];
     value.is_undefined() || kinds.contains(&value.kind())

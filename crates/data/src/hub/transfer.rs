@@ -116,11 +116,11 @@ impl Remote {
             }
             let location = text(response.headers(), LOCATION.as_str()).unwrap_or_default();
             uri = redirected(&uri, location).ok_or_else(|| {
-                Failure::NotTheHub(format!("it sends on to `{}`", shown(location)))
+                Failure::NotTheHub(format!("it redirects to `{}`", shown(location)))
             })?;
         }
         Err(Failure::NotTheHub(format!(
-            "it sends on more than {REDIRECTS} times"
+            "it redirects more than {REDIRECTS} times"
         )))
     }
 

@@ -41,7 +41,7 @@ impl Length for Source {
 impl ChunkReader for Source {
     type T = BufReader<File>;
 
-    /// A reader at a page's header: [`Pages`] has the library read nothing else this way.
+    /// A reader that starts at a page's header: [`Pages`] makes the library call this for page headers only.
     fn get_read(&self, start: u64) -> Result<Self::T> {
         let mut reader = self.0.get_read(start)?;
         match unpacked(reader.fill_buf()?) {

@@ -83,7 +83,7 @@ fn refuse(path: &Path, what: &str) -> Error {
     Error::Tokenizer {
         path: path.into(),
         reason: format!(
-            "{what}; it tells which token ends a text: mend it, or name the token with `--eos` where it is out of the folder"
+            "{what}; this file names the token that ends a text: mend it, or move it out of the folder and give `--eos`"
         ),
     }
 }

@@ -19,9 +19,9 @@ pub struct Entry {
 
 /// Values of the divergence `sum f(p, q)` of the caller's, and its gradient in place of the student's logits.
 ///
-/// The gradient in a logit is `q (g - sum q g)` with the slope `g = df/dq`. It is computed as `q (g - g at the peak)` less q
-/// times the sum of that, so an entry keeps its digits where g and its value at the student's likeliest token differ; the
-/// divergences of this crate have formulas for the rows in which they hardly do.
+/// The gradient in a logit is `q (g - sum q g)` with the slope `g = df/dq`. It is computed as `h - q sum h` with
+/// `h = q (g - g at the peak)`; the peak is the student's likeliest token. Where g hardly differs from its value at the peak, h
+/// loses digits; the divergences of this crate have other formulas for such rows.
 ///
 /// # Shapes
 ///
@@ -60,7 +60,7 @@ struct Own<'a, F, G> {
     peak: f32,
 }
 
-// Derived ones would ask the functions for `Copy`.
+// Not derived: derived implementations would require `F` and `G` to be `Clone` and `Copy`.
 impl<F, G> Clone for Own<'_, F, G> {
     fn clone(&self) -> Self {
         *self

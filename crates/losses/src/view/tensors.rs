@@ -64,7 +64,7 @@ fn assisted(
     let Some(assistant) = view.assistant() else {
         return compute(divergence, fidelity, Logits { student, teacher });
     };
-    // In f64, and few use it: the kernel's own code on the host.
+    // The assistant needs f64 and is seldom used: the row kernel's code computes it on the host.
     let device = student.device();
     let [n, vocab] = student.dims();
     let floats = |x: &Tensor<2>| -> Vec<f32> {

@@ -24,7 +24,7 @@ pub(super) const ENTRY: Entry = Entry {
         let settings: GkdSettings = parse(settings)?;
         if loss.is_some() && settings.beta.is_some() {
             return Err(
-                "`beta` is the Jensen divergence's; with a `divergence` of the row leave it out"
+                "`beta` is a parameter of the Jensen divergence; leave it out where the row has a `divergence`"
                     .into(),
             );
         }

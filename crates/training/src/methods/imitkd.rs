@@ -18,7 +18,7 @@ use crate::{Error, Prepared};
 
 pub(super) const ENTRY: Entry = Entry {
     id: "imitkd",
-    about: "the student's own answers in place of ever more of the data's; default forward KL",
+    about: "the student's own answers replace a growing share of the data's; default forward KL",
     build: |loss, settings| {
         let settings: ImitKdSettings = parse(settings)?;
         settings.check()?;

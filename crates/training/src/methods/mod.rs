@@ -282,7 +282,7 @@ impl TryFrom<Parts> for Method {
 /// Refuses a divergence for a method whose loss is fixed.
 fn no_loss(loss: Option<Loss>) -> Result<(), String> {
     match loss {
-        Some(_) => Err("its loss is its own; remove `divergence` and `params`".into()),
+        Some(_) => Err("its loss is fixed; remove `divergence` and `params`".into()),
         None => Ok(()),
     }
 }

@@ -118,7 +118,7 @@ impl<'a> Golden<'a> {
             counted.1.push(label);
         }
         self.ensure(!counted.0.is_empty(), || {
-            format!("{what}: none counts, so there is nothing to check")
+            format!("{what}: no label counts, so there is nothing to check")
         })?;
         Ok(counted)
     }

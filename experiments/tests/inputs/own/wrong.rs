@@ -16,7 +16,7 @@ fn what_is_wrong_is_said_by_its_argument_before_anything_runs() {
     with("--loss fkdl", &["--loss", "did you mean `fkld`"]);
     with("--loss ab:1,2,3", &["--loss", "2 parameters"]);
     with("--method kdd", &["--method", "did you mean `kd`"]);
-    with("--method sft --loss ab", &["--loss", "its loss is its own"]);
+    with("--method sft --loss ab", &["--loss", "its loss is fixed"]);
     with("--lr -1", &["--lr", "learning_rate"]);
     with("--epochs 0", &["--epochs", "1 or more"]);
     with("--batch 0", &["--batch", "1 or more"]);
