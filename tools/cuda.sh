@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes .cuda from PyPI's wheels: NVRTC 13.0, which compiles the kernels at run time, and CUDA's headers. The driver comes
-# with the card. Beside it tools/cuda-stub/driver.c, built: a driver without a card, which counts.
+# with the card. It also builds tools/cuda-stub/driver.c into .cuda/stub: a driver without a card, which counts calls.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}

@@ -182,7 +182,7 @@ mod cuda {
 
     use anyhow::{Result, bail, ensure};
 
-    /// Where CUDA lies: where CubeCL looks for its headers.
+    /// The folder of the CUDA toolkit, in which CubeCL looks for headers.
     fn home() -> Option<PathBuf> {
         if let Some(path) = std::env::var_os("CUDA_PATH") {
             return Some(path.into());
@@ -202,7 +202,7 @@ mod cuda {
 
     /// What a kernel needs before it can run: a driver, a card, NVRTC, headers.
     pub(super) fn check(cards: usize) -> Result<()> {
-        // SAFETY: they only load a library.
+        // SAFETY: both functions only load a library.
         let (driver, nvrtc) = unsafe {
             (
                 cudarc::driver::sys::is_culib_present(),

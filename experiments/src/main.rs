@@ -590,7 +590,7 @@ fn run_experiment(
         let wanted = largest * spec.jobs().div_ceil(spec.cards.count()) as f64;
         if wanted > card as f64 {
             say(&format!(
-                "note: the card has {:.1} GB, and the tasks side by side take about {:.1} GB by the estimate of `abkd plan`; a \
+                "note: the card has {:.1} GB, and the parallel tasks take about {:.1} GB by the estimate of `abkd plan`; a \
                  smaller micro_batch_size, gradient_checkpointing = true or fewer --jobs take less",
                 card as f64 / 1e9,
                 wanted / 1e9

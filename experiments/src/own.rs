@@ -49,7 +49,7 @@ impl Prompting {
     fn read(&self, folder: &Path) -> Result<PromptTemplate> {
         ensure!(
             self.date.is_none() || !self.template.is_paper(),
-            "--date: only a chat template may write it; give --template chat, or leave it out"
+            "--date: only a chat template uses a date; give --template chat, or leave it out"
         );
         prompt_template(
             self.template,

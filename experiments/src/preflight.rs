@@ -167,7 +167,7 @@ fn shapes_fit(
     }
     if spec.recipes.iter().any(|r| r.method.needs_teacher()) {
         let (teacher, student) = (teacher.vocab_size(), student.vocab_size());
-        // An error about tokenizers says more than two vocabulary sizes.
+        // Tokenizers first: an error about them is more precise than one about vocabulary sizes.
         if teacher != student
             && let Ok((used, _)) = inputs::load_tokenizer(&Wanted::of(root, spec))
         {
@@ -187,7 +187,7 @@ fn shapes_fit(
 
 /// Whether a checkpoint has the shape that the profile declares beside it.
 fn declared_fits(root: &Path, spec: &Spec, side: Side) -> Result<()> {
-    // As the two files have it, with all rows.
+    // The shapes as the profile and config.json have them, before rows beyond the tokenizer's vocabulary are cut.
     let whole = ModelSpec {
         vocabulary: None,
         ..side.of(spec).clone()

@@ -50,7 +50,7 @@ impl Display {
     /// Begins a task.
     pub fn task(&self, id: &str) -> TaskDisplay<'_> {
         let bar = self.bars.add(ProgressBar::new(0));
-        bar.set_style(style("  {prefix}  {bar:20} {pos}/{len}  eta {eta}  {msg}"));
+        bar.set_style(style("  {prefix}  {bar:20} {pos}/{len}  {msg}"));
         bar.set_prefix(id.to_owned());
         if self.plain {
             say(&format!("{id}: started"));
@@ -60,6 +60,7 @@ impl Display {
             bar,
             id: id.to_owned(),
             begun: Instant::now(),
+            first: None,
             last: Instant::now(),
         }
     }
@@ -81,14 +82,8 @@ impl Display {
         };
         let estimate: Option<f64> = left.iter().map(mean).sum();
         self.total.inc(1);
-        let message = match estimate {
-            Some(s) => {
-                let left = Duration::from_secs_f64(s / self.jobs as f64);
-                format!("eta {}", HumanDuration(left))
-            }
-            None => "eta unknown yet".to_owned(),
-        };
-        self.total.set_message(message);
+        let left = estimate.map(|s| Duration::from_secs_f64(s / self.jobs as f64));
+        self.total.set_message(eta(left));
     }
 
     /// `12/262 tasks, eta 3 minutes`
@@ -102,12 +97,27 @@ fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template).expect("templates are constants")
 }
 
+/// `eta 3 minutes`
+fn eta(left: Option<Duration>) -> String {
+    left.map_or("eta unknown yet".to_owned(), |left| {
+        format!("eta {}", HumanDuration(left))
+    })
+}
+
+/// Time for `left` more steps where the last `done` took `elapsed`, by the mean: validations between steps count, and a pause
+/// changes it little.
+fn remaining(done: usize, left: usize, elapsed: Duration) -> Option<Duration> {
+    (done > 0).then(|| elapsed.mul_f64(left as f64 / done as f64))
+}
+
 /// The display of one task.
 pub struct TaskDisplay<'a> {
     display: &'a Display,
     bar: ProgressBar,
     id: String,
     begun: Instant,
+    /// The first position that was set, and when.
+    first: Option<(usize, Instant)>,
     last: Instant,
 }
 
@@ -116,13 +126,16 @@ impl TaskDisplay<'_> {
     pub fn at(&mut self, position: usize, length: usize, message: impl FnOnce() -> String) {
         self.bar.set_length(length as u64);
         self.bar.set_position(position as u64);
+        let (from, since) = *self.first.get_or_insert((position, Instant::now()));
+        let done = position.saturating_sub(from);
+        let left = length.saturating_sub(position);
+        let eta = || eta(remaining(done, left, since.elapsed()));
         if !self.display.plain {
-            self.bar.set_message(message());
+            self.bar.set_message(format!("{}  {}", eta(), message()));
         } else if self.last.elapsed() > PLAIN_EVERY {
             self.last = Instant::now();
-            let eta = HumanDuration(self.bar.eta());
-            let (id, message) = (&self.id, message());
-            say(&format!("{id}: {position}/{length}, eta {eta}, {message}"));
+            let (id, eta, message) = (&self.id, eta(), message());
+            say(&format!("{id}: {position}/{length}, {eta}, {message}"));
         }
     }
 
@@ -146,5 +159,20 @@ impl TaskDisplay<'_> {
             let (id, summary) = (&self.id, self.display.summary());
             say(&format!("{id}: {result} in {seconds:.1} s ({summary})"));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_time_left_is_that_of_the_mean_step() {
+        let elapsed = Duration::from_secs(20);
+        assert_eq!(remaining(0, 40, elapsed), None);
+        assert_eq!(remaining(10, 30, elapsed), Some(Duration::from_secs(60)));
+        assert_eq!(remaining(10, 0, elapsed), Some(Duration::ZERO));
+        assert_eq!(eta(Some(elapsed)), "eta 20 seconds");
+        assert_eq!(eta(None), "eta unknown yet");
     }
 }

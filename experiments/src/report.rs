@@ -73,7 +73,7 @@ pub fn evidence(places: &Places, spec: &Spec) -> Result<Option<Evidence>> {
     if spec.experiment.kind != Kind::Table {
         return Ok(None);
     }
-    // Beside the table that they are of.
+    // The scores lie beside the table that they belong to.
     let path = folder(places, spec, ".csv").join(format!("{}_examples.csv", spec.experiment.name));
     if !path.exists() {
         return Ok(None);

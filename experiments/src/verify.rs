@@ -22,8 +22,8 @@ pub enum Subject {
     Minillm,
     /// Generalized Jensen divergence of GKD (gjsd.json)
     Gjsd,
-    /// Learning rates, DistiLLM's threshold and sources, replay buffer (schedules.json, distillm_schedule.json,
-    /// replay_buffer.json)
+    /// Learning rates, DistiLLM's threshold, the source of each DistiLLM update (data, fresh answers or buffer), replay
+    /// buffer (schedules.json, distillm_schedule.json, replay_buffer.json)
     Schedule,
     /// Continued training with an adapter (lora_continue.json, with the folder lora_continue/ beside it)
     Adapter,

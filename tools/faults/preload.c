@@ -56,7 +56,7 @@ static void record(const char *format, ...) {
 __attribute__((constructor)) static void begin(void) {
     const char *folder = getenv("ABKD_FAULT_ROOT"), *what = getenv("ABKD_FAULT_KIND"), *n = getenv("ABKD_FAULT_AT");
     if (!folder) return;
-    /* A program that this one starts is none of the run: it would write over the trace. */
+    /* A program that this one starts is not part of the run. With this library it would overwrite the trace. */
     unsetenv("LD_PRELOAD");
     snprintf(root, sizeof root, "%s", folder);
     static const char *names[] = {"none", "kill", "torn", "short", "enospc", "eio", "full"};

@@ -65,7 +65,7 @@ pub(crate) fn read(path: &Path, columns: &Columns, answered: bool) -> Result<Vec
     }));
     read.unwrap_or_else(|_| {
         Err(fail(format!(
-            "the library for Parquet gave up on it, so it is damaged; {REMEDY}"
+            "the Parquet library panicked on it, so it is damaged; {REMEDY}"
         )))
     })
 }

@@ -23,7 +23,7 @@ const USUAL_ENDS: [&str; 3] = ["<|endoftext|>", "</s>", "<|im_end|>"];
 /// Runs the library and catches its panics, which some invalid tokenizer files cause.
 fn guarded<T>(run: impl FnOnce() -> T) -> Result<T, String> {
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(run))
-        .map_err(|_| "the library for tokenizers gave up on it; is the file damaged?".into())
+        .map_err(|_| "the tokenizers library panicked on it; is the file damaged?".into())
 }
 
 /// Refuses an invalid character map.

@@ -225,8 +225,8 @@ pub fn create_folder(path: &Path) -> io::Result<()> {
 /// Prefix of the names of files and folders that are not whole yet.
 pub const TEMPORARY: &str = ".tmp-";
 
-/// The name, beside `path`, under which a file is written before it is [published](publish). It keeps the end of the name, by
-/// which a writer knows the format.
+/// The name, beside `path`, under which a file is written before it is [published](publish). It keeps the extension,
+/// by which some writers choose the format.
 ///
 /// # Errors
 ///

@@ -92,7 +92,7 @@ pub(crate) trait Pointwise: Copy + Sync {
     /// -g at the peak: h / q of an entry that is left out of the sum, whose own g is 0.
     fn left_out(&self) -> f32;
 
-    /// Whether the teacher's logits are not in a cache yet.
+    /// Whether the teacher's logits are not in the processor's cache yet, so that they are prefetched.
     #[inline(always)]
     fn teacher_is_far(&self) -> bool {
         false

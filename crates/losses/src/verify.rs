@@ -210,8 +210,7 @@ fn parse(name: &str) -> Result<Divergence, String> {
                 inner.split(',').map(number).collect::<Option<Vec<_>>>()
             });
             let numbers = numbers.ok_or_else(|| {
-                "between the parentheses of its name belong numbers with commas between them"
-                    .to_owned()
+                "the parentheses in its name must hold numbers with commas between them".to_owned()
             })?;
             (id, numbers)
         }

@@ -144,7 +144,8 @@ impl View {
 }
 
 impl Divergence {
-    /// The view where it changes the logits of a vocabulary, and the divergence of what is seen.
+    /// The view, and the divergence without it, which is computed on the transformed logits. `None` if the view changes no
+    /// logits of a vocabulary of this size.
     pub(crate) fn seen(&self, vocab: usize) -> Option<(View, Self)> {
         let view = self.view();
         view.changes(vocab)

@@ -1,5 +1,5 @@
-//! What every divergence takes: a temperature divides both models' logits, and all but the teacher's likeliest tokens are one
-//! class, an assistant stands in the student's place.
+//! Parameters of every divergence: a temperature divides both models' logits; all tokens but the teacher's likeliest are one
+//! class; an assistant takes the student's place.
 
 mod common;
 

@@ -175,7 +175,7 @@ fn large_logits_and_shares_of_0_stay_finite() {
     }
 }
 
-/// Teachers whose tokens are equally likely, alone or in groups: which of them belong to the head hangs on their order.
+/// Teachers with equally likely tokens: all, in groups, or all but one. Their order decides which of them belong to the head.
 #[test]
 fn the_head_of_equal_tokens_begins_with_the_first() {
     let vocab = 700;

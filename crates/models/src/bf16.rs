@@ -80,7 +80,7 @@ impl Processor {
         }
     }
 
-    /// Elsewhere libtorch's own are taken.
+    /// Other processors use libtorch's own products of bfloat16.
     #[cfg(not(target_arch = "x86_64"))]
     fn ask() -> Self {
         Self {

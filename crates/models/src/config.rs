@@ -129,7 +129,7 @@ impl ModelConfig {
         }
         let total = self.parameters().total();
         if total > MOST.parameters {
-            let hint = format!("at most {} are built", MOST.parameters);
+            let hint = format!("at most {}", MOST.parameters);
             return refuse("the number of parameters", total.to_string(), hint);
         }
         Ok(())

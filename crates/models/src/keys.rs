@@ -82,7 +82,7 @@ impl Neutral {
             Self::True => "only true".into(),
             Self::Zero => "only 0".into(),
             Self::One => "only 1".into(),
-            Self::Empty => "only null or nothing in it".into(),
+            Self::Empty => "only null, or an empty list, table or text".into(),
             Self::Words(words) => format!("only {}", words.join(", ")),
             Self::FlagOrWords(words) => format!("only true, false, {}", words.join(", ")),
             Self::All(word) => format!("only a list of {word}"),
@@ -127,7 +127,11 @@ impl<'a> Keys<'a> {
     }
 
     fn missing(&self, key: &str) -> Error {
-        self.refuse(key, "absent", "the checkpoint's own file has it")
+        self.refuse(
+            key,
+            "absent",
+            "it is required; the file published with the checkpoint has it",
+        )
     }
 
     /// Whether the key is there, with any value.
@@ -273,7 +277,7 @@ impl<'a> Keys<'a> {
                 }
                 _ => {
                     let hint = format!(
-                        "token ids from 0 to {}, since vocab_size is {vocab}; null where none is meant",
+                        "token ids from 0 to {}, since vocab_size is {vocab}; null if there is none",
                         vocab.saturating_sub(1)
                     );
                     return Err(self.refuse(key, &value, hint));

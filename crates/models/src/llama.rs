@@ -195,7 +195,7 @@ impl LlamaConfig {
     /// Takes all keys, with the defaults of `transformers`; most sizes have no default.
     pub(crate) fn take(model_type: &str, keys: &mut Keys) -> Result<Self, Error> {
         let known = DIALECTS.iter().find(|d| d.model_type == model_type);
-        let dialect = known.expect("the list of architectures has these alone");
+        let dialect = known.expect("every `model_type` of Llama's architecture has a dialect");
         let vocab_size = keys.size("vocab_size", None)?;
         let max_position_embeddings =
             keys.size("max_position_embeddings", Some(dialect.positions))?;

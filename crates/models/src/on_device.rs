@@ -14,11 +14,11 @@ use crate::rotary::Tables;
 use crate::span::Span;
 use crate::{Error, LanguageModel};
 
-/// Steps between two looks at the answers.
+/// Steps between two reads of the answers.
 const EVERY: usize = 8;
 
-/// Steps beyond the last token of an answer: a row may end in any of the steps between two looks, and capturing a graph
-/// runs a few.
+/// Steps beyond the last token of an answer: a row may end in any of the steps between two reads, and capturing a graph
+/// runs a few steps.
 const SLACK: usize = EVERY + 4;
 
 /// Entries whose weights are summed together.

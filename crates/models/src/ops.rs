@@ -76,7 +76,7 @@ trait Operation<const I: usize>: Debug + Send + Sync {
     /// The value on a device that CubeCL serves. Operations that run there override this.
     #[cfg(feature = "cube")]
     fn forward_on_card(&self, _: &[FloatTensor<CubeBackend>; I]) -> FloatTensor<CubeBackend> {
-        unreachable!("asked in host memory alone")
+        unreachable!("this operation runs only in host memory")
     }
 
     /// The inputs' gradients there.
@@ -86,7 +86,7 @@ trait Operation<const I: usize>: Debug + Send + Sync {
         _: &[FloatTensor<CubeBackend>; I],
         _: &FloatTensor<CubeBackend>,
     ) -> [FloatTensor<CubeBackend>; I] {
-        unreachable!("asked in host memory alone")
+        unreachable!("this operation runs only in host memory")
     }
 }
 

@@ -111,7 +111,7 @@ impl Golden {
         }
         if self.logits.len() != rows * width * vocab {
             let reason = format!(
-                "{} numbers, {rows} rows of {width} tokens of {vocab} logits are {}",
+                "{} numbers, but {rows} rows of {width} tokens with {vocab} logits each need {}",
                 self.logits.len(),
                 rows * width * vocab
             );

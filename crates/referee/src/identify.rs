@@ -20,12 +20,12 @@ pub(crate) struct Found {
     /// Without it the loss is the labels' cross-entropy alone.
     pub divergence: Option<(Divergence, Fidelity)>,
     pub temperature: f64,
-    /// Of each token's gradient, in the case that tells the divergence.
+    /// Factor of each token's gradient, in the case by which the divergence is identified.
     pub scale: f64,
     pub labels: f64,
     /// How many places ahead of their logits the labels are.
     pub shift: usize,
-    /// What is left of their gradient, relative to it.
+    /// Norm of the residual, relative to the norm of their gradient.
     pub rest: f64,
 }
 
@@ -69,7 +69,7 @@ pub(crate) fn identify(case: &Case, theirs: &[f64]) -> Result<Identity, Error> {
         shift,
         labels: cross_entropy(case, &case.counted(shift))?.grad,
     };
-    // The simplest that fits: a stage is searched only where the ones before have nothing.
+    // The simplest loss that fits is chosen: a stage is searched only if no earlier stage has a match.
     let mut nearest = search.labels_alone();
     // Of each stage: whether parameters are fitted, the temperatures, and whether the labels' cross-entropy is added.
     let stages: [(bool, &[f64], bool); 4] = [

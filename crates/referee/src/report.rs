@@ -178,7 +178,7 @@ fn describe(verdict: &mut Verdict, found: &Found, averaging: Option<&Averaging>)
         let scale = averaging.factor;
         let mark = if scale < 0.0 { Mark::Wrong } else { Mark::Says };
         let turned = if scale < 0.0 {
-            ": the sign is turned"
+            ": the sign is reversed"
         } else {
             ""
         };
@@ -238,7 +238,8 @@ fn ours(
     Ok(answer)
 }
 
-/// Says whether the value is the divergence or the published code's, which may differ by what has no gradient.
+/// Finds whose loss value this is: the paper's divergence or the published code's. The two can differ by terms without a
+/// gradient.
 fn value_form(
     verdict: &mut Verdict,
     case: &Case,

@@ -330,7 +330,7 @@ fn what_breaks_is_named() {
     says(&offset, false, &["WRONG value:"]);
 
     let turned = |case: &Case| -case.mean(&case.counted(), |token| case.forward_kl(token));
-    says(&turned, false, &["scale: -1.000000: the sign is turned"]);
+    says(&turned, false, &["scale: -1.000000: the sign is reversed"]);
 
     says(
         &|_| 3.0,

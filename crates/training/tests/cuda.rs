@@ -55,7 +55,7 @@ struct Cost {
     read_bytes: f64,
     /// Bytes uploaded.
     uploaded_bytes: f64,
-    /// Peak of allocated memory after the first time.
+    /// Peak of allocated memory, without the first update or answer, which compiles the kernels.
     peak_gb: f64,
 }
 
@@ -151,7 +151,7 @@ enum Case {
     Update {
         student: LanguageModel,
         teacher: Option<LanguageModel>,
-        /// Whether its hidden states are cached; else it runs in each update.
+        /// Whether the teacher's hidden states are cached. If not, the teacher runs in each update.
         cached: bool,
         batch: usize,
         micro: Option<usize>,
@@ -163,7 +163,7 @@ enum Case {
     },
 }
 
-/// A case and what makes it: only one fits in memory.
+/// The name of a case and the function that builds it: memory holds only one case at a time.
 type Named = (&'static str, fn() -> Case);
 
 /// Sequences have 512 tokens, half of them the prompt's; prompts of answers have 256.
@@ -178,7 +178,7 @@ const CASES: [Named; 11] = [
     }),
     ("update, GPT-2 ABKD, teacher cached", || Case::Update {
         student: gpt2(768, 12),
-        // Its head is all that is asked of it then.
+        // With cached hidden states only the teacher's head runs, so one layer is enough.
         teacher: Some(frozen(gpt2(1600, 1))),
         batch: 16,
         micro: None,
@@ -346,7 +346,7 @@ fn measure(case: Case) -> (f64, Counts, Counts) {
                 assert_eq!(answers.expect("zeros are finite").len(), rows);
                 counts().expect("the stub")
             };
-            // Once to compile, then with and without 32 more steps.
+            // The first answer compiles the kernels. The other two differ by 32 steps, whose cost is the difference.
             let first = answer(40);
             begin_anew();
             let short = answer(8);

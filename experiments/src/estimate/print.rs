@@ -166,7 +166,7 @@ pub fn report(
     if jobs > 1 {
         let _ = writeln!(
             text,
-            "{jobs} tasks run side by side: up to {jobs} times that"
+            "{jobs} tasks run in parallel: up to {jobs} times that"
         );
     }
     let total = |f: fn(&Cost) -> f64| costs.iter().map(f).sum::<f64>();
@@ -208,7 +208,7 @@ pub fn report(
         let seconds = left(&|i| measured[i]);
         let _ = writeln!(
             text,
-            "time on this machine ({jobs} tasks side by side, calibrated just now): {}",
+            "time on this machine ({jobs} tasks in parallel, calibrated just now): {}",
             duration(super::makespan(tasks, &seconds, jobs))
         );
     } else if accelerator.is_none() {

@@ -111,7 +111,7 @@ impl Files {
                 self.check_same(file)?;
             }
         }
-        // A kill may come between the two writes; the profile is the last.
+        // The profile is written last: a kill before that leaves only the experiment.
         let begun = |name: &std::ffi::OsString| {
             let name = name.to_string_lossy();
             name == "experiment.toml" || name.starts_with(files::TEMPORARY)

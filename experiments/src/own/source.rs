@@ -33,7 +33,7 @@ impl Source {
             );
         }
         let hub = Hub::from_env()?;
-        // Next to the Hub's own cache: a folder with all files under their own names, for the profile.
+        // A folder in the Hub's cache, in which the files have their plain names: the profile names it as a checkpoint.
         let folder = hub.cache.join("abkd").join(name);
         let whole =
             |folder: &Path| check_folder(folder).is_ok() && folder.join("tokenizer.json").exists();

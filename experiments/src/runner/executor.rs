@@ -83,7 +83,7 @@ pub(super) fn caught<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
 fn panicked(panic: &(dyn Any + Send)) -> anyhow::Error {
     let said = panic.downcast_ref::<String>().map(String::as_str);
     let said = said.or_else(|| panic.downcast_ref::<&str>().copied());
-    let said = said.unwrap_or("it said nothing");
+    let said = said.unwrap_or("the panic has no message");
     // Burn panics where a card has no memory left, and CubeCL says how much was asked for.
     if let Some(line) = said
         .lines()

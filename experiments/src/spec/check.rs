@@ -94,7 +94,7 @@ impl Spec {
         }
         ensure!(
             e.kind != Kind::Curve || self.profile.validation.examples > 0,
-            "{}: [validation] examples = 0: the curves of `{}` are scores of validation answers",
+            "{}: [validation] examples = 0: the curves of `{}` show scores of validation answers; set it to 1 or more",
             self.in_profile(&["validation", "examples"]),
             e.name
         );
@@ -209,7 +209,8 @@ impl Spec {
         }
         ensure!(
             validated.answers || self.experiment.kind != Kind::Curve,
-            "{}: there is no validation example, and the curves of `{}` are scores of validation answers",
+            "{}: there is no validation example, but the curves of `{}` show scores of validation answers; give validation data \
+             with at least one example",
             self.in_profile(&["validation"]),
             self.experiment.name
         );

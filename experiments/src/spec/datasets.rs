@@ -74,7 +74,7 @@ pub(super) fn checked(
         let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_' || c == '-';
         ensure!(
             !id.is_empty() && id.len() <= 60 && id.chars().all(good),
-            "{place}: [{id}]: the id of a set has up to 60 small letters, digits, _ and -"
+            "{place}: [{id}]: the id of a set has up to 60 lowercase letters, digits, _ and -"
         );
         ensure!(
             !TAKEN.contains(&id.as_str()),
@@ -110,8 +110,8 @@ pub(super) fn chosen(known: &[TestSet], ids: &[String]) -> Result<Vec<TestSet>> 
         None => {
             let ids: Vec<&str> = known.iter().map(|set| set.id.as_str()).collect();
             bail!(
-                "unknown data set `{id}`{}; known: {}; a set of your own is a table in experiments/datasets.toml, or \
-                 [datasets.NAME] in a profile",
+                "unknown data set `{id}`{}; known: {}; add a set of your own as a table in \
+                 experiments/datasets.toml, or as [datasets.NAME] in a profile",
                 nearest(id, ids.iter().copied()),
                 ids.join(", ")
             )
@@ -139,8 +139,11 @@ mod tests {
         let own = read("[mine]\nlabel = \"Mine\"\npath = \"a.jsonl\"\n").unwrap();
         assert_eq!((own.len(), own[0].id.as_str()), (1, "mine"));
         for (text, says) in [
-            ("[Mine]\nlabel = \"a\"\npath = \"a\"\n", "small letters"),
-            ("[\"a/b\"]\nlabel = \"a\"\npath = \"a\"\n", "small letters"),
+            ("[Mine]\nlabel = \"a\"\npath = \"a\"\n", "lowercase letters"),
+            (
+                "[\"a/b\"]\nlabel = \"a\"\npath = \"a\"\n",
+                "lowercase letters",
+            ),
             ("[train]\nlabel = \"a\"\npath = \"a\"\n", "taken"),
             ("[a]\nlabel = \"a\"\n", "one of `file`"),
             (

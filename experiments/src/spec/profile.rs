@@ -400,7 +400,7 @@ impl ModelSpec {
         if !sources {
             return Err((
                 Vec::new(),
-                "it needs exactly one of checkpoint, layers, gpt2, llama; a checkpoint may have its shape beside it".into(),
+                "it needs exactly one of checkpoint, layers, gpt2, llama; a checkpoint may add its shape as gpt2 or llama".into(),
             ));
         }
         if self.vocabulary.is_some() {

@@ -104,7 +104,7 @@ impl Spec {
         if p.data.template.is_paper() {
             ensure!(
                 p.data.date.is_none(),
-                "{}: [data] date: only a chat template may write it; leave it out, or take template = \"chat\"",
+                "{}: [data] date: only a chat template uses a date; leave it out, or take template = \"chat\"",
                 place("date")
             );
             return Ok(());

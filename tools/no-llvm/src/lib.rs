@@ -100,7 +100,7 @@ pub mod nvptx {
         pub enum PtxVersion {}
 
         impl PtxVersion {
-            /// The newest version that a driver loads, which without LLVM nobody writes.
+            /// The newest version that a driver loads. `None`: without LLVM this crate writes no PTX.
             pub fn for_driver(_: i32) -> Option<Self> {
                 None
             }
@@ -116,7 +116,7 @@ pub mod nvptx {
 
 /// What all targets share.
 pub mod shared {
-    /// What a device can and this backend cannot.
+    /// Features that a device has and this backend does not support.
     pub mod lowered_features {
         use cubecl_core::ir::DeviceProperties;
 
@@ -127,7 +127,8 @@ pub mod shared {
             Nvptx,
         }
 
-        /// Would take off the features that the backend lacks; called only where it is chosen.
+        /// Removes the features that the backend does not support. It does nothing here: it is called only if this
+        /// backend is chosen.
         pub fn restrict_features(_: &mut DeviceProperties, _: GpuTarget) {}
     }
 }

@@ -16,7 +16,7 @@ pub(super) fn raise_exception(message: String) -> Result<Value, Error> {
     Err(error(message).with_source(Refused))
 }
 
-/// A value's text in Python, where it is the same here.
+/// A value's text in Python; `Ok(None)` where minijinja's text is the same. Lists and maps are refused.
 fn text(value: &Value) -> Result<Option<&'static str>, Error> {
     match value.kind() {
         ValueKind::None => Ok(Some("None")),

@@ -42,7 +42,7 @@ fn status(code: u16, hub: &str, request: &Request, file: &WantedFile) -> String 
     match (code, hub) {
         (404, "RevisionNotFound") => format!("{repo} has no revision {revision}"),
         (404, "RepoNotFound") => format!(
-            "there is no {repo} on the Hub; see to its name, or set HF_TOKEN if it is not public"
+            "there is no {repo} on the Hub; check its name, or set HF_TOKEN if it is not public"
         ),
         (404, _) => format!("{repo} has no file {} at revision {revision}", file.name),
         // The Hub also gives these codes for a repository that does not exist.

@@ -57,7 +57,7 @@ fn write_bin<D: AsRef<[u16]>>(
         sizes.push(i32::try_from(document.len()).map_err(|_| Error::Indexed {
             path: path.into(),
             reason: format!(
-                "document {} has {} tokens; the format counts to {}",
+                "document {} has {} tokens; the format allows at most {}",
                 sizes.len(),
                 document.len(),
                 i32::MAX

@@ -189,7 +189,8 @@ impl<const NARROW: bool> Pointwise for BothValues<NARROW> {
 }
 
 /// Official: the member with the larger sum over the rows given. Paper: the larger one of each row. The first where both are
-/// equal. So all values come before the first gradient, which where `NARROW` then needs only the student's exponentials.
+/// equal. Because of the sum over all rows, all values are computed before the first gradient. Where `NARROW`, the gradients
+/// need only the student's exponentials.
 struct Larger {
     alphas: [f64; 2],
     fidelity: Fidelity,

@@ -212,11 +212,11 @@ impl Operation<2> for Dropping {
     }
 
     fn forward(&self, _: [&[f32]; 2], _: &mut [f32]) {
-        unreachable!("asked on a card alone")
+        unreachable!("this operation runs only on a card")
     }
 
     fn backward(&self, _: [&[f32]; 2], _: &[f32], _: [&mut [f32]; 2]) {
-        unreachable!("asked on a card alone")
+        unreachable!("this operation runs only on a card")
     }
 
     fn forward_on_card(&self, [x, draws]: &[CubeTensor; 2]) -> CubeTensor {

@@ -138,7 +138,7 @@ pub(super) struct Squares {
 }
 
 impl Squares {
-    /// For at most `tensors` of them, on the device of `x`; `None` where it is not served.
+    /// Sums for at most `tensors` tensors, on the device of `x`; `None` if CubeCL does not serve this device.
     pub fn beside<const D: usize>(x: &Tensor<D>, tensors: usize) -> Option<Self> {
         let x = x.clone().try_into_primitive::<CubeBackend>().ok()?;
         let shape = Shape::new([tensors, SHARES]);

@@ -41,7 +41,7 @@ fn what_is_wrong_is_said_by_its_argument_before_anything_runs() {
     );
     with("--test test.jsonl", &["--test", "NAME=FILE"]);
     with("--test a=none.jsonl", &["--test a", "none.jsonl"]);
-    with("--test Big=test.jsonl", &["--test", "small letters"]);
+    with("--test Big=test.jsonl", &["--test", "lowercase letters"]);
     with(
         "--test a=test.jsonl --test a=test.jsonl",
         &["--test a", "given twice"],
