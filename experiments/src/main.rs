@@ -336,6 +336,7 @@ fn main() -> ExitCode {
             };
         }
     };
+    abkd_host::share_cores_with_libtorch();
     match run(cli.command) {
         Ok(code) => code,
         Err(error) => {

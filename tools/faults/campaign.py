@@ -114,8 +114,9 @@ class Project:
                 "--root", str(ROOT), *folders]
 
     def start(self, stderr=subprocess.PIPE, **env):
+        # With the variable a build with libtorch does not replace itself, which would take the faults off.
         return subprocess.Popen(self.words(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr,
-                                env={**os.environ, **env})
+                                env={**os.environ, "GOMP_SPINCOUNT": "10000", **env})
 
     def run(self, **env):
         child = self.start(**env)

@@ -16,6 +16,7 @@ const SMOLLM2_10: &str = r#"{"model_type": "llama", "vocab_size": 49152, "hidden
     "max_position_embeddings": 2048, "rope_theta": 100000.0, "tie_word_embeddings": true}"#;
 
 fn main() {
+    abkd_host::share_cores_with_libtorch();
     abkd_host::keep_freed_memory();
     let args: Vec<String> = std::env::args().skip(1).collect();
     let mut sizes = args.iter().filter_map(|a| a.parse::<usize>().ok());

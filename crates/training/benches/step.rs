@@ -86,6 +86,7 @@ fn config(layers: usize) -> ModelConfig {
 }
 
 fn main() {
+    abkd_host::share_cores_with_libtorch();
     abkd_host::keep_freed_memory();
     let args: Vec<String> = std::env::args().collect();
     let has = |name: &str| args.iter().any(|a| a == name);
