@@ -106,11 +106,11 @@ fn a_malformed_golden_file_is_refused_by_its_place() {
         );
         refused(
             &|g| g[key][0][0] = json!(2),
-            &format!("{key}[0]: it is 0 and 1"),
+            &format!("{key}[0]: it must hold only 0 and 1"),
         );
         refused(
             &|g| g[key][1].as_array_mut().unwrap().fill(json!(0)),
-            &format!("{key}[1]: it is 0 and 1"),
+            &format!("{key}[1]: it must hold only 0 and 1"),
         );
     }
     refused(

@@ -139,7 +139,7 @@ fn a_student_is_a_whole_folder_that_answers_and_the_profile_runs_again() {
     assert!(output.status.success(), "{}", text(&output));
     let said = text(&output);
     for what in [
-        "the last 3 of 60 examples validate",
+        "the last 3 of 60 examples are held out for validation",
         "fine-tuned for 1 epoch first",
         "student distilled",
         "out/student",
