@@ -8,8 +8,11 @@ pub mod files;
 #[cfg(feature = "tch")]
 pub mod libtorch;
 pub mod math;
+mod memory;
 pub mod rng;
 pub mod seal;
+
+pub use memory::{KeptMemory, keep_freed_memory, peak_memory, return_freed_memory};
 
 #[cfg(feature = "burn")]
 use burn::tensor::Device;
@@ -57,20 +60,6 @@ pub fn is_card(device: &Device) -> bool {
         let _ = (device, number);
         false
     })
-}
-
-/// Keeps freed memory for later allocations instead of returning it to the system: every update allocates the same gigabytes
-/// again, and the system clears fresh pages one by one. Called at program start, before there are other threads; has an
-/// effect with glibc only.
-pub fn keep_freed_memory() {
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    // SAFETY: mallopt only sets parameters of the allocator.
-    unsafe {
-        libc::mallopt(libc::M_MMAP_THRESHOLD, i32::MAX);
-        libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX);
-        // Other threads than the first would get arenas of their own, which give large blocks back whatever the thresholds.
-        libc::mallopt(libc::M_ARENA_MAX, 1);
-    }
 }
 
 /// Has the threads of libtorch (libgomp's) sleep soon after they are done. By default they spin for milliseconds, on the cores
@@ -129,14 +118,6 @@ pub fn prefetch<T>(at: *const T) {
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = at;
-}
-
-/// Peak memory of this process in bytes, on Linux.
-pub fn peak_memory() -> Option<usize> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find(|l| l.starts_with("VmHWM"))?;
-    let kib: usize = line.split_whitespace().nth(1)?.parse().ok()?;
-    Some(kib << 10)
 }
 
 /// `dispatch!(f => g(x: T) -> U)`: a function `f` that calls the inlined `g`, compiled for AVX-512, AVX2 and the baseline;

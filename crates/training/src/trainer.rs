@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use abkd_data::indexed::IndexedTokens;
 use abkd_data::{Batch, Example, Sequence, Tokenizer, collate};
-use abkd_host::files;
+use abkd_host::{KeptMemory, files};
 use abkd_models::LanguageModel;
 use abkd_models::checkpoint::{self, StoredAs};
 use abkd_models::generate::{Decoding, Sampler};
@@ -161,6 +161,7 @@ pub fn train(run: TrainRun, observe: &mut dyn FnMut(Event)) -> Result<Outcome, E
     let steps = settings.updates(run.sequences.len());
     let mut driver = run.method.driver(run.kd_ratio);
     let (mut state, mut student, mut optimizer) = begin(&run, steps, observe)?;
+    let mut memory = KeptMemory::default();
     let mut log = StepLog::open(run.dir, &state.log)?;
     if !state.method.is_null() {
         driver
@@ -221,6 +222,7 @@ pub fn train(run: TrainRun, observe: &mut dyn FnMut(Event)) -> Result<Outcome, E
             let report;
             (student, report) =
                 step::update(student, &mut optimizer, teacher, &terms, &how, phases)?;
+            memory.after_update();
             state.step += 1;
             state.loss_sum += report.loss;
             state.teacher_tokens += report.teacher_tokens as u64;

@@ -54,6 +54,8 @@ impl Worker<'_> {
         let earlier = proof::earlier(&dir, id);
         let folder = Folder::begin(&dir, id, &task::content(id, task, self.sources)?)?;
         let told = self.work(id, task, folder, shown)?;
+        // The next task needs blocks of other sizes.
+        abkd_host::return_freed_memory();
         if let (Some(earlier), Some(_)) = (earlier, &told) {
             for name in proof::changes(&earlier, &dir, id)? {
                 shown.line(&format!(
