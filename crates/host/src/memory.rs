@@ -26,7 +26,6 @@ pub fn return_freed_memory() {
 /// Keeps the memory of a training that [`keep_freed_memory`] holds within bounds. The blocks of an update differ in size from those
 /// of the one before, and leave gaps that only smaller ones fill, so the process would grow with every update: to 13 GB in 240
 /// updates of SmolLM2-135M that use 2 GB.
-#[derive(Default)]
 pub struct KeptMemory {
     /// The largest number of bytes after an update that began without freed memory.
     needed: usize,
@@ -35,10 +34,19 @@ pub struct KeptMemory {
 }
 
 impl KeptMemory {
+    /// Called before the first update: returns what was freed by then.
+    pub fn begin() -> Self {
+        return_freed_memory();
+        Self {
+            needed: 0,
+            returned: true,
+        }
+    }
+
     /// Called after each update: returns freed memory when the process has half as much again as it needs.
     pub fn after_update(&mut self) {
         let Some(now) = resident_memory() else { return };
-        if self.needed == 0 || self.returned {
+        if self.returned {
             self.needed = self.needed.max(now);
             self.returned = false;
         } else if now > self.needed + self.needed / 2 {

@@ -161,7 +161,6 @@ pub fn train(run: TrainRun, observe: &mut dyn FnMut(Event)) -> Result<Outcome, E
     let steps = settings.updates(run.sequences.len());
     let mut driver = run.method.driver(run.kd_ratio);
     let (mut state, mut student, mut optimizer) = begin(&run, steps, observe)?;
-    let mut memory = KeptMemory::default();
     let mut log = StepLog::open(run.dir, &state.log)?;
     if !state.method.is_null() {
         driver
@@ -177,6 +176,7 @@ pub fn train(run: TrainRun, observe: &mut dyn FnMut(Event)) -> Result<Outcome, E
         model,
         cache: run.cache,
     });
+    let mut memory = KeptMemory::begin();
     let (mut saved, mut interval) = ((state.step, Instant::now()), run.checkpoint_every);
     std::thread::scope(|scope| {
         let (prepared, thread) = ahead::prepare(scope, &run, state.step..steps);
