@@ -26,7 +26,7 @@ export CUDA_PATH ?= $(CURDIR)/.cuda
 export LD_LIBRARY_PATH := $(CURDIR)/.cuda/lib:$(LD_LIBRARY_PATH)
 endif
 
-.PHONY: help table1 table2 table3 table4 figure1 all compare test test-losses test-python test-slurm test-cuda mutated mutants faults bench weights libtorch cuda
+.PHONY: help table1 table2 table3 table4 figure1 all compare test test-losses test-python test-slurm test-cuda semver mutated mutants faults bench weights libtorch cuda
 
 help:            ## these lines
 	@grep -E '^[a-z0-9-]+: .*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -52,6 +52,9 @@ test-python:     ## the Python package, built and tested in python/abkd_losses/.
 	$(PYTHON) -m venv python/abkd_losses/.venv
 	python/abkd_losses/.venv/bin/pip install -q "torch==2.9.0" numpy pytest python/abkd_losses/
 	env -u LD_LIBRARY_PATH python/abkd_losses/.venv/bin/python -m pytest -q python/abkd_losses/tests
+semver:          ## is the losses' public interface still that of BASE (origin/main)? (cargo install cargo-semver-checks)
+	@for p in abkd-host abkd-losses; do \
+	    cargo semver-checks -p $$p --only-explicit-features --baseline-rev $(or $(BASE),origin/main) || exit 1; done
 mutated:         ## damaged input files of 16 kinds, CASES of each: no panic, no hang, no 2 GB (CASES=6500)
 	PROPTEST_CASES=$(or $(CASES),6500) cargo test --release --workspace $(FEATURES) --test mutated
 mutants:         ## the program broken on purpose: a test must fail for each fault (MUTANTS=faults for the first part; cargo install cargo-mutants)
