@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use crate::compare::{Comparison, References};
 use crate::evidence::Evidence;
 use crate::plot;
-use crate::results::{CurvePoint, Table, mean_curve, read_curve, read_examples};
+use crate::results::{CurvePoint, Table, best_point, read_curve, read_examples};
 use crate::runner::Places;
 use crate::spec::{Kind, REPLACED, STUDENT, Spec, TEACHER};
 use crate::timing;
@@ -109,10 +109,6 @@ fn compare_curves(places: &Places, spec: &Spec) -> Result<String> {
     let e = &spec.experiment;
     let ours = read_curve(&ours(places, spec, ".csv")).with_context(|| hint(spec))?;
     let paper = paper(places, spec, read_curve)?;
-    let best = |points: &[CurvePoint], loss: &str| {
-        let curve = mean_curve(points, loss).into_iter().map(|p| p.mean);
-        curve.fold(None, |a: Option<f64>, x| Some(a.map_or(x, |a| a.max(x))))
-    };
     let labels: Vec<&str> = e.rows.iter().map(|r| r.label.as_str()).collect();
     let cell = |x: Option<f64>| x.map_or(String::new(), |x| format!("{x:.4}"));
     let mut text = String::from("loss,best_validation_rouge_l");
@@ -123,10 +119,10 @@ fn compare_curves(places: &Places, spec: &Spec) -> Result<String> {
     };
     let mut pairs = (Vec::new(), Vec::new());
     for label in labels {
-        let a = best(&ours, label);
+        let a = best_point(&ours, label);
         text += &format!("{},{}", quoted(label), cell(a));
         if let Some(paper) = &paper {
-            let b = best(paper, label);
+            let b = best_point(paper, label);
             text += &format!(",{}", cell(b));
             if let (Some(a), Some(b)) = (a, b) {
                 pairs.0.push(a);
@@ -138,7 +134,7 @@ fn compare_curves(places: &Places, spec: &Spec) -> Result<String> {
     let path = folder(places, spec, ".csv").join(format!("{}_comparison.csv", e.name));
     crate::results::write_atomic(&path, text.as_bytes())?;
     if paper.is_none() {
-        return Ok(text);
+        return Ok(text + &best_of_grid(spec, &ours));
     }
     let rho = abkd_metrics::stats::spearman(&pairs.0, &pairs.1);
     let rho = rho.map_or("not defined".into(), |r| format!("{r:.3}"));
@@ -146,6 +142,24 @@ fn compare_curves(places: &Places, spec: &Spec) -> Result<String> {
         "{text}Spearman's rho of the best points over {} losses: {rho}\n",
         pairs.0.len()
     ))
+}
+
+/// The best point of each row of a grid, a line each; nothing without a grid.
+fn best_of_grid(spec: &Spec, curves: &[CurvePoint]) -> String {
+    let mut best: Vec<(usize, &str, f64)> = Vec::new();
+    for (point, row) in spec.grid.points.iter().zip(&spec.experiment.rows) {
+        let Some(score) = best_point(curves, &row.label) else {
+            continue;
+        };
+        match best.last_mut().filter(|(of, ..)| *of == point.row) {
+            None => best.push((point.row, &row.label, score)),
+            Some(last) if score > last.2 => *last = (point.row, &row.label, score),
+            Some(_) => {}
+        }
+    }
+    best.into_iter()
+        .map(|(_, label, score)| format!("best: {label}: {score:.4}\n"))
+        .collect()
 }
 
 /// A field of a CSV file.
@@ -186,8 +200,24 @@ pub(crate) fn draw_into(
     match e.kind {
         Kind::Curve => {
             let ours = read_curve(&ours(places, spec, ".csv")).with_context(|| hint(spec))?;
+            if !spec.grid.keys.is_empty() {
+                let labels: Vec<&str> = e.rows.iter().map(|row| row.label.as_str()).collect();
+                let untested = Table {
+                    row_key: e.row_key.clone(),
+                    cells: Vec::new(),
+                };
+                plot::grid(&spec.grid, &labels, &untested, None, &ours, path, &e.title)?;
+                return Ok(drawn);
+            }
             let paper = paper(places, spec, read_curve)?;
-            plot::figure1(&ours, paper.as_deref(), path, profile, e.subject())?;
+            plot::figure1(
+                &ours,
+                paper.as_deref(),
+                path,
+                &e.title,
+                profile,
+                e.subject(),
+            )?;
         }
         Kind::Timing => {
             let ours = timing::read(&ours(places, spec, ".json")).with_context(|| hint(spec))?;
@@ -265,4 +295,33 @@ fn hint(spec: &Spec) -> String {
         "no results yet? `abkd run {} --profile {}` makes them",
         spec.experiment.name, spec.profile.name
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_best_point_of_each_row_of_a_grid_is_named() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let spec = Spec::load(&root, "rates", "tiny").unwrap();
+        let point = |loss: &str, epoch, rouge_l| CurvePoint {
+            loss: loss.into(),
+            training_seed: Some(1),
+            epoch,
+            dolly_validation_rouge_l: rouge_l,
+            validation_loss: None,
+        };
+        let curves = [
+            point("FKLD, learning_rate 0.0001", 1, 11.0),
+            point("FKLD, learning_rate 0.001", 1, 14.0),
+            point("FKLD, learning_rate 0.001", 2, 13.0),
+            point("FKLD, learning_rate 0.003", 2, 13.5),
+            point("ABKD, learning_rate 0.003", 1, 9.0),
+        ];
+        assert_eq!(
+            best_of_grid(&spec, &curves),
+            "best: FKLD, learning_rate 0.001: 14.0000\nbest: ABKD, learning_rate 0.003: 9.0000\n"
+        );
+    }
 }

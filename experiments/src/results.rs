@@ -23,7 +23,7 @@ use abkd_metrics::stats;
 use anyhow::{Context, Result, ensure};
 use polars::prelude::{Column, DataFrame, GroupsIndicator};
 
-pub use curve::{CurvePoint, mean_curve, read_curve, write_curve};
+pub use curve::{CurvePoint, best_point, mean_curve, read_curve, write_curve};
 pub use examples::{Examples, read_examples, write_examples};
 pub use score::{Score, read_scores, write_scores};
 pub(crate) use sheet::Sheet;

@@ -129,6 +129,9 @@ impl Spec {
         if let Some(seeds) = spec.profile.seeds.clone() {
             spec.experiment.seeds = seeds;
         }
+        if let Some(seeds) = spec.experiment.training_seeds.clone() {
+            spec.profile.training_seeds = Some(seeds);
+        }
         spec.check()?;
         spec.check_other_pairs()?;
         spec.resolve()?;
@@ -178,6 +181,14 @@ impl Spec {
             }
         }
         file.place(&steps(keys))
+    }
+
+    /// `path:line` of the training seeds in use.
+    fn of_trainings(&self) -> String {
+        match self.experiment.training_seeds {
+            Some(_) => self.in_experiment(&["training_seeds"]),
+            None => self.in_profile(&["training_seeds"]),
+        }
     }
 
     /// Headings of the data sets.

@@ -20,11 +20,12 @@ pub fn figure1(
     ours: &[CurvePoint],
     paper: Option<&[CurvePoint]>,
     path: &Path,
+    title: &str,
     profile: &str,
     subject: Option<&str>,
 ) -> Result<()> {
     let words = Words {
-        title: "Figure 1: validation ROUGE-L during distillation, by loss",
+        title,
         ours: &format!("Ours ({profile})"),
         score: "ROUGE-L F1 on Dolly validation (%)",
     };
@@ -180,8 +181,9 @@ mod tests {
     use super::*;
 
     const SUBJECT: Option<&str> = Some("ABKD");
+    const TITLE: &str = "Figure 1: validation ROUGE-L during distillation, by loss";
     const WORDS: Words = Words {
-        title: "Figure 1: validation ROUGE-L during distillation, by loss",
+        title: TITLE,
         ours: "Ours (tiny)",
         score: "ROUGE-L F1 on Dolly validation (%)",
     };
@@ -205,7 +207,7 @@ mod tests {
     fn a_figure_has_its_size_its_colours_and_text() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("tiny/figure1.png");
-        figure1(&curves(3), Some(&curves(20)), &path, "tiny", SUBJECT).unwrap();
+        figure1(&curves(3), Some(&curves(20)), &path, TITLE, "tiny", SUBJECT).unwrap();
         assert_eq!(png_size(&path), SIZE);
         let pixels = render(SIZE, |area| {
             draw(area, &curves(3), Some(&curves(20)), &WORDS, SUBJECT)
@@ -230,16 +232,20 @@ mod tests {
     fn equal_curves_are_equal_files_and_few_points_are_enough() {
         let folder = tempfile::tempdir().unwrap();
         let [a, b] = ["a.png", "b.png"].map(|name| folder.path().join(name));
-        figure1(&curves(1), None, &a, "tiny", SUBJECT).unwrap();
-        figure1(&curves(1), None, &b, "tiny", SUBJECT).unwrap();
+        figure1(&curves(1), None, &a, TITLE, "tiny", SUBJECT).unwrap();
+        figure1(&curves(1), None, &b, TITLE, "tiny", SUBJECT).unwrap();
         assert_eq!(std::fs::read(&a).unwrap(), std::fs::read(&b).unwrap());
-        let error = format!("{:#}", figure1(&[], None, &a, "tiny", SUBJECT).unwrap_err());
+        let error = format!(
+            "{:#}",
+            figure1(&[], None, &a, TITLE, "tiny", SUBJECT).unwrap_err()
+        );
         assert!(error.contains("a.png: no curve"), "{error}");
         assert!(
             figure1(
                 &curves(1),
                 None,
                 &a.join("below a file.png"),
+                TITLE,
                 "tiny",
                 SUBJECT
             )

@@ -9,7 +9,7 @@ use plotters::style::text_anchor::{HPos, VPos};
 
 use super::{Area, Axis, Key, Look, axes, frame, px, save, text_style, ticks};
 use crate::evidence::{Evidence, LEVEL, OnSet};
-use crate::results::{CurvePoint, Table, Titles};
+use crate::results::{CurvePoint, Table, Titles, best_point};
 use crate::spec::{Grid, Point};
 
 /// A number for each point of the grid, under a heading.
@@ -22,7 +22,8 @@ struct Layer<'a> {
     set: Option<&'a OnSet>,
 }
 
-/// Draws the scores over a grid of one or two keys: the mean over all sets, each set and the validation loss.
+/// Draws the scores over a grid of one or two keys: the mean over all sets, each set, the best validation of curves without
+/// test sets, and the validation loss.
 ///
 /// # Errors
 /// A grid without keys, or the file cannot be written.
@@ -79,6 +80,14 @@ fn layers<'a>(
             values: labels.iter().map(|row| mean(row, &[*name])).collect(),
             rises: true,
             set: on(Some(*name)),
+        });
+    }
+    if datasets.is_empty() {
+        layers.push(Layer {
+            title: "ROUGE-L on Dolly validation, best".into(),
+            values: labels.iter().map(|row| best_point(curves, row)).collect(),
+            rises: true,
+            set: None,
         });
     }
     let loss = |row: &str| {

@@ -109,6 +109,12 @@ pub fn mean_curve(points: &[CurvePoint], loss: &str) -> Vec<MeanPoint> {
         .collect()
 }
 
+/// The highest point of a loss's mean curve.
+pub fn best_point(points: &[CurvePoint], loss: &str) -> Option<f64> {
+    let means = mean_curve(points, loss).into_iter().map(|p| p.mean);
+    means.max_by(f64::total_cmp)
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;

@@ -126,7 +126,7 @@ impl Spec {
         self.check_seed_of(index)
     }
 
-    /// Refuses a row's training seed that the profile's `training_seeds` would silently replace.
+    /// Refuses a row's training seed that `training_seeds` would silently replace.
     fn check_seed_of(&self, index: usize) -> Result<()> {
         let (p, row) = (&self.profile, &self.experiment.rows[index]);
         let own = p.methods.get(&row.method).map(|own| &own.train);
@@ -145,9 +145,9 @@ impl Spec {
         };
         ensure!(
             p.training_seeds.is_none(),
-            "{place}: row `{}`: `seed`: the profile gives the seeds of all trainings ({}: training_seeds); leave one of the two out",
+            "{place}: row `{}`: `seed`: the seeds of all trainings are given ({}: training_seeds); leave one of the two out",
             row.label,
-            self.in_profile(&["training_seeds"])
+            self.of_trainings()
         );
         Ok(())
     }
@@ -344,7 +344,7 @@ impl Spec {
             Some(_) => self.in_profile(&["seeds"]),
             None => self.in_experiment(&["seeds"]),
         };
-        let of_trainings = self.in_profile(&["training_seeds"]);
+        let of_trainings = self.of_trainings();
         ensure!(
             self.experiment.kind != Kind::Table || !self.experiment.seeds.is_empty(),
             "{own}: `seeds` is empty; give at least one sampling seed, e.g. seeds = [10]"

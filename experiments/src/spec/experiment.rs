@@ -41,6 +41,9 @@ pub struct Experiment {
     /// Sampling seeds of the evaluation.
     #[serde(default)]
     pub seeds: Vec<u64>,
+    /// Training seeds of each row; absent: the profile's.
+    #[serde(default)]
+    pub training_seeds: Option<Vec<u64>>,
     /// Whether teacher and initialised student are evaluated too.
     #[serde(default)]
     pub references: bool,

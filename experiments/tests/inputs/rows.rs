@@ -140,6 +140,19 @@ fn a_seed_that_the_profiles_list_would_replace_is_refused() {
 }
 
 #[test]
+fn an_experiments_training_seeds_win() {
+    let root = Root::new();
+    root.profile("[data]", "training_seeds = [1, 2]\n[data]");
+    root.experiment("kind", "training_seeds = [3]\nkind");
+    let spec = Spec::load(root.dir.path(), "small", "ok").unwrap();
+    assert_eq!(spec.recipes[0].seeds, [3]);
+    root.experiment("[3]", "[3, 3]");
+    root.refuses(&["small.toml:3", "`training_seeds`", "seed 3 is given twice"]);
+    root.experiment("[3, 3]", "[]");
+    root.refuses(&["small.toml:3", "`training_seeds` is empty"]);
+}
+
+#[test]
 fn pairs_are_known_by_name_and_checked_whether_asked_for_or_not() {
     let with = |pair: &str, profile: &str| {
         let root = Root::new();
