@@ -279,7 +279,7 @@ impl Planner<'_> {
             student: start.clone(),
             teacher: method.needs_teacher().then(|| teacher.clone()),
             method: method.clone(),
-            kd_ratio: p.kd_ratio,
+            kd_ratio: recipe.kd_ratio,
             settings: recipe.settings.clone(),
             train: self.hash("train"),
             valid: self.hash("valid"),

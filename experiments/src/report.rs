@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use crate::compare::{Comparison, References};
 use crate::evidence::Evidence;
 use crate::plot;
-use crate::results::{CurvePoint, Table, best_point, read_curve, read_examples};
+use crate::results::{CurvePoint, Table, best_point, read_curve, read_examples, read_masses};
 use crate::runner::Places;
 use crate::spec::{Kind, REPLACED, STUDENT, Spec, TEACHER};
 use crate::timing;
@@ -197,6 +197,14 @@ pub(crate) fn draw_into(
     let e = &spec.experiment;
     let mut drawn = vec![path.to_owned()];
     let profile = &spec.profile.name;
+    let format = path.extension().unwrap_or_default().to_string_lossy();
+    let beside = |end: &str| path.with_file_name(format!("{}_{end}.{format}", e.name));
+    let masses = ours(places, spec, "_masses.csv");
+    if masses.exists() {
+        let to = beside("masses");
+        plot::masses(&read_masses(&masses)?, &to, &e.title, e.subject())?;
+        drawn.push(to);
+    }
     match e.kind {
         Kind::Curve => {
             let ours = read_curve(&ours(places, spec, ".csv")).with_context(|| hint(spec))?;
@@ -253,8 +261,6 @@ pub(crate) fn draw_into(
                 &titles,
             )?;
             if let Some(evidence) = evidence {
-                let format = path.extension().unwrap_or_default().to_string_lossy();
-                let beside = |end: &str| path.with_file_name(format!("{}_{end}.{format}", e.name));
                 let (paper, to) = (paper.as_ref(), beside("intervals"));
                 plot::intervals(evidence, paper, &to, &e.title, profile, e.subject())?;
                 let pairs = beside("pairs");

@@ -6,6 +6,7 @@
 //! | `results/<profile>/<experiment>_examples.csv` | the same, the scores of single answers | [`read_examples`], [`write_examples`] |
 //! | `results/<profile>/<experiment>.csv` | row and data set | [`Table::read`], [`Table::write`], from [`fold`] |
 //! | `results/<profile>/figure1.csv`, `<experiment>_curves.csv` | loss, training seed and epoch | [`read_curve`], [`write_curve`] |
+//! | `results/<profile>/<experiment>_masses.csv` | loss, training seed and validation, where `masses` is asked for | [`read_masses`], [`write_masses`] |
 //! | `results/paper/*.csv` | as the two above | [`Table::read`], [`read_curve`] |
 //!
 //! Floats are written with four decimals and lines end in LF, so equal results are equal files. Scores are in percent
@@ -13,6 +14,7 @@
 
 mod curve;
 mod examples;
+mod masses;
 mod score;
 mod sheet;
 
@@ -25,6 +27,7 @@ use polars::prelude::{Column, DataFrame, GroupsIndicator};
 
 pub use curve::{CurvePoint, best_point, mean_curve, read_curve, write_curve};
 pub use examples::{Examples, read_examples, write_examples};
+pub use masses::{MassPoint, read_masses, write_masses};
 pub use score::{Score, read_scores, write_scores};
 pub(crate) use sheet::Sheet;
 pub use sheet::{Field, write_atomic, write_lines};

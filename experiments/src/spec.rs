@@ -69,6 +69,8 @@ pub struct Recipe {
     pub settings: Settings,
     /// Which student the training starts from.
     pub start: Start,
+    /// Share of the divergence in the loss on the data.
+    pub kd_ratio: f64,
     /// Whether there is a language-modelling term on plain text.
     pub with_text: bool,
     /// Seeds of the trainings.
@@ -152,6 +154,7 @@ impl Spec {
                 short: row.short().into(),
                 method: row.method(p)?,
                 start: row.start(p),
+                kd_ratio: row.kd_ratio.unwrap_or(p.kd_ratio),
                 with_text: row.with_text(p)?,
                 seeds: p
                     .training_seeds

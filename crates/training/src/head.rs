@@ -4,6 +4,8 @@
 //! of logits is freed at once. So the memory beyond inputs and outputs is one chunk with both models' logits,
 //! for any number of rows and any vocabulary. (A loss of two parts needs a second gradient per chunk.)
 
+mod masses;
+
 use std::borrow::Cow;
 use std::ops::Range;
 
@@ -12,6 +14,8 @@ use abkd_models::Precision;
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use crate::Error;
+
+pub use masses::{Masses, Shape};
 
 /// Loss that a step minimises, in nats per response token.
 #[derive(Clone, Debug, PartialEq)]

@@ -96,6 +96,12 @@ pub struct Settings {
     /// Updates between validations; absent: one validation per epoch. A validation follows the last update in any case.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub validate_every: Option<usize>,
+    /// Whether each validation measures where the student's probability mass lies beside the teacher's ([`Masses`]). Changes
+    /// nothing else.
+    ///
+    /// [`Masses`]: crate::head::Masses
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub masses: bool,
     /// Which validation's weights are kept.
     #[serde(default = "defaults::keep_best")]
     pub keep_best: KeepBest,
@@ -169,6 +175,7 @@ impl Settings {
             steps_per_epoch: None,
             max_updates: None,
             validate_every: None,
+            masses: false,
             keep_best: defaults::keep_best(),
             seed: defaults::seed(),
         }
@@ -329,6 +336,7 @@ impl Settings {
             steps_per_epoch: None,
             max_updates: Some(updates),
             validate_every: Some(updates),
+            masses: false,
             keep_best: KeepBest::Last,
             ..self.clone()
         }

@@ -15,6 +15,7 @@ use burn::module::Module;
 use serde::{Deserialize, Serialize};
 
 use crate::cache::TeacherCache;
+use crate::head::Masses;
 pub use crate::kept::{student_dir, student_seal};
 use crate::log::StepLog;
 use crate::methods::Moment;
@@ -51,6 +52,9 @@ pub struct ValidationRecord {
     pub validation_loss: Option<f64>,
     /// Validation ROUGE-L, 0 to 100; absent where no answers are sampled.
     pub validation_rouge_l: Option<f64>,
+    /// Student and teacher on the validation sequences; absent unless [`Settings::masses`] asks for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub masses: Option<Masses>,
 }
 
 /// Inputs of a training run.
@@ -354,6 +358,7 @@ fn validate(
         train_loss: state.loss_sum / (state.step - before) as f64,
         validation_loss,
         validation_rouge_l,
+        masses: masses(run, &plain)?,
     };
     state.loss_sum = 0.0;
     state.curve.push(record.clone());
@@ -384,11 +389,24 @@ fn validation_loss(run: &TrainRun, plain: &LanguageModel) -> Result<Option<f64>,
     if !run.validation.sequences.iter().any(has_response) {
         return Ok(None);
     }
-    let batches: Vec<Batch> = by_length(run.validation.sequences)
+    step::cross_entropy(plain, &batches(run)).map(Some)
+}
+
+/// `None` where it is not asked for, or no validation sequence has a response token.
+fn masses(run: &TrainRun, plain: &LanguageModel) -> Result<Option<Masses>, Error> {
+    let asked = run.settings.masses && run.validation.sequences.iter().any(has_response);
+    let Some(teacher) = run.teacher.filter(|_| asked) else {
+        return Ok(None);
+    };
+    Masses::of(plain, teacher, &batches(run)).map(Some)
+}
+
+/// The validation sequences.
+fn batches(run: &TrainRun) -> Vec<Batch> {
+    by_length(run.validation.sequences)
         .chunks(run.settings.batch_size)
         .map(collate)
-        .collect();
-    step::cross_entropy(plain, &batches).map(Some)
+        .collect()
 }
 
 fn by_length(sequences: &[Sequence]) -> Vec<&Sequence> {
@@ -424,6 +442,7 @@ mod tests {
             train_loss: 0.0,
             validation_loss: Some(loss),
             validation_rouge_l: rouge,
+            masses: None,
         }
     }
 

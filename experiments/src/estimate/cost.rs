@@ -234,7 +234,9 @@ pub(super) fn training(
     cost.trained_tokens = samples * length;
     let bytes = Bytes::of(estimate);
     let teacher = match method.needs_teacher() {
-        true if cached && method.sampled().is_empty() => bytes.layers(&estimate.teacher, 1),
+        true if cached && method.sampled().is_empty() && !settings.masses => {
+            bytes.layers(&estimate.teacher, 1)
+        }
         true => bytes.model(&estimate.teacher),
         false => 0.0,
     };

@@ -7,7 +7,7 @@ use anyhow::Result;
 
 use super::{Evaluated, OneOff, Places, Trained, proof};
 use crate::plan::{Plan, Who, row_label};
-use crate::results::{self, CurvePoint, Score};
+use crate::results::{self, CurvePoint, MassPoint, Score};
 use crate::spec::{Kind, Spec};
 use crate::task::Work;
 use crate::timing::{self, Timing};
@@ -24,6 +24,7 @@ pub fn write_results(places: &Places, spec: &Spec, plan: &Plan) -> Result<()> {
     let runs = places.runs_of(spec);
     let name = &spec.experiment.name;
     let mut curves = Vec::new();
+    let mut masses = Vec::new();
     let mut scores = Vec::new();
     let mut timings: Vec<(usize, Timing)> = Vec::new();
     for (planned, work) in plan.works() {
@@ -45,6 +46,15 @@ pub fn write_results(places: &Places, spec: &Spec, plan: &Plan) -> Result<()> {
                             epoch: r.epoch as u32,
                             dolly_validation_rouge_l: r.validation_rouge_l?,
                             validation_loss: r.validation_loss,
+                        };
+                        Some((row, point))
+                    }));
+                    masses.extend(trained.curve.iter().filter_map(|r| {
+                        let point = MassPoint {
+                            loss: loss.clone(),
+                            training_seed: seed,
+                            updates: r.step as u64,
+                            masses: r.masses?,
                         };
                         Some((row, point))
                     }));
@@ -90,6 +100,9 @@ pub fn write_results(places: &Places, spec: &Spec, plan: &Plan) -> Result<()> {
         }
     }
     let file = |end: &str| places.partial(spec, &format!("{name}{end}"));
+    if !masses.is_empty() {
+        results::write_masses(&file("_masses.csv"), &in_order(masses))?;
+    }
     match spec.experiment.kind {
         Kind::Curve if !curves.is_empty() => results::write_curve(&file(".csv"), &in_order(curves)),
         Kind::Table if !scores.is_empty() => {

@@ -24,6 +24,7 @@ pub fn publish(places: &Places, spec: &Spec) -> Result<Vec<String>> {
         "_scores.csv",
         "_examples.csv",
         "_curves.csv",
+        "_masses.csv",
         ".json",
     ] {
         let file = format!("{name}{end}");

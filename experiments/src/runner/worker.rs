@@ -241,8 +241,10 @@ impl Worker<'_> {
         };
         // If the cache holds all hidden states that the training needs, only the teacher's head is used; its layers but one
         // are dropped.
-        let head_alone =
-            cache.is_some() && training.method.sampled().is_empty() && training.text.is_none();
+        let head_alone = cache.is_some()
+            && training.method.sampled().is_empty()
+            && training.text.is_none()
+            && !training.settings.masses;
         let teacher = training.teacher.as_ref().map(|teacher| {
             let mut teacher = self.merged(teacher, task)?;
             if head_alone {

@@ -1,6 +1,6 @@
 //! Checks of the two files of a spec and of the data; errors name file and line.
 
-use abkd_training::Settings;
+use abkd_training::{Method, Settings};
 use anyhow::{Context, Result, anyhow, ensure};
 
 use super::blame::names;
@@ -15,7 +15,7 @@ use crate::suggest::nearest;
 /// Maximum length of an experiment or profile name, which is part of file names.
 const LONGEST_NAME: usize = 100;
 /// Endings of result file names, after the experiment's name.
-pub const ENDINGS: [&str; 10] = [
+pub const ENDINGS: [&str; 11] = [
     "_scores",
     "_examples",
     "_comparison",
@@ -24,6 +24,7 @@ pub const ENDINGS: [&str; 10] = [
     "_differences",
     "_verdicts",
     "_curves",
+    "_masses",
     "_report",
     "_pairs",
 ];
@@ -153,8 +154,19 @@ impl Spec {
     }
 
     fn row_is_valid(&self, row: &Row) -> Result<()> {
-        row.method(&self.profile)?;
+        let method = row.method(&self.profile)?;
         row.training(&self.profile)?;
+        if let Some(ratio) = row.kd_ratio {
+            ensure!(
+                (0.0..=1.0).contains(&ratio),
+                "kd_ratio = {ratio}: it must lie between 0 and 1"
+            );
+            ensure!(
+                method.takes_kd_ratio(),
+                "kd_ratio = {ratio}: method `{}` has no divergence of which this would be the share; leave it out",
+                row.method
+            );
+        }
         row.with_text(&self.profile).map(|_| ())
     }
 
@@ -171,7 +183,8 @@ impl Spec {
             settings.check_validation(validated.loss, validated.answers)
         };
         for (name, settings) in self.fine_tunings() {
-            check(settings).map_err(|error| self.blame_section(name, anyhow!(error)))?;
+            let checked = check(settings).and_then(|()| Method::sft().check_run(settings));
+            checked.map_err(|error| self.blame_section(name, anyhow!(error)))?;
         }
         let timed = self.experiment.kind == Kind::Timing;
         for (index, recipe) in self.recipes.iter().enumerate() {

@@ -115,6 +115,9 @@ pub struct Row {
     /// Which student the training starts from; absent: as the profile says for the method, else `init`.
     #[serde(default)]
     pub start: Option<Start>,
+    /// Share of the divergence in the loss on the data, the rest is cross-entropy; absent: the profile's.
+    #[serde(default)]
+    pub kd_ratio: Option<f64>,
     /// Whether the row has the language-modelling term on the profile's plain text; absent: as the profile says for the
     /// method, else `if_given`.
     #[serde(default)]
@@ -172,6 +175,7 @@ impl Row {
             settings: toml::Table::new(),
             train: toml::Table::new(),
             start: None,
+            kd_ratio: None,
             text: None,
         }
     }

@@ -470,6 +470,51 @@ fn settings_of_methods_are_checked_with_file_and_line_before_anything_runs() {
 }
 
 #[test]
+fn masses_are_measured_beside_a_training_that_they_do_not_change() {
+    let plain = Project::new();
+    assert!(plain.run().status.success());
+    let project = Project::new();
+    project.edit(
+        "small.toml",
+        "params = {",
+        "train = { masses = true }\nparams = {",
+    );
+    let output = project.run();
+    assert!(output.status.success(), "{}", text(&output));
+    let read =
+        |of: &Project, name: &str| fs::read_to_string(of.path("results/micro").join(name)).unwrap();
+    for name in ["small.csv", "small_examples.csv", "small_curves.csv"] {
+        assert_eq!(read(&plain, name), read(&project, name), "{name}");
+    }
+    let csv = read(&project, "small_masses.csv");
+    let lines: Vec<Vec<&str>> = csv.lines().map(|line| line.split(',').collect()).collect();
+    assert_eq!(
+        lines[0][..6],
+        [
+            "loss",
+            "training_seed",
+            "updates",
+            "head",
+            "tail",
+            "entropy"
+        ]
+    );
+    assert_eq!(lines.len(), 1 + 3, "{csv}");
+    for line in &lines[1..] {
+        assert_eq!(line[0], "ABKD");
+        let number = |at: usize| line[at].parse::<f64>().unwrap();
+        assert!(
+            number(7) >= 0.5 && number(8) <= 0.05,
+            "the teacher's own: {csv}"
+        );
+        assert!((0.0..=1.0).contains(&number(3)) && (0.0..=1.0).contains(&number(6)));
+        // Its logarithm of the number of tokens is the most.
+        assert!((1.0..1024f64.ln()).contains(&number(5)), "{csv}");
+    }
+    assert!(project.path("figures/micro/small_masses.png").exists());
+}
+
+#[test]
 fn each_training_seed_gives_a_student_of_its_own() {
     let project = Project::new();
     let line = "name = \"micro\"\ntraining_seeds = [1, 2]";

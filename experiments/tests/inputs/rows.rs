@@ -140,6 +140,26 @@ fn a_seed_that_the_profiles_list_would_replace_is_refused() {
 }
 
 #[test]
+fn what_a_method_has_no_use_for_is_refused() {
+    let fkld = "divergence = \"fkld\"";
+    let root = Root::new();
+    root.experiment(fkld, "divergence = \"fkld\"\nkd_ratio = 0.25");
+    let spec = Spec::load(root.dir.path(), "small", "ok").unwrap();
+    assert_eq!(spec.recipes[0].kd_ratio, 0.25);
+    root.experiment("0.25", "1.25");
+    root.refuses(&["small.toml:11", "kd_ratio = 1.25", "between 0 and 1"]);
+    root.experiment("kd_ratio = 1.25", "train = { masses = true }");
+    assert!(Spec::load(root.dir.path(), "small", "ok").is_ok());
+    root.experiment(fkld, "method = \"sft\"");
+    root.refuses(&["small.toml:11", "`masses`", "has none"]);
+    root.experiment("train = { masses = true }", "kd_ratio = 0.5");
+    root.refuses(&["small.toml:11", "kd_ratio = 0.5", "method `sft`"]);
+    let root = Root::new();
+    root.profile("[student_sft]", "[student_sft]\nmasses = true");
+    root.refuses(&["ok.toml:17", "`masses`", "has none"]);
+}
+
+#[test]
 fn an_experiments_training_seeds_win() {
     let root = Root::new();
     root.profile("[data]", "training_seeds = [1, 2]\n[data]");

@@ -215,12 +215,24 @@ impl Method {
         Ok(Self(built.into()))
     }
 
+    /// Whether the loss on the data is a divergence whose share can be chosen; the rest is cross-entropy.
+    pub fn takes_kd_ratio(&self) -> bool {
+        self.parts().loss.is_some()
+    }
+
     /// Checks the method's settings against those of the training.
     ///
     /// # Errors
     ///
-    /// A replay buffer that is smaller than a batch.
+    /// A replay buffer that is smaller than a batch; a comparison with a teacher where there is none.
     pub fn check_run(&self, settings: &Settings) -> Result<(), Error> {
+        if settings.masses && !self.needs_teacher() {
+            return Err(Error::Setting {
+                key: "masses",
+                value: "true".into(),
+                reason: "the student is compared with its teacher, and this training has none; leave it out".into(),
+            });
+        }
         self.0.check_run(settings).map_err(|reason| Error::Method {
             method: self.parts().id.into(),
             reason,
