@@ -218,12 +218,17 @@ pub(crate) fn draw_into(
                 return Ok(drawn);
             }
             let paper = paper(places, spec, read_curve)?;
+            let mut trainings = spec.recipes.iter().map(|recipe| &recipe.settings);
+            let at = match trainings.all(|t| t.validate_every.or(t.max_updates).is_none()) {
+                true => "epoch",
+                false => "validation",
+            };
             plot::figure1(
                 &ours,
                 paper.as_deref(),
                 path,
                 &e.title,
-                profile,
+                [profile, at],
                 e.subject(),
             )?;
         }

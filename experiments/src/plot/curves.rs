@@ -12,7 +12,8 @@ use crate::results::{CurvePoint, distinct, mean_curve};
 const SIZE: (u32, u32) = (1600, 760);
 
 /// Draws our curves in one panel and, if given, the paper's (read off its printed figure) in another. Each panel has
-/// its own scale; each loss has the same colour and marker in both.
+/// its own scale; each loss has the same colour and marker in both. `at` is what our points are counted in: epochs, or
+/// validations.
 ///
 /// # Errors
 /// Nothing to draw, or the file cannot be written.
@@ -21,12 +22,13 @@ pub fn figure1(
     paper: Option<&[CurvePoint]>,
     path: &Path,
     title: &str,
-    profile: &str,
+    [profile, at]: [&str; 2],
     subject: Option<&str>,
 ) -> Result<()> {
     let words = Words {
         title,
         ours: &format!("Ours ({profile})"),
+        at,
         score: "ROUGE-L F1 on Dolly validation (%)",
     };
     picture(ours, paper, path, &words, subject)
@@ -40,6 +42,7 @@ pub fn own_curve(points: &[CurvePoint], path: &Path, pair: &str) -> Result<()> {
     let words = Words {
         title: "Validation ROUGE-L during distillation",
         ours: pair,
+        at: "epoch",
         score: "ROUGE-L F1 on the validation data (%)",
     };
     picture(points, None, path, &words, None)
@@ -50,6 +53,8 @@ struct Words<'a> {
     title: &'a str,
     /// Heading of our panel.
     ours: &'a str,
+    /// Label of our panel's x axis.
+    at: &'a str,
     /// Label of the y axis.
     score: &'a str,
 }
@@ -92,12 +97,18 @@ fn draw(
         n => format!(", mean of {n} trainings ± standard deviation"),
     };
     let title = format!("{}{band}", words.ours);
-    panel(area, &panels[0], [&title, words.score], ours, &looks)?;
+    panel(
+        area,
+        &panels[0],
+        [&title, words.at, words.score],
+        ours,
+        &looks,
+    )?;
     if let Some(paper) = paper {
         panel(
             area,
             &panels[1],
-            ["Paper (read off the figure)", words.score],
+            ["Paper (read off the figure)", "epoch", words.score],
             paper,
             &looks,
         )?;
@@ -108,7 +119,7 @@ fn draw(
 fn panel(
     whole: &Area,
     area: &Area,
-    [title, score]: [&str; 2],
+    [title, x, score]: [&str; 3],
     points: &[CurvePoint],
     looks: &[Look],
 ) -> Result<()> {
@@ -139,7 +150,7 @@ fn panel(
         title,
         Axis::new(first - pad..last + pad, x_ticks),
         Axis::new(low..high, y_ticks),
-        ["epoch", score],
+        [x, score],
         &|epoch| format!("{epoch:.0}"),
         y_step,
     )?;
@@ -185,6 +196,7 @@ mod tests {
     const WORDS: Words = Words {
         title: TITLE,
         ours: "Ours (tiny)",
+        at: "epoch",
         score: "ROUGE-L F1 on Dolly validation (%)",
     };
 
@@ -207,7 +219,15 @@ mod tests {
     fn a_figure_has_its_size_its_colours_and_text() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("tiny/figure1.png");
-        figure1(&curves(3), Some(&curves(20)), &path, TITLE, "tiny", SUBJECT).unwrap();
+        figure1(
+            &curves(3),
+            Some(&curves(20)),
+            &path,
+            TITLE,
+            ["tiny", "epoch"],
+            SUBJECT,
+        )
+        .unwrap();
         assert_eq!(png_size(&path), SIZE);
         let pixels = render(SIZE, |area| {
             draw(area, &curves(3), Some(&curves(20)), &WORDS, SUBJECT)
@@ -232,12 +252,12 @@ mod tests {
     fn equal_curves_are_equal_files_and_few_points_are_enough() {
         let folder = tempfile::tempdir().unwrap();
         let [a, b] = ["a.png", "b.png"].map(|name| folder.path().join(name));
-        figure1(&curves(1), None, &a, TITLE, "tiny", SUBJECT).unwrap();
-        figure1(&curves(1), None, &b, TITLE, "tiny", SUBJECT).unwrap();
+        figure1(&curves(1), None, &a, TITLE, ["tiny", "epoch"], SUBJECT).unwrap();
+        figure1(&curves(1), None, &b, TITLE, ["tiny", "epoch"], SUBJECT).unwrap();
         assert_eq!(std::fs::read(&a).unwrap(), std::fs::read(&b).unwrap());
         let error = format!(
             "{:#}",
-            figure1(&[], None, &a, TITLE, "tiny", SUBJECT).unwrap_err()
+            figure1(&[], None, &a, TITLE, ["tiny", "epoch"], SUBJECT).unwrap_err()
         );
         assert!(error.contains("a.png: no curve"), "{error}");
         assert!(
@@ -246,7 +266,7 @@ mod tests {
                 None,
                 &a.join("below a file.png"),
                 TITLE,
-                "tiny",
+                ["tiny", "epoch"],
                 SUBJECT
             )
             .is_err()
