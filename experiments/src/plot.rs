@@ -213,6 +213,13 @@ fn ticks(low: f64, high: f64, wanted: f64) -> (Vec<f64>, f64) {
     ((first..=last).map(|i| i as f64 * step).collect(), step)
 }
 
+/// The least and the most of some numbers; infinity and minus infinity of none.
+fn ends(values: impl Iterator<Item = f64>) -> (f64, f64) {
+    values.fold((f64::INFINITY, f64::NEG_INFINITY), |(a, b), v| {
+        (a.min(v), b.max(v))
+    })
+}
+
 /// A tick's text, with as many decimals as the step needs.
 fn tick_text(value: f64, step: f64) -> String {
     let decimals = (-step.log10().floor()).max(0.0) as usize;

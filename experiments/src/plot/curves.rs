@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Result, ensure};
 use plotters::prelude::*;
 
-use super::{Area, Axis, Key, Look, axes, frame, save, ticks};
+use super::{Area, Axis, Key, Look, axes, ends, frame, save, ticks};
 use crate::results::{CurvePoint, distinct, mean_curve};
 
 const SIZE: (u32, u32) = (1600, 760);
@@ -123,21 +123,16 @@ fn panel(
     points: &[CurvePoint],
     looks: &[Look],
 ) -> Result<()> {
-    let bounds = |values: &mut dyn Iterator<Item = f64>| {
-        values.fold((f64::INFINITY, f64::NEG_INFINITY), |(a, b), v| {
-            (a.min(v), b.max(v))
-        })
-    };
-    let (first, last) = bounds(&mut points.iter().map(|point| f64::from(point.epoch)));
+    let (first, last) = ends(points.iter().map(|point| f64::from(point.epoch)));
     let curves: Vec<_> = looks
         .iter()
         .map(|look| mean_curve(points, &look.row))
         .collect();
-    let ends = curves.iter().flatten().flat_map(|point| {
+    let whiskers = curves.iter().flatten().flat_map(|point| {
         let std = point.std.unwrap_or_default();
         [point.mean - std, point.mean + std]
     });
-    let (low, high) = bounds(&mut ends.into_iter());
+    let (low, high) = ends(whiskers);
     let margin = ((high - low) * 0.06).max(0.05);
     let (low, high) = (low - margin, high + margin);
     let (y_ticks, y_step) = ticks(low, high, 7.0);

@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, VPos};
 
-use super::{Area, Axis, Key, Look, axes, frame, px, save, text_style, ticks};
+use super::{Area, Axis, Key, Look, axes, ends, frame, px, save, text_style, ticks};
 use crate::evidence::{Evidence, LEVEL, OnSet};
 use crate::results::{CurvePoint, Table, Titles, best_point};
 use crate::spec::{Grid, Point};
@@ -199,12 +199,6 @@ fn panel(area: &Area, grid: &Grid, labels: &[&str], layer: &Layer, looks: &[Look
         chart.draw_series([PathElement::new(points, look.line())])?;
     }
     Ok(())
-}
-
-fn ends(values: impl Iterator<Item = f64>) -> (f64, f64) {
-    values.fold((f64::INFINITY, f64::NEG_INFINITY), |(a, b), v| {
-        (a.min(v), b.max(v))
-    })
 }
 
 const MAP: (u32, u32) = (720, 560);

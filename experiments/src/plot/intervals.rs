@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::Result;
 use plotters::prelude::*;
 
-use super::{Area, Axis, Chart, Key, Look, axes, frame, px, save, ticks};
+use super::{Area, Axis, Chart, Key, Look, axes, ends, frame, px, save, ticks};
 use crate::evidence::{Evidence, LEVEL, OnSet};
 use crate::results::{Table, Titles};
 
@@ -94,9 +94,7 @@ fn theirs<'a>(set: &'a OnSet, paper: &Table) -> Vec<Point<'a>> {
 fn panel(area: &Area, title: &str, mut points: Vec<Point>, subject: Option<&str>) -> Result<()> {
     points.sort_by(|a, b| b.mean.total_cmp(&a.mean));
     let values = points.iter().flat_map(|p| p.ends.unwrap_or([p.mean; 2]));
-    let (low, high) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(a, b), v| {
-        (a.min(v), b.max(v))
-    });
+    let (low, high) = ends(values);
     if points.is_empty() {
         return Ok(());
     }

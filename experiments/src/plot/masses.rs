@@ -8,7 +8,7 @@ use abkd_training::head::{Masses, Shape};
 use anyhow::{Result, ensure};
 use plotters::prelude::*;
 
-use super::{Area, Axis, Key, Look, axes, frame, save, ticks};
+use super::{Area, Axis, Key, Look, axes, ends, frame, save, ticks};
 use crate::results::{MassPoint, distinct};
 use crate::spec::TEACHER;
 
@@ -94,13 +94,8 @@ fn panel(
         .iter()
         .map(|look| curve(points, number, &look.row))
         .collect();
-    let ends = |values: &mut dyn Iterator<Item = f64>| {
-        values.fold((f64::INFINITY, f64::NEG_INFINITY), |(a, b), v| {
-            (a.min(v), b.max(v))
-        })
-    };
-    let (first, last) = ends(&mut curves.iter().flatten().map(|(x, _)| *x));
-    let (low, high) = ends(&mut curves.iter().flatten().map(|(_, y)| *y));
+    let (first, last) = ends(curves.iter().flatten().map(|(x, _)| *x));
+    let (low, high) = ends(curves.iter().flatten().map(|(_, y)| *y));
     let margin = (0.06 * (high - low)).max(1e-3);
     let (marks, step) = ticks(low - margin, high + margin, 6.0);
     let pad = 0.03 * (last - first).max(1.0);

@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::Result;
 use plotters::prelude::*;
 
-use super::{Area, Axis, Key, Look, axes, frame, save, ticks};
+use super::{Area, Axis, Key, Look, axes, ends, frame, save, ticks};
 
 const SIZE: (u32, u32) = (1700, 520);
 /// Points of a curve: each is the mean over some updates.
@@ -75,9 +75,7 @@ fn binned(updates: &[Update], value: Value) -> Vec<(f64, f64)> {
 fn draw(area: &Area, title: &str, curves: &[Vec<(f64, f64)>], looks: &[Look]) -> Result<()> {
     let values = curves.iter().flatten().map(|(_, y)| *y);
     let finite = values.filter(|y| y.is_finite());
-    let (low, high) = finite.fold((f64::INFINITY, f64::NEG_INFINITY), |(a, b), y| {
-        (a.min(y), b.max(y))
-    });
+    let (low, high) = ends(finite);
     if low > high {
         return Ok(());
     }
