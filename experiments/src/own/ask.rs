@@ -28,6 +28,55 @@ const BATCH: usize = 32;
 /// Size of the n-grams that may not repeat, as in the paper's evaluation.
 const NO_REPEAT: usize = 6;
 
+/// How tokens are drawn.
+#[derive(Args)]
+struct Drawing {
+    /// Divides the logits; 0 takes the most likely token
+    #[arg(
+        long,
+        value_name = "NUMBER",
+        default_value_t = 1.0,
+        allow_negative_numbers = true
+    )]
+    temperature: f64,
+    /// Sample among the most likely tokens that together have this probability; 1 is off
+    #[arg(
+        long,
+        value_name = "NUMBER",
+        default_value_t = 1.0,
+        allow_negative_numbers = true
+    )]
+    top_p: f64,
+}
+
+impl Drawing {
+    /// Refuses numbers out of range.
+    fn check(&self) -> Result<()> {
+        ensure!(
+            self.temperature >= 0.0 && self.temperature.is_finite(),
+            "--temperature {}: it must be 0 or more",
+            self.temperature
+        );
+        ensure!(
+            self.top_p > 0.0 && self.top_p <= 1.0,
+            "--top-p {}: it must lie above 0, and be 1 or less",
+            self.top_p
+        );
+        Ok(())
+    }
+
+    fn decoding(&self, max_new_tokens: usize, batch_size: usize) -> Decoding {
+        Decoding {
+            max_new_tokens,
+            temperature: self.temperature,
+            top_p: self.top_p,
+            no_repeat_ngram_size: NO_REPEAT,
+            batch_size,
+            ..Decoding::sampling()
+        }
+    }
+}
+
 /// Arguments of `abkd eval`.
 #[derive(Args)]
 pub struct Eval {
@@ -50,6 +99,8 @@ pub struct Eval {
         default_value = "10"
     )]
     seeds: Vec<u64>,
+    #[command(flatten)]
+    drawing: Drawing,
     /// Maximum tokens of an answer [default: 256, or half of the model's positions if that is less]
     #[arg(long, value_name = "N")]
     max_new_tokens: Option<usize>,
@@ -75,22 +126,8 @@ pub struct Generate {
     /// Use the text alone, without a template
     #[arg(long, conflicts_with_all = ["template", "system"])]
     raw: bool,
-    /// Divides the logits; 0 takes the most likely token
-    #[arg(
-        long,
-        value_name = "NUMBER",
-        default_value_t = 1.0,
-        allow_negative_numbers = true
-    )]
-    temperature: f64,
-    /// Sample among the most likely tokens that together have this probability; 1 is off
-    #[arg(
-        long,
-        value_name = "NUMBER",
-        default_value_t = 1.0,
-        allow_negative_numbers = true
-    )]
-    top_p: f64,
+    #[command(flatten)]
+    drawing: Drawing,
     /// Maximum tokens of the answer [default: 256, or the positions left after the prompt if fewer]
     #[arg(long, value_name = "N")]
     max_new_tokens: Option<usize>,
@@ -157,6 +194,7 @@ impl Eval {
     ///
     /// Data or a model that cannot be read, a folder that cannot be written.
     pub fn run(&self) -> Result<String> {
+        self.drawing.check()?;
         let mut seen = BTreeSet::new();
         let mut sets = Vec::new();
         let columns = self.columns.clone().unwrap_or_default();
@@ -193,12 +231,7 @@ impl Eval {
             max_prompt_length: half.min(room),
             max_length: length,
         };
-        let decoding = Decoding {
-            max_new_tokens: new,
-            no_repeat_ngram_size: NO_REPEAT,
-            batch_size: BATCH,
-            ..Decoding::sampling()
-        };
+        let decoding = self.drawing.decoding(new, BATCH);
         let mut sampler = Sampler::new(&loaded.model);
         let mut scored = Vec::new();
         let display = Display::new(sets.len() * self.seeds.len(), 0, 1);
@@ -261,16 +294,7 @@ impl Generate {
     ///
     /// A model that cannot be read, a prompt that is too long, a setting out of range.
     pub fn run(&self) -> Result<String> {
-        ensure!(
-            self.temperature >= 0.0 && self.temperature.is_finite(),
-            "--temperature {}: it must be 0 or more",
-            self.temperature
-        );
-        ensure!(
-            self.top_p > 0.0 && self.top_p <= 1.0,
-            "--top-p {}: it must lie above 0, and be 1 or less",
-            self.top_p
-        );
+        self.drawing.check()?;
         ensure!(
             self.system.is_none() || !self.prompting.template.is_paper(),
             "--system: the paper's template has no system message; give --template chat, or put the text into --prompt"
@@ -293,14 +317,7 @@ impl Generate {
             tokens.len(),
             loaded.positions()
         );
-        let decoding = Decoding {
-            max_new_tokens: new,
-            temperature: self.temperature,
-            top_p: self.top_p,
-            no_repeat_ngram_size: NO_REPEAT,
-            batch_size: 1,
-            ..Decoding::sampling()
-        };
+        let decoding = self.drawing.decoding(new, 1);
         let ends = loaded.tokenizer.ends();
         let mut sampler = Sampler::new(&loaded.model);
         let answers = sampler.generate(&[tokens], &[0], self.seed, ends, &decoding, &mut |_| {})?;

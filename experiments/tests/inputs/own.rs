@@ -211,6 +211,18 @@ fn a_student_is_a_whole_folder_that_answers_and_the_profile_runs_again() {
         desk.runs(&format!("{greedy} 2"))
     );
 
+    // The likeliest token is the same whatever the seed; a drawn one is not.
+    let rows = |words: &str| {
+        desk.runs(&format!(
+            "eval out/student --test mine=test.jsonl --max-new-tokens 8 --seeds 1,2 --out drawn {words}"
+        ));
+        [1, 2].map(|seed| desk.read(&format!("drawn/mine-s{seed}.jsonl")))
+    };
+    let [a, b] = rows("--temperature 0");
+    assert_eq!(a, b);
+    let [a, b] = rows("");
+    assert_ne!(a, b);
+
     // A model that was fetched from the Hub before needs no network.
     desk.model("hub/hub/abkd/owner/model", &gpt2(1, 192, 512));
     desk.runs("generate owner/model --prompt hello --max-new-tokens 5");

@@ -138,6 +138,10 @@ fn what_is_wrong_is_said_by_its_argument_before_anything_runs() {
         &["--temperature"],
     );
     refuses("generate teacher --prompt a --top-p 0", &["--top-p"]);
+    refuses(
+        "eval teacher --test a=test.jsonl --top-p 1.5",
+        &["--top-p 1.5"],
+    );
     fs::remove_file(desk.path("teacher/tokenizer.json")).unwrap();
     refuses(
         "generate teacher --prompt a",
