@@ -228,7 +228,8 @@ pub(crate) fn draw_into(
                 paper.as_deref(),
                 path,
                 &e.title,
-                [profile, at],
+                profile,
+                at,
                 e.subject(),
             )?;
         }

@@ -358,7 +358,7 @@ fn validate(
         train_loss: state.loss_sum / (state.step - before) as f64,
         validation_loss,
         validation_rouge_l,
-        masses: masses(run, &plain)?,
+        masses: masses(run, &plain),
     };
     state.loss_sum = 0.0;
     state.curve.push(record.clone());
@@ -393,12 +393,10 @@ fn validation_loss(run: &TrainRun, plain: &LanguageModel) -> Result<Option<f64>,
 }
 
 /// `None` where it is not asked for, or no validation sequence has a response token.
-fn masses(run: &TrainRun, plain: &LanguageModel) -> Result<Option<Masses>, Error> {
+fn masses(run: &TrainRun, plain: &LanguageModel) -> Option<Masses> {
     let asked = run.settings.masses && run.validation.sequences.iter().any(has_response);
-    let Some(teacher) = run.teacher.filter(|_| asked) else {
-        return Ok(None);
-    };
-    Masses::of(plain, teacher, &batches(run)).map(Some)
+    let teacher = run.teacher.filter(|_| asked)?;
+    Some(Masses::of(plain, teacher, &batches(run)))
 }
 
 /// The validation sequences.

@@ -22,7 +22,8 @@ pub fn figure1(
     paper: Option<&[CurvePoint]>,
     path: &Path,
     title: &str,
-    [profile, at]: [&str; 2],
+    profile: &str,
+    at: &str,
     subject: Option<&str>,
 ) -> Result<()> {
     let words = Words {
@@ -219,7 +220,8 @@ mod tests {
             Some(&curves(20)),
             &path,
             TITLE,
-            ["tiny", "epoch"],
+            "tiny",
+            "epoch",
             SUBJECT,
         )
         .unwrap();
@@ -247,12 +249,12 @@ mod tests {
     fn equal_curves_are_equal_files_and_few_points_are_enough() {
         let folder = tempfile::tempdir().unwrap();
         let [a, b] = ["a.png", "b.png"].map(|name| folder.path().join(name));
-        figure1(&curves(1), None, &a, TITLE, ["tiny", "epoch"], SUBJECT).unwrap();
-        figure1(&curves(1), None, &b, TITLE, ["tiny", "epoch"], SUBJECT).unwrap();
+        figure1(&curves(1), None, &a, TITLE, "tiny", "epoch", SUBJECT).unwrap();
+        figure1(&curves(1), None, &b, TITLE, "tiny", "epoch", SUBJECT).unwrap();
         assert_eq!(std::fs::read(&a).unwrap(), std::fs::read(&b).unwrap());
         let error = format!(
             "{:#}",
-            figure1(&[], None, &a, TITLE, ["tiny", "epoch"], SUBJECT).unwrap_err()
+            figure1(&[], None, &a, TITLE, "tiny", "epoch", SUBJECT).unwrap_err()
         );
         assert!(error.contains("a.png: no curve"), "{error}");
         assert!(
@@ -261,7 +263,8 @@ mod tests {
                 None,
                 &a.join("below a file.png"),
                 TITLE,
-                ["tiny", "epoch"],
+                "tiny",
+                "epoch",
                 SUBJECT
             )
             .is_err()

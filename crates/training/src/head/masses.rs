@@ -8,7 +8,6 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::{Rows, chunk_bytes, chunks};
-use crate::Error;
 use crate::step::rows_of;
 
 /// The head is the fewest of the teacher's likeliest tokens that hold this share of its mass.
@@ -42,24 +41,16 @@ pub struct Masses {
 }
 
 impl Masses {
-    /// Means over the response tokens of `batches`; zeros where there are none.
-    ///
-    /// # Errors
-    ///
-    /// Vocabularies of different sizes.
-    pub(crate) fn of(
-        student: &LanguageModel,
-        teacher: &LanguageModel,
-        batches: &[Batch],
-    ) -> Result<Self, Error> {
+    /// Means over the response tokens of `batches`; zeros where there are none. The vocabularies have one size.
+    pub(crate) fn of(student: &LanguageModel, teacher: &LanguageModel, batches: &[Batch]) -> Self {
         let (student, teacher) = (student.valid(), teacher.valid());
         let (mut sum, mut tokens) = ([0.0; NUMBERS], 0);
         for batch in batches {
             let rows = [rows_of(&student, batch), rows_of(&teacher, batch)];
-            add(&mut sum, &rows)?;
+            add(&mut sum, &rows);
             tokens += batch.targets.len();
         }
-        Ok(Self::from_numbers(sum.map(|x| x / tokens.max(1) as f64)))
+        Self::from_numbers(sum.map(|x| x / tokens.max(1) as f64))
     }
 
     fn from_numbers([a, b, c, d, e, f, overlap]: [f64; NUMBERS]) -> Self {
@@ -79,15 +70,9 @@ impl Masses {
 const NUMBERS: usize = 7;
 
 /// Adds the numbers of all rows, a chunk of logits at a time.
-fn add(sum: &mut [f64; NUMBERS], [student, teacher]: &[Rows; 2]) -> Result<(), Error> {
+fn add(sum: &mut [f64; NUMBERS], [student, teacher]: &[Rows; 2]) {
     let (student, teacher) = (student.rounded(), teacher.rounded());
-    let (vocab, other) = (student.head.dims()[0], teacher.head.dims()[0]);
-    if vocab != other {
-        return Err(Error::Vocabulary {
-            teacher: other,
-            student: vocab,
-        });
-    }
+    let vocab = student.head.dims()[0];
     let bytes = chunk_bytes(&student.hidden.device()) / 2;
     for range in chunks(student.hidden.dims()[0], vocab, bytes) {
         let [q, p] = [&student, &teacher].map(|rows| values(rows.logits(range.clone())));
@@ -102,7 +87,6 @@ fn add(sum: &mut [f64; NUMBERS], [student, teacher]: &[Rows; 2]) -> Result<(), E
             }
         }
     }
-    Ok(())
 }
 
 fn values(logits: Tensor<2>) -> Vec<f32> {
