@@ -6,7 +6,7 @@ use anyhow::Result;
 use plotters::prelude::*;
 
 use super::{Area, Axis, Chart, Key, Look, axes, ends, frame, px, save, ticks};
-use crate::evidence::{Evidence, LEVEL, OnSet};
+use crate::evidence::{Evidence, LEVEL, OnSet, RowMean};
 use crate::results::{Table, Titles};
 
 const WIDTH: u32 = 1700;
@@ -16,6 +16,8 @@ const FRAME_HEIGHT: u32 = 60;
 /// A row in a panel.
 struct Point<'a> {
     row: &'a str,
+    /// Position in the table: a row has the same colour in every panel.
+    index: usize,
     mean: f64,
     /// Ends of the whisker.
     ends: Option<[f64; 2]>,
@@ -70,8 +72,9 @@ pub fn intervals(
 }
 
 fn ours(set: &OnSet) -> Vec<Point<'_>> {
-    let points = set.rows.iter().map(|r| Point {
+    let points = set.rows.iter().enumerate().map(|(index, r)| Point {
         row: &r.row,
+        index,
         mean: r.mean,
         ends: r.estimate.map(|e| e.interval(LEVEL)),
     });
@@ -79,16 +82,18 @@ fn ours(set: &OnSet) -> Vec<Point<'_>> {
 }
 
 fn theirs<'a>(set: &'a OnSet, paper: &Table) -> Vec<Point<'a>> {
-    let point = |row: &'a str| {
+    let point = |(index, row): (usize, &'a RowMean)| {
+        let row = row.row.as_str();
         let cell = paper.cell(row, set.dataset.as_deref()?)?;
         let ends = |std: f64| [cell.rouge_l_mean - std, cell.rouge_l_mean + std];
         Some(Point {
             row,
+            index,
             mean: cell.rouge_l_mean,
             ends: cell.sampling_std.map(ends),
         })
     };
-    set.rows.iter().filter_map(|r| point(&r.row)).collect()
+    set.rows.iter().enumerate().filter_map(point).collect()
 }
 
 fn panel(area: &Area, title: &str, mut points: Vec<Point>, subject: Option<&str>) -> Result<()> {
@@ -116,7 +121,7 @@ fn panel(area: &Area, title: &str, mut points: Vec<Point>, subject: Option<&str>
         step,
     )?;
     for (i, point) in points.iter().enumerate() {
-        let look = Look::of(i, point.row, subject);
+        let look = Look::of(point.index, point.row, subject);
         draw(&mut chart, i as f64 + 0.5, point, &look)?;
     }
     Ok(())

@@ -43,29 +43,34 @@ pub fn matrix(evidence: &Evidence, path: &Path, title: &str) -> Result<()> {
 
 fn panel(area: &Area, title: &str, set: &OnSet, largest: f64) -> Result<()> {
     let (width, height) = area.dim_in_pixel();
-    let (left, top) = (px(100), px(62));
     let n = set.rows.len() as i32;
-    let (w, h) = (
-        (width as i32 - left - px(16)) / n,
-        (height as i32 - top - px(16)) / n,
-    );
+    let names = || set.rows.iter().map(|r| r.row.as_str());
+    let beside_style = text_style(13, HPos::Right, VPos::Center);
+    let beside: Vec<_> = names()
+        .map(|name| wrapped(area, name, &beside_style, px(94)))
+        .collect::<Result<_>>()?;
+    let widest = beside.iter().map(|label| label.width).max();
+    let left = px(6) + widest.unwrap_or(0).max(px(94));
+    let w = (width as i32 - left - px(16)) / n;
+    let above_style = text_style(11, HPos::Center, VPos::Center);
+    let above: Vec<_> = names()
+        .map(|name| wrapped(area, name, &above_style, w))
+        .collect::<Result<_>>()?;
+    let most = above.iter().map(|label| label.lines.len()).max();
+    let top = px(62 + 13 * (most.unwrap_or(1) as i32 - 1));
+    let h = (height as i32 - top - px(16)) / n;
     let heading = format!("{title}: row less column, points; * more than chance");
     let style = text_style(16, HPos::Center, VPos::Center);
     area.draw(&Text::new(heading, (width as i32 / 2, px(18)), style))?;
     for (i, row) in set.rows.iter().enumerate() {
         let (x, y) = (left + w * i as i32, top + h * i as i32);
-        let above = text_style(11, HPos::Center, VPos::Center);
-        area.draw(&Text::new(
-            row.row.clone(),
-            (x + w / 2, top - px(14)),
-            above,
-        ))?;
-        let beside = text_style(13, HPos::Right, VPos::Center);
-        area.draw(&Text::new(
-            row.row.clone(),
-            (left - px(6), y + h / 2),
-            beside,
-        ))?;
+        // The last line stands at the same height above each column.
+        let last = above[i].lines.len() as i32 - 1;
+        let first = top - px(14) - px(13) * last;
+        above[i].draw(area, (x + w / 2, first), px(13), &above_style)?;
+        let last = beside[i].lines.len() as i32 - 1;
+        let first = y + h / 2 - px(15) * last / 2;
+        beside[i].draw(area, (left - px(6), first), px(15), &beside_style)?;
         for (j, other) in set.rows.iter().enumerate() {
             let Some(d) = set.difference(&row.row, &other.row) else {
                 continue;
@@ -87,6 +92,40 @@ fn panel(area: &Area, title: &str, set: &OnSet, largest: f64) -> Result<()> {
     Ok(())
 }
 
+/// A label cut into lines at its spaces.
+struct Label {
+    lines: Vec<String>,
+    /// Width of the widest line, in pixels of the canvas.
+    width: i32,
+}
+
+impl Label {
+    fn draw(&self, area: &Area, (x, y): (i32, i32), step: i32, style: &TextStyle) -> Result<()> {
+        for (line, y) in self.lines.iter().zip((y..).step_by(step as usize)) {
+            area.draw(&Text::new(line.clone(), (x, y), style.clone()))?;
+        }
+        Ok(())
+    }
+}
+
+/// Cuts a text into lines that fit into a width; a word that does not has a line of its own.
+fn wrapped(area: &Area, text: &str, style: &TextStyle, fits: i32) -> Result<Label> {
+    let wide = |text: &str| anyhow::Ok(area.estimate_text_size(text, style)?.0 as i32);
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split(' ') {
+        let longer = lines.last().map(|line| format!("{line} {word}"));
+        match longer {
+            Some(longer) if wide(&longer)? <= fits => *lines.last_mut().expect("one") = longer,
+            _ => lines.push(word.into()),
+        }
+    }
+    let mut width = 0;
+    for line in &lines {
+        width = width.max(wide(line)?);
+    }
+    Ok(Label { lines, width })
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::tests::png_size;
@@ -101,5 +140,21 @@ mod tests {
         let evidence = Evidence::new(&scores(&means, 3, 0.5), &ROWS, None, None).unwrap();
         matrix(&evidence, &path, "x").unwrap();
         assert_eq!(png_size(&path), (2 * PANEL.0, FRAME_HEIGHT + 2 * PANEL.1));
+    }
+
+    #[test]
+    fn a_long_label_is_cut_at_its_spaces() {
+        let dir = tempfile::tempdir().unwrap();
+        save(&dir.path().join("x.png"), (64, 64), |area| {
+            let style = text_style(13, HPos::Right, VPos::Center);
+            let label = wrapped(area, "warm-up of 200 updates", &style, px(94))?;
+            assert_eq!(label.lines, ["warm-up of 200", "updates"]);
+            assert!(label.width <= px(94));
+            let label = wrapped(area, "a", &style, 1)?;
+            assert_eq!(label.lines, ["a"]);
+            assert!(label.width > 1);
+            Ok(())
+        })
+        .unwrap();
     }
 }
