@@ -205,30 +205,29 @@ impl Sampler {
         // Prompts of similar length share a batch, so that there is little padding.
         let mut order: Vec<usize> = (0..prompts.len()).collect();
         order.sort_by_key(|&i| (prompts[i].len(), i));
+        let rows = order.into_iter().map(|index| Row {
+            index,
+            key: mix(mix(seed) ^ examples[index]),
+            example: examples[index],
+            prompt: &prompts[index],
+            answer: Vec::new(),
+        });
+        let mut rows: Vec<Row> = rows.collect();
         let mut answers = vec![Vec::new(); prompts.len()];
-        for batch in order.chunks(decoding.batch_size) {
-            let mut rows: Vec<Row> = batch
-                .iter()
-                .map(|&index| Row {
-                    index,
-                    key: mix(mix(seed) ^ examples[index]),
-                    example: examples[index],
-                    prompt: &prompts[index],
-                    answer: Vec::new(),
-                })
-                .collect();
-            let mut done = |row: Row| {
-                answers[row.index] = row.answer;
-                progress(1);
-            };
-            let models = decoders
-                .iter()
-                .filter_map(|d| Some((d.engine.on_device()?, d.share)));
-            let models: Vec<_> = models.collect();
-            if models.len() == decoders.len() && on_device::serves(decoding) {
-                on_device::decode(&models, &mut rows, ends, decoding, &mut done)?;
-            } else {
-                decode_batch(decoders, &mut rows, ends, decoding, &mut done)?;
+        let mut done = |row: Row| {
+            answers[row.index] = row.answer;
+            progress(1);
+        };
+        let models = decoders
+            .iter()
+            .filter_map(|d| Some((d.engine.on_device()?, d.share)));
+        let models: Vec<_> = models.collect();
+        if models.len() == decoders.len() && on_device::serves(decoding) {
+            on_device::decode(&models, rows, ends, decoding, &mut done)?;
+        } else {
+            while !rows.is_empty() {
+                let batch = rows.drain(..decoding.batch_size.min(rows.len())).collect();
+                decode_batch(decoders, batch, ends, decoding, &mut done)?;
             }
         }
         Ok(answers)
@@ -378,7 +377,7 @@ pub(crate) struct Prompts {
 }
 
 impl Prompts {
-    pub(crate) fn new(rows: &[Row]) -> Self {
+    pub(crate) fn new(rows: &[&Row]) -> Self {
         let width = rows.iter().map(|r| r.prompt.len()).max().unwrap_or(0);
         let pads: Vec<usize> = rows.iter().map(|r| width - r.prompt.len()).collect();
         let mut ids = Vec::with_capacity(rows.len() * width);
@@ -392,7 +391,7 @@ impl Prompts {
 
 fn decode_batch(
     decoders: &mut [Decoder],
-    rows: &mut Vec<Row>,
+    rows: Vec<Row>,
     ends: &[u32],
     decoding: &Decoding,
     done: &mut dyn FnMut(Row),
@@ -401,14 +400,14 @@ fn decode_batch(
         width,
         mut pads,
         mut ids,
-    } = Prompts::new(rows);
+    } = Prompts::new(&rows.iter().collect::<Vec<_>>());
     let capacity = width + decoding.max_new_tokens;
     decoders
         .iter_mut()
         .for_each(|d| d.engine.begin(rows.len(), capacity));
     // For each row of the decoders its index in `open`; `None` once it has ended.
     let mut alive: Vec<Option<usize>> = (0..rows.len()).map(Some).collect();
-    let mut open: Vec<Option<Row>> = rows.drain(..).map(Some).collect();
+    let mut open: Vec<Option<Row>> = rows.into_iter().map(Some).collect();
     for step in 0..decoding.max_new_tokens {
         let batch = alive.len();
         decoders
@@ -508,7 +507,7 @@ fn next_token(logits: &[f32], row: &Row, step: usize, decoding: &Decoding) -> Re
 }
 
 /// Tokens that would complete an n-gram seen before (the rule of `transformers`).
-fn banned_tokens(prompt: &[u32], answer: &[u32], n: usize) -> Vec<u32> {
+pub(crate) fn banned_tokens(prompt: &[u32], answer: &[u32], n: usize) -> Vec<u32> {
     let length = prompt.len() + answer.len();
     if n == 0 || length + 1 < n {
         return Vec::new();

@@ -1,6 +1,8 @@
 //! Keys and values of the tokens seen so far, as tensors of the device that are allocated once. Decoding in host memory has
 //! its own path: see [`crate::decoder`].
 
+use std::ops::Range;
+
 use burn::tensor::{DType, IndexingUpdateOp, Int, Tensor, TensorData};
 
 use crate::Precision;
@@ -12,6 +14,8 @@ pub struct KvCache {
     layers: Vec<Option<(Tensor<4>, Tensor<4>)>>,
     capacity: usize,
     length: usize,
+    /// Column of the first token. Columns are a ring: the first follows the last.
+    start: usize,
     /// Number type of keys and values.
     precision: Precision,
 }
@@ -23,6 +27,7 @@ impl KvCache {
             layers: (0..layers).map(|_| None).collect(),
             capacity,
             length: 0,
+            start: 0,
             precision: Precision::F32,
         }
     }
@@ -30,6 +35,11 @@ impl KvCache {
     /// Keeps keys and values in this number type.
     pub(crate) fn of(self, precision: Precision) -> Self {
         Self { precision, ..self }
+    }
+
+    /// Begins at this column.
+    pub(crate) fn starting_at(self, start: usize) -> Self {
+        Self { start, ..self }
     }
 
     /// How many tokens it holds.
@@ -57,18 +67,34 @@ impl KvCache {
         bias: Option<Tensor<4>>,
     ) -> Tensor<4> {
         let [batch, heads, width, dh] = k.dims();
-        let end = self.length + width;
         let (k, v) = (self.precision.round(k), self.precision.round(v));
         let (keys, values) = self.layers[layer].take().unwrap_or_else(|| {
             let shape = [batch, heads, self.capacity, dh];
             let empty = || Tensor::zeros(shape, (&k.device(), k.dtype()));
             (empty(), empty())
         });
-        let place = [0..batch, 0..heads, self.length..end, 0..dh];
-        let keys = keys.slice_assign(place.clone(), k);
-        let values = values.slice_assign(place, v);
-        let seen = [0..batch, 0..heads, 0..end, 0..dh];
-        let (k, v) = (keys.clone().slice(seen.clone()), values.clone().slice(seen));
+        let at = |columns| [0..batch, 0..heads, columns, 0..dh];
+        let write = |mut to: Tensor<4>, new: &Tensor<4>| {
+            let mut done = 0;
+            for part in ring(self.start + self.length, width, self.capacity) {
+                let from = done..done + part.len();
+                done = from.end;
+                to = to.slice_assign(at(part), new.clone().slice(at(from)));
+            }
+            to
+        };
+        let (keys, values) = (write(keys, &k), write(values, &v));
+        let (k, v) = match self.length {
+            0 => (k, v),
+            past => [&keys, &values]
+                .map(|all| {
+                    let seen = ring(self.start, past + width, self.capacity);
+                    let parts = seen.map(|part| all.clone().slice(at(part)));
+                    let whole = parts.reduce(|a, b| Tensor::cat(vec![a, b], 2));
+                    whole.expect("there are columns")
+                })
+                .into(),
+        };
         self.layers[layer] = Some((keys, values));
         attend(q, k.cast(DType::F32), v.cast(DType::F32), bias, |w| w)
     }
@@ -103,6 +129,19 @@ impl KvCache {
         self.length += width;
     }
 
+    /// Puts the rows of another cache of the same capacity in the place of these rows.
+    pub(crate) fn replace_rows(&mut self, rows: &Tensor<1, Int>, new: Self) {
+        for (layer, new) in self.layers.iter_mut().zip(new.layers) {
+            let put = |to: Tensor<4>, new| {
+                to.select_assign(0, rows.clone(), new, IndexingUpdateOp::Assign)
+            };
+            *layer = match (layer.take(), new) {
+                (Some((k, v)), Some((new_k, new_v))) => Some((put(k, new_k), put(v, new_v))),
+                (old, _) => old,
+            };
+        }
+    }
+
     /// Keeps only the given rows of the batch, in that order.
     pub fn keep_rows(&mut self, rows: &[usize]) {
         for (keys, values) in self.layers.iter_mut().flatten() {
@@ -113,6 +152,18 @@ impl KvCache {
             *values = values.clone().select(0, ids);
         }
     }
+}
+
+/// The `count` columns of a ring of `capacity` from `start` on, in one part or two.
+pub(crate) fn ring(
+    start: usize,
+    count: usize,
+    capacity: usize,
+) -> impl Iterator<Item = Range<usize>> {
+    let start = start % capacity;
+    let before = count.min(capacity - start);
+    let parts = [start..start + before, 0..count - before];
+    parts.into_iter().filter(|part| !part.is_empty())
 }
 
 #[cfg(test)]

@@ -161,13 +161,15 @@ enum Case {
         models: Vec<(LanguageModel, f64)>,
         rows: usize,
     },
+    /// Twice as many prompts as rows, with answers of 8 tokens, less as many as rows.
+    Refill { model: LanguageModel, rows: usize },
 }
 
 /// The name of a case and the function that builds it: memory holds only one case at a time.
 type Named = (&'static str, fn() -> Case);
 
 /// Sequences have 512 tokens, half of them the prompt's; prompts of answers have 256.
-const CASES: [Named; 11] = [
+const CASES: [Named; 12] = [
     ("update, GPT-2 ABKD, teacher live", || Case::Update {
         student: gpt2(768, 12),
         teacher: Some(frozen(gpt2(1600, 48))),
@@ -240,9 +242,15 @@ const CASES: [Named; 11] = [
         ],
         rows: 64,
     }),
+    ("64 new prompts for finished answers, GPT-2", || {
+        Case::Refill {
+            model: frozen(gpt2(768, 12)),
+            rows: 64,
+        }
+    }),
 ];
 
-/// Counts of an update after the first two, or of a decoding step.
+/// Counts of an update after the first two, of a decoding step, or of a refill.
 fn measure(case: Case) -> (f64, Counts, Counts) {
     match case {
         Case::Update {
@@ -329,47 +337,53 @@ fn measure(case: Case) -> (f64, Counts, Counts) {
             (1.0, before, counts().expect("the stub"))
         }
         Case::Decode { models, rows } => {
-            let mut sampler = {
-                let models = models.iter().map(|(model, share)| (model, *share));
-                Sampler::mixture(&models.collect::<Vec<_>>()).expect("one vocabulary")
-            };
-            drop(models);
-            let prompts = vec![vec![5u32; 256]; rows];
-            let examples: Vec<u64> = (0..rows as u64).collect();
-            let mut answer = |tokens| {
-                let decoding = Decoding {
-                    max_new_tokens: tokens,
-                    batch_size: rows,
-                    ..Decoding::sampling()
-                };
-                let answers = sampler.generate(&prompts, &examples, 1, &[], &decoding, &mut |_| {});
-                assert_eq!(answers.expect("zeros are finite").len(), rows);
-                counts().expect("the stub")
-            };
+            let mut answer = answering(models, rows);
             // The first answer compiles the kernels. The other two differ by 32 steps, whose cost is the difference.
-            let first = answer(40);
+            let first = answer(rows, 40);
             begin_anew();
-            let short = answer(8);
-            let long = answer(40);
-            let less = |a: u64, b: u64| a - b;
-            let before = Counts {
-                launches: less(short.launches, first.launches),
-                graph_launches: less(short.graph_launches, first.graph_launches),
-                waits: less(short.waits, first.waits),
-                read_bytes: less(short.read_bytes, first.read_bytes),
-                uploaded_bytes: less(short.uploaded_bytes, first.uploaded_bytes),
-                ..short
-            };
-            let after = Counts {
-                launches: less(long.launches, short.launches),
-                graph_launches: less(long.graph_launches, short.graph_launches),
-                waits: less(long.waits, short.waits),
-                read_bytes: less(long.read_bytes, short.read_bytes),
-                uploaded_bytes: less(long.uploaded_bytes, short.uploaded_bytes),
-                ..long
-            };
-            (32.0, before, after)
+            let (short, long) = (answer(rows, 8), answer(rows, 40));
+            (32.0, less(short, first), less(long, short))
         }
+        Case::Refill { model, rows } => {
+            let mut answer = answering(vec![(model, 1.0)], rows);
+            let first = answer(2 * rows, 8);
+            begin_anew();
+            let (few, many) = (answer(rows, 8), answer(2 * rows, 8));
+            (1.0, less(few, first), less(many, few))
+        }
+    }
+}
+
+/// Counts so far when so many prompts have got an answer of so many tokens.
+fn answering(models: Vec<(LanguageModel, f64)>, rows: usize) -> impl FnMut(usize, usize) -> Counts {
+    let mut sampler = {
+        let models = models.iter().map(|(model, share)| (model, *share));
+        Sampler::mixture(&models.collect::<Vec<_>>()).expect("one vocabulary")
+    };
+    drop(models);
+    move |prompts, tokens| {
+        let examples: Vec<u64> = (0..prompts as u64).collect();
+        let prompts = vec![vec![5u32; 256]; prompts];
+        let decoding = Decoding {
+            max_new_tokens: tokens,
+            batch_size: rows,
+            ..Decoding::sampling()
+        };
+        let answers = sampler.generate(&prompts, &examples, 1, &[], &decoding, &mut |_| {});
+        assert_eq!(answers.expect("zeros are finite").len(), prompts.len());
+        counts().expect("the stub")
+    }
+}
+
+/// Counts since earlier ones; memory as it is.
+fn less(now: Counts, then: Counts) -> Counts {
+    Counts {
+        launches: now.launches - then.launches,
+        graph_launches: now.graph_launches - then.graph_launches,
+        waits: now.waits - then.waits,
+        read_bytes: now.read_bytes - then.read_bytes,
+        uploaded_bytes: now.uploaded_bytes - then.uploaded_bytes,
+        ..now
     }
 }
 
