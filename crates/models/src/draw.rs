@@ -13,7 +13,7 @@ const BLOCK: usize = 64 * LANES;
 pub(crate) fn draw(logits: &[f32], u: f64, decoding: &Decoding) -> Option<u32> {
     let max = largest(logits)?;
     let whole = decoding.top_k == 0 && decoding.top_p >= 1.0;
-    if decoding.temperature == 0.0 {
+    if decoding.is_greedy() {
         let best = logits.iter().position(|&x| x == max)?;
         return Some(best as u32);
     }
@@ -188,6 +188,7 @@ mod tests {
             )
         };
         assert_eq!(with(1, 1.0, 0.99), Some(1));
+        assert_eq!(with(1, 0.1, 0.99), Some(1));
         assert_eq!(with(2, 1.0, 0.99), Some(2));
         assert_eq!(with(0, 0.5, 0.99), Some(1));
         assert_eq!(with(0, 0.6, 0.99), Some(2));

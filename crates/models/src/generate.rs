@@ -50,6 +50,11 @@ impl Decoding {
         }
     }
 
+    /// Whether each step takes the likeliest token, whatever the random number.
+    pub(crate) fn is_greedy(&self) -> bool {
+        self.temperature == 0.0 || self.top_k == 1
+    }
+
     fn check(&self) -> Result<(), Error> {
         let refuse = |key: &str, value: String, reason: &str| {
             Err(Error::Setting {

@@ -73,7 +73,7 @@ impl OnDevice {
 
 /// Whether these settings can be drawn on the device: top-k and top-p sort, which the host does.
 pub(crate) fn serves(decoding: &Decoding) -> bool {
-    decoding.top_k == 0 && decoding.top_p >= 1.0
+    decoding.is_greedy() || (decoding.top_k == 0 && decoding.top_p >= 1.0)
 }
 
 /// Whether graphs are used where the backend has them; `ABKD_GRAPHS=off` launches every kernel of every step.
@@ -257,6 +257,7 @@ struct State<'a> {
     first_block: Tensor<1, Int>,
     /// Column numbers: `[1, C]`
     columns: Tensor<2, Int>,
+    /// 0 takes the likeliest token.
     temperature: f64,
     ngram: usize,
     /// What `column` holds.
@@ -324,7 +325,11 @@ impl<'a> State<'a> {
             draws: Tensor::from_data(TensorData::new(draws, [batch, steps]), &device),
             first_block: numbers((0..batch).map(|b| (b * blocks) as i32), [batch], &device),
             columns: numbers(0..capacity as i32, [1, capacity], &device),
-            temperature: decoding.temperature,
+            temperature: if decoding.is_greedy() {
+                0.0
+            } else {
+                decoding.temperature
+            },
             ngram: decoding.no_repeat_ngram_size,
             next: column,
             unread: 0,
@@ -742,6 +747,10 @@ mod tests {
                 Decoding {
                     no_repeat_ngram_size: 3,
                     ..Decoding::greedy()
+                },
+                Decoding {
+                    top_k: 1,
+                    ..Decoding::sampling()
                 },
             ] {
                 let decoding = Decoding {
