@@ -19,6 +19,7 @@ use rayon::prelude::*;
 pub use claims::Claim;
 #[cfg(test)]
 use claims::Verdict;
+pub(crate) use write::{NONE, broken};
 
 use crate::results::{Examples, Table, Titles, distinct};
 

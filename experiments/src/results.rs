@@ -30,7 +30,7 @@ pub use examples::{Examples, read_examples, write_examples};
 pub use masses::{MassPoint, read_masses, write_masses};
 pub use score::{Score, write_scores};
 pub(crate) use sheet::Sheet;
-pub use sheet::{Field, write_atomic, write_lines};
+pub use sheet::{Field, csv_bytes, write_atomic, write_lines};
 
 /// The folder of partial results, below the results of their profile.
 pub(crate) const PARTIAL: &str = "partial";
@@ -192,12 +192,11 @@ impl Table {
     /// # Errors
     /// Names the file, or the cell that is not a finite number.
     pub fn write(&self, path: &Path) -> Result<()> {
-        let [a, b, c, d, e, f, g] = CELL_COLUMNS;
         write_lines(
             path,
-            [&self.row_key, a, b, c, d, e, f, g],
+            &[&[self.row_key.as_str()][..], &CELL_COLUMNS].concat(),
             self.cells.iter().map(|cell| {
-                [
+                vec![
                     cell.row.as_str().into(),
                     cell.dataset.as_str().into(),
                     cell.rouge_l_mean.into(),

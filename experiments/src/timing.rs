@@ -222,7 +222,8 @@ pub fn fold(
     Ok(rows)
 }
 
-const COLUMNS: [&str; 20] = [
+/// Columns before those of the phases.
+const COLUMNS: [&str; 13] = [
     "method",
     "seconds_per_sample",
     "ratio_to_sft",
@@ -236,13 +237,6 @@ const COLUMNS: [&str; 20] = [
     "updates",
     "sampling_share",
     "tokens_per_update",
-    "data",
-    "generation",
-    "teacher",
-    "student",
-    "loss",
-    "backward",
-    "update",
 ];
 
 /// Writes `<stem>.csv` and `<stem>.json`.
@@ -259,31 +253,25 @@ pub fn write(
     let rows = fold(spec, timings, costs)?;
     write_lines(
         &stem.with_added_extension("csv"),
-        COLUMNS,
+        &[&COLUMNS[..], &Phase::ALL.map(Phase::id)].concat(),
         rows.iter().map(|r| {
-            let p = r.phases.map(micro);
-            [
+            let mut line = vec![
                 r.method.as_str().into(),
-                micro(r.seconds_per_sample),
+                Field::Fine(r.seconds_per_sample),
                 r.ratio_to_sft.into(),
-                micro(r.one_off_seconds_per_sample),
-                micro(r.amortised_seconds_per_sample),
+                Field::Fine(r.one_off_seconds_per_sample),
+                Field::Fine(r.amortised_seconds_per_sample),
                 r.amortised_ratio_to_sft.into(),
-                micro(r.median),
-                micro(r.q1),
-                micro(r.q3),
+                Field::Fine(r.median),
+                Field::Fine(r.q1),
+                Field::Fine(r.q3),
                 r.outliers.into(),
                 r.updates.into(),
                 r.sampling_share.into(),
                 r.tokens_per_update.into(),
-                p[0],
-                p[1],
-                p[2],
-                p[3],
-                p[4],
-                p[5],
-                p[6],
-            ]
+            ];
+            line.extend(r.phases.map(Field::Fine));
+            line
         }),
     )?;
     let json = json!({
@@ -296,10 +284,6 @@ pub fn write(
     });
     let text = serde_json::to_string_pretty(&json)? + "\n";
     write_atomic(&stem.with_added_extension("json"), text.as_bytes())
-}
-
-fn micro(seconds: f64) -> Field<'static> {
-    Field::Fine(seconds)
 }
 
 /// The processor's name and the number of threads, as far as the system reports them.

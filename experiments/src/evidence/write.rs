@@ -5,10 +5,10 @@ use std::path::Path;
 use anyhow::Result;
 
 use super::{Evidence, LEVEL, OnSet, RowMean};
-use crate::results::{Field, write_lines};
+use crate::results::{Field, distinct, write_lines};
 
 /// Text of a missing value.
-const NONE: &str = "–";
+pub(crate) const NONE: &str = "–";
 /// Name of the mean over all sets in CSV files.
 const ALL: &str = "all";
 
@@ -36,7 +36,7 @@ impl Evidence {
             "sampling_seeds",
             "examples",
         ];
-        write_lines(&file("intervals"), header, self.row_lines())?;
+        write_lines(&file("intervals"), &header, self.row_lines())?;
         let header = [
             row_key,
             "other",
@@ -51,10 +51,10 @@ impl Evidence {
             "detectable",
             "trainings_to_decide",
         ];
-        write_lines(&file("differences"), header, self.pair_lines())?;
+        write_lines(&file("differences"), &header, self.pair_lines())?;
         let texts: Vec<String> = self.claims.iter().map(|claim| self.text(claim)).collect();
         let lines = self.claims.iter().zip(&texts).map(|(claim, text)| {
-            [
+            vec![
                 text.as_str().into(),
                 claim.dataset.as_deref().unwrap_or(ALL).into(),
                 claim.verdict.name().into(),
@@ -62,16 +62,16 @@ impl Evidence {
             ]
         });
         let header = ["claim", "dataset", "verdict", "reason"];
-        write_lines(&file("verdicts"), header, lines)
+        write_lines(&file("verdicts"), &header, lines)
     }
 
-    fn row_lines(&self) -> impl Iterator<Item = [Field<'_>; 14]> {
+    fn row_lines(&self) -> impl Iterator<Item = Vec<Field<'_>>> {
         self.sets.iter().flat_map(|set| {
             set.rows.iter().enumerate().map(move |(index, row)| {
                 let interval = row.estimate.map(|e| e.interval(LEVEL));
                 let middle = set.middle.get(index);
                 let ends = middle.and_then(|m| m.1);
-                [
+                vec![
                     row.row.as_str().into(),
                     set.name().into(),
                     row.mean.into(),
@@ -91,12 +91,12 @@ impl Evidence {
         })
     }
 
-    fn pair_lines(&self) -> impl Iterator<Item = [Field<'_>; 12]> {
+    fn pair_lines(&self) -> impl Iterator<Item = Vec<Field<'_>>> {
         self.sets.iter().flat_map(|set| {
             set.pairs.iter().map(move |d| {
                 let losses = d.losses.as_ref();
                 let interval = losses.map(|(e, _)| e.interval(LEVEL));
-                [
+                vec![
                     d.row.as_str().into(),
                     d.other.as_str().into(),
                     set.name().into(),
@@ -130,28 +130,19 @@ impl Evidence {
     /// Rows by data sets: mean and interval, and the probability of being first. `gap` separates the parts of a cell.
     pub fn interval_grid(&self, row_key: &str, gap: char) -> Vec<Vec<String>> {
         let mut header = vec![row_key.to_owned()];
-        header.extend(self.sets.iter().map(|set| {
-            let title = self.title(set);
-            if gap == '\n' {
-                title.replace('-', "-\n")
-            } else {
-                title.to_owned()
-            }
-        }));
-        let mut rows: Vec<&str> = Vec::new();
-        for row in self.sets.iter().flat_map(|set| &set.rows) {
-            if !rows.contains(&row.row.as_str()) {
-                rows.push(&row.row);
-            }
-        }
-        let lines = rows.into_iter().map(|row| {
-            let mut line = vec![row.to_owned()];
-            line.extend(self.sets.iter().map(|set| {
-                let at = set.rows.iter().position(|r| r.row == row);
-                at.map_or(NONE.into(), |at| set.cell(at, gap))
-            }));
-            line
-        });
+        let titles = self.sets.iter().map(|set| broken(self.title(set), gap));
+        header.extend(titles);
+        let rows = self.sets.iter().flat_map(|set| &set.rows);
+        let lines = distinct(rows.map(|row| row.row.as_str()))
+            .into_iter()
+            .map(|row| {
+                let mut line = vec![row.to_owned()];
+                line.extend(self.sets.iter().map(|set| {
+                    let at = set.rows.iter().position(|r| r.row == row);
+                    at.map_or(NONE.into(), |at| set.cell(at, gap))
+                }));
+                line
+            });
         [header].into_iter().chain(lines).collect()
     }
 
@@ -225,6 +216,14 @@ impl OnSet {
             text += &format!("{gap}{:.0}%", 100.0 * first);
         }
         text
+    }
+}
+
+/// A heading, broken after its hyphens where the parts of a cell stand on lines of their own.
+pub(crate) fn broken(title: &str, gap: char) -> String {
+    match gap {
+        '\n' => title.replace('-', "-\n"),
+        _ => title.into(),
     }
 }
 

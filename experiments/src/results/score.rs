@@ -50,9 +50,9 @@ pub struct Score {
 pub fn write_scores(path: &Path, scores: &[Score]) -> Result<()> {
     write_lines(
         path,
-        SCORE_COLUMNS,
+        &SCORE_COLUMNS,
         scores.iter().map(|score| {
-            [
+            vec![
                 score.experiment.as_str().into(),
                 score.row.as_str().into(),
                 score.training_seed.into(),
