@@ -223,15 +223,13 @@ pub(crate) fn draw_into(
                 true => "epoch",
                 false => "validation",
             };
-            plot::figure1(
-                &ours,
-                paper.as_deref(),
-                path,
-                &e.title,
-                profile,
+            let words = plot::Words {
+                title: &e.title,
+                ours: &format!("Ours ({profile})"),
                 at,
-                e.subject(),
-            )?;
+                score: "ROUGE-L F1 on Dolly validation (%)",
+            };
+            plot::curves(&ours, paper.as_deref(), path, &words, e.subject())?;
         }
         Kind::Timing => {
             let ours = timing::read(&ours(places, spec, ".json")).with_context(|| hint(spec))?;

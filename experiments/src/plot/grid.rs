@@ -3,13 +3,13 @@
 use std::path::Path;
 
 use abkd_metrics::inference::holm;
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, VPos};
 
-use super::{Area, Axis, Key, Look, axes, ends, frame, px, save, text_style, ticks};
+use super::{Area, Key, Look, axes, ends, frame, px, save, text, text_style};
 use crate::evidence::{Evidence, LEVEL, OnSet};
-use crate::results::{CurvePoint, Table, Titles, best_point};
+use crate::results::{CurvePoint, Table, Titles, best_point, distinct};
 use crate::spec::{Grid, Point};
 
 /// A number for each point of the grid, under a heading.
@@ -26,7 +26,7 @@ struct Layer<'a> {
 /// test sets, and the validation loss.
 ///
 /// # Errors
-/// A grid without keys, or the file cannot be written.
+/// The file cannot be written.
 pub fn grid(
     grid: &Grid,
     labels: &[&str],
@@ -39,13 +39,9 @@ pub fn grid(
     let titles = evidence.map_or_else(Titles::default, |evidence| evidence.titles.clone());
     let layers = layers(labels, table, evidence, curves, &titles);
     match grid.keys.len() {
-        1 => lines(grid, labels, &layers, path, title),
         2 => maps(grid, labels, &layers, path, title),
-        n => {
-            ensure!(n > 2, "a grid without keys");
-            // Too many keys for a map: lines over the last key; the CSV has all keys.
-            lines(grid, labels, &layers, path, title)
-        }
+        // Also of three keys and more, over the last one; the CSV has all keys.
+        _ => lines(grid, labels, &layers, path, title),
     }
 }
 
@@ -113,17 +109,8 @@ const COLUMNS: usize = 2;
 
 /// A curve for each row of the file, over the last key; the axis is logarithmic if its values span a decade.
 fn lines(grid: &Grid, labels: &[&str], layers: &[Layer], path: &Path, title: &str) -> Result<()> {
-    let mut rows: Vec<&str> = Vec::new();
-    for point in &grid.points {
-        if !rows.contains(&point.label.as_str()) {
-            rows.push(&point.label);
-        }
-    }
-    let looks: Vec<Look> = rows
-        .iter()
-        .enumerate()
-        .map(|(i, row)| Look::of(i, row, None))
-        .collect();
+    let rows = distinct(grid.points.iter().map(|point| point.label.as_str()));
+    let looks = Look::all(rows, None);
     let panels = layers.len().div_ceil(COLUMNS);
     let size = (COLUMNS as u32 * LINES.0, 90 + panels as u32 * LINES.1);
     save(path, size, |area| {
@@ -155,7 +142,6 @@ fn panel(area: &Area, grid: &Grid, labels: &[&str], layer: &Layer, looks: &[Look
         return Ok(());
     }
     let margin = (0.08 * (high - low)).max(0.05);
-    let (marks, step) = ticks(low - margin, high + margin, 6.0);
     let pad = 0.04 * (x(most) - x(least)).max(0.1);
     let mut own: Vec<f64> = at.iter().map(|v| x(*v)).collect();
     own.sort_by(f64::total_cmp);
@@ -163,8 +149,8 @@ fn panel(area: &Area, grid: &Grid, labels: &[&str], layer: &Layer, looks: &[Look
     let mut chart = axes(
         area,
         &layer.title,
-        Axis::new(x(least) - pad..x(most) + pad, own),
-        Axis::new(low - margin..high + margin, marks),
+        (x(least) - pad..x(most) + pad, own),
+        (low - margin..high + margin, 6.0),
         [key, ""],
         &|at| {
             if decades {
@@ -173,7 +159,6 @@ fn panel(area: &Area, grid: &Grid, labels: &[&str], layer: &Layer, looks: &[Look
                 format!("{at}")
             }
         },
-        step,
     )?;
     for look in looks {
         let mut points: Vec<(f64, f64)> = Vec::new();
@@ -226,10 +211,10 @@ fn maps(grid: &Grid, labels: &[&str], layers: &[Layer], path: &Path, title: &str
 
 /// Whether each point is the best or does not differ from it by more than chance (Holm over the others).
 fn as_the_best(labels: &[&str], layer: &Layer) -> Vec<bool> {
-    let best = (0..labels.len())
-        .filter(|&i| layer.values[i].is_some())
-        .max_by(|&a, &b| layer.values[a].total_cmp_option(layer.values[b]));
-    let (Some(best), Some(set)) = (best, layer.set) else {
+    let known = layer.values.iter().enumerate();
+    let known = known.filter_map(|(i, value)| Some((i, (*value)?)));
+    let best = known.max_by(|a, b| a.1.total_cmp(&b.1));
+    let (Some((best, _)), Some(set)) = (best, layer.set) else {
         return vec![false; labels.len()];
     };
     let others: Vec<usize> = (0..labels.len()).filter(|&i| i != best).collect();
@@ -247,18 +232,6 @@ fn as_the_best(labels: &[&str], layer: &Layer) -> Vec<bool> {
     alike
 }
 
-/// Order of scores that may be absent.
-trait TotalCmp {
-    fn total_cmp_option(self, other: Self) -> std::cmp::Ordering;
-}
-
-impl TotalCmp for Option<f64> {
-    fn total_cmp_option(self, other: Self) -> std::cmp::Ordering {
-        self.unwrap_or(f64::NEG_INFINITY)
-            .total_cmp(&other.unwrap_or(f64::NEG_INFINITY))
-    }
-}
-
 fn map(area: &Area, grid: &Grid, labels: &[&str], layer: &Layer) -> Result<()> {
     let (width, height) = area.dim_in_pixel();
     let (width, height) = (width as i32, height as i32);
@@ -273,11 +246,7 @@ fn map(area: &Area, grid: &Grid, labels: &[&str], layer: &Layer) -> Result<()> {
     let w = (width - left - px(16)) / columns.len() as i32;
     let h = (height - top - bottom) / rows.len() as i32;
     let centred = |size| text_style(size, HPos::Center, VPos::Center);
-    area.draw(&Text::new(
-        layer.title.clone(),
-        (width / 2, px(20)),
-        centred(17),
-    ))?;
+    text(area, &layer.title, (width / 2, px(20)), &centred(17))?;
     let (low, high) = ends(layer.values.iter().flatten().copied());
     let alike = as_the_best(labels, layer);
     let corner = |point: &Point| {
@@ -315,42 +284,24 @@ fn map(area: &Area, grid: &Grid, labels: &[&str], layer: &Layer) -> Result<()> {
         let shift = if name.is_some() { px(7) } else { 0 };
         let ink = if good > 0.55 { &WHITE } else { &BLACK };
         let style = centred(12).color(ink);
-        area.draw(&Text::new(
-            format!("{value:.2}"),
-            (x + w / 2, y + h / 2 - shift),
-            style.clone(),
-        ))?;
+        let (x, y) = (x + w / 2, y + h / 2);
+        text(area, &format!("{value:.2}"), (x, y - shift), &style)?;
         if let Some((name, ..)) = name {
-            area.draw(&Text::new(
-                (*name).to_owned(),
-                (x + w / 2, y + h / 2 + shift),
-                style,
-            ))?;
+            text(area, name, (x, y + shift), &style)?;
         }
     }
     for (i, value) in columns.iter().enumerate() {
         let at = (left + w * i as i32 + w / 2, height - bottom + px(14));
-        area.draw(&Text::new(format!("{value}"), at, centred(13)))?;
+        text(area, &format!("{value}"), at, &centred(13))?;
     }
     for (i, value) in rows.iter().enumerate() {
         let at = (left - px(8), top + h * (rows.len() - 1 - i) as i32 + h / 2);
-        area.draw(&Text::new(
-            format!("{value}"),
-            at,
-            text_style(13, HPos::Right, VPos::Center),
-        ))?;
+        let style = text_style(13, HPos::Right, VPos::Center);
+        text(area, &format!("{value}"), at, &style)?;
     }
-    area.draw(&Text::new(
-        grid.keys[0].clone(),
-        (left + (width - left) / 2, height - px(16)),
-        centred(15),
-    ))?;
-    area.draw(&Text::new(
-        grid.keys[1].clone(),
-        (px(22), top - px(12)),
-        centred(15),
-    ))?;
-    Ok(())
+    let at = (left + (width - left) / 2, height - px(16));
+    text(area, &grid.keys[0], at, &centred(15))?;
+    text(area, &grid.keys[1], (px(22), top - px(12)), &centred(15))
 }
 
 /// White to dark blue.

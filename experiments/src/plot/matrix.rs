@@ -6,7 +6,7 @@ use anyhow::Result;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, VPos};
 
-use super::{Area, Key, frame, px, save, text_style};
+use super::{Area, Key, frame, px, save, text, text_style};
 use crate::evidence::{Evidence, OnSet};
 
 const PANEL: (u32, u32) = (640, 440);
@@ -61,7 +61,7 @@ fn panel(area: &Area, title: &str, set: &OnSet, largest: f64) -> Result<()> {
     let h = (height as i32 - top - px(16)) / n;
     let heading = format!("{title}: row less column, points; * more than chance");
     let style = text_style(16, HPos::Center, VPos::Center);
-    area.draw(&Text::new(heading, (width as i32 / 2, px(18)), style))?;
+    text(area, &heading, (width as i32 / 2, px(18)), &style)?;
     for (i, row) in set.rows.iter().enumerate() {
         let (x, y) = (left + w * i as i32, top + h * i as i32);
         // The last line stands at the same height above each column.
@@ -85,8 +85,8 @@ fn panel(area: &Area, title: &str, set: &OnSet, largest: f64) -> Result<()> {
             let style = text_style(13, HPos::Center, VPos::Center);
             // A difference that rounds to 0 has no sign.
             let number = format!("{:+.1}", d.mean).replace("-0.0", "0.0");
-            let text = number.replace("+0.0", "0.0") + star;
-            area.draw(&Text::new(text, (x + w / 2, y + h / 2), style))?;
+            let number = number.replace("+0.0", "0.0") + star;
+            text(area, &number, (x + w / 2, y + h / 2), &style)?;
         }
     }
     Ok(())
@@ -102,7 +102,7 @@ struct Label {
 impl Label {
     fn draw(&self, area: &Area, (x, y): (i32, i32), step: i32, style: &TextStyle) -> Result<()> {
         for (line, y) in self.lines.iter().zip((y..).step_by(step as usize)) {
-            area.draw(&Text::new(line.clone(), (x, y), style.clone()))?;
+            text(area, line, (x, y), style)?;
         }
         Ok(())
     }
