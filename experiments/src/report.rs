@@ -82,7 +82,7 @@ pub fn evidence(places: &Places, spec: &Spec) -> Result<Option<Evidence>> {
     let rows: Vec<&str> = e.rows.iter().map(|row| row.label.as_str()).collect();
     let paper = paper(places, spec, Table::read)?;
     let scores = read_examples(&path)?;
-    let evidence = Evidence::new(&scores, &rows, paper.as_ref(), e.subject());
+    let evidence = Evidence::new(&scores, &rows, paper.as_ref());
     Ok(evidence.map(|evidence| Evidence {
         titles: spec.titles(),
         ..evidence

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use super::{Evidence, LEVEL, OnSet, RowMean};
+use super::{Difference, Evidence, LEVEL, OnSet, POWER, RowMean, SIGNIFICANT};
 use crate::results::{Field, distinct, write_lines};
 
 /// Text of a missing value.
@@ -152,17 +152,23 @@ impl Evidence {
             "Intervals are of {:.0}% and of the losses: other trainings, sampling seeds and examples could have been drawn \
              (variance components, the rows' common training variance, Satterthwaite's degrees of freedom). p values are \
              two-sided and adjusted for all pairs of a set (Holm). A claim is supported where the row is ahead of each other \
-             row with p below 0.05, refuted where one is ahead of it with p below 0.05, else undecided; `would be found`: \
-             with a probability of 80%.",
-            100.0 * LEVEL
+             row with p below {SIGNIFICANT}, refuted where one is ahead of it with p below {SIGNIFICANT}, else undecided; \
+             `would be found`: with a probability of {:.0}%.",
+            100.0 * LEVEL,
+            100.0 * POWER
         );
         if self.sets.iter().any(|set| set.shape.trainings < 2) {
             note += " A row has one training: how much trainings vary is unknown, so there are no intervals of the losses, and \
                      no claim is decided.";
         }
         for set in self.sets.iter().filter(|set| !set.left_out.is_empty()) {
+            let have = if set.left_out.len() == 1 {
+                "has"
+            } else {
+                "have"
+            };
             note += &format!(
-                " On {} without {}, which has too few trainings in common with the others.",
+                " On {} without {}, which {have} too few trainings in common with the others.",
                 self.title(set),
                 set.left_out.join(", ")
             );
@@ -174,18 +180,16 @@ impl Evidence {
     pub fn closing(&self) -> Vec<String> {
         let mut lines = Vec::new();
         for set in &self.sets {
-            let significant = |p: Option<f64>| p.is_some_and(|p| p < 0.05);
-            let count = |of: &dyn Fn(&super::Difference) -> Option<f64>| {
-                set.pairs.iter().filter(|d| significant(of(d))).count()
-            };
-            let losses = count(&|d| d.losses.as_ref().map(|l| l.1));
+            let count = |is: fn(&&Difference) -> bool| set.pairs.iter().filter(is).count();
+            let losses = count(|d| d.significant());
             let mut line = format!(
                 "{}: {losses} of {} pairs differ as losses",
                 self.title(set),
                 set.pairs.len()
             );
             if set.pairs.iter().any(|d| d.students.is_some()) {
-                line += &format!(", {} as these students", count(&|d| d.students));
+                let students = count(|d| d.students.is_some_and(|p| p < SIGNIFICANT));
+                line += &format!(", {students} as these students");
             }
             if let Some([low, high]) = set.agreement {
                 line += &format!("; Spearman ρ with the paper between {low:+.2} and {high:+.2}");

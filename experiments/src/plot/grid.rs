@@ -8,7 +8,7 @@ use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, VPos};
 
 use super::{Area, Key, Look, axes, ends, frame, px, save, text, text_style};
-use crate::evidence::{Evidence, LEVEL, OnSet};
+use crate::evidence::{Evidence, LEVEL, OnSet, SIGNIFICANT};
 use crate::results::{CurvePoint, Table, Titles, best_point, distinct};
 use crate::spec::{Grid, Point};
 
@@ -227,7 +227,7 @@ fn as_the_best(labels: &[&str], layer: &Layer) -> Vec<bool> {
     };
     let mut alike = vec![true; labels.len()];
     for (index, p) in others.into_iter().zip(holm(&p)) {
-        alike[index] = p >= 0.05;
+        alike[index] = p >= SIGNIFICANT;
     }
     alike
 }

@@ -143,7 +143,7 @@ mod tests {
         for trainings in [1, 3] {
             let scores = scores(&means, trainings, 0.5);
             for paper in [None, Some(paper(&means))] {
-                let evidence = Evidence::new(&scores, &ROWS, paper.as_ref(), None).unwrap();
+                let evidence = Evidence::new(&scores, &ROWS, paper.as_ref()).unwrap();
                 intervals(&evidence, paper.as_ref(), &path, "x", "tiny", Some("bb")).unwrap();
                 assert_eq!(png_size(&path), (WIDTH, FRAME_HEIGHT + 2 * PANEL_HEIGHT));
             }

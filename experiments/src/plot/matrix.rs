@@ -80,8 +80,7 @@ fn panel(area: &Area, title: &str, set: &OnSet, largest: f64) -> Result<()> {
             let fill = color.mix(0.7 * (d.mean.abs() / largest).min(1.0)).filled();
             let corners = [(x, y), (x + w - px(2), y + h - px(2))];
             area.draw(&Rectangle::new(corners, fill))?;
-            let counts = d.losses.as_ref().is_some_and(|(_, p)| *p < 0.05);
-            let star = if counts { "*" } else { "" };
+            let star = if d.significant() { "*" } else { "" };
             let style = text_style(13, HPos::Center, VPos::Center);
             // A difference that rounds to 0 has no sign.
             let number = format!("{:+.1}", d.mean).replace("-0.0", "0.0");
@@ -137,7 +136,7 @@ mod tests {
         let means = [("a", 40.0), ("bb", 30.0), ("ccc", 20.0), ("dddd", 10.0)];
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.png");
-        let evidence = Evidence::new(&scores(&means, 3, 0.5), &ROWS, None, None).unwrap();
+        let evidence = Evidence::new(&scores(&means, 3, 0.5), &ROWS, None).unwrap();
         matrix(&evidence, &path, "x").unwrap();
         assert_eq!(png_size(&path), (2 * PANEL.0, FRAME_HEIGHT + 2 * PANEL.1));
     }

@@ -55,7 +55,11 @@ pub fn stacks(
         .map(|r| milli(r.phases.iter().sum()))
         .fold(0.0, f64::max);
     let top = highest.max(1e-6) * 1.16;
-    let caption = format!("{profile}: above each bar the ratio to SFT, ours (the paper's)");
+    let both = match rows.iter().any(|row| paper(&row.method).is_some()) {
+        true => ", ours (the paper's)",
+        false => "",
+    };
+    let caption = format!("{profile}: above each bar the ratio to SFT{both}");
     let names: Vec<&str> = rows.iter().map(|r| r.method.as_str()).collect();
     save(path, SIZE, |area| {
         let body = frame(area, title, &looks, Key::Box)?;
@@ -108,12 +112,19 @@ mod tests {
         let none = |_: &str| None;
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("table3.png");
-        stacks(&[row], none, &path, "Table 3", "tiny").unwrap();
+        let rows = [row];
+        stacks(&rows, none, &path, "Table 3", "tiny").unwrap();
         let pixels = picture(&path);
         for RGBColor(r, g, b) in COLORS {
             let found = count(&pixels, (0..1200, 70..560), |p| p == [r, g, b]);
             assert!(found > 10_000, "{found}");
         }
+        let svg = folder.path().join("table3.svg");
+        let text = |paper: Option<f64>| {
+            stacks(&rows, |_| paper, &svg, "Table 3", "tiny").unwrap();
+            std::fs::read_to_string(&svg).unwrap()
+        };
+        assert!(!text(None).contains("paper") && text(Some(1.0)).contains("paper"));
         let error = stacks(&[], none, &path, "", "").unwrap_err().to_string();
         assert!(error.contains("table3.png"), "{error}");
     }
