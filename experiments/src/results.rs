@@ -108,6 +108,11 @@ pub fn dataset_title(name: &str) -> &str {
     }
 }
 
+/// Text as a cell of a Markdown table, which is one line without bars.
+pub(crate) fn markdown_cell(text: &str) -> String {
+    text.replace('|', "\\|").replace(char::is_control, " ")
+}
+
 /// Headings of data sets by their names; those of the paper where none is set.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Titles(BTreeMap<String, String>);

@@ -9,7 +9,7 @@ use comfy_table::presets;
 use super::terminal::{filled, fitted, wrapped};
 use super::{Agreement, Comparison, Lead, Pair, Standing};
 use crate::evidence::{LEVEL, NONE, broken};
-use crate::results::{Field, write_atomic, write_lines};
+use crate::results::{Field, markdown_cell, write_atomic, write_lines};
 
 const VERDICT: &str = "Verdict";
 const INTERVALS: &str = "Intervals";
@@ -469,7 +469,9 @@ fn lead_text(lead: Option<&Lead>, gap: char) -> String {
 
 /// A grid as Markdown, its columns padded so that the source reads as a table too.
 fn markdown_grid(grid: &[Vec<String>]) -> String {
-    let mut table = filled(grid);
+    let line = |line: &Vec<String>| line.iter().map(|cell| markdown_cell(cell)).collect();
+    let grid: Vec<Vec<String>> = grid.iter().map(line).collect();
+    let mut table = filled(&grid);
     table.load_preset(presets::ASCII_MARKDOWN);
     format!("{}\n", table.trim_fmt())
 }
@@ -552,6 +554,15 @@ mod tests {
         );
         let page = read("mine_comparison.md");
         assert!(page.contains("average rank among ours"), "{page}");
+    }
+
+    #[test]
+    fn a_bar_in_a_label_divides_no_cell() {
+        let mut comparison = mine(false);
+        comparison.rows[1] = "a|b".into();
+        let page = comparison.markdown();
+        assert!(page.contains("\n| a\\|b "), "{page}");
+        assert!(comparison.terminal(None).contains("a|b "));
     }
 
     #[test]
