@@ -191,10 +191,11 @@ impl<'a> Block<'a> {
             left_out,
         };
         // With a missing cell or another number of examples, nothing can be compared.
-        let mut lists = block.lists(&block.rows, &block.trainings);
-        let examples = lists.next()??.len();
-        let whole = lists.all(|list| list.is_some_and(|l| l.len() == examples));
-        drop(lists);
+        let whole = {
+            let mut lists = block.lists(&block.rows, &block.trainings);
+            let examples = lists.next()??.len();
+            lists.all(|list| list.is_some_and(|l| l.len() == examples))
+        };
         whole.then_some(block)
     }
 
