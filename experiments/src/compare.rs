@@ -26,16 +26,8 @@ pub struct References {
 /// A score and its rank.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Standing {
-    /// Mean ROUGE-L in percent.
-    pub mean: f64,
-    /// Standard deviation over the trainings, where there are several.
-    pub training_std: Option<f64>,
-    /// Standard deviation over the sampling seeds of a training, where known.
-    pub sampling_std: Option<f64>,
-    /// Number of trainings, where known.
-    pub training_seeds: Option<u64>,
-    /// Number of sampling seeds, where known.
-    pub sampling_seeds: Option<u64>,
+    /// The score.
+    pub cell: Cell,
     /// Rank among the rows that both sides have, 1 for the best, ties averaged; `None` for a row of one side. Without a table
     /// of the paper: rank among all our rows.
     pub rank: Option<f64>,
@@ -182,12 +174,8 @@ impl Comparison {
 
     /// Mean rank of a row among ours, over the data sets where it has one.
     fn own_average(&self, row: &str) -> Option<f64> {
-        let pairs = self.datasets.iter().flat_map(|agreement| &agreement.pairs);
-        let of_row = pairs.filter(|pair| pair.row == row);
-        let ranks: Vec<f64> = of_row
-            .filter_map(|pair| pair.ours.as_ref()?.own_rank)
-            .collect();
-        stats::mean(&ranks)
+        let own = |pair: &Pair| pair.ours.as_ref()?.own_rank;
+        Some(mean_rank(row, &self.datasets, own)?.0)
     }
 
     /// Spearman's rho between the average ranks of the rows that are ranked on every shared data set: one number for
@@ -212,130 +200,92 @@ impl Agreement {
         paper: Option<&Table>,
         references: &References,
     ) -> Self {
+        let standing = |cell: &Cell| Standing {
+            cell: cell.clone(),
+            rank: None,
+            own_rank: None,
+        };
         let mut pairs: Vec<Pair> = rows
             .iter()
             .map(|row| Pair {
                 row: row.to_string(),
-                ours: ours.cell(row, dataset).map(Standing::unranked),
-                paper: paper
-                    .and_then(|paper| paper.cell(row, dataset))
-                    .map(Standing::unranked),
+                ours: ours.cell(row, dataset).map(standing),
+                paper: paper.and_then(|paper| paper.cell(row, dataset).map(standing)),
             })
             .collect();
-        rank_ours(&mut pairs, &references.unranked, paper.is_none());
-        let alone = paper.is_none();
-        let (ours, paper): (Vec<f64>, Vec<f64>) = pairs
-            .iter()
-            .filter_map(Pair::both)
-            .map(|(a, b)| (a.mean, b.mean))
-            .unzip();
-        let ranks = stats::ranks(&ours).zip(stats::ranks(&paper));
-        if let Some((our_ranks, paper_ranks)) = ranks {
-            let common = pairs.iter_mut().filter_map(Pair::both_mut);
-            for (((a, b), our_rank), paper_rank) in common.zip(our_ranks).zip(paper_ranks) {
-                a.rank = Some(our_rank);
-                b.rank = Some(paper_rank);
-            }
+        let own = |pair: &&mut Pair| !references.unranked.contains(&pair.row);
+        let own = pairs.iter_mut().filter(own);
+        let own = own.filter_map(|pair| pair.ours.as_mut()).collect();
+        rank(own, |s| &mut s.own_rank);
+        if paper.is_none() {
+            let ours = pairs.iter_mut().filter_map(|pair| pair.ours.as_mut());
+            ours.for_each(|s| s.rank = s.own_rank);
         }
-        let ranked = |pair: &Pair| {
-            let own = pair.ours.as_ref().is_some_and(|s| s.own_rank.is_some());
-            if alone { own } else { pair.both().is_some() }
-        };
+        let both = pairs.iter_mut();
+        let both = both.filter_map(|pair| pair.ours.as_mut().zip(pair.paper.as_mut()));
+        let (ours, paper) = both.unzip();
+        let (ours, paper) = (rank(ours, |s| &mut s.rank), rank(paper, |s| &mut s.rank));
+        let ranked = |pair: &&Pair| pair.ours.as_ref().is_some_and(|s| s.rank.is_some());
         let subject = references.subject.as_deref();
         Self {
             dataset: dataset.to_string(),
-            common: pairs.iter().filter(|pair| ranked(pair)).count(),
+            common: pairs.iter().filter(ranked).count(),
             spearman: stats::spearman(&ours, &paper),
             kendall: stats::kendall(&ours, &paper),
-            ours: lead(&pairs, subject, ranked, |pair| pair.ours.as_ref()),
-            paper: lead(&pairs, subject, ranked, |pair| pair.paper.as_ref()),
+            ours: lead(pairs.iter().filter_map(|pair| pair.ours.as_ref()), subject),
+            paper: lead(pairs.iter().filter_map(|pair| pair.paper.as_ref()), subject),
             pairs,
         }
     }
 }
 
-impl Standing {
-    fn unranked(cell: &Cell) -> Self {
-        Self {
-            mean: cell.rouge_l_mean,
-            training_std: cell.training_std,
-            sampling_std: cell.sampling_std,
-            training_seeds: cell.training_seeds,
-            sampling_seeds: cell.sampling_seeds,
-            rank: None,
-            own_rank: None,
-        }
+/// Sets the ranks of some standings; returns their scores.
+fn rank(
+    standings: Vec<&mut Standing>,
+    place: impl Fn(&mut Standing) -> &mut Option<f64>,
+) -> Vec<f64> {
+    let means: Vec<f64> = standings.iter().map(|s| s.cell.rouge_l_mean).collect();
+    let ranks = stats::ranks(&means).into_iter().flatten();
+    for (standing, rank) in standings.into_iter().zip(ranks) {
+        *place(standing) = Some(rank);
     }
+    means
 }
 
-/// Ranks our rows among themselves, except the unranked ones; `alone`: there is no table of the paper.
-fn rank_ours(pairs: &mut [Pair], unranked: &[String], alone: bool) {
-    let ranked = |pair: &&mut Pair| !unranked.contains(&pair.row);
-    let mut standings: Vec<&mut Standing> = pairs
-        .iter_mut()
-        .filter(ranked)
-        .filter_map(|pair| pair.ours.as_mut())
-        .collect();
-    let means: Vec<f64> = standings.iter().map(|s| s.mean).collect();
-    for (standing, rank) in standings
-        .iter_mut()
-        .zip(stats::ranks(&means).into_iter().flatten())
-    {
-        standing.own_rank = Some(rank);
-        if alone {
-            standing.rank = Some(rank);
-        }
-    }
-}
-
-impl Pair {
-    fn both(&self) -> Option<(&Standing, &Standing)> {
-        self.ours.as_ref().zip(self.paper.as_ref())
-    }
-
-    fn both_mut(&mut self) -> Option<(&mut Standing, &mut Standing)> {
-        self.ours.as_mut().zip(self.paper.as_mut())
-    }
-}
-
-/// The subject against the best other ranked row.
-fn lead<'a>(
-    pairs: &'a [Pair],
-    subject: Option<&str>,
-    ranked: impl Fn(&Pair) -> bool,
-    side: impl Fn(&'a Pair) -> Option<&'a Standing>,
-) -> Option<Lead> {
+/// The subject against the best other ranked row of a side.
+fn lead<'a>(side: impl Iterator<Item = &'a Standing>, subject: Option<&str>) -> Option<Lead> {
     let name = subject?;
-    let common: Vec<(&Pair, &Standing)> = pairs
-        .iter()
-        .filter(|pair| ranked(pair))
-        .filter_map(|pair| Some((pair, side(pair)?)))
-        .collect();
-    let (_, subject) = common.iter().find(|(pair, _)| pair.row == name)?;
-    let (other, best) = common
-        .iter()
-        .filter(|(pair, _)| pair.row != name)
-        .max_by(|(_, a), (_, b)| a.mean.total_cmp(&b.mean))?;
+    let ranked = side.filter(|s| s.rank.is_some()).map(|s| &s.cell);
+    let (subject, others): (Vec<&Cell>, Vec<&Cell>) = ranked.partition(|cell| cell.row == name);
+    let best = others
+        .into_iter()
+        .max_by(|a, b| a.rouge_l_mean.total_cmp(&b.rouge_l_mean))?;
     Some(Lead {
-        best_other: other.row.clone(),
-        margin: subject.mean - best.mean,
+        best_other: best.row.clone(),
+        margin: subject.first()?.rouge_l_mean - best.rouge_l_mean,
     })
 }
 
-fn average_rank(row: &str, datasets: &[Agreement]) -> Option<AverageRank> {
+/// Mean rank of a row over the data sets where it has one, and their number.
+fn mean_rank(
+    row: &str,
+    datasets: &[Agreement],
+    rank: impl Fn(&Pair) -> Option<f64>,
+) -> Option<(f64, usize)> {
     let pairs = datasets.iter().flat_map(|agreement| &agreement.pairs);
-    let of_row = || pairs.clone().filter(move |pair| pair.row == row);
-    let ours: Vec<f64> = of_row()
-        .filter_map(|pair| pair.ours.as_ref()?.rank)
-        .collect();
-    let paper: Vec<f64> = of_row()
-        .filter_map(|pair| pair.paper.as_ref()?.rank)
-        .collect();
+    let of_row = pairs.filter(|pair| pair.row == row);
+    let ranks: Vec<f64> = of_row.filter_map(rank).collect();
+    Some((stats::mean(&ranks)?, ranks.len()))
+}
+
+fn average_rank(row: &str, datasets: &[Agreement]) -> Option<AverageRank> {
+    let (ours, number) = mean_rank(row, datasets, |pair| pair.ours.as_ref()?.rank)?;
+    let paper = mean_rank(row, datasets, |pair| pair.paper.as_ref()?.rank);
     Some(AverageRank {
         row: row.to_string(),
-        datasets: ours.len(),
-        ours: stats::mean(&ours)?,
-        paper: stats::mean(&paper),
+        datasets: number,
+        ours,
+        paper: paper.map(|(mean, _)| mean),
     })
 }
 

@@ -19,11 +19,14 @@ use rayon::prelude::*;
 pub use claims::Claim;
 #[cfg(test)]
 use claims::Verdict;
+pub(crate) use write::{NONE, broken};
 
 use crate::results::{Examples, Table, Titles, distinct};
 
 /// Level of all intervals.
 pub const LEVEL: f64 = 0.95;
+/// A difference is significant if its p value, adjusted for all pairs of the set, is below this.
+pub const SIGNIFICANT: f64 = 0.05;
 /// Power of the smallest detectable difference.
 pub const POWER: f64 = 0.8;
 /// Number of exchanges of the approximate randomisation, and of bootstrap draws.
@@ -64,6 +67,11 @@ pub struct Difference {
 }
 
 impl Difference {
+    /// Whether the losses differ by more than chance.
+    pub fn significant(&self) -> bool {
+        self.losses.as_ref().is_some_and(|(_, p)| *p < SIGNIFICANT)
+    }
+
     /// The smallest true difference that would be found at [`POWER`].
     pub fn detectable(&self) -> Option<f64> {
         Some(self.losses.as_ref()?.0.detectable(POWER))
@@ -115,10 +123,6 @@ impl OnSet {
             turned.map(Difference::reversed)
         })
     }
-
-    fn has(&self, row: &str) -> bool {
-        self.rows.iter().any(|r| r.row == row)
-    }
 }
 
 /// Statistics of a table.
@@ -138,7 +142,6 @@ struct Block<'a> {
     rows: Vec<&'a str>,
     trainings: BTreeSet<u64>,
     samplings: BTreeSet<u64>,
-    examples: usize,
     scores: BTreeMap<(&'a str, u64, u64), &'a [f64]>,
     left_out: Vec<&'a str>,
 }
@@ -179,67 +182,53 @@ impl<'a> Block<'a> {
             kept.remove(at);
         }
         let (trainings, samplings) = (common(&kept, |k| k.1), common(&kept, |k| k.2));
-        let mut block = Self {
+        let block = Self {
             dataset,
             rows: kept,
             trainings,
             samplings,
-            examples: 0,
             scores,
             left_out,
         };
-        let examples = block.lists().next()??.len();
-        block.examples = examples;
         // With a missing cell or another number of examples, nothing can be compared.
-        let whole = block
-            .lists()
-            .all(|list| list.is_some_and(|l| l.len() == block.examples));
+        let whole = {
+            let mut lists = block.lists(&block.rows, &block.trainings);
+            let examples = lists.next()??.len();
+            lists.all(|list| list.is_some_and(|l| l.len() == examples))
+        };
         whole.then_some(block)
     }
 
-    /// Scores in the order of [`Values`].
-    fn lists(&self) -> impl Iterator<Item = Option<&'a [f64]>> {
-        self.rows.iter().flat_map(move |row| {
-            self.trainings.iter().flat_map(move |t| {
+    /// Scores of some rows and trainings, in the order of [`Values`].
+    fn lists(
+        &self,
+        rows: &[&'a str],
+        trainings: &BTreeSet<u64>,
+    ) -> impl Iterator<Item = Option<&'a [f64]>> {
+        rows.iter().flat_map(move |row| {
+            trainings.iter().flat_map(move |t| {
                 let of = move |s: &u64| self.scores.get(&(*row, *t, *s)).copied();
                 self.samplings.iter().map(of)
             })
         })
     }
 
-    fn values(&self) -> Option<Values> {
+    fn values(&self, rows: &[&'a str], trainings: &BTreeSet<u64>) -> Option<Values> {
+        let lists: Vec<&[f64]> = self.lists(rows, trainings).flatten().collect();
         let shape = Shape {
-            rows: self.rows.len(),
-            trainings: self.trainings.len(),
+            rows: rows.len(),
+            trainings: trainings.len(),
             samplings: self.samplings.len(),
-            examples: self.examples,
+            examples: lists.first()?.len(),
         };
-        let values = self.lists().flatten().flatten().copied().collect();
-        Values::new(shape, values)
-    }
-
-    /// The block of fewer rows and trainings.
-    fn of(&self, rows: &[&'a str], trainings: &BTreeSet<u64>) -> Self {
-        Self {
-            rows: rows.to_vec(),
-            trainings: trainings.clone(),
-            samplings: self.samplings.clone(),
-            scores: self.scores.clone(),
-            left_out: Vec::new(),
-            ..*self
-        }
+        Values::new(shape, lists.concat())
     }
 }
 
 impl Evidence {
-    /// From the scores of single answers. `rows` are the rows to compare, in the table's order; `subject` is claimed to be
-    /// first if there is no table of the paper. `None` with fewer than two rows to compare.
-    pub fn new(
-        scores: &[Examples],
-        rows: &[&str],
-        paper: Option<&Table>,
-        subject: Option<&str>,
-    ) -> Option<Self> {
+    /// From the scores of single answers. `rows` are the rows to compare, in the table's order; claims are those of the
+    /// paper's table. `None` with fewer than two rows to compare.
+    pub fn new(scores: &[Examples], rows: &[&str], paper: Option<&Table>) -> Option<Self> {
         let datasets = distinct(scores.iter().map(|e| e.dataset.as_str()));
         let blocks: Vec<Block> = datasets
             .iter()
@@ -250,7 +239,7 @@ impl Evidence {
         if blocks.len() > 1 {
             sets.extend(on_all(&blocks));
         }
-        let claims = claims::claims(&sets, paper, subject);
+        let claims = paper.map_or(Vec::new(), |paper| claims::claims(&sets, paper));
         (!sets.is_empty()).then_some(Self {
             sets,
             claims,
@@ -287,7 +276,7 @@ impl Evidence {
 }
 
 fn on_set(block: &Block, paper: Option<&Table>) -> Option<OnSet> {
-    let values = block.values()?;
+    let values = block.values(&block.rows, &block.trainings)?;
     let draws = redrawn(std::slice::from_ref(&values), DRAWS, 1).concat();
     let chance = first(&draws);
     let rows = block
@@ -354,10 +343,7 @@ fn on_all(blocks: &[Block]) -> Option<OnSet> {
     if rows.len() < 2 || trainings.is_empty() {
         return None;
     }
-    let values: Option<Vec<Values>> = blocks
-        .iter()
-        .map(|b| b.of(&rows, &trainings).values())
-        .collect();
+    let values: Option<Vec<Values>> = blocks.iter().map(|b| b.values(&rows, &trainings)).collect();
     let values = values?;
     let draws = redrawn(&values, DRAWS, 1);
     let many = trainings.len() > 1;

@@ -6,9 +6,10 @@ use abkd_losses::Divergence;
 use abkd_training::methods;
 use anyhow::Result;
 use clap::ValueEnum;
+use serde::de::DeserializeOwned;
 
 use crate::plan::Plan;
-use crate::spec::{self, Profile};
+use crate::spec::{self, Experiment, Profile};
 use crate::task::Work;
 
 /// What can be listed.
@@ -58,20 +59,23 @@ pub fn tasks(plan: &Plan, done: &[bool]) -> String {
     text
 }
 
+/// The TOML files of a folder, a line each.
+fn files<T: DeserializeOwned>(folder: &Path, about: fn(T) -> String) -> Result<String> {
+    let mut text = String::new();
+    for name in spec::names(folder)? {
+        let file = spec::read_toml(&folder.join(format!("{name}.toml")))?;
+        text += &format!("  {name:16} {}\n", about(file));
+    }
+    Ok(text)
+}
+
 /// The listing of one thing, or of all.
 ///
 /// # Errors
 ///
 /// When the project's folder cannot be read.
 pub fn listing(what: Option<Listing>, root: &Path) -> Result<String> {
-    let all = [
-        Listing::Experiments,
-        Listing::Profiles,
-        Listing::Methods,
-        Listing::Losses,
-        Listing::Datasets,
-    ];
-    let chosen = what.map_or(all.to_vec(), |w| vec![w]);
+    let chosen = what.map_or(Listing::value_variants().to_vec(), |w| vec![w]);
     let mut text = String::new();
     for (i, listing) in chosen.iter().enumerate() {
         if i > 0 {
@@ -80,20 +84,12 @@ pub fn listing(what: Option<Listing>, root: &Path) -> Result<String> {
         match listing {
             Listing::Experiments => {
                 text += "experiments\n";
-                let folder = root.join("experiments");
-                for name in spec::names(&folder)? {
-                    let e: spec::Experiment =
-                        spec::read_toml(&folder.join(format!("{name}.toml")))?;
-                    text += &format!("  {name:16} {}\n", e.title);
-                }
+                text += &files(&root.join("experiments"), |e: Experiment| e.title)?;
             }
             Listing::Profiles => {
                 text += "profiles\n";
                 let folder = root.join("experiments/profiles");
-                for name in spec::names(&folder)? {
-                    let p: Profile = spec::read_toml(&folder.join(format!("{name}.toml")))?;
-                    text += &format!("  {name:16} {}\n", p.description);
-                }
+                text += &files(&folder, |p: Profile| p.description)?;
             }
             Listing::Methods => {
                 text += "methods\n";

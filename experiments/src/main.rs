@@ -666,11 +666,15 @@ fn write_report(target: &Target, out: Option<&Path>) -> Result<ExitCode> {
     let spec = target.load()?;
     let places = target.folders.places();
     let plan = match preflight::load(&places, &spec) {
-        Ok(inputs) => Some(Plan::new(&places.root, &spec, &inputs.hashes)?),
+        Ok(inputs) => {
+            let plan = Plan::new(&places.root, &spec, &inputs.hashes)?;
+            Some((plan, inputs.train.sequences.len()))
+        }
         Err(error) if is_absent(&error) => None,
         Err(error) => return Err(error),
     };
-    let path = page::write(&places, &spec, plan.as_ref(), out)?;
+    let plan = plan.as_ref().map(|(plan, sequences)| (plan, *sequences));
+    let path = page::write(&places, &spec, plan, out)?;
     print(&format!("{}\n", path.display()))
 }
 

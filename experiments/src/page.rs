@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use abkd_host::files;
+use abkd_training::Settings;
 use anyhow::{Context, Result};
 use askama::Template;
 use serde::{Deserialize, Serialize};
@@ -28,19 +29,14 @@ struct Page {
     title: String,
     profile: String,
     description: String,
-    claims: Vec<Claimed>,
+    /// Claim, verdict, reason.
+    claims: Vec<(String, &'static str, String)>,
     notes: Vec<String>,
     sections: Vec<Section>,
     /// JSON, safe inside of a script.
     answers: String,
-    provenance: Vec<(String, String)>,
+    provenance: Vec<(&'static str, String)>,
     tasks: Vec<(String, String)>,
-}
-
-struct Claimed {
-    text: String,
-    verdict: &'static str,
-    reason: String,
 }
 
 #[derive(Default)]
@@ -89,8 +85,8 @@ struct Given {
     answer: String,
 }
 
-/// Writes the report of an experiment; returns its path. `plan` is absent if inputs are missing: the report then has no
-/// trainings and no answers.
+/// Writes the report of an experiment; returns its path. The plan, with the number of training sequences, is absent if
+/// inputs are missing: the report then has no trainings and no answers.
 ///
 /// # Errors
 ///
@@ -98,7 +94,7 @@ struct Given {
 pub fn write(
     places: &Places,
     spec: &Spec,
-    plan: Option<&Plan>,
+    plan: Option<(&Plan, usize)>,
     out: Option<&Path>,
 ) -> Result<PathBuf> {
     let e = &spec.experiment;
@@ -129,8 +125,8 @@ pub fn write(
     }
     page.sections.push(pictures);
     match plan {
-        Some(plan) => {
-            page.sections.extend(trainings(places, spec, plan, scratch.path())?);
+        Some((plan, sequences)) => {
+            page.sections.extend(trainings(places, spec, plan, sequences, scratch.path())?);
             page.answers = answers(places, spec, plan)?;
             page.tasks = tasks(plan)?;
         }
@@ -155,11 +151,7 @@ fn tables(places: &Places, spec: &Spec, evidence: Option<Evidence>, page: &mut P
         page.claims = evidence
             .claims
             .iter()
-            .map(|claim| Claimed {
-                text: evidence.text(claim),
-                verdict: claim.verdict.name(),
-                reason: claim.reason.clone(),
-            })
+            .map(|c| (evidence.text(c), c.verdict.name(), c.reason.clone()))
             .collect();
         page.notes.push(evidence.note());
         let mut section = Section::new("Intervals");
@@ -187,7 +179,13 @@ fn svg(path: &Path) -> Result<String> {
 }
 
 /// The rows' trainings that have begun, as a figure of their logs.
-fn trainings(places: &Places, spec: &Spec, plan: &Plan, scratch: &Path) -> Result<Option<Section>> {
+fn trainings(
+    places: &Places,
+    spec: &Spec,
+    plan: &Plan,
+    sequences: usize,
+    scratch: &Path,
+) -> Result<Option<Section>> {
     let mut rows: Vec<(String, Vec<Update>)> = Vec::new();
     for (planned, work) in plan.works() {
         let (Work::Train(task), Some(&who @ Who::Row { .. })) = (work, planned.of.first()) else {
@@ -197,22 +195,11 @@ fn trainings(places: &Places, spec: &Spec, plan: &Plan, scratch: &Path) -> Resul
         let Ok(text) = files::read_text(&log) else {
             continue;
         };
-        // The last line of a log still being written may be torn.
-        let logged: Vec<Logged> = text
-            .lines()
-            .filter_map(|l| serde_json::from_str(l).ok())
-            .collect();
-        let last = logged.last().map_or(1, |l| l.step).max(1) as f64;
-        let updates = logged.iter().map(|l| Update {
-            at: l.step as f64 / last,
-            loss: l.loss,
-            grad_norm: l.grad_norm,
-            clipped: l.grad_norm > task.settings.max_grad_norm,
-        });
+        let updates = updates(&text, &task.settings, sequences);
         let label = row_label(spec, who);
         match rows.iter_mut().find(|(row, _)| *row == label) {
             Some((_, all)) => all.extend(updates),
-            None => rows.push((label, updates.collect())),
+            None => rows.push((label, updates)),
         }
     }
     if rows.is_empty() {
@@ -224,6 +211,21 @@ fn trainings(places: &Places, spec: &Spec, plan: &Plan, scratch: &Path) -> Resul
     section.text = "Means over the trainings of a row, and over equal parts of them.".into();
     section.pictures.push(svg(&path)?);
     Ok(Some(section))
+}
+
+/// The updates in the log of a training over `sequences` sequences.
+fn updates(log: &str, settings: &Settings, sequences: usize) -> Vec<Update> {
+    let all = settings.updates(sequences).max(1) as f64;
+    // The last line of a log still being written may be torn.
+    let lines = log.lines().filter_map(|l| serde_json::from_str(l).ok());
+    lines
+        .map(|line: Logged| Update {
+            at: line.step as f64 / all,
+            loss: line.loss,
+            grad_norm: line.grad_norm,
+            clipped: line.grad_norm > settings.max_grad_norm,
+        })
+        .collect()
 }
 
 /// The first examples of each set with the answers of all models, as JSON.
@@ -294,7 +296,7 @@ fn tasks(plan: &Plan) -> Result<Vec<(String, String)>> {
 }
 
 /// Provenance of the results: program, backend, seeds, commit, hashes.
-fn provenance(places: &Places, spec: &Spec) -> Vec<(String, String)> {
+fn provenance(places: &Places, spec: &Spec) -> Vec<(&'static str, String)> {
     let p = &spec.profile;
     let mut facts = vec![
         ("program", format!("abkd {}", env!("CARGO_PKG_VERSION"))),
@@ -325,9 +327,6 @@ fn provenance(places: &Places, spec: &Spec) -> Vec<(String, String)> {
         }
     }
     facts
-        .into_iter()
-        .map(|(key, value)| (key.to_owned(), value))
-        .collect()
 }
 
 /// The commit of the project's folder; notes files that differ from it.
@@ -349,4 +348,22 @@ fn commit(root: &Path) -> Option<String> {
     } else {
         format!("{head}, with changed files")
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_training_that_is_half_done_ends_in_the_middle() {
+        let settings = r#"{"epochs":2,"batch_size":4,"learning_rate":1e-3,"max_grad_norm":1.0}"#;
+        let settings: Settings = serde_json::from_str(settings).unwrap();
+        let line = |step: usize, norm: f64| {
+            format!("{{\"step\":{step},\"loss\":2.0,\"grad_norm\":{norm}}}\n")
+        };
+        let log = line(1, 0.5) + &line(2, 1.5) + "{\"step\":3,\"lo";
+        let updates = updates(&log, &settings, 8);
+        let at: Vec<(f64, bool)> = updates.iter().map(|u| (u.at, u.clipped)).collect();
+        assert_eq!(at, [(0.25, false), (0.5, true)]);
+    }
 }

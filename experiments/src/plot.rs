@@ -20,7 +20,8 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 use anyhow::{Context, Result, anyhow};
-use image::{ColorType, ImageFormat};
+use image::imageops::thumbnail;
+use image::{ImageFormat, RgbImage};
 use plotters::coord::Shift;
 use plotters::coord::ranged1d::{DefaultFormatting, KeyPointHint, Ranged};
 use plotters::coord::types::RangedCoordf64;
@@ -32,7 +33,7 @@ use crate::results::write_atomic;
 use canvas::Canvas;
 
 pub use bars::bars;
-pub use curves::{figure1, own_curve};
+pub use curves::{Words, curves};
 pub use grid::grid;
 pub use intervals::intervals;
 pub use masses::masses;
@@ -112,6 +113,12 @@ impl Look {
         }
     }
 
+    /// The looks of the rows of a figure.
+    fn all<'a>(rows: impl IntoIterator<Item = &'a str>, subject: Option<&str>) -> Vec<Self> {
+        let look = |(index, row)| Self::of(index, row, subject);
+        rows.into_iter().enumerate().map(look).collect()
+    }
+
     fn line(&self) -> ShapeStyle {
         self.color.stroke_width(if self.emphasised {
             px(4) as u32
@@ -148,35 +155,23 @@ impl Look {
     }
 }
 
-/// An axis with its marks at given values.
-struct Axis {
-    coordinate: RangedCoordf64,
-    marks: Vec<f64>,
-}
-
-impl Axis {
-    fn new(range: Range<f64>, marks: Vec<f64>) -> Self {
-        Self {
-            coordinate: range.into(),
-            marks,
-        }
-    }
-}
+/// An axis with its marks at given values. Plotters' own (`WithKeyPoints`) has no labels for an axis of `f64`.
+struct Axis(RangedCoordf64, Vec<f64>);
 
 impl Ranged for Axis {
     type FormatOption = DefaultFormatting;
     type ValueType = f64;
 
     fn map(&self, value: &f64, limit: (i32, i32)) -> i32 {
-        self.coordinate.map(value, limit)
+        self.0.map(value, limit)
     }
 
     fn key_points<Hint: KeyPointHint>(&self, _: Hint) -> Vec<f64> {
-        self.marks.clone()
+        self.1.clone()
     }
 
     fn range(&self) -> Range<f64> {
-        self.coordinate.range()
+        self.0.range()
     }
 }
 
@@ -198,6 +193,11 @@ fn font(size: i32) -> FontDesc<'static> {
 
 fn text_style(size: i32, horizontal: HPos, vertical: VPos) -> TextStyle<'static> {
     font(size).color(&BLACK).pos(Pos::new(horizontal, vertical))
+}
+
+fn text(area: &Area, text: &str, at: (i32, i32), style: &TextStyle) -> Result<()> {
+    area.draw(&Text::new(text, at, style.clone()))?;
+    Ok(())
 }
 
 /// Marks from `low` to `high` at a step of 1, 2 or 5 times a power of ten, about `wanted` of them.
@@ -228,16 +228,17 @@ fn tick_text(value: f64, step: f64) -> String {
 
 type Chart<'a> = ChartContext<'a, Canvas<'a>, Cartesian2d<Axis, Axis>>;
 
-/// A titled panel with its axes and grid; `descriptions` are the axis labels of x (may be empty) and y.
+/// A titled panel with its axes and grid: the range of x with its marks, the range of y with the wanted number of marks.
+/// `descriptions` are the axis labels of x (may be empty) and y.
 fn axes<'a>(
     area: &Area<'a>,
     title: &str,
-    x: Axis,
-    y: Axis,
+    (x, x_marks): (Range<f64>, Vec<f64>),
+    (y, wanted): (Range<f64>, f64),
     descriptions: [&str; 2],
     x_label: &dyn Fn(f64) -> String,
-    y_step: f64,
 ) -> Result<Chart<'a>> {
+    let (y_marks, y_step) = ticks(y.start, y.end, wanted);
     let x_space = if descriptions[0].is_empty() { 30 } else { 48 };
     let mut chart = ChartBuilder::on(area)
         .caption(title, font(17))
@@ -246,7 +247,7 @@ fn axes<'a>(
         .margin_right(px(20))
         .x_label_area_size(px(x_space))
         .y_label_area_size(px(68))
-        .build_cartesian_2d(x, y)?;
+        .build_cartesian_2d(Axis(x.into(), x_marks), Axis(y.into(), y_marks))?;
     chart
         .configure_mesh()
         .disable_x_mesh()
@@ -263,48 +264,51 @@ fn axes<'a>(
     Ok(chart)
 }
 
-/// A figure of the given size as RGB pixels.
-fn render((width, height): (u32, u32), draw: impl Fn(&Area) -> Result<()>) -> Result<Vec<u8>> {
-    embed_font()?;
-    let canvas = (width * OVERSAMPLING, height * OVERSAMPLING);
-    let mut pixels = vec![0; 3 * canvas.0 as usize * canvas.1 as usize];
-    {
-        let backend = BitMapBackend::with_buffer(&mut pixels, canvas);
-        let area = Canvas::Pixels(backend).into_drawing_area();
-        area.fill(&WHITE)?;
-        draw(&area)?;
-        area.present()?;
-    }
-    Ok(average_down(&pixels, canvas))
+/// A titled panel over names: x counts them, from 0; `y` as in [`axes`].
+fn named<'a>(
+    area: &Area<'a>,
+    title: &str,
+    names: &[&str],
+    y: (Range<f64>, f64),
+    label: &str,
+) -> Result<Chart<'a>> {
+    let centres = (0..names.len()).map(|i| i as f64 + 0.5).collect();
+    let x = (0.0..names.len() as f64, centres);
+    axes(area, title, x, y, ["", label], &|centre| {
+        names[centre as usize].to_owned()
+    })
 }
 
-/// A figure of the given size as SVG.
-fn vectors((width, height): (u32, u32), draw: impl Fn(&Area) -> Result<()>) -> Result<String> {
+fn paint(canvas: Canvas, draw: impl Fn(&Area) -> Result<()>) -> Result<()> {
     embed_font()?;
-    let mut text = String::new();
-    {
-        let size = (width * OVERSAMPLING, height * OVERSAMPLING);
-        let area = Canvas::Vectors(SVGBackend::with_string(&mut text, size)).into_drawing_area();
-        area.fill(&WHITE)?;
-        draw(&area)?;
-        area.present()?;
-    }
-    Ok(text)
+    let area = canvas.into_drawing_area();
+    area.fill(&WHITE)?;
+    draw(&area)?;
+    area.present()?;
+    Ok(())
 }
 
 /// Draws a figure, as SVG if the path ends in `.svg`, else as PNG, with an atomic write. It is encoded in memory: an
 /// encoder that writes to a file drops the last disk-full error.
-fn save(path: &Path, size: (u32, u32), draw: impl Fn(&Area) -> Result<()>) -> Result<()> {
+fn save(
+    path: &Path,
+    (width, height): (u32, u32),
+    draw: impl Fn(&Area) -> Result<()>,
+) -> Result<()> {
     let context = || format!("draw {}", path.display());
+    let size = (width * OVERSAMPLING, height * OVERSAMPLING);
     if path.extension().is_some_and(|end| end == "svg") {
-        let text = vectors(size, draw).with_context(context)?;
+        let mut text = String::new();
+        let canvas = Canvas::Vectors(SVGBackend::with_string(&mut text, size));
+        paint(canvas, draw).with_context(context)?;
         return write_atomic(path, text.as_bytes());
     }
-    let pixels = render(size, draw).with_context(context)?;
+    let mut pixels = RgbImage::new(size.0, size.1);
+    let canvas = Canvas::Pixels(BitMapBackend::with_buffer(&mut pixels, size));
+    paint(canvas, draw).with_context(context)?;
     let mut png = Cursor::new(Vec::new());
-    let (width, height) = size;
-    let (color, format) = (ColorType::Rgb8, ImageFormat::Png);
-    image::write_buffer_with_format(&mut png, &pixels, width, height, color, format)
+    thumbnail(&pixels, width, height)
+        .write_to(&mut png, ImageFormat::Png)
         .with_context(context)?;
     write_atomic(path, png.get_ref())
 }
@@ -319,25 +323,6 @@ fn embed_font() -> Result<()> {
     }
 }
 
-/// The mean of each block of `OVERSAMPLING` x `OVERSAMPLING` RGB pixels.
-fn average_down(pixels: &[u8], (width, height): (u32, u32)) -> Vec<u8> {
-    let n = OVERSAMPLING as usize;
-    let (width, height) = (width as usize, height as usize);
-    let mut small = Vec::with_capacity(pixels.len() / (n * n));
-    for y in 0..height / n {
-        for x in 0..width / n {
-            for channel in 0..3 {
-                let at = |dx, dy| pixels[3 * ((y * n + dy) * width + x * n + dx) + channel];
-                let sum: usize = (0..n)
-                    .flat_map(|dy| (0..n).map(move |dx| usize::from(at(dx, dy))))
-                    .sum();
-                small.push(((sum + n * n / 2) / (n * n)) as u8);
-            }
-        }
-    }
-    small
-}
-
 /// Draws the title above and the legend below, and returns the area between them.
 fn frame<'a>(area: &Area<'a>, title: &str, looks: &[Look], key: Key) -> Result<Area<'a>> {
     let (width, height) = area.dim_in_pixel();
@@ -347,8 +332,8 @@ fn frame<'a>(area: &Area<'a>, title: &str, looks: &[Look], key: Key) -> Result<A
     // Labels flow into as many centred lines as they need.
     let mut lines: Vec<(i32, Vec<(&Look, i32)>)> = Vec::new();
     for look in looks {
-        let text = area.estimate_text_size(&look.row, &style)?.0 as i32;
-        let wide = swatch + space + text + px(30);
+        let label = area.estimate_text_size(&look.row, &style)?.0 as i32;
+        let wide = swatch + space + label + px(30);
         match lines.last_mut() {
             Some((used, line)) if *used + wide <= width - px(40) => {
                 *used += wide;
@@ -376,17 +361,13 @@ fn frame<'a>(area: &Area<'a>, title: &str, looks: &[Look], key: Key) -> Result<A
                     }
                 }
             }
-            area.draw(&Text::new(
-                look.row.clone(),
-                (x + swatch + space, y),
-                style.clone(),
-            ))?;
+            text(area, &look.row, (x + swatch + space, y), &style)?;
             x += wide;
         }
     }
     let head = px(46);
     let style = text_style(21, HPos::Center, VPos::Center);
-    area.draw(&Text::new(title.to_string(), (width / 2, head / 2), style))?;
+    text(area, title, (width / 2, head / 2), &style)?;
     let (_, rest) = area.split_vertically(head);
     Ok(rest.split_vertically(top - head).0)
 }
@@ -395,18 +376,18 @@ fn frame<'a>(area: &Area<'a>, title: &str, looks: &[Look], key: Key) -> Result<A
 mod tests {
     use super::*;
 
-    /// How many pixels of a part of a rendered figure fulfil a condition.
+    /// The pixels of a figure that was saved.
+    pub(super) fn picture(path: &Path) -> RgbImage {
+        image::open(path).unwrap().into_rgb8()
+    }
+
+    /// How many pixels of a part of a figure fulfil a condition.
     pub(super) fn count(
-        pixels: &[u8],
-        width: u32,
-        part: (Range<usize>, Range<usize>),
+        picture: &RgbImage,
+        (xs, ys): (Range<u32>, Range<u32>),
         is: impl Fn([u8; 3]) -> bool,
     ) -> usize {
-        let pixel = |x, y| -> [u8; 3] {
-            let at = 3 * (y * width as usize + x);
-            [pixels[at], pixels[at + 1], pixels[at + 2]]
-        };
-        let (xs, ys) = part;
+        let pixel = |x, y| picture.get_pixel(x, y).0;
         ys.map(|y| xs.clone().filter(|x| is(pixel(*x, y))).count())
             .sum()
     }
@@ -415,12 +396,8 @@ mod tests {
         pixel.iter().all(|channel| *channel < 80)
     }
 
-    /// Width and height in the header of a PNG file.
     pub(super) fn png_size(path: &Path) -> (u32, u32) {
-        let bytes = std::fs::read(path).unwrap();
-        assert_eq!(&bytes[1..4], b"PNG");
-        let number = |at: usize| u32::from_be_bytes(bytes[at..at + 4].try_into().unwrap());
-        (number(16), number(20))
+        image::image_dimensions(path).unwrap()
     }
 
     #[test]
@@ -454,6 +431,7 @@ mod tests {
     #[test]
     fn averages_blocks() {
         let pixels = [[0; 3], [100; 3], [50; 3], [51; 3]].concat();
-        assert_eq!(average_down(&pixels, (2, 2)), [50; 3]);
+        let pixels = RgbImage::from_raw(2, 2, pixels).unwrap();
+        assert_eq!(thumbnail(&pixels, 1, 1).into_raw(), [50; 3]);
     }
 }

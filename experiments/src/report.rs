@@ -7,7 +7,9 @@ use anyhow::{Context, Result};
 use crate::compare::{Comparison, References};
 use crate::evidence::Evidence;
 use crate::plot;
-use crate::results::{CurvePoint, Table, best_point, read_curve, read_examples, read_masses};
+use crate::results::{
+    CurvePoint, Table, best_point, csv_bytes, read_curve, read_examples, read_masses, write_atomic,
+};
 use crate::runner::Places;
 use crate::spec::{Kind, REPLACED, STUDENT, Spec, TEACHER};
 use crate::timing;
@@ -31,7 +33,7 @@ pub fn compare(
         Kind::Table => {}
     }
     let comparison = comparison(places, spec, evidence)?;
-    comparison.write(&folder(places, spec, ".csv"))?;
+    comparison.write(&folder(places, spec))?;
     Ok(comparison.terminal(width))
 }
 
@@ -42,7 +44,7 @@ pub fn compare(
 /// When there are no results yet, or a file is invalid.
 pub fn comparison(places: &Places, spec: &Spec, evidence: Option<Evidence>) -> Result<Comparison> {
     let e = &spec.experiment;
-    let ours = Table::read(&ours(places, spec, ".csv")).with_context(|| hint(spec))?;
+    let ours = read(places, spec, ".csv", Table::read)?;
     let paper = paper(places, spec, Table::read)?;
     let references = References {
         subject: e.subject().map(str::to_owned),
@@ -73,16 +75,13 @@ pub fn evidence(places: &Places, spec: &Spec) -> Result<Option<Evidence>> {
     if spec.experiment.kind != Kind::Table {
         return Ok(None);
     }
-    // The scores lie beside the table that they belong to.
-    let path = folder(places, spec, ".csv").join(format!("{}_examples.csv", spec.experiment.name));
+    let path = ours(places, spec, "_examples.csv");
     if !path.exists() {
         return Ok(None);
     }
-    let e = &spec.experiment;
-    let rows: Vec<&str> = e.rows.iter().map(|row| row.label.as_str()).collect();
     let paper = paper(places, spec, Table::read)?;
     let scores = read_examples(&path)?;
-    let evidence = Evidence::new(&scores, &rows, paper.as_ref(), e.subject());
+    let evidence = Evidence::new(&scores, &spec.experiment.labels(), paper.as_ref());
     Ok(evidence.map(|evidence| Evidence {
         titles: spec.titles(),
         ..evidence
@@ -92,55 +91,54 @@ pub fn evidence(places: &Places, spec: &Spec) -> Result<Option<Evidence>> {
 /// Seconds per sample and ratios to SFT, ours and the paper's.
 fn compare_timings(places: &Places, spec: &Spec) -> Result<String> {
     let e = &spec.experiment;
-    let ours = timing::read(&ours(places, spec, ".json")).with_context(|| hint(spec))?;
+    let timed = read(places, spec, ".json", timing::read)?;
     let paper = paper(places, spec, timing::read_paper)?;
-    let text = timing::comparison(&ours.rows, paper.as_deref());
+    let text = timing::comparison(&timed.rows, paper.as_deref());
     let heading = format!(
         "# {}, profile `{}`\n\n{}\n\nMachine: {}.\n\n",
-        e.title, spec.profile.name, spec.profile.description, ours.machine
+        e.title, spec.profile.name, spec.profile.description, timed.machine
     );
-    let path = folder(places, spec, ".json").join(format!("{}_comparison.md", e.name));
-    crate::results::write_atomic(&path, (heading + &text).as_bytes())?;
+    let path = ours(places, spec, "_comparison.md");
+    write_atomic(&path, (heading + &text).as_bytes())?;
     Ok(text)
 }
 
 /// The best point of each mean curve, ours and the paper's.
 fn compare_curves(places: &Places, spec: &Spec) -> Result<String> {
-    let e = &spec.experiment;
-    let ours = read_curve(&ours(places, spec, ".csv")).with_context(|| hint(spec))?;
+    let curves = read(places, spec, ".csv", read_curve)?;
     let paper = paper(places, spec, read_curve)?;
-    let labels: Vec<&str> = e.rows.iter().map(|r| r.label.as_str()).collect();
-    let cell = |x: Option<f64>| x.map_or(String::new(), |x| format!("{x:.4}"));
-    let mut text = String::from("loss,best_validation_rouge_l");
-    text += if paper.is_some() {
-        ",paper_best_validation_rouge_l\n"
-    } else {
-        "\n"
-    };
-    let mut pairs = (Vec::new(), Vec::new());
-    for label in labels {
-        let a = best_point(&ours, label);
-        text += &format!("{},{}", quoted(label), cell(a));
-        if let Some(paper) = &paper {
-            let b = best_point(paper, label);
-            text += &format!(",{}", cell(b));
-            if let (Some(a), Some(b)) = (a, b) {
-                pairs.0.push(a);
-                pairs.1.push(b);
-            }
+    let labels = spec.experiment.labels();
+    let theirs = |label| best_point(paper.as_deref()?, label);
+    let best = labels
+        .iter()
+        .map(|row| (best_point(&curves, row), theirs(*row)));
+    let best: Vec<(Option<f64>, Option<f64>)> = best.collect();
+    let mut header = vec!["loss", "best_validation_rouge_l"];
+    if paper.is_some() {
+        header.push("paper_best_validation_rouge_l");
+    }
+    let lines = labels.iter().zip(&best).map(|(row, (ours, theirs))| {
+        let mut line = vec![(*row).into(), (*ours).into()];
+        if paper.is_some() {
+            line.push((*theirs).into());
         }
-        text.push('\n');
-    }
-    let path = folder(places, spec, ".csv").join(format!("{}_comparison.csv", e.name));
-    crate::results::write_atomic(&path, text.as_bytes())?;
+        line
+    });
+    let bytes = csv_bytes(&header, lines)?;
+    write_atomic(&ours(places, spec, "_comparison.csv"), &bytes)?;
+    let text = String::from_utf8(bytes)?;
     if paper.is_none() {
-        return Ok(text + &best_of_grid(spec, &ours));
+        return Ok(text + &best_of_grid(spec, &curves));
     }
-    let rho = abkd_metrics::stats::spearman(&pairs.0, &pairs.1);
+    let both = best
+        .into_iter()
+        .filter_map(|(ours, theirs)| ours.zip(theirs));
+    let (ours, theirs): (Vec<f64>, Vec<f64>) = both.unzip();
+    let rho = abkd_metrics::stats::spearman(&ours, &theirs);
     let rho = rho.map_or("not defined".into(), |r| format!("{r:.3}"));
     Ok(format!(
         "{text}Spearman's rho of the best points over {} losses: {rho}\n",
-        pairs.0.len()
+        ours.len()
     ))
 }
 
@@ -160,14 +158,6 @@ fn best_of_grid(spec: &Spec, curves: &[CurvePoint]) -> String {
     best.into_iter()
         .map(|(_, label, score)| format!("best: {label}: {score:.4}\n"))
         .collect()
-}
-
-/// A field of a CSV file.
-fn quoted(text: &str) -> String {
-    if text.contains([',', '"']) {
-        return format!("\"{}\"", text.replace('"', "\"\""));
-    }
-    text.into()
 }
 
 /// Draws the picture of an experiment; for a table, also its intervals and pairs. Returns the first picture's path.
@@ -205,69 +195,51 @@ pub(crate) fn draw_into(
         plot::masses(&read_masses(&masses)?, &to, &e.title, e.subject())?;
         drawn.push(to);
     }
+    let table = || read(places, spec, ".csv", Table::read);
+    let curve = || read(places, spec, ".csv", read_curve);
     match e.kind {
+        Kind::Table | Kind::Curve if !spec.grid.keys.is_empty() => {
+            let curves = ours(places, spec, "_curves.csv");
+            let untested = Table {
+                row_key: e.row_key.clone(),
+                cells: Vec::new(),
+            };
+            let (table, curves) = match e.kind {
+                Kind::Table if curves.exists() => (table()?, read_curve(&curves)?),
+                Kind::Table => (table()?, Vec::new()),
+                _ => (untested, curve()?),
+            };
+            let (grid, labels) = (&spec.grid, e.labels());
+            plot::grid(grid, &labels, &table, evidence, &curves, path, &e.title)?;
+        }
         Kind::Curve => {
-            let ours = read_curve(&ours(places, spec, ".csv")).with_context(|| hint(spec))?;
-            if !spec.grid.keys.is_empty() {
-                let labels: Vec<&str> = e.rows.iter().map(|row| row.label.as_str()).collect();
-                let untested = Table {
-                    row_key: e.row_key.clone(),
-                    cells: Vec::new(),
-                };
-                plot::grid(&spec.grid, &labels, &untested, None, &ours, path, &e.title)?;
-                return Ok(drawn);
-            }
-            let paper = paper(places, spec, read_curve)?;
+            let (curve, paper) = (curve()?, paper(places, spec, read_curve)?);
             let mut trainings = spec.recipes.iter().map(|recipe| &recipe.settings);
             let at = match trainings.all(|t| t.validate_every.or(t.max_updates).is_none()) {
                 true => "epoch",
                 false => "validation",
             };
-            plot::figure1(
-                &ours,
-                paper.as_deref(),
-                path,
-                &e.title,
-                profile,
+            let words = plot::Words {
+                title: &e.title,
+                ours: &format!("Ours ({profile})"),
                 at,
-                e.subject(),
-            )?;
+                score: "ROUGE-L F1 on Dolly validation (%)",
+            };
+            plot::curves(&curve, paper.as_deref(), path, &words, e.subject())?;
         }
         Kind::Timing => {
-            let ours = timing::read(&ours(places, spec, ".json")).with_context(|| hint(spec))?;
+            let timed = read(places, spec, ".json", timing::read)?;
             let paper = paper(places, spec, timing::read_paper)?.unwrap_or_default();
             let of = |method: &str| paper.iter().find(|(m, _)| m == method).map(|(_, s)| *s);
             let ratio = |method: &str| Some(of(method)? / of("SFT")?);
-            plot::stacks(&ours.rows, ratio, path, &e.title, profile)?;
+            plot::stacks(&timed.rows, ratio, path, &e.title, profile)?;
         }
         Kind::Table => {
-            let ours = Table::read(&ours(places, spec, ".csv")).with_context(|| hint(spec))?;
-            let paper = paper(places, spec, Table::read)?;
-            let titles = spec.titles();
-            if !spec.grid.keys.is_empty() {
-                let curves = folder(places, spec, ".csv").join(format!("{}_curves.csv", e.name));
-                let curves = if curves.exists() {
-                    read_curve(&curves)?
-                } else {
-                    Vec::new()
-                };
-                let labels: Vec<&str> = e.rows.iter().map(|row| row.label.as_str()).collect();
-                plot::grid(
-                    &spec.grid, &labels, &ours, evidence, &curves, path, &e.title,
-                )?;
-                return Ok(drawn);
-            }
-            plot::bars(
-                &ours,
-                paper.as_ref(),
-                path,
-                &e.title,
-                profile,
-                e.subject(),
-                &titles,
-            )?;
+            let (table, paper) = (table()?, paper(places, spec, Table::read)?);
+            let (paper, titles) = (paper.as_ref(), spec.titles());
+            plot::bars(&table, paper, path, &e.title, profile, e.subject(), &titles)?;
             if let Some(evidence) = evidence {
-                let (paper, to) = (paper.as_ref(), beside("intervals"));
+                let to = beside("intervals");
                 plot::intervals(evidence, paper, &to, &e.title, profile, e.subject())?;
                 let pairs = beside("pairs");
                 plot::matrix(evidence, &pairs, &e.title)?;
@@ -288,30 +260,97 @@ fn paper<T>(
     name.map(|name| read(&places.paper(name))).transpose()
 }
 
-/// A file of our results: the complete ones, else the partial ones.
-fn ours(places: &Places, spec: &Spec, end: &str) -> PathBuf {
-    folder(places, spec, end).join(format!("{}{end}", spec.experiment.name))
+/// Reads a file of our results.
+fn read<T>(
+    places: &Places,
+    spec: &Spec,
+    end: &str,
+    read: impl Fn(&Path) -> Result<T>,
+) -> Result<T> {
+    let path = ours(places, spec, end);
+    read(&path).map_err(|error| match path.exists() {
+        true => error,
+        false => error.context(format!(
+            "no results yet? `abkd run {} --profile {}` makes them",
+            spec.experiment.name, spec.profile.name
+        )),
+    })
 }
 
-/// The folder of a file of our results.
-fn folder(places: &Places, spec: &Spec, end: &str) -> PathBuf {
-    let name = format!("{}{end}", spec.experiment.name);
+/// A file of our results.
+fn ours(places: &Places, spec: &Spec, end: &str) -> PathBuf {
+    folder(places, spec).join(format!("{}{end}", spec.experiment.name))
+}
+
+/// The folder of our results: the complete ones, else the partial ones.
+fn folder(places: &Places, spec: &Spec) -> PathBuf {
+    let end = match spec.experiment.kind {
+        Kind::Timing => "json",
+        Kind::Table | Kind::Curve => "csv",
+    };
+    let name = format!("{}.{end}", spec.experiment.name);
     if !places.result(spec, &name).exists() && places.partial(spec, &name).exists() {
         return places.partial(spec, "");
     }
     places.result(spec, "")
 }
 
-fn hint(spec: &Spec) -> String {
-    format!(
-        "no results yet? `abkd run {} --profile {}` makes them",
-        spec.experiment.name, spec.profile.name
-    )
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
+
+    fn places(folder: &Path) -> Places {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let [runs, results, figures] = ["runs", "results", "figures"].map(|name| folder.join(name));
+        Places {
+            root,
+            runs,
+            results,
+            figures,
+        }
+    }
+
+    #[test]
+    fn only_an_absent_file_asks_for_a_run() {
+        let dir = tempfile::tempdir().unwrap();
+        let places = places(dir.path());
+        let spec = Spec::load(&places.root, "table1", "tiny").unwrap();
+        let said = || format!("{:#}", compare(&places, &spec, None, None).unwrap_err());
+        assert!(
+            said().contains("`abkd run table1 --profile tiny`"),
+            "{}",
+            said()
+        );
+        fs::create_dir_all(places.result(&spec, "")).unwrap();
+        fs::write(places.result(&spec, "table1.csv"), "loss\n").unwrap();
+        assert!(
+            said().contains("wrong header") && !said().contains("abkd run"),
+            "{}",
+            said()
+        );
+    }
+
+    #[test]
+    fn all_files_are_read_from_the_folder_of_the_table() {
+        let dir = tempfile::tempdir().unwrap();
+        let places = places(dir.path());
+        let spec = Spec::load(&places.root, "collapse", "tiny").unwrap();
+        fs::create_dir_all(places.partial(&spec, "")).unwrap();
+        let (table, masses) = ("collapse.csv", "collapse_masses.csv");
+        fs::write(places.partial(&spec, masses), "").unwrap();
+        fs::write(places.result(&spec, table), "").unwrap();
+        assert_eq!(
+            ours(&places, &spec, "_masses.csv"),
+            places.result(&spec, masses)
+        );
+        fs::rename(places.result(&spec, table), places.partial(&spec, table)).unwrap();
+        assert_eq!(
+            ours(&places, &spec, "_masses.csv"),
+            places.partial(&spec, masses)
+        );
+    }
 
     #[test]
     fn the_best_point_of_each_row_of_a_grid_is_named() {

@@ -14,7 +14,7 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::results::{Field, Sheet, write_atomic, write_lines};
+use crate::results::{Field, Sheet, markdown_cell, write_atomic, write_lines};
 use crate::spec::{Spec, TimingSpec};
 
 /// The timed updates of one repeat.
@@ -89,17 +89,19 @@ pub fn settings(row: &Settings, spec: &TimingSpec, seed: u64) -> Settings {
     }
 }
 
+/// The two kinds of update: those that sample answers, and those that do not.
+fn kinds(updates: &[UpdateTime]) -> [Vec<&UpdateTime>; 2] {
+    let (sampling, other) = updates.iter().partition(|u| u.samples_answers());
+    [sampling, other]
+}
+
 /// Medians of the two kinds of update, weighted by their share.
 fn by_kind(updates: &[UpdateTime], value: impl Fn(&UpdateTime) -> f64) -> f64 {
-    [true, false]
+    kinds(updates)
         .into_iter()
         .map(|kind| {
-            let values: Vec<f64> = updates
-                .iter()
-                .filter(|u| u.samples_answers() == kind)
-                .map(&value)
-                .collect();
-            let share = values.len() as f64 / updates.len().max(1) as f64;
+            let share = kind.len() as f64 / updates.len().max(1) as f64;
+            let values: Vec<f64> = kind.into_iter().map(&value).collect();
             stats::median(&values).map_or(0.0, |median| share * median)
         })
         .sum()
@@ -167,31 +169,19 @@ fn row(label: &str, updates: &[UpdateTime], answer_cost: f64, epochs: usize) -> 
 
 /// Updates beyond 1.5 interquartile ranges (Tukey's fences), each within its kind.
 fn outliers(updates: &[UpdateTime]) -> u64 {
-    let mut count = 0;
-    for kind in [true, false] {
-        let times: Vec<f64> = updates
-            .iter()
-            .filter(|u| u.samples_answers() == kind)
-            .map(UpdateTime::seconds_per_sample)
-            .collect();
-        let Some([q1, _, q3]) = stats::quartiles(&times) else {
-            continue;
-        };
+    let of_kind = |kind: Vec<&UpdateTime>| {
+        let times = kind.into_iter().map(UpdateTime::seconds_per_sample);
+        let times: Vec<f64> = times.collect();
+        let [q1, _, q3] = stats::quartiles(&times).unwrap_or_default();
         let fence = 1.5 * (q3 - q1);
-        count += times
-            .iter()
-            .filter(|t| **t < q1 - fence || **t > q3 + fence)
-            .count() as u64;
-    }
-    count
+        let beyond = |t: &&f64| **t < q1 - fence || **t > q3 + fence;
+        times.iter().filter(beyond).count() as u64
+    };
+    kinds(updates).into_iter().map(of_kind).sum()
 }
 
 /// Folds the timings of all rows, in any order.
-pub fn fold(
-    spec: &Spec,
-    timings: &[(usize, Timing)],
-    costs: OneOffCosts,
-) -> Result<Vec<TimingRow>> {
+fn fold(spec: &Spec, timings: &[(usize, Timing)], costs: OneOffCosts) -> Vec<TimingRow> {
     let mut rows = Vec::new();
     for (index, r) in spec.recipes.iter().enumerate() {
         let updates: Vec<UpdateTime> = timings
@@ -219,10 +209,11 @@ pub fn fold(
         r.ratio_to_sft = sft.map(|s| r.seconds_per_sample / s);
         r.amortised_ratio_to_sft = sft.map(|s| r.amortised_seconds_per_sample / s);
     }
-    Ok(rows)
+    rows
 }
 
-const COLUMNS: [&str; 20] = [
+/// Columns before those of the phases.
+const COLUMNS: [&str; 13] = [
     "method",
     "seconds_per_sample",
     "ratio_to_sft",
@@ -236,13 +227,6 @@ const COLUMNS: [&str; 20] = [
     "updates",
     "sampling_share",
     "tokens_per_update",
-    "data",
-    "generation",
-    "teacher",
-    "student",
-    "loss",
-    "backward",
-    "update",
 ];
 
 /// Writes `<stem>.csv` and `<stem>.json`.
@@ -256,34 +240,28 @@ pub fn write(
     timings: &[(usize, Timing)],
     costs: OneOffCosts,
 ) -> Result<()> {
-    let rows = fold(spec, timings, costs)?;
+    let rows = fold(spec, timings, costs);
     write_lines(
         &stem.with_added_extension("csv"),
-        COLUMNS,
+        &[&COLUMNS[..], &Phase::ALL.map(Phase::id)].concat(),
         rows.iter().map(|r| {
-            let p = r.phases.map(micro);
-            [
+            let mut line = vec![
                 r.method.as_str().into(),
-                micro(r.seconds_per_sample),
+                Field::Fine(r.seconds_per_sample),
                 r.ratio_to_sft.into(),
-                micro(r.one_off_seconds_per_sample),
-                micro(r.amortised_seconds_per_sample),
+                Field::Fine(r.one_off_seconds_per_sample),
+                Field::Fine(r.amortised_seconds_per_sample),
                 r.amortised_ratio_to_sft.into(),
-                micro(r.median),
-                micro(r.q1),
-                micro(r.q3),
+                Field::Fine(r.median),
+                Field::Fine(r.q1),
+                Field::Fine(r.q3),
                 r.outliers.into(),
                 r.updates.into(),
                 r.sampling_share.into(),
                 r.tokens_per_update.into(),
-                p[0],
-                p[1],
-                p[2],
-                p[3],
-                p[4],
-                p[5],
-                p[6],
-            ]
+            ];
+            line.extend(r.phases.map(Field::Fine));
+            line
         }),
     )?;
     let json = json!({
@@ -296,10 +274,6 @@ pub fn write(
     });
     let text = serde_json::to_string_pretty(&json)? + "\n";
     write_atomic(&stem.with_added_extension("json"), text.as_bytes())
-}
-
-fn micro(seconds: f64) -> Field<'static> {
-    Field::Fine(seconds)
 }
 
 /// The processor's name and the number of threads, as far as the system reports them.
@@ -364,7 +338,7 @@ pub fn comparison(rows: &[TimingRow], paper: Option<&[(String, f64)]>) -> String
     for r in rows {
         text += &format!(
             "| {} | {:.5} | {} | {} |",
-            r.method,
+            markdown_cell(&r.method),
             r.seconds_per_sample,
             times(r.ratio_to_sft),
             times(r.amortised_ratio_to_sft),
@@ -418,6 +392,8 @@ mod tests {
         updates.push(update(0.0, 50.0));
         let r = row("x", &updates, 0.0, 1);
         assert_eq!(r.outliers, 1);
+        let table = comparison(&[row("a|b", &updates, 0.0, 1)], None);
+        assert!(table.contains("\n| a\\|b | "), "{table}");
         assert!(r.seconds_per_sample < 1.1);
     }
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use abkd_experiments::plan::Plan;
-use abkd_experiments::results::{Table, read_curve, read_examples, read_scores};
+use abkd_experiments::results::{Table, read_curve, read_examples};
 use abkd_experiments::spec::{Spec, test_sets};
 use abkd_experiments::task::{self, Sources};
 use abkd_host::rng::Rng;
@@ -96,7 +96,7 @@ proptest! {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.csv");
         let name = *dice.pick(&[
-            "tiny/table1.csv", "tiny/table1_scores.csv", "tiny/table1_examples.csv", "tiny/figure1.csv", "paper/table1.csv",
+            "tiny/table1.csv", "tiny/table1_examples.csv", "tiny/figure1.csv", "paper/table1.csv",
         ]);
         let text = fs::read_to_string(root().join("results").join(name)).unwrap();
         let some: String = text.split_inclusive('\n').take(6).collect();
@@ -104,7 +104,6 @@ proptest! {
         bounded(|| {
             let errors = [
                 Table::read(&path).err(),
-                read_scores(&path).err(),
                 read_examples(&path).err(),
                 read_curve(&path).err(),
             ];

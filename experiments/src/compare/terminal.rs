@@ -2,77 +2,44 @@
 
 use comfy_table::{ContentArrangement, Table as Grid, presets};
 
-/// How much room a cell has.
-#[derive(Clone, Copy, PartialEq)]
-pub(super) enum Layout {
-    /// Each cell on one line.
-    Wide,
-    /// Cells broken at fixed places, so that five data sets fit 80 columns.
-    Narrow,
-}
-
-impl Layout {
-    /// Separator between the parts of a cell.
-    pub(super) fn gap(self) -> char {
-        match self {
-            Self::Wide => ' ',
-            Self::Narrow => '\n',
-        }
+/// A grid for a terminal of `width` columns, in the widest layout that fits; else in several parts one below the other, each
+/// with the first column. `grid` gets what separates the parts of a cell: a space, or a line end, so that five data sets
+/// fit 80 columns. A cell breaks only there, unless it alone is too wide.
+pub(super) fn fitted(grid: impl Fn(char) -> Vec<Vec<String>>, width: Option<u16>) -> String {
+    let wide = terminal_grid(&grid(' '));
+    let Some(width) = width.filter(|width| !fits(&wide, *width)) else {
+        return wide + "\n";
+    };
+    let narrow = grid('\n');
+    let text = terminal_grid(&narrow);
+    if fits(&text, width) {
+        return text + "\n";
     }
-}
-
-/// A grid in both layouts.
-pub(super) struct Layouts {
-    wide: Vec<Vec<String>>,
-    narrow: Vec<Vec<String>>,
-}
-
-impl Layouts {
-    pub(super) fn of(grid: impl Fn(Layout) -> Vec<Vec<String>>) -> Self {
-        Self {
-            wide: grid(Layout::Wide),
-            narrow: grid(Layout::Narrow),
+    let columns = narrow.first().map_or(0, Vec::len);
+    let mut page = String::new();
+    let mut first = 1;
+    while first < columns {
+        let parts = (first + 1..=columns).map(|end| {
+            let part = |line: &Vec<String>| [&line[..1], &line[first..end]].concat();
+            let grid: Vec<Vec<String>> = narrow.iter().map(part).collect();
+            (end, grid)
+        });
+        let last = parts
+            .take_while(|(end, grid)| *end == first + 1 || fits(&terminal_grid(grid), width))
+            .last();
+        let Some((end, grid)) = last else { break };
+        let mut text = terminal_grid(&grid);
+        if !fits(&text, width) {
+            let mut table = terminal_table(&grid);
+            table
+                .set_width(width)
+                .set_content_arrangement(ContentArrangement::Dynamic);
+            text = table.trim_fmt();
         }
+        page += &(text + "\n");
+        first = end;
     }
-
-    /// The grid for a terminal of `width` columns, in the widest layout that fits; else in several parts one below the
-    /// other, each with the first column. A cell breaks only at its fixed places, unless it alone is too wide.
-    pub(super) fn fitted(&self, width: Option<u16>) -> String {
-        let Some(width) = width else {
-            return terminal_grid(&self.wide) + "\n";
-        };
-        for grid in [&self.wide, &self.narrow] {
-            let text = terminal_grid(grid);
-            if fits(&text, width) {
-                return text + "\n";
-            }
-        }
-        let columns = self.narrow.first().map_or(0, Vec::len);
-        let mut page = String::new();
-        let mut first = 1;
-        while first < columns {
-            let parts = (first + 1..=columns).map(|end| {
-                let part = |line: &Vec<String>| [&line[..1], &line[first..end]].concat();
-                let grid: Vec<Vec<String>> = self.narrow.iter().map(part).collect();
-                (end, grid)
-            });
-            let last = parts
-                .take_while(|(end, grid)| *end == first + 1 || fits(&terminal_grid(grid), width))
-                .last();
-            let Some((end, grid)) = last else { break };
-            let mut text = terminal_grid(&grid);
-            if !fits(&text, width) {
-                let mut table = terminal_table(&grid);
-                table
-                    .set_width(width)
-                    .set_content_arrangement(ContentArrangement::Dynamic);
-                text = table.trim_fmt();
-            }
-            page += &(text + "\n");
-            first = end;
-        }
-        page
-    }
+    page
 }
 
 fn fits(text: &str, width: u16) -> bool {

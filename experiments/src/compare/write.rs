@@ -6,13 +6,11 @@ use std::path::Path;
 use anyhow::Result;
 use comfy_table::presets;
 
-use super::terminal::{Layout, Layouts, filled, wrapped};
+use super::terminal::{filled, fitted, wrapped};
 use super::{Agreement, Comparison, Lead, Pair, Standing};
-use crate::evidence::LEVEL;
-use crate::results::{Field, write_atomic, write_lines};
+use crate::evidence::{LEVEL, NONE, broken};
+use crate::results::{Field, markdown_cell, write_atomic, write_lines};
 
-/// Text of a missing value.
-const NONE: &str = "–";
 const VERDICT: &str = "Verdict";
 const INTERVALS: &str = "Intervals";
 
@@ -48,8 +46,9 @@ impl Comparison {
     }
 
     fn write_pairs(&self, path: &Path) -> Result<()> {
-        let key = self.row_key.as_str();
-        let ours = [
+        let (both, differ) = (self.coverage.is_some(), self.ranks_among_ours_differ());
+        let mut header = vec![
+            self.row_key.as_str(),
             "dataset",
             "ours_mean",
             "ours_training_std",
@@ -58,28 +57,37 @@ impl Comparison {
             "ours_sampling_seeds",
             "ours_rank",
         ];
-        let [a, b, c, d, e, f, g] = ours;
-        if self.coverage.is_none() {
-            let lines = self.pairs().map(|(set, pair)| pair.of_ours(set));
-            return write_lines(path, [key, a, b, c, d, e, f, g], lines);
+        if both {
+            header.extend(["paper_mean", "paper_std", "paper_rank"]);
         }
-        let paper = ["paper_mean", "paper_std", "paper_rank"];
-        let [h, i, j] = paper;
-        if !self.ranks_among_ours_differ() {
-            let header = [key, a, b, c, d, e, f, g, h, i, j];
-            return write_lines(
-                path,
-                header,
-                self.pairs().map(|(set, pair)| pair.of_both(set)),
-            );
+        if differ {
+            header.push("ours_rank_among_ours");
         }
-        let header = [key, a, b, c, d, e, f, g, h, i, j, "ours_rank_among_ours"];
-        let lines = self.pairs().map(|(set, pair)| {
-            let [a, b, c, d, e, f, g, h, i, j, k] = pair.of_both(set);
-            let own = pair.ours.as_ref().and_then(|s| s.own_rank);
-            [a, b, c, d, e, f, g, h, i, j, k, own.into()]
+        let lines = self.pairs().map(|(dataset, pair)| {
+            let (ours, paper) = (pair.ours.as_ref(), pair.paper.as_ref());
+            let mut line = vec![
+                pair.row.as_str().into(),
+                dataset.into(),
+                ours.map(|s| s.cell.rouge_l_mean).into(),
+                ours.and_then(|s| s.cell.training_std).into(),
+                ours.and_then(|s| s.cell.sampling_std).into(),
+                ours.and_then(|s| s.cell.training_seeds).into(),
+                ours.and_then(|s| s.cell.sampling_seeds).into(),
+                ours.and_then(|s| s.rank).into(),
+            ];
+            if both {
+                line.extend([
+                    Field::from(paper.map(|s| s.cell.rouge_l_mean)),
+                    paper.and_then(|s| s.cell.sampling_std).into(),
+                    paper.and_then(|s| s.rank).into(),
+                ]);
+            }
+            if differ {
+                line.push(ours.and_then(|s| s.own_rank).into());
+            }
+            line
         });
-        write_lines(path, header, lines)
+        write_lines(path, &header, lines)
     }
 
     /// The rows that a side has, by data set.
@@ -92,41 +100,38 @@ impl Comparison {
     }
 
     fn write_agreement(&self, path: &Path) -> Result<()> {
-        if self.coverage.is_none() {
-            let header = ["dataset", "rows", "best_other", "margin"];
-            let lines = self.datasets.iter().map(|agreement| {
-                let ours = agreement.ours.as_ref();
-                [
-                    agreement.dataset.as_str().into(),
-                    (agreement.common as u64).into(),
-                    ours.map(|lead| lead.best_other.as_str()).into(),
-                    ours.map(|lead| lead.margin).into(),
-                ]
-            });
-            return write_lines(path, header, lines);
-        }
-        let header = [
-            "dataset",
-            "common_rows",
-            "spearman",
-            "kendall",
-            "ours_best_other",
-            "ours_margin",
-            "paper_best_other",
-            "paper_margin",
-        ];
+        let both = self.coverage.is_some();
+        let header: &[&str] = if both {
+            &[
+                "dataset",
+                "common_rows",
+                "spearman",
+                "kendall",
+                "ours_best_other",
+                "ours_margin",
+                "paper_best_other",
+                "paper_margin",
+            ]
+        } else {
+            &["dataset", "rows", "best_other", "margin"]
+        };
         let lines = self.datasets.iter().map(|agreement| {
-            let (ours, paper) = (agreement.ours.as_ref(), agreement.paper.as_ref());
-            [
+            let mut line = vec![
                 agreement.dataset.as_str().into(),
                 (agreement.common as u64).into(),
-                agreement.spearman.into(),
-                agreement.kendall.into(),
-                ours.map(|lead| lead.best_other.as_str()).into(),
-                ours.map(|lead| lead.margin).into(),
-                paper.map(|lead| lead.best_other.as_str()).into(),
-                paper.map(|lead| lead.margin).into(),
-            ]
+            ];
+            if both {
+                line.extend([agreement.spearman, agreement.kendall].map(Field::from));
+            }
+            for side in self.sides() {
+                let lead = match side {
+                    Side::Ours => agreement.ours.as_ref(),
+                    Side::Paper => agreement.paper.as_ref(),
+                };
+                line.push(lead.map(|lead| lead.best_other.as_str()).into());
+                line.push(lead.map(|lead| lead.margin).into());
+            }
+            line
         });
         write_lines(path, header, lines)
     }
@@ -152,10 +157,10 @@ impl Comparison {
             page.push('\n');
         }
         for &side in self.sides() {
-            let grid = markdown_grid(&self.scores(side, Layout::Wide));
+            let grid = markdown_grid(&self.scores(side, ' '));
             let _ = write!(page, "\n## {}\n\n{grid}", self.title(side));
         }
-        let grid = markdown_grid(&self.agreement(Layout::Wide));
+        let grid = markdown_grid(&self.agreement(' '));
         let _ = write!(page, "\n## Agreement\n\n{grid}");
         for line in self.closing() {
             let _ = write!(page, "\n{line}\n");
@@ -167,17 +172,15 @@ impl Comparison {
     pub fn terminal(&self, width: Option<u16>) -> String {
         let paragraph = |text: &str| wrapped(text, width);
         let mut page = format!("{}\n{}\n", self.heading(), paragraph(&self.note()));
-        let grids = self
-            .sides()
-            .iter()
-            .map(|&side| (self.title(side), Layouts::of(|l| self.scores(side, l))));
-        let agreement = ("Agreement".into(), Layouts::of(|l| self.agreement(l)));
-        for (title, grid) in grids.chain([agreement]) {
-            let _ = write!(page, "\n{title}\n{}", grid.fitted(width));
+        for &side in self.sides() {
+            let grid = fitted(|gap| self.scores(side, gap), width);
+            let _ = write!(page, "\n{}\n{grid}", self.title(side));
         }
+        let grid = fitted(|gap| self.agreement(gap), width);
+        let _ = write!(page, "\nAgreement\n{grid}");
         if let Some(evidence) = &self.evidence {
-            let grid = Layouts::of(|l| evidence.interval_grid(&self.row_key, l.gap()));
-            let _ = write!(page, "\n{INTERVALS}\n{}", grid.fitted(width));
+            let grid = fitted(|gap| evidence.interval_grid(&self.row_key, gap), width);
+            let _ = write!(page, "\n{INTERVALS}\n{grid}");
             let _ = writeln!(page, "{}", paragraph(&self.interval_note()));
             for line in evidence.closing() {
                 let _ = writeln!(page, "{}", paragraph(&line));
@@ -213,8 +216,8 @@ impl Comparison {
     /// All tables with their headings: ours, the paper's, their agreement.
     pub fn grids(&self) -> Vec<(String, Vec<Vec<String>>)> {
         let sides = self.sides().iter();
-        let scores = sides.map(|&side| (self.title(side), self.scores(side, Layout::Wide)));
-        let agreement = ("Agreement".to_owned(), self.agreement(Layout::Wide));
+        let scores = sides.map(|&side| (self.title(side), self.scores(side, ' ')));
+        let agreement = ("Agreement".to_owned(), self.agreement(' '));
         scores.chain([agreement]).collect()
     }
 
@@ -284,8 +287,8 @@ impl Comparison {
             let pairs = self.datasets.iter().flat_map(|agreement| &agreement.pairs);
             pairs.filter_map(|pair| pair.ours.as_ref())
         };
-        let trainings = standings().filter_map(|s| s.training_seeds).max();
-        let samples = standings().filter_map(|s| s.sampling_seeds).max();
+        let trainings = standings().filter_map(|s| s.cell.training_seeds).max();
+        let samples = standings().filter_map(|s| s.cell.sampling_seeds).max();
         let of = |n: u64, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
         match (trainings, samples) {
             (Some(t), Some(s)) => format!(
@@ -297,21 +300,19 @@ impl Comparison {
         }
     }
 
-    /// One side: a line per row that it has anywhere, a column per data set, the average rank last.
-    fn scores(&self, side: Side, layout: Layout) -> Vec<Vec<String>> {
+    /// One side: a line per row that it has anywhere, a column per data set, the average rank last. `gap` separates the parts
+    /// of a cell.
+    fn scores(&self, side: Side, gap: char) -> Vec<Vec<String>> {
         let mut header = vec![self.row_key.clone()];
-        header.extend(self.datasets.iter().map(|agreement| {
-            let title = self.titles.of(&agreement.dataset);
-            if layout == Layout::Narrow {
-                title.replace('-', "-\n")
-            } else {
-                title.to_string()
-            }
-        }));
-        header.push(format!("average{}rank", layout.gap()));
+        header.extend(
+            self.datasets
+                .iter()
+                .map(|agreement| broken(self.titles.of(&agreement.dataset), gap)),
+        );
+        header.push(format!("average{gap}rank"));
         let among_ours = side == Side::Ours && self.ranks_among_ours_differ();
         if among_ours {
-            header.push(format!("average{0}rank{0}among{0}ours", layout.gap()));
+            header.push(format!("average{gap}rank{gap}among{gap}ours"));
         }
         let mut grid = vec![header];
         for (index, row) in self.rows.iter().enumerate() {
@@ -327,9 +328,9 @@ impl Comparison {
             line.extend(
                 standings
                     .into_iter()
-                    .map(|standing| standing_text(standing, layout)),
+                    .map(|standing| standing_text(standing, gap)),
             );
-            line.push(self.average_rank_text(row, side, layout));
+            line.push(self.average_rank_text(row, side, gap));
             if among_ours {
                 let own = self.own_average(row);
                 line.push(own.map_or(NONE.into(), |rank| format!("{rank:.2}")));
@@ -339,7 +340,7 @@ impl Comparison {
         grid
     }
 
-    fn average_rank_text(&self, row: &str, side: Side, layout: Layout) -> String {
+    fn average_rank_text(&self, row: &str, side: Side, gap: char) -> String {
         let Some(average) = self.average_ranks.iter().find(|average| average.row == row) else {
             return NONE.to_string();
         };
@@ -355,13 +356,12 @@ impl Comparison {
             .filter(|agreement| agreement.common > 0)
             .count();
         match average.datasets {
-            n if n < shared => format!("{rank:.2}{}({n} of {shared})", layout.gap()),
+            n if n < shared => format!("{rank:.2}{gap}({n} of {shared})"),
             _ => format!("{rank:.2}"),
         }
     }
 
-    fn agreement(&self, layout: Layout) -> Vec<Vec<String>> {
-        let gap = layout.gap();
+    fn agreement(&self, gap: char) -> Vec<Vec<String>> {
         let both = self.coverage.is_some();
         let mut header = vec!["data set".to_string()];
         if both {
@@ -389,9 +389,9 @@ impl Comparison {
                 line.push(number(agreement.kendall));
             }
             if subject.is_some() {
-                line.push(lead_text(agreement.ours.as_ref(), layout));
+                line.push(lead_text(agreement.ours.as_ref(), gap));
                 if both {
-                    line.push(lead_text(agreement.paper.as_ref(), layout));
+                    line.push(lead_text(agreement.paper.as_ref(), gap));
                 }
             }
             line
@@ -440,70 +440,38 @@ impl Comparison {
     }
 }
 
-impl Pair {
-    /// CSV fields of our side.
-    fn of_ours<'a>(&'a self, dataset: &'a str) -> [Field<'a>; 8] {
-        let ours = self.ours.as_ref();
-        [
-            self.row.as_str().into(),
-            dataset.into(),
-            ours.map(|s| s.mean).into(),
-            ours.and_then(|s| s.training_std).into(),
-            ours.and_then(|s| s.sampling_std).into(),
-            ours.and_then(|s| s.training_seeds).into(),
-            ours.and_then(|s| s.sampling_seeds).into(),
-            ours.and_then(|s| s.rank).into(),
-        ]
-    }
-
-    /// CSV fields of both sides.
-    fn of_both<'a>(&'a self, dataset: &'a str) -> [Field<'a>; 11] {
-        let [a, b, c, d, e, f, g, h] = self.of_ours(dataset);
-        let paper = self.paper.as_ref();
-        [
-            a,
-            b,
-            c,
-            d,
-            e,
-            f,
-            g,
-            h,
-            paper.map(|s| s.mean).into(),
-            paper.and_then(|s| s.sampling_std).into(),
-            paper.and_then(|s| s.rank).into(),
-        ]
-    }
-}
-
 /// `25.65 ± 0.31 / 0.24 (1)`: the spreads over trainings and over sampling seeds; if narrow, on a second line.
-fn standing_text(standing: Option<&Standing>, layout: Layout) -> String {
+fn standing_text(standing: Option<&Standing>, gap: char) -> String {
     let Some(standing) = standing else {
         return NONE.to_string();
     };
-    let (mean, rank) = (standing.mean, standing.rank);
-    let rank = rank.map_or(NONE.to_string(), |rank| rank.to_string());
+    let mean = standing.cell.rouge_l_mean;
+    let rank = standing
+        .rank
+        .map_or(NONE.to_string(), |rank| rank.to_string());
     let spread = |std: Option<f64>| std.map_or(NONE.to_string(), |std| format!("{std:.2}"));
-    let spreads = match (standing.training_std, standing.sampling_std) {
+    let spreads = match (standing.cell.training_std, standing.cell.sampling_std) {
         (None, None) => return format!("{mean:.2} ({rank})"),
         (a, b) => format!("± {} / {}", spread(a), spread(b)),
     };
-    match layout {
-        Layout::Wide => format!("{mean:.2} {spreads} ({rank})"),
-        Layout::Narrow => format!("{mean:.2} ({rank})\n{spreads}"),
+    match gap {
+        ' ' => format!("{mean:.2} {spreads} ({rank})"),
+        _ => format!("{mean:.2} ({rank}){gap}{spreads}"),
     }
 }
 
 /// `+1.20 (AlphaNet)`
-fn lead_text(lead: Option<&Lead>, layout: Layout) -> String {
+fn lead_text(lead: Option<&Lead>, gap: char) -> String {
     lead.map_or(NONE.to_string(), |lead| {
-        format!("{:+.2}{}({})", lead.margin, layout.gap(), lead.best_other)
+        format!("{:+.2}{gap}({})", lead.margin, lead.best_other)
     })
 }
 
 /// A grid as Markdown, its columns padded so that the source reads as a table too.
 fn markdown_grid(grid: &[Vec<String>]) -> String {
-    let mut table = filled(grid);
+    let line = |line: &Vec<String>| line.iter().map(|cell| markdown_cell(cell)).collect();
+    let grid: Vec<Vec<String>> = grid.iter().map(line).collect();
+    let mut table = filled(&grid);
     table.load_preset(presets::ASCII_MARKDOWN);
     format!("{}\n", table.trim_fmt())
 }
@@ -586,6 +554,15 @@ mod tests {
         );
         let page = read("mine_comparison.md");
         assert!(page.contains("average rank among ours"), "{page}");
+    }
+
+    #[test]
+    fn a_bar_in_a_label_divides_no_cell() {
+        let mut comparison = mine(false);
+        comparison.rows[1] = "a|b".into();
+        let page = comparison.markdown();
+        assert!(page.contains("\n| a\\|b "), "{page}");
+        assert!(comparison.terminal(None).contains("a|b "));
     }
 
     #[test]

@@ -3,9 +3,6 @@
 use super::{Difference, OnSet};
 use crate::results::Table;
 
-/// A difference is significant if its p value, adjusted for all pairs of the set, is below this.
-const SIGNIFICANT: f64 = 0.05;
-
 /// Verdict on a claim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -43,22 +40,14 @@ pub struct Claim {
     pub reason: String,
 }
 
-/// Claims the places of the paper's first and second row on each set, and of its first over all; without a table of the
-/// paper, that the subject is first.
-pub(super) fn claims(sets: &[OnSet], paper: Option<&Table>, subject: Option<&str>) -> Vec<Claim> {
+/// Claims the places of the paper's first and second row on each set, and of its first over all.
+pub(super) fn claims(sets: &[OnSet], paper: &Table) -> Vec<Claim> {
     let mut claims = Vec::new();
     for set in sets {
-        let order = match paper {
-            Some(paper) => paper_order(set, sets, paper),
-            None => subject
-                .filter(|s| set.has(s))
-                .map(|s| (vec![s], others(set, &[s])))
-                .unwrap_or_default(),
-        };
-        let (leaders, rest) = order;
+        let (leaders, rest) = paper_order(set, sets, paper);
         for (place, row) in ["first", "second"].into_iter().zip(&leaders) {
-            let below: Vec<&str> = match place {
-                "first" => others(set, &[row]),
+            let below = match place {
+                "first" => others(set, row),
                 _ => rest.clone(),
             };
             if below.is_empty() {
@@ -77,9 +66,9 @@ pub(super) fn claims(sets: &[OnSet], paper: Option<&Table>, subject: Option<&str
     claims
 }
 
-fn others<'a>(set: &'a OnSet, without: &[&str]) -> Vec<&'a str> {
+fn others<'a>(set: &'a OnSet, without: &str) -> Vec<&'a str> {
     let rows = set.rows.iter().map(|r| r.row.as_str());
-    rows.filter(|row| !without.contains(row)).collect()
+    rows.filter(|row| *row != without).collect()
 }
 
 /// The paper's first and second row among ours, unless tied, and the remaining rows.
@@ -125,28 +114,27 @@ fn judge(set: &OnSet, row: &str, below: &[&str]) -> (Verdict, String) {
     let Some(worst) = leads.first() else {
         return (Verdict::Undecided, "nothing to compare with".into());
     };
-    let Some((estimate, p)) = &worst.losses else {
+    if worst.losses.is_none() {
         let reason = format!(
             "{} here, with one training a row: how much trainings vary is unknown",
-            told(worst, None)
+            told(worst)
         );
         return (Verdict::Undecided, reason);
-    };
-    let counts = |d: &Difference| d.losses.as_ref().is_some_and(|(_, p)| *p < SIGNIFICANT);
-    if leads.iter().all(|d| d.mean > 0.0 && counts(d)) {
-        return (Verdict::Supported, told(worst, Some((estimate, *p))));
     }
-    let above: Vec<&Difference> = leads.iter().filter(|d| d.mean < 0.0 && counts(d)).collect();
+    if leads.iter().all(|d| d.mean > 0.0 && d.significant()) {
+        return (Verdict::Supported, told(worst));
+    }
+    let above = leads.iter().filter(|d| d.mean < 0.0 && d.significant());
+    let above: Vec<&Difference> = above.collect();
     if let Some(worst) = above.first() {
-        let numbers = worst.losses.as_ref().map(|(e, p)| (e, *p));
         let more = match above.len() {
             1 => String::new(),
             n => format!("; {n} rows in all are above it by more than chance"),
         };
-        return (Verdict::Refuted, told(worst, numbers) + &more);
+        return (Verdict::Refuted, told(worst) + &more);
     }
-    let beaten = leads.iter().filter(|d| d.mean > 0.0 && counts(d)).count();
-    let mut reason = told(worst, Some((estimate, *p)));
+    let beaten = leads.iter().filter(|d| d.mean > 0.0 && d.significant());
+    let (beaten, mut reason) = (beaten.count(), told(worst));
     if beaten > 0 {
         reason += &format!("; above {beaten} of {} by more than chance", leads.len());
     }
@@ -161,12 +149,12 @@ fn judge(set: &OnSet, row: &str, below: &[&str]) -> (Verdict, String) {
 }
 
 /// `1.23 behind FKLD [0.20 to 2.30], p 0.021`
-fn told(d: &Difference, losses: Option<(&abkd_metrics::inference::Estimate, f64)>) -> String {
+fn told(d: &Difference) -> String {
     let direction = if d.mean < 0.0 { "behind" } else { "ahead of" };
     let mut text = format!("{:.2} {direction} {}", d.mean.abs(), d.other);
-    if let Some((estimate, p)) = losses {
+    if let Some((estimate, p)) = &d.losses {
         let [low, high] = estimate.interval(super::LEVEL);
-        text += &format!(" [{low:+.2}, {high:+.2}], p {}", super::write::p_text(p));
+        text += &format!(" [{low:+.2}, {high:+.2}], p {}", super::write::p_text(*p));
     }
     text
 }

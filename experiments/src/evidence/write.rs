@@ -4,11 +4,11 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use super::{Evidence, LEVEL, OnSet, RowMean};
-use crate::results::{Field, write_lines};
+use super::{Difference, Evidence, LEVEL, OnSet, POWER, RowMean, SIGNIFICANT};
+use crate::results::{Field, distinct, write_lines};
 
 /// Text of a missing value.
-const NONE: &str = "–";
+pub(crate) const NONE: &str = "–";
 /// Name of the mean over all sets in CSV files.
 const ALL: &str = "all";
 
@@ -36,7 +36,7 @@ impl Evidence {
             "sampling_seeds",
             "examples",
         ];
-        write_lines(&file("intervals"), header, self.row_lines())?;
+        write_lines(&file("intervals"), &header, self.row_lines())?;
         let header = [
             row_key,
             "other",
@@ -51,10 +51,10 @@ impl Evidence {
             "detectable",
             "trainings_to_decide",
         ];
-        write_lines(&file("differences"), header, self.pair_lines())?;
+        write_lines(&file("differences"), &header, self.pair_lines())?;
         let texts: Vec<String> = self.claims.iter().map(|claim| self.text(claim)).collect();
         let lines = self.claims.iter().zip(&texts).map(|(claim, text)| {
-            [
+            vec![
                 text.as_str().into(),
                 claim.dataset.as_deref().unwrap_or(ALL).into(),
                 claim.verdict.name().into(),
@@ -62,16 +62,16 @@ impl Evidence {
             ]
         });
         let header = ["claim", "dataset", "verdict", "reason"];
-        write_lines(&file("verdicts"), header, lines)
+        write_lines(&file("verdicts"), &header, lines)
     }
 
-    fn row_lines(&self) -> impl Iterator<Item = [Field<'_>; 14]> {
+    fn row_lines(&self) -> impl Iterator<Item = Vec<Field<'_>>> {
         self.sets.iter().flat_map(|set| {
             set.rows.iter().enumerate().map(move |(index, row)| {
                 let interval = row.estimate.map(|e| e.interval(LEVEL));
                 let middle = set.middle.get(index);
                 let ends = middle.and_then(|m| m.1);
-                [
+                vec![
                     row.row.as_str().into(),
                     set.name().into(),
                     row.mean.into(),
@@ -91,12 +91,12 @@ impl Evidence {
         })
     }
 
-    fn pair_lines(&self) -> impl Iterator<Item = [Field<'_>; 12]> {
+    fn pair_lines(&self) -> impl Iterator<Item = Vec<Field<'_>>> {
         self.sets.iter().flat_map(|set| {
             set.pairs.iter().map(move |d| {
                 let losses = d.losses.as_ref();
                 let interval = losses.map(|(e, _)| e.interval(LEVEL));
-                [
+                vec![
                     d.row.as_str().into(),
                     d.other.as_str().into(),
                     set.name().into(),
@@ -130,28 +130,19 @@ impl Evidence {
     /// Rows by data sets: mean and interval, and the probability of being first. `gap` separates the parts of a cell.
     pub fn interval_grid(&self, row_key: &str, gap: char) -> Vec<Vec<String>> {
         let mut header = vec![row_key.to_owned()];
-        header.extend(self.sets.iter().map(|set| {
-            let title = self.title(set);
-            if gap == '\n' {
-                title.replace('-', "-\n")
-            } else {
-                title.to_owned()
-            }
-        }));
-        let mut rows: Vec<&str> = Vec::new();
-        for row in self.sets.iter().flat_map(|set| &set.rows) {
-            if !rows.contains(&row.row.as_str()) {
-                rows.push(&row.row);
-            }
-        }
-        let lines = rows.into_iter().map(|row| {
-            let mut line = vec![row.to_owned()];
-            line.extend(self.sets.iter().map(|set| {
-                let at = set.rows.iter().position(|r| r.row == row);
-                at.map_or(NONE.into(), |at| set.cell(at, gap))
-            }));
-            line
-        });
+        let titles = self.sets.iter().map(|set| broken(self.title(set), gap));
+        header.extend(titles);
+        let rows = self.sets.iter().flat_map(|set| &set.rows);
+        let lines = distinct(rows.map(|row| row.row.as_str()))
+            .into_iter()
+            .map(|row| {
+                let mut line = vec![row.to_owned()];
+                line.extend(self.sets.iter().map(|set| {
+                    let at = set.rows.iter().position(|r| r.row == row);
+                    at.map_or(NONE.into(), |at| set.cell(at, gap))
+                }));
+                line
+            });
         [header].into_iter().chain(lines).collect()
     }
 
@@ -161,17 +152,23 @@ impl Evidence {
             "Intervals are of {:.0}% and of the losses: other trainings, sampling seeds and examples could have been drawn \
              (variance components, the rows' common training variance, Satterthwaite's degrees of freedom). p values are \
              two-sided and adjusted for all pairs of a set (Holm). A claim is supported where the row is ahead of each other \
-             row with p below 0.05, refuted where one is ahead of it with p below 0.05, else undecided; `would be found`: \
-             with a probability of 80%.",
-            100.0 * LEVEL
+             row with p below {SIGNIFICANT}, refuted where one is ahead of it with p below {SIGNIFICANT}, else undecided; \
+             `would be found`: with a probability of {:.0}%.",
+            100.0 * LEVEL,
+            100.0 * POWER
         );
         if self.sets.iter().any(|set| set.shape.trainings < 2) {
             note += " A row has one training: how much trainings vary is unknown, so there are no intervals of the losses, and \
                      no claim is decided.";
         }
         for set in self.sets.iter().filter(|set| !set.left_out.is_empty()) {
+            let have = if set.left_out.len() == 1 {
+                "has"
+            } else {
+                "have"
+            };
             note += &format!(
-                " On {} without {}, which has too few trainings in common with the others.",
+                " On {} without {}, which {have} too few trainings in common with the others.",
                 self.title(set),
                 set.left_out.join(", ")
             );
@@ -183,18 +180,16 @@ impl Evidence {
     pub fn closing(&self) -> Vec<String> {
         let mut lines = Vec::new();
         for set in &self.sets {
-            let significant = |p: Option<f64>| p.is_some_and(|p| p < 0.05);
-            let count = |of: &dyn Fn(&super::Difference) -> Option<f64>| {
-                set.pairs.iter().filter(|d| significant(of(d))).count()
-            };
-            let losses = count(&|d| d.losses.as_ref().map(|l| l.1));
+            let count = |is: fn(&&Difference) -> bool| set.pairs.iter().filter(is).count();
+            let losses = count(|d| d.significant());
             let mut line = format!(
                 "{}: {losses} of {} pairs differ as losses",
                 self.title(set),
                 set.pairs.len()
             );
             if set.pairs.iter().any(|d| d.students.is_some()) {
-                line += &format!(", {} as these students", count(&|d| d.students));
+                let students = count(|d| d.students.is_some_and(|p| p < SIGNIFICANT));
+                line += &format!(", {students} as these students");
             }
             if let Some([low, high]) = set.agreement {
                 line += &format!("; Spearman ρ with the paper between {low:+.2} and {high:+.2}");
@@ -225,6 +220,14 @@ impl OnSet {
             text += &format!("{gap}{:.0}%", 100.0 * first);
         }
         text
+    }
+}
+
+/// A heading, broken after its hyphens where the parts of a cell stand on lines of their own.
+pub(crate) fn broken(title: &str, gap: char) -> String {
+    match gap {
+        '\n' => title.replace('-', "-\n"),
+        _ => title.into(),
     }
 }
 

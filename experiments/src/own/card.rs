@@ -10,6 +10,7 @@ use askama::Template;
 use super::distill::{Distill, Own};
 use super::files::{Student, name_of};
 use super::scores::{Scored, markdown};
+use crate::results::markdown_cell;
 
 #[derive(Template)]
 #[template(path = "card.md")]
@@ -40,9 +41,8 @@ impl Own {
             outputs: Vec::new(),
             messages: Vec::new(),
         })?;
-        // A Markdown table cell is one line without bars.
-        let cell = |text: String| text.replace('|', "\\|").replace(char::is_control, " ");
         let facts = self.facts(args, id).into_iter();
+        let facts = facts.map(|(name, what)| (markdown_cell(&name), markdown_cell(&what)));
         let card = Card {
             title: name_of(&out),
             teacher: found.teacher.name(),
@@ -50,7 +50,7 @@ impl Own {
             chat: matches!(self.inputs.template, PromptTemplate::Chat(_)),
             template: prompt,
             scores: markdown(scored),
-            facts: facts.map(|(name, what)| (cell(name), cell(what))).collect(),
+            facts: facts.collect(),
         };
         Ok(card.render()?)
     }

@@ -142,7 +142,13 @@ impl Own {
         });
         let points: Vec<CurvePoint> = points.collect();
         let path = self.places.root.join("curve.png");
-        plot::own_curve(&points, &path, &self.found.pair())
+        let words = plot::Words {
+            title: "Validation ROUGE-L during distillation",
+            ours: &self.found.pair(),
+            at: "epoch",
+            score: "ROUGE-L F1 on the validation data (%)",
+        };
+        plot::curves(&points, None, &path, &words, None)
     }
 }
 

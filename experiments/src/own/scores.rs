@@ -120,7 +120,7 @@ pub(super) fn write(path: &Path, scores: &[Scored]) -> Result<()> {
     ];
     let lines = scores.iter().map(|s| {
         let [low, high] = [0, 1].map(|i| Field::from(s.interval.map(|ends| ends[i])));
-        [
+        vec![
             s.model.as_str().into(),
             s.dataset.as_str().into(),
             (s.score.n as u64).into(),
@@ -132,5 +132,5 @@ pub(super) fn write(path: &Path, scores: &[Scored]) -> Result<()> {
             s.score.mean_tokens.into(),
         ]
     });
-    write_lines(path, header, lines)
+    write_lines(path, &header, lines)
 }

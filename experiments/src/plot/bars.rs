@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Result, ensure};
 use plotters::prelude::*;
 
-use super::{Area, Axis, Key, Look, axes, frame, px, save, ticks};
+use super::{Area, Key, Look, frame, named, px, save};
 use crate::results::{Table, Titles, distinct};
 
 const PANEL_HEIGHT: u32 = 430;
@@ -35,48 +35,22 @@ pub fn bars(
         "draw {}: no score of ours yet",
         path.display()
     );
-    save(path, size(paper), |area| {
-        draw(area, ours, paper, title, profile, subject, titles)
-    })
-}
-
-fn size(paper: Option<&Table>) -> (u32, u32) {
-    let panels = if paper.is_some() { 2 } else { 1 };
-    (WIDTH, FRAME_HEIGHT + panels * PANEL_HEIGHT)
-}
-
-fn draw(
-    area: &Area,
-    ours: &Table,
-    paper: Option<&Table>,
-    title: &str,
-    profile: &str,
-    subject: Option<&str>,
-    titles: &Titles,
-) -> Result<()> {
     let tables = || paper.into_iter().chain([ours]);
-    let rows = distinct(tables().flat_map(Table::rows));
+    let looks = Look::all(distinct(tables().flat_map(Table::rows)), subject);
     let datasets = distinct(tables().flat_map(Table::datasets));
-    let looks: Vec<Look> = rows
-        .iter()
-        .enumerate()
-        .map(|(i, row)| Look::of(i, row, subject))
-        .collect();
-    let body = frame(area, title, &looks, Key::Box)?;
-    let panels = body.split_evenly((if paper.is_some() { 2 } else { 1 }, 1));
-    panel(
-        &panels[0],
-        &format!("Ours ({profile})"),
-        ours,
-        &looks,
-        &datasets,
-        titles,
-    )?;
-    if let Some(paper) = paper {
-        let titles = Titles::default();
-        panel(&panels[1], "Paper", paper, &looks, &datasets, &titles)?;
-    }
-    Ok(())
+    let panels = tables().count();
+    let size = (WIDTH, FRAME_HEIGHT + panels as u32 * PANEL_HEIGHT);
+    save(path, size, |area| {
+        let body = frame(area, title, &looks, Key::Box)?;
+        let panels = body.split_evenly((panels, 1));
+        let heading = format!("Ours ({profile})");
+        panel(&panels[0], &heading, ours, &looks, &datasets, titles)?;
+        if let Some(paper) = paper {
+            let titles = Titles::default();
+            panel(&panels[1], "Paper", paper, &looks, &datasets, &titles)?;
+        }
+        Ok(())
+    })
 }
 
 fn panel(
@@ -92,10 +66,6 @@ fn panel(
         .iter()
         .map(|c| c.rouge_l_mean + c.spread().unwrap_or_default());
     let top = tips.fold(0.0, f64::max).max(0.1) * 1.06;
-    let (y_ticks, y_step) = ticks(0.0, top, 6.0);
-    let centres: Vec<f64> = (0..datasets.len())
-        .map(|group| group as f64 + 0.5)
-        .collect();
     let holes = looks.iter().any(|look| {
         datasets
             .iter()
@@ -109,19 +79,9 @@ fn panel(
     if holes {
         legend += "; a dash marks a missing value";
     }
-    let mut chart = axes(
-        area,
-        &format!("{title}{legend}"),
-        Axis::new(0.0..datasets.len() as f64, centres),
-        Axis::new(0.0..top, y_ticks),
-        ["", "ROUGE-L F1 (%)"],
-        &|centre| {
-            datasets
-                .get(centre as usize)
-                .map_or(String::new(), |name| titles.of(name).into())
-        },
-        y_step,
-    )?;
+    let title = format!("{title}{legend}");
+    let names: Vec<&str> = datasets.iter().map(|name| titles.of(name)).collect();
+    let mut chart = named(area, &title, &names, (0.0..top, 6.0), "ROUGE-L F1 (%)")?;
 
     let width = (1.0 - GAP) / looks.len() as f64;
     let whisker = BLACK.stroke_width(px(1) as u32);
@@ -166,8 +126,7 @@ fn panel(
 
 #[cfg(test)]
 mod tests {
-    use super::super::render;
-    use super::super::tests::{count, dark, png_size};
+    use super::super::tests::{count, dark, picture, png_size};
     use super::*;
     use crate::results::Cell;
 
@@ -199,43 +158,27 @@ mod tests {
         ours.cells.retain(|cell| cell.row != "RKLD");
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("table1.png");
-        bars(
-            &ours,
-            Some(&paper),
-            &path,
-            "Table 1",
-            "tiny",
-            Some("ABKD"),
-            &Titles::default(),
-        )
-        .unwrap();
-        assert_eq!(png_size(&path), (1600, 970));
-        let first = std::fs::read(&path).unwrap();
-        bars(
-            &ours,
-            Some(&paper),
-            &path,
-            "Table 1",
-            "tiny",
-            Some("ABKD"),
-            &Titles::default(),
-        )
-        .unwrap();
-        assert_eq!(std::fs::read(&path).unwrap(), first);
-
-        let pixels = render(size(Some(&paper)), |area| {
-            draw(
-                area,
+        let draw = || {
+            let (subject, titles) = (Some("ABKD"), Titles::default());
+            bars(
                 &ours,
                 Some(&paper),
+                &path,
                 "Table 1",
                 "tiny",
-                Some("ABKD"),
-                &Titles::default(),
+                subject,
+                &titles,
             )
-        })
-        .unwrap();
-        let count = |ys, is: &dyn Fn([u8; 3]) -> bool| count(&pixels, WIDTH, (0..1600, ys), is);
+            .unwrap();
+        };
+        draw();
+        assert_eq!(png_size(&path), (1600, 970));
+        let first = std::fs::read(&path).unwrap();
+        draw();
+        assert_eq!(std::fs::read(&path).unwrap(), first);
+
+        let pixels = picture(&path);
+        let count = |ys, is: &dyn Fn([u8; 3]) -> bool| count(&pixels, (0..1600, ys), is);
         let bar = |row: &str| {
             let RGBColor(r, g, b) = Look::of(0, row, None).color;
             move |p| p == [r, g, b]
@@ -256,31 +199,10 @@ mod tests {
     fn one_cell_is_enough_and_none_is_an_error() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("table4.png");
-        let one = table(&["new"], &["dolly"]);
-        bars(
-            &one,
-            None,
-            &path,
-            "Table 4",
-            "tiny",
-            None,
-            &Titles::default(),
-        )
-        .unwrap();
+        let draw = |ours: &Table| bars(ours, None, &path, "", "tiny", None, &Titles::default());
+        draw(&table(&["new"], &["dolly"])).unwrap();
         assert_eq!(png_size(&path), (1600, 540));
-        let error = format!(
-            "{:#}",
-            bars(
-                &table(&[], &[]),
-                None,
-                &path,
-                "",
-                "",
-                None,
-                &Titles::default()
-            )
-            .unwrap_err()
-        );
+        let error = format!("{:#}", draw(&table(&[], &[])).unwrap_err());
         assert!(error.contains("table4.png: no score"), "{error}");
     }
 }

@@ -3,13 +3,13 @@
 use std::path::Path;
 
 use abkd_metrics::inference::holm;
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, VPos};
 
-use super::{Area, Axis, Key, Look, axes, ends, frame, px, save, text_style, ticks};
-use crate::evidence::{Evidence, LEVEL, OnSet};
-use crate::results::{CurvePoint, Table, Titles, best_point};
+use super::{Area, Key, Look, axes, ends, frame, px, save, text, text_style};
+use crate::evidence::{Evidence, LEVEL, OnSet, SIGNIFICANT};
+use crate::results::{CurvePoint, Table, Titles, best_point, distinct};
 use crate::spec::{Grid, Point};
 
 /// A number for each point of the grid, under a heading.
@@ -26,7 +26,7 @@ struct Layer<'a> {
 /// test sets, and the validation loss.
 ///
 /// # Errors
-/// A grid without keys, or the file cannot be written.
+/// The file cannot be written.
 pub fn grid(
     grid: &Grid,
     labels: &[&str],
@@ -39,13 +39,9 @@ pub fn grid(
     let titles = evidence.map_or_else(Titles::default, |evidence| evidence.titles.clone());
     let layers = layers(labels, table, evidence, curves, &titles);
     match grid.keys.len() {
-        1 => lines(grid, labels, &layers, path, title),
         2 => maps(grid, labels, &layers, path, title),
-        n => {
-            ensure!(n > 2, "a grid without keys");
-            // Too many keys for a map: lines over the last key; the CSV has all keys.
-            lines(grid, labels, &layers, path, title)
-        }
+        // Also of three keys and more, over the last one; the CSV has all keys.
+        _ => lines(grid, labels, &layers, path, title),
     }
 }
 
@@ -113,17 +109,8 @@ const COLUMNS: usize = 2;
 
 /// A curve for each row of the file, over the last key; the axis is logarithmic if its values span a decade.
 fn lines(grid: &Grid, labels: &[&str], layers: &[Layer], path: &Path, title: &str) -> Result<()> {
-    let mut rows: Vec<&str> = Vec::new();
-    for point in &grid.points {
-        if !rows.contains(&point.label.as_str()) {
-            rows.push(&point.label);
-        }
-    }
-    let looks: Vec<Look> = rows
-        .iter()
-        .enumerate()
-        .map(|(i, row)| Look::of(i, row, None))
-        .collect();
+    let rows = distinct(grid.points.iter().map(|point| point.label.as_str()));
+    let looks = Look::all(rows, None);
     let panels = layers.len().div_ceil(COLUMNS);
     let size = (COLUMNS as u32 * LINES.0, 90 + panels as u32 * LINES.1);
     save(path, size, |area| {
@@ -137,14 +124,16 @@ fn lines(grid: &Grid, labels: &[&str], layers: &[Layer], path: &Path, title: &st
 
 fn panel(area: &Area, grid: &Grid, labels: &[&str], layer: &Layer, looks: &[Look]) -> Result<()> {
     let key = grid.keys.last().map_or("", String::as_str);
-    let at: Vec<f64> = grid
-        .points
-        .iter()
-        .filter_map(|p| p.values.last().copied())
-        .collect();
-    let (least, most) = ends(at.iter().copied());
+    let values = axis(grid, grid.keys.len() - 1);
+    let (least, most) = ends(values.iter().copied());
     let decades = least > 0.0 && most / least >= 10.0;
     let x = |value: f64| if decades { value.log10() } else { value };
+    // A mark is labelled by the value of the key that stands there.
+    let label = |at: f64| match values.iter().find(|value| x(**value) == at) {
+        Some(value) if decades => format!("{value:e}"),
+        Some(value) => format!("{value}"),
+        None => String::new(),
+    };
     let interval = |label: &str| {
         let row = layer.set?.rows.iter().find(|r| r.row == label)?;
         Some(row.estimate?.interval(LEVEL))
@@ -155,25 +144,15 @@ fn panel(area: &Area, grid: &Grid, labels: &[&str], layer: &Layer, looks: &[Look
         return Ok(());
     }
     let margin = (0.08 * (high - low)).max(0.05);
-    let (marks, step) = ticks(low - margin, high + margin, 6.0);
     let pad = 0.04 * (x(most) - x(least)).max(0.1);
-    let mut own: Vec<f64> = at.iter().map(|v| x(*v)).collect();
-    own.sort_by(f64::total_cmp);
-    own.dedup();
+    let marks = values.iter().map(|value| x(*value)).collect();
     let mut chart = axes(
         area,
         &layer.title,
-        Axis::new(x(least) - pad..x(most) + pad, own),
-        Axis::new(low - margin..high + margin, marks),
+        (x(least) - pad..x(most) + pad, marks),
+        (low - margin..high + margin, 6.0),
         [key, ""],
-        &|at| {
-            if decades {
-                format!("{:.0e}", 10f64.powf(at))
-            } else {
-                format!("{at}")
-            }
-        },
-        step,
+        &label,
     )?;
     for look in looks {
         let mut points: Vec<(f64, f64)> = Vec::new();
@@ -211,14 +190,24 @@ const NAMED: [(&str, f64, f64); 5] = [
     ("ABKD", 0.2, 0.7),
 ];
 
-/// A heat map for each layer; points that do not differ from the best by more than chance have a frame.
+/// A heat map for each layer and row of the file; points that do not differ from the layer's best by more than chance have
+/// a frame.
 fn maps(grid: &Grid, labels: &[&str], layers: &[Layer], path: &Path, title: &str) -> Result<()> {
-    let panels = layers.len().div_ceil(COLUMNS);
+    let rows = distinct(grid.points.iter().map(|point| point.label.as_str()));
+    let parts = layers
+        .iter()
+        .flat_map(|layer| rows.iter().map(move |row| (layer, *row)));
+    let parts: Vec<(&Layer, &str)> = parts.collect();
+    let panels = parts.len().div_ceil(COLUMNS);
     let size = (COLUMNS as u32 * MAP.0, 60 + panels as u32 * MAP.1);
     save(path, size, |area| {
         let body = frame(area, title, &[], Key::Box)?;
-        for (layer, part) in layers.iter().zip(body.split_evenly((panels, COLUMNS))) {
-            map(&part, grid, labels, layer)?;
+        for ((layer, row), part) in parts.iter().zip(body.split_evenly((panels, COLUMNS))) {
+            let title = match rows.len() {
+                1 => layer.title.clone(),
+                _ => format!("{row}: {}", layer.title),
+            };
+            map(&part, grid, labels, layer, row, &title)?;
         }
         Ok(())
     })
@@ -226,10 +215,10 @@ fn maps(grid: &Grid, labels: &[&str], layers: &[Layer], path: &Path, title: &str
 
 /// Whether each point is the best or does not differ from it by more than chance (Holm over the others).
 fn as_the_best(labels: &[&str], layer: &Layer) -> Vec<bool> {
-    let best = (0..labels.len())
-        .filter(|&i| layer.values[i].is_some())
-        .max_by(|&a, &b| layer.values[a].total_cmp_option(layer.values[b]));
-    let (Some(best), Some(set)) = (best, layer.set) else {
+    let known = layer.values.iter().enumerate();
+    let known = known.filter_map(|(i, value)| Some((i, (*value)?)));
+    let best = known.max_by(|a, b| a.1.total_cmp(&b.1));
+    let (Some((best, _)), Some(set)) = (best, layer.set) else {
         return vec![false; labels.len()];
     };
     let others: Vec<usize> = (0..labels.len()).filter(|&i| i != best).collect();
@@ -242,44 +231,43 @@ fn as_the_best(labels: &[&str], layer: &Layer) -> Vec<bool> {
     };
     let mut alike = vec![true; labels.len()];
     for (index, p) in others.into_iter().zip(holm(&p)) {
-        alike[index] = p >= 0.05;
+        alike[index] = p >= SIGNIFICANT;
     }
     alike
 }
 
-/// Order of scores that may be absent.
-trait TotalCmp {
-    fn total_cmp_option(self, other: Self) -> std::cmp::Ordering;
+/// The values of a key, in order.
+fn axis(grid: &Grid, key: usize) -> Vec<f64> {
+    let mut values: Vec<f64> = grid.points.iter().map(|p| p.values[key]).collect();
+    values.sort_by(f64::total_cmp);
+    values.dedup();
+    values
 }
 
-impl TotalCmp for Option<f64> {
-    fn total_cmp_option(self, other: Self) -> std::cmp::Ordering {
-        self.unwrap_or(f64::NEG_INFINITY)
-            .total_cmp(&other.unwrap_or(f64::NEG_INFINITY))
-    }
-}
-
-fn map(area: &Area, grid: &Grid, labels: &[&str], layer: &Layer) -> Result<()> {
+/// The points of one row of the file, in the colours of the whole layer.
+fn map(
+    area: &Area,
+    grid: &Grid,
+    labels: &[&str],
+    layer: &Layer,
+    row: &str,
+    title: &str,
+) -> Result<()> {
     let (width, height) = area.dim_in_pixel();
     let (width, height) = (width as i32, height as i32);
     let (left, top, bottom) = (px(78), px(44), px(52));
-    let axis = |key: usize| {
-        let mut values: Vec<f64> = grid.points.iter().map(|p| p.values[key]).collect();
-        values.sort_by(f64::total_cmp);
-        values.dedup();
-        values
-    };
-    let (columns, rows) = (axis(0), axis(1));
+    let (columns, rows) = (axis(grid, 0), axis(grid, 1));
     let w = (width - left - px(16)) / columns.len() as i32;
     let h = (height - top - bottom) / rows.len() as i32;
     let centred = |size| text_style(size, HPos::Center, VPos::Center);
-    area.draw(&Text::new(
-        layer.title.clone(),
-        (width / 2, px(20)),
-        centred(17),
-    ))?;
+    text(area, title, (width / 2, px(20)), &centred(17))?;
     let (low, high) = ends(layer.values.iter().flatten().copied());
     let alike = as_the_best(labels, layer);
+    let named: &[_] = if grid.keys == ["alpha", "beta"] {
+        &NAMED
+    } else {
+        &[]
+    };
     let corner = |point: &Point| {
         let column = columns
             .iter()
@@ -295,7 +283,7 @@ fn map(area: &Area, grid: &Grid, labels: &[&str], layer: &Layer) -> Result<()> {
         )
     };
     for (index, point) in grid.points.iter().enumerate() {
-        let Some(value) = layer.values[index] else {
+        let (true, Some(value)) = (point.label == row, layer.values[index]) else {
             continue;
         };
         let (x, y) = corner(point);
@@ -311,46 +299,28 @@ fn map(area: &Area, grid: &Grid, labels: &[&str], layer: &Layer) -> Result<()> {
             let inner = [(x + px(2), y + px(2)), (x + w - px(3), y + h - px(3))];
             area.draw(&Rectangle::new(inner, BLACK.stroke_width(px(2) as u32)))?;
         }
-        let name = NAMED.iter().find(|(_, a, b)| point.values == [*a, *b]);
+        let name = named.iter().find(|(_, a, b)| point.values == [*a, *b]);
         let shift = if name.is_some() { px(7) } else { 0 };
         let ink = if good > 0.55 { &WHITE } else { &BLACK };
         let style = centred(12).color(ink);
-        area.draw(&Text::new(
-            format!("{value:.2}"),
-            (x + w / 2, y + h / 2 - shift),
-            style.clone(),
-        ))?;
+        let (x, y) = (x + w / 2, y + h / 2);
+        text(area, &format!("{value:.2}"), (x, y - shift), &style)?;
         if let Some((name, ..)) = name {
-            area.draw(&Text::new(
-                (*name).to_owned(),
-                (x + w / 2, y + h / 2 + shift),
-                style,
-            ))?;
+            text(area, name, (x, y + shift), &style)?;
         }
     }
     for (i, value) in columns.iter().enumerate() {
         let at = (left + w * i as i32 + w / 2, height - bottom + px(14));
-        area.draw(&Text::new(format!("{value}"), at, centred(13)))?;
+        text(area, &format!("{value}"), at, &centred(13))?;
     }
     for (i, value) in rows.iter().enumerate() {
         let at = (left - px(8), top + h * (rows.len() - 1 - i) as i32 + h / 2);
-        area.draw(&Text::new(
-            format!("{value}"),
-            at,
-            text_style(13, HPos::Right, VPos::Center),
-        ))?;
+        let style = text_style(13, HPos::Right, VPos::Center);
+        text(area, &format!("{value}"), at, &style)?;
     }
-    area.draw(&Text::new(
-        grid.keys[0].clone(),
-        (left + (width - left) / 2, height - px(16)),
-        centred(15),
-    ))?;
-    area.draw(&Text::new(
-        grid.keys[1].clone(),
-        (px(22), top - px(12)),
-        centred(15),
-    ))?;
-    Ok(())
+    let at = (left + (width - left) / 2, height - px(16));
+    text(area, &grid.keys[0], at, &centred(15))?;
+    text(area, &grid.keys[1], (px(22), top - px(12)), &centred(15))
 }
 
 /// White to dark blue.
@@ -361,7 +331,7 @@ fn shade(part: f64) -> RGBColor {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::png_size;
+    use super::super::tests::{count, picture, png_size};
     use super::*;
     use crate::results::Cell;
 
@@ -382,32 +352,58 @@ mod tests {
         }
     }
 
+    /// Two rows at two points each.
+    fn made(keys: &[&str], values: [&[f64]; 2]) -> Grid {
+        let points = ["x", "y"].iter().enumerate().flat_map(|(row, label)| {
+            values.iter().map(move |values| Point {
+                row,
+                label: (*label).into(),
+                values: values.to_vec(),
+            })
+        });
+        Grid {
+            keys: keys.iter().map(|key| (*key).into()).collect(),
+            points: points.collect(),
+        }
+    }
+
+    const LABELS: [&str; 4] = ["a", "b", "c", "d"];
+
     #[test]
-    fn one_key_gives_lines_and_two_give_maps() {
+    fn one_key_gives_lines_and_two_give_a_map_of_each_row() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.png");
-        let labels = ["a", "b", "c", "d"];
-        for (keys, values) in [
-            (1, vec![vec![1e-3], vec![1e-2]]),
-            (2, vec![vec![0.2, 0.7], vec![1.0, 0.0]]),
-        ] {
-            let points = ["x", "y"].iter().enumerate().flat_map(|(row, label)| {
-                values.iter().map(move |values| Point {
-                    row,
-                    label: (*label).into(),
-                    values: values.clone(),
-                })
-            });
-            let made = Grid {
-                keys: ["alpha", "beta"][..keys]
-                    .iter()
-                    .map(|k| (*k).to_owned())
-                    .collect(),
-                points: points.collect(),
-            };
-            grid(&made, &labels, &table(&labels), None, &[], &path, "x").unwrap();
-            let (panel, head) = if keys == 1 { (LINES, 90) } else { (MAP, 60) };
-            assert_eq!(png_size(&path), (2 * panel.0, head + panel.1));
+        let draw = |grid: &Grid| super::grid(grid, &LABELS, &table(&LABELS), None, &[], &path, "x");
+        draw(&made(&["alpha"], [&[1e-3], &[1e-2]])).unwrap();
+        assert_eq!(png_size(&path), (2 * LINES.0, 90 + LINES.1));
+        draw(&made(&["alpha", "beta"], [&[0.2, 0.7], &[1.0, 0.0]])).unwrap();
+        assert_eq!(png_size(&path), (2 * MAP.0, 60 + 2 * MAP.1));
+        // The least score is of the first row, the highest of the second.
+        let pixels = picture(&path);
+        let (width, height) = MAP;
+        for (part, x) in [(0.0, 0), (1.0, width)] {
+            let RGBColor(r, g, b) = shade(part);
+            let of = |x| (x..x + width, 60..60 + height);
+            let found = |x| count(&pixels, of(x), |p| p == [r, g, b]);
+            assert!(found(x) > 10_000 && found(width - x) == 0, "{part}");
+        }
+    }
+
+    #[test]
+    fn points_of_the_alpha_beta_plane_alone_have_names_and_marks_have_the_values_of_the_key() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.svg");
+        let text = |grid: &Grid| {
+            let table = table(&LABELS);
+            super::grid(grid, &LABELS, &table, None, &[], &path, "x").unwrap();
+            std::fs::read_to_string(&path).unwrap()
+        };
+        let values: [&[f64]; 2] = [&[0.5, 0.5], &[1.0, 0.0]];
+        assert!(text(&made(&["alpha", "beta"], values)).contains("Hellinger"));
+        assert!(!text(&made(&["alpha", "tau"], values)).contains("Hellinger"));
+        let text = text(&made(&["learning_rate"], [&[2.5e-4], &[1e-2]]));
+        for mark in ["2.5e-4", "1e-2"] {
+            assert!(text.contains(&format!("\n{mark}\n")), "{mark}");
         }
     }
 }

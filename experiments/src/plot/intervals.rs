@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::Result;
 use plotters::prelude::*;
 
-use super::{Area, Axis, Chart, Key, Look, axes, ends, frame, px, save, ticks};
+use super::{Area, Chart, Key, Look, ends, frame, named, px, save};
 use crate::evidence::{Evidence, LEVEL, OnSet, RowMean};
 use crate::results::{Table, Titles};
 
@@ -105,21 +105,8 @@ fn panel(area: &Area, title: &str, mut points: Vec<Point>, subject: Option<&str>
     }
     let margin = (0.08 * (high - low)).max(0.1);
     let range = low - margin..high + margin;
-    let (marks, step) = ticks(range.start, range.end, 5.0);
-    let centres = (0..points.len()).map(|i| i as f64 + 0.5).collect();
-    let mut chart = axes(
-        area,
-        title,
-        Axis::new(0.0..points.len() as f64, centres),
-        Axis::new(range, marks),
-        ["", "ROUGE-L F1 (%)"],
-        &|centre| {
-            points
-                .get(centre as usize)
-                .map_or(String::new(), |p| p.row.into())
-        },
-        step,
-    )?;
+    let names: Vec<&str> = points.iter().map(|p| p.row).collect();
+    let mut chart = named(area, title, &names, (range, 5.0), "ROUGE-L F1 (%)")?;
     for (i, point) in points.iter().enumerate() {
         let look = Look::of(point.index, point.row, subject);
         draw(&mut chart, i as f64 + 0.5, point, &look)?;
@@ -156,7 +143,7 @@ mod tests {
         for trainings in [1, 3] {
             let scores = scores(&means, trainings, 0.5);
             for paper in [None, Some(paper(&means))] {
-                let evidence = Evidence::new(&scores, &ROWS, paper.as_ref(), None).unwrap();
+                let evidence = Evidence::new(&scores, &ROWS, paper.as_ref()).unwrap();
                 intervals(&evidence, paper.as_ref(), &path, "x", "tiny", Some("bb")).unwrap();
                 assert_eq!(png_size(&path), (WIDTH, FRAME_HEIGHT + 2 * PANEL_HEIGHT));
             }

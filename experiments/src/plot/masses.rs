@@ -8,7 +8,7 @@ use abkd_training::head::{Masses, Shape};
 use anyhow::{Result, ensure};
 use plotters::prelude::*;
 
-use super::{Area, Axis, Key, Look, axes, ends, frame, save, ticks};
+use super::{Area, Key, Look, axes, ends, frame, px, save, ticks};
 use crate::results::{MassPoint, distinct};
 use crate::spec::TEACHER;
 
@@ -44,12 +44,8 @@ pub fn masses(points: &[MassPoint], path: &Path, title: &str, subject: Option<&s
         path.display()
     );
     let rows = distinct(points.iter().map(|point| point.loss.as_str()));
-    let mut looks: Vec<Look> = rows
-        .iter()
-        .enumerate()
-        .map(|(i, row)| Look::of(i, row, subject))
-        .collect();
-    looks.push(Look::of(rows.len(), TEACHER, None));
+    let mut looks = Look::all(rows, subject);
+    looks.push(Look::of(looks.len(), TEACHER, None));
     let title = format!("{title}: where the probability mass lies");
     save(path, SIZE, |area| {
         let body = frame(area, &title, &looks, Key::Line)?;
@@ -97,22 +93,19 @@ fn panel(
     let (first, last) = ends(curves.iter().flatten().map(|(x, _)| *x));
     let (low, high) = ends(curves.iter().flatten().map(|(_, y)| *y));
     let margin = (0.06 * (high - low)).max(1e-3);
-    let (marks, step) = ticks(low - margin, high + margin, 6.0);
     let pad = 0.03 * (last - first).max(1.0);
     let mut chart = axes(
         area,
         title,
-        Axis::new(first - pad..last + pad, ticks(first, last, 6.0).0),
-        Axis::new(low - margin..high + margin, marks),
+        (first - pad..last + pad, ticks(first, last, 6.0).0),
+        (low - margin..high + margin, 6.0),
         ["updates", ""],
         &|at| format!("{at:.0}"),
-        step,
     )?;
     for (curve, look) in curves.into_iter().zip(looks) {
         if look.row != TEACHER {
-            let dots = curve.iter();
-            chart
-                .draw_series(dots.map(|at| Circle::new(*at, super::px(3), look.color.filled())))?;
+            let dot = |at: &(f64, f64)| Circle::new(*at, px(3), look.color.filled());
+            chart.draw_series(curve.iter().map(dot))?;
         }
         chart.draw_series([PathElement::new(curve, look.line())])?;
     }

@@ -6,7 +6,7 @@ use anyhow::Result;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, VPos};
 
-use super::{Area, Key, frame, px, save, text_style};
+use super::{Area, Key, frame, px, save, text, text_style};
 use crate::evidence::{Evidence, OnSet};
 
 const PANEL: (u32, u32) = (640, 440);
@@ -61,7 +61,7 @@ fn panel(area: &Area, title: &str, set: &OnSet, largest: f64) -> Result<()> {
     let h = (height as i32 - top - px(16)) / n;
     let heading = format!("{title}: row less column, points; * more than chance");
     let style = text_style(16, HPos::Center, VPos::Center);
-    area.draw(&Text::new(heading, (width as i32 / 2, px(18)), style))?;
+    text(area, &heading, (width as i32 / 2, px(18)), &style)?;
     for (i, row) in set.rows.iter().enumerate() {
         let (x, y) = (left + w * i as i32, top + h * i as i32);
         // The last line stands at the same height above each column.
@@ -80,13 +80,12 @@ fn panel(area: &Area, title: &str, set: &OnSet, largest: f64) -> Result<()> {
             let fill = color.mix(0.7 * (d.mean.abs() / largest).min(1.0)).filled();
             let corners = [(x, y), (x + w - px(2), y + h - px(2))];
             area.draw(&Rectangle::new(corners, fill))?;
-            let counts = d.losses.as_ref().is_some_and(|(_, p)| *p < 0.05);
-            let star = if counts { "*" } else { "" };
+            let star = if d.significant() { "*" } else { "" };
             let style = text_style(13, HPos::Center, VPos::Center);
             // A difference that rounds to 0 has no sign.
             let number = format!("{:+.1}", d.mean).replace("-0.0", "0.0");
-            let text = number.replace("+0.0", "0.0") + star;
-            area.draw(&Text::new(text, (x + w / 2, y + h / 2), style))?;
+            let number = number.replace("+0.0", "0.0") + star;
+            text(area, &number, (x + w / 2, y + h / 2), &style)?;
         }
     }
     Ok(())
@@ -102,7 +101,7 @@ struct Label {
 impl Label {
     fn draw(&self, area: &Area, (x, y): (i32, i32), step: i32, style: &TextStyle) -> Result<()> {
         for (line, y) in self.lines.iter().zip((y..).step_by(step as usize)) {
-            area.draw(&Text::new(line.clone(), (x, y), style.clone()))?;
+            text(area, line, (x, y), style)?;
         }
         Ok(())
     }
@@ -137,7 +136,7 @@ mod tests {
         let means = [("a", 40.0), ("bb", 30.0), ("ccc", 20.0), ("dddd", 10.0)];
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.png");
-        let evidence = Evidence::new(&scores(&means, 3, 0.5), &ROWS, None, None).unwrap();
+        let evidence = Evidence::new(&scores(&means, 3, 0.5), &ROWS, None).unwrap();
         matrix(&evidence, &path, "x").unwrap();
         assert_eq!(png_size(&path), (2 * PANEL.0, FRAME_HEIGHT + 2 * PANEL.1));
     }

@@ -7,7 +7,7 @@ use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, VPos};
 use serde::Deserialize;
 
-use super::{Area, Axis, Key, axes, frame, save, text_style, ticks};
+use super::{Area, Key, frame, named, save, text_style};
 
 const WIDTH: u32 = 1300;
 const PANEL_HEIGHT: u32 = 330;
@@ -52,7 +52,15 @@ pub fn ratios(results: &Path, path: &Path) -> Result<()> {
         results.display()
     );
     let size = (WIDTH, FRAME_HEIGHT + panels.len() as u32 * PANEL_HEIGHT);
-    save(path, size, |area| draw(area, &panels))
+    save(path, size, |area| {
+        let title = "Times as fast as PyTorch 2.9 on the same cores";
+        let body = frame(area, title, &[], Key::Box)?;
+        let parts = body.split_evenly((panels.len(), 1));
+        for (part, (title, bars)) in parts.iter().zip(&panels) {
+            panel(part, title, bars)?;
+        }
+        Ok(())
+    })
 }
 
 fn read(file: &Path) -> Result<Vec<Bar>> {
@@ -63,38 +71,13 @@ fn read(file: &Path) -> Result<Vec<Bar>> {
         .collect()
 }
 
-fn draw(area: &Area, panels: &[(&str, Vec<Bar>)]) -> Result<()> {
-    let body = frame(
-        area,
-        "Times as fast as PyTorch 2.9 on the same cores",
-        &[],
-        Key::Box,
-    )?;
-    let parts = body.split_evenly((panels.len(), 1));
-    for (part, (title, bars)) in parts.iter().zip(panels) {
-        panel(part, title, bars)?;
-    }
-    Ok(())
-}
-
 fn panel(area: &Area, title: &str, bars: &[Bar]) -> Result<()> {
     let times = bars.iter().filter_map(|b| b.times_as_fast);
     let top = times.fold(1.0, f64::max) * 1.15;
-    let (y_ticks, y_step) = ticks(0.0, top, 5.0);
-    let centres: Vec<f64> = (0..bars.len()).map(|i| i as f64 + 0.5).collect();
     let machine = bars.first().map_or("", |b| b.machine.as_str());
-    let mut chart = axes(
-        area,
-        &format!("{title} ({machine})"),
-        Axis::new(0.0..bars.len() as f64, centres),
-        Axis::new(0.0..top, y_ticks),
-        ["", "times as fast"],
-        &|centre| {
-            bars.get(centre as usize)
-                .map_or(String::new(), |b| b.what.clone())
-        },
-        y_step,
-    )?;
+    let title = format!("{title} ({machine})");
+    let names: Vec<&str> = bars.iter().map(|b| b.what.as_str()).collect();
+    let mut chart = named(area, &title, &names, (0.0..top, 5.0), "times as fast")?;
     for (i, bar) in bars.iter().enumerate() {
         let Some(times) = bar.times_as_fast else {
             continue;

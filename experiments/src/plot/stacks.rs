@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, VPos};
 
-use super::{Area, Axis, Key, Look, Marker, axes, frame, save, text_style, ticks};
+use super::{Key, Look, Marker, frame, named, save, text_style};
 use crate::timing::TimingRow;
 
 const SIZE: (u32, u32) = (1200, 620);
@@ -39,16 +39,6 @@ pub fn stacks(
         "draw {}: nothing was timed yet",
         path.display()
     );
-    save(path, SIZE, |area| draw(area, rows, &paper, title, profile))
-}
-
-fn draw(
-    area: &Area,
-    rows: &[TimingRow],
-    paper: &impl Fn(&str) -> Option<f64>,
-    title: &str,
-    profile: &str,
-) -> Result<()> {
     let looks: Vec<Look> = Phase::ALL
         .iter()
         .zip(COLORS)
@@ -59,51 +49,46 @@ fn draw(
             emphasised: false,
         })
         .collect();
-    let body = frame(area, title, &looks, Key::Box)?;
     let milli = |x: f64| 1e3 * x;
     let highest = rows
         .iter()
         .map(|r| milli(r.phases.iter().sum()))
         .fold(0.0, f64::max);
     let top = highest.max(1e-6) * 1.16;
-    let (y_ticks, y_step) = ticks(0.0, top, 6.0);
-    let centres: Vec<f64> = (0..rows.len()).map(|i| i as f64 + 0.5).collect();
-    let caption = format!("{profile}: above each bar the ratio to SFT, ours (the paper's)");
-    let mut chart = axes(
-        &body,
-        &caption,
-        Axis::new(0.0..rows.len() as f64, centres),
-        Axis::new(0.0..top, y_ticks),
-        ["", "milliseconds a sample"],
-        &|centre| {
-            rows.get(centre as usize)
-                .map_or(String::new(), |r| r.method.clone())
-        },
-        y_step,
-    )?;
-    for (i, row) in rows.iter().enumerate() {
-        let (left, right) = (i as f64 + 0.2, i as f64 + 0.8);
-        let mut low = 0.0;
-        for (seconds, color) in row.phases.iter().zip(COLORS) {
-            let high = low + milli(*seconds);
-            chart.draw_series([Rectangle::new([(left, low), (right, high)], color.filled())])?;
-            low = high;
+    let both = match rows.iter().any(|row| paper(&row.method).is_some()) {
+        true => ", ours (the paper's)",
+        false => "",
+    };
+    let caption = format!("{profile}: above each bar the ratio to SFT{both}");
+    let names: Vec<&str> = rows.iter().map(|r| r.method.as_str()).collect();
+    save(path, SIZE, |area| {
+        let body = frame(area, title, &looks, Key::Box)?;
+        let y = (0.0..top, 6.0);
+        let mut chart = named(&body, &caption, &names, y, "milliseconds a sample")?;
+        for (i, row) in rows.iter().enumerate() {
+            let (left, right) = (i as f64 + 0.2, i as f64 + 0.8);
+            let mut low = 0.0;
+            for (seconds, color) in row.phases.iter().zip(COLORS) {
+                let high = low + milli(*seconds);
+                let corners = [(left, low), (right, high)];
+                chart.draw_series([Rectangle::new(corners, color.filled())])?;
+                low = high;
+            }
+            let ours = row.ratio_to_sft.map_or("-".into(), |r| format!("{r:.2}"));
+            let theirs = paper(&row.method).map_or(String::new(), |r| format!(" ({r:.2})"));
+            chart.draw_series([Text::new(
+                ours + &theirs,
+                (i as f64 + 0.5, low + top * 0.015),
+                text_style(15, HPos::Center, VPos::Bottom),
+            )])?;
         }
-        let ours = row.ratio_to_sft.map_or("-".into(), |r| format!("{r:.2}"));
-        let theirs = paper(&row.method).map_or(String::new(), |r| format!(" ({r:.2})"));
-        chart.draw_series([Text::new(
-            ours + &theirs,
-            (i as f64 + 0.5, low + top * 0.015),
-            text_style(15, HPos::Center, VPos::Bottom),
-        )])?;
-    }
-    Ok(())
+        Ok(())
+    })
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::render;
-    use super::super::tests::count;
+    use super::super::tests::{count, picture};
     use super::*;
 
     #[test]
@@ -125,16 +110,22 @@ mod tests {
             phases: [0.1; 7],
         };
         let none = |_: &str| None;
-        let pixels = render(SIZE, |area| {
-            draw(area, std::slice::from_ref(&row), &none, "Table 3", "tiny")
-        })
-        .unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("table3.png");
+        let rows = [row];
+        stacks(&rows, none, &path, "Table 3", "tiny").unwrap();
+        let pixels = picture(&path);
         for RGBColor(r, g, b) in COLORS {
-            let found = count(&pixels, SIZE.0, (0..1200, 70..560), |p| p == [r, g, b]);
+            let found = count(&pixels, (0..1200, 70..560), |p| p == [r, g, b]);
             assert!(found > 10_000, "{found}");
         }
-        let path = Path::new("table3.png");
-        let error = stacks(&[], none, path, "", "").unwrap_err().to_string();
+        let svg = folder.path().join("table3.svg");
+        let text = |paper: Option<f64>| {
+            stacks(&rows, |_| paper, &svg, "Table 3", "tiny").unwrap();
+            std::fs::read_to_string(&svg).unwrap()
+        };
+        assert!(!text(None).contains("paper") && text(Some(1.0)).contains("paper"));
+        let error = stacks(&[], none, &path, "", "").unwrap_err().to_string();
         assert!(error.contains("table3.png"), "{error}");
     }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::Result;
 use plotters::prelude::*;
 
-use super::{Area, Axis, Key, Look, axes, ends, frame, save, ticks};
+use super::{Area, Key, Look, axes, ends, frame, save, ticks};
 
 const SIZE: (u32, u32) = (1700, 520);
 /// Points of a curve: each is the mean over some updates.
@@ -29,11 +29,7 @@ pub struct Update {
 /// # Errors
 /// The file cannot be written.
 pub fn training(rows: &[(String, Vec<Update>)], path: &Path, subject: Option<&str>) -> Result<()> {
-    let looks: Vec<Look> = rows
-        .iter()
-        .enumerate()
-        .map(|(i, (row, _))| Look::of(i, row, subject))
-        .collect();
+    let looks = Look::all(rows.iter().map(|(row, _)| row.as_str()), subject);
     save(path, SIZE, |area| {
         let body = frame(area, "Training", &looks, Key::Line)?;
         let panels = body.split_evenly((1, 3));
@@ -80,15 +76,13 @@ fn draw(area: &Area, title: &str, curves: &[Vec<(f64, f64)>], looks: &[Look]) ->
         return Ok(());
     }
     let margin = (0.05 * (high - low)).max(1e-3);
-    let (marks, step) = ticks(low - margin, high + margin, 6.0);
     let mut chart = axes(
         area,
         title,
-        Axis::new(0.0..1.0, ticks(0.0, 1.0, 5.0).0),
-        Axis::new(low - margin..high + margin, marks),
+        (0.0..1.0, ticks(0.0, 1.0, 5.0).0),
+        (low - margin..high + margin, 6.0),
         ["part of the training", title],
         &|at| format!("{at:.1}"),
-        step,
     )?;
     for (curve, look) in curves.iter().zip(looks) {
         chart.draw_series([PathElement::new(curve.clone(), look.line())])?;

@@ -41,9 +41,9 @@ pub struct CurvePoint {
 pub fn write_curve(path: &Path, points: &[CurvePoint]) -> Result<()> {
     write_lines(
         path,
-        CURVE_COLUMNS,
+        &CURVE_COLUMNS,
         points.iter().map(|point| {
-            [
+            vec![
                 point.loss.as_str().into(),
                 point.training_seed.into(),
                 u64::from(point.epoch).into(),

@@ -44,9 +44,9 @@ pub fn write_examples(path: &Path, scores: &[Score]) -> Result<()> {
         .collect();
     write_lines(
         path,
-        COLUMNS,
+        &COLUMNS,
         scores.iter().zip(&texts).map(|(score, text)| {
-            [
+            vec![
                 score.row.as_str().into(),
                 score.training_seed.into(),
                 score.dataset.as_str().into(),

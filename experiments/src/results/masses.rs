@@ -44,7 +44,7 @@ pub fn write_masses(path: &Path, points: &[MassPoint]) -> Result<()> {
             teacher,
             overlap,
         } = point.masses;
-        [
+        vec![
             point.loss.as_str().into(),
             point.training_seed.into(),
             point.updates.into(),
@@ -57,7 +57,7 @@ pub fn write_masses(path: &Path, points: &[MassPoint]) -> Result<()> {
             Field::Fine(teacher.entropy),
         ]
     });
-    write_lines(path, COLUMNS, lines)
+    write_lines(path, &COLUMNS, lines)
 }
 
 /// Reads what [`write_masses`] wrote.

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use super::sheet::{Sheet, write_lines};
+use super::sheet::write_lines;
 
 const SCORE_COLUMNS: [&str; 9] = [
     "experiment",
@@ -50,9 +50,9 @@ pub struct Score {
 pub fn write_scores(path: &Path, scores: &[Score]) -> Result<()> {
     write_lines(
         path,
-        SCORE_COLUMNS,
+        &SCORE_COLUMNS,
         scores.iter().map(|score| {
-            [
+            vec![
                 score.experiment.as_str().into(),
                 score.row.as_str().into(),
                 score.training_seed.into(),
@@ -65,28 +65,4 @@ pub fn write_scores(path: &Path, scores: &[Score]) -> Result<()> {
             ]
         }),
     )
-}
-
-/// Reads raw scores, without the scores of single answers.
-///
-/// # Errors
-/// Names the file, and the line and column where a value is wrong.
-pub fn read_scores(path: &Path) -> Result<Vec<Score>> {
-    let sheet = Sheet::open(path, &[&SCORE_COLUMNS])?;
-    (0..sheet.len())
-        .map(|line| {
-            Ok(Score {
-                experiment: sheet.text(line, 0)?.to_string(),
-                row: sheet.text(line, 1)?.to_string(),
-                training_seed: sheet.optional(line, 2, Sheet::whole)?,
-                dataset: sheet.text(line, 3)?.to_string(),
-                sampling_seed: sheet.whole(line, 4)?,
-                n: sheet.whole(line, 5)?,
-                rouge_l: sheet.number(line, 6)?,
-                exact_match: sheet.number(line, 7)?,
-                mean_tokens: sheet.number(line, 8)?,
-                examples: Vec::new(),
-            })
-        })
-        .collect()
 }

@@ -48,39 +48,47 @@ impl<'a, T: Into<Field<'a>>> From<Option<T>> for Field<'a> {
     }
 }
 
-/// Writes a CSV file with LF line ends, with an atomic write.
+/// Writes a CSV file with an atomic write.
 ///
 /// # Errors
 /// Names the file, or the column and line of a number that is not finite.
-pub fn write_lines<'a, const N: usize>(
+pub fn write_lines<'a>(
     path: &Path,
-    header: [&str; N],
-    lines: impl IntoIterator<Item = [Field<'a>; N]>,
+    header: &[&str],
+    lines: impl IntoIterator<Item = Vec<Field<'a>>>,
 ) -> Result<()> {
-    let context = || format!("write {}", path.display());
+    let bytes = csv_bytes(header, lines).with_context(|| format!("write {}", path.display()))?;
+    write_atomic(path, &bytes)
+}
+
+/// The bytes of a CSV file with LF line ends.
+///
+/// # Errors
+/// A line of another length than the header; names the column and line of a number that is not finite.
+pub fn csv_bytes<'a>(
+    header: &[&str],
+    lines: impl IntoIterator<Item = Vec<Field<'a>>>,
+) -> Result<Vec<u8>> {
     let mut writer = csv::Writer::from_writer(Vec::new());
-    writer.write_record(header).with_context(context)?;
+    writer.write_record(header)?;
     for (index, line) in lines.into_iter().enumerate() {
-        for (field, key) in line.into_iter().zip(header) {
+        for (column, field) in line.into_iter().enumerate() {
             let text = match field {
                 Field::Text(text) => text.to_string(),
                 Field::Whole(value) => value.to_string(),
                 Field::Number(value) if value.is_finite() => format!("{value:.4}"),
                 Field::Fine(value) if value.is_finite() => format!("{value:.7}"),
                 Field::Number(value) | Field::Fine(value) => {
-                    bail!("{}: line {}: {key} is {value}", context(), index + 2)
+                    let key = header.get(column).unwrap_or(&"?");
+                    bail!("line {}: {key} is {value}", index + 2)
                 }
                 Field::Empty => String::new(),
             };
-            writer.write_field(text).with_context(context)?;
+            writer.write_field(text)?;
         }
-        writer.write_record(None::<&[u8]>).with_context(context)?;
+        writer.write_record(None::<&[u8]>)?;
     }
-    let bytes = writer
-        .into_inner()
-        .map_err(|error| error.into_error())
-        .with_context(context)?;
-    write_atomic(path, &bytes)
+    Ok(writer.into_inner().map_err(|error| error.into_error())?)
 }
 
 /// Atomic write, in a folder that is created if missing. Partial results are written after each task without fsync: after

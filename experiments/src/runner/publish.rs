@@ -10,8 +10,8 @@ use super::Places;
 use crate::results::PARTIAL;
 use crate::spec::{ENDINGS, Spec};
 
-/// Replaces the results of an earlier run with those of an experiment whose tasks are all done; returns a line per file
-/// that compares the two.
+/// Replaces the results of an earlier run with those of an experiment whose tasks are all done, and removes curves and
+/// masses that this one does not make; returns a line per file that compares the two.
 ///
 /// # Errors
 ///
@@ -19,6 +19,24 @@ use crate::spec::{ENDINGS, Spec};
 pub fn publish(places: &Places, spec: &Spec) -> Result<Vec<String>> {
     let name = &spec.experiment.name;
     let mut told = Vec::new();
+    let remove = |path: &Path| fs::remove_file(path).with_context(|| path.display().to_string());
+    let file = |end: &str| {
+        let file = format!("{name}{end}");
+        (places.partial(spec, &file), places.result(spec, &file))
+    };
+    let figures = places.figures.join(&spec.profile.name);
+    let picture = figures.join(format!("{name}_masses.png"));
+    let whole = file(".csv").0.exists();
+    for end in ["_curves.csv", "_masses.csv"] {
+        let (made, stale) = file(end);
+        if whole && !made.exists() && stale.exists() {
+            remove(&stale)?;
+            told.push(format!("{}: removed, this run makes none", stale.display()));
+            if end == "_masses.csv" && picture.exists() {
+                remove(&picture)?;
+            }
+        }
+    }
     for end in [
         ".csv",
         "_scores.csv",
@@ -27,8 +45,7 @@ pub fn publish(places: &Places, spec: &Spec) -> Result<Vec<String>> {
         "_masses.csv",
         ".json",
     ] {
-        let file = format!("{name}{end}");
-        let (from, to) = (places.partial(spec, &file), places.result(spec, &file));
+        let (from, to) = file(end);
         if !from.exists() {
             continue;
         }
@@ -48,7 +65,7 @@ pub fn publish(places: &Places, spec: &Spec) -> Result<Vec<String>> {
             Some(_) => format!("{}: differs from {whose}", place()),
         });
         files::write(&to, &new).with_context(place)?;
-        fs::remove_file(&from).with_context(place)?;
+        remove(&from)?;
     }
     // Files made from partial results are out of date.
     for end in ENDINGS
@@ -57,7 +74,7 @@ pub fn publish(places: &Places, spec: &Spec) -> Result<Vec<String>> {
     {
         let stale = places.partial(spec, &format!("{name}{end}"));
         if stale.exists() {
-            fs::remove_file(&stale).with_context(|| stale.display().to_string())?;
+            remove(&stale)?;
         }
     }
     // Fails if the folder holds another experiment's partial results.
@@ -84,21 +101,54 @@ mod tests {
 
     use super::*;
 
+    fn places(folder: &Path) -> Places {
+        Places {
+            root: Path::new(env!("CARGO_MANIFEST_DIR")).join(".."),
+            runs: folder.join("runs"),
+            results: folder.join("results"),
+            figures: folder.join("figures"),
+        }
+    }
+
+    fn write(path: PathBuf, text: &str) {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+
+    #[test]
+    fn masses_that_a_run_does_not_make_are_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let places = places(dir.path());
+        let spec = Spec::load(&places.root, "table1", "tiny").unwrap();
+        let result = |end: &str| places.result(&spec, &format!("table1{end}"));
+        let picture = places.figures.join("tiny/table1_masses.png");
+        for path in [
+            result("_masses.csv"),
+            result("_curves.csv"),
+            picture.clone(),
+        ] {
+            write(path, "of an earlier run");
+        }
+        write(places.result(&spec, "table2_masses.csv"), "another's");
+        // Without a table there is no other run.
+        assert!(publish(&places, &spec).unwrap().is_empty());
+        assert!(result("_masses.csv").exists() && picture.exists());
+        write(places.partial(&spec, "table1.csv"), "one");
+        write(places.partial(&spec, "table1_curves.csv"), "new");
+        let told = publish(&places, &spec).unwrap();
+        assert!(
+            told.len() == 3 && told[0].ends_with("table1_masses.csv: removed, this run makes none")
+        );
+        assert!(!result("_masses.csv").exists() && !picture.exists());
+        assert_eq!(fs::read_to_string(result("_curves.csv")).unwrap(), "new");
+        assert!(places.result(&spec, "table2_masses.csv").exists());
+    }
+
     #[test]
     fn a_whole_table_replaces_another_and_says_how_they_compare() {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-        let spec = Spec::load(&root, "table1", "tiny").unwrap();
         let dir = tempfile::tempdir().unwrap();
-        let places = Places {
-            root: root.clone(),
-            runs: dir.path().join("runs"),
-            results: dir.path().join("results"),
-            figures: dir.path().join("figures"),
-        };
-        let write = |path: PathBuf, text: &str| {
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, text).unwrap();
-        };
+        let places = places(dir.path());
+        let spec = Spec::load(&places.root, "table1", "tiny").unwrap();
         let other = places.partial(&spec, "table2.csv");
         write(other.clone(), "another table that is not whole");
         for (text, says) in [

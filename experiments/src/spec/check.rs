@@ -84,7 +84,7 @@ impl Spec {
             );
         }
         if let Some(subject) = &e.subject {
-            let labels: Vec<&str> = e.rows.iter().map(|r| r.label.as_str()).collect();
+            let labels = e.labels();
             ensure!(
                 labels.contains(&subject.as_str()),
                 "{}: subject = \"{subject}\": no row has this label{}; there are {}",

@@ -67,12 +67,15 @@ pub const STUDENT: &str = "Student (SFT)";
 const SUBJECT: &str = "ABKD";
 
 impl Experiment {
+    /// Labels of the rows.
+    pub fn labels(&self) -> Vec<&str> {
+        self.rows.iter().map(|row| row.label.as_str()).collect()
+    }
+
     /// Label of the row whose lead is shown, if there is one.
     pub fn subject(&self) -> Option<&str> {
-        let usual = || self.rows.iter().map(|r| r.label.as_str());
-        self.subject
-            .as_deref()
-            .or_else(|| usual().find(|label| *label == SUBJECT))
+        let usual = || self.labels().into_iter().find(|label| *label == SUBJECT);
+        self.subject.as_deref().or_else(usual)
     }
 }
 
