@@ -273,6 +273,14 @@ impl Evidence {
     pub fn on(&self, dataset: Option<&str>) -> Option<&OnSet> {
         self.sets.iter().find(|s| s.dataset.as_deref() == dataset)
     }
+
+    /// Where the paper claims nothing, claims that this row is first.
+    pub fn claiming(mut self, row: Option<&str>) -> Self {
+        if let Some(row) = row.filter(|_| self.claims.is_empty()) {
+            self.claims = claims::is_first(&self.sets, row);
+        }
+        self
+    }
 }
 
 fn on_set(block: &Block, paper: Option<&Table>) -> Option<OnSet> {

@@ -84,7 +84,7 @@ pub fn evidence(places: &Places, spec: &Spec) -> Result<Option<Evidence>> {
     let evidence = Evidence::new(&scores, &spec.experiment.labels(), paper.as_ref());
     Ok(evidence.map(|evidence| Evidence {
         titles: spec.titles(),
-        ..evidence
+        ..evidence.claiming(spec.experiment.subject.as_deref())
     }))
 }
 

@@ -42,28 +42,39 @@ pub struct Claim {
 
 /// Claims the places of the paper's first and second row on each set, and of its first over all.
 pub(super) fn claims(sets: &[OnSet], paper: &Table) -> Vec<Claim> {
-    let mut claims = Vec::new();
-    for set in sets {
+    let claims = sets.iter().flat_map(|set| {
         let (leaders, rest) = paper_order(set, sets, paper);
-        for (place, row) in ["first", "second"].into_iter().zip(&leaders) {
-            let below = match place {
-                "first" => others(set, row),
-                _ => rest.clone(),
-            };
-            if below.is_empty() {
-                continue;
-            }
-            let (verdict, reason) = judge(set, row, &below);
-            claims.push(Claim {
-                row: row.to_string(),
-                place,
-                dataset: set.dataset.clone(),
-                verdict,
-                reason,
-            });
-        }
+        let places = ["first", "second"].into_iter().zip(leaders);
+        places.filter_map(move |(place, row)| match place {
+            "first" => claim(set, row, place, &others(set, row)),
+            _ => claim(set, row, place, &rest),
+        })
+    });
+    claims.collect()
+}
+
+/// Claims that a row is first on each set.
+pub(super) fn is_first(sets: &[OnSet], row: &str) -> Vec<Claim> {
+    let having = sets
+        .iter()
+        .filter(|set| set.rows.iter().any(|r| r.row == row));
+    let claims = having.filter_map(|set| claim(set, row, "first", &others(set, row)));
+    claims.collect()
+}
+
+/// The claim that a row has a place, all others of which are `below`.
+fn claim(set: &OnSet, row: &str, place: &'static str, below: &[&str]) -> Option<Claim> {
+    if below.is_empty() {
+        return None;
     }
-    claims
+    let (verdict, reason) = judge(set, row, below);
+    Some(Claim {
+        row: row.to_owned(),
+        place,
+        dataset: set.dataset.clone(),
+        verdict,
+        reason,
+    })
 }
 
 fn others<'a>(set: &'a OnSet, without: &str) -> Vec<&'a str> {
