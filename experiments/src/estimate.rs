@@ -120,21 +120,13 @@ impl<'a> Estimate<'a> {
             }
             Work::TeacherHidden(_) => cost::hidden(self),
             Work::TeacherAnswers(answers) => {
-                let new = self.lengths.response.min(answers.max_new_tokens as f64);
                 let n = self.lengths.sequences as f64;
-                cost::sampling(self, shape, n, self.lengths.prompt, new, answers.batch_size)
+                cost::sampling(self, shape, n, answers.max_new_tokens, answers.batch_size)
             }
             Work::Evaluate(e) => {
                 let n = self.examples.get(&e.dataset).copied().unwrap_or(0) as f64;
-                let new = self.lengths.response.min(e.decoding.max_new_tokens as f64);
-                cost::sampling(
-                    self,
-                    shape,
-                    n,
-                    self.lengths.prompt,
-                    new,
-                    e.decoding.batch_size,
-                )
+                let how = &e.decoding;
+                cost::sampling(self, shape, n, how.max_new_tokens, how.batch_size)
             }
         }
     }

@@ -121,17 +121,17 @@ impl Bytes {
     }
 }
 
-/// Cost of answering `n` prompts.
+/// Cost of answering `n` prompts with at most `longest` tokens each.
 pub(super) fn sampling(
     estimate: &Estimate,
     shape: &ModelConfig,
     n: f64,
-    prompt: f64,
-    new: f64,
+    longest: usize,
     batch: usize,
 ) -> Cost {
     let bytes = Bytes::of(estimate);
-    let length = prompt + new;
+    let new = estimate.lengths.response.min(longest as f64);
+    let length = estimate.lengths.prompt + new;
     let layers = layers_flops(shape, length / 2.0) * length;
     let p = shape.parameters();
     let read = bytes.factor * (p.layer * p.layers + shape.vocab_size() * shape.width()) as f64;
@@ -207,29 +207,20 @@ pub(super) fn training(
         a_sample += head_flops(teacher) * lengths.response;
     }
     cost.flops = samples * a_sample * method.passes();
-    for (shape, answers, new) in sampled(estimate, method, samples) {
-        let part = sampling(
-            estimate,
-            shape,
-            answers,
-            lengths.prompt,
-            new,
-            settings.batch_size,
-        );
-        cost.add_answers(&part);
+    for sampled in method.sampled() {
+        let model = if sampled.by_teacher {
+            &estimate.teacher
+        } else {
+            &estimate.student
+        };
+        let (n, batch) = (sampled.share * samples, settings.batch_size);
+        let longest = sampled.longest.unwrap_or(p.data.max_new_tokens());
+        cost.add_answers(&sampling(estimate, model, n, longest, batch));
     }
-    // validations
-    let new = lengths.response.min(p.validation.max_new_tokens as f64);
-    let answers = settings.validations(lengths.sequences) as f64 * p.validation.examples as f64;
-    let part = sampling(
-        estimate,
-        shape,
-        answers,
-        lengths.prompt,
-        new,
-        p.validation.batch_size,
-    );
-    cost.add_answers(&part);
+    let v = &p.validation;
+    let n = settings.validations(lengths.sequences) as f64 * v.examples as f64;
+    let validations = sampling(estimate, shape, n, v.max_new_tokens, v.batch_size);
+    cost.add_answers(&validations);
 
     cost.trained_tokens = samples * length;
     let bytes = Bytes::of(estimate);
@@ -331,26 +322,4 @@ fn logits(estimate: &Estimate, shape: &ModelConfig, rows: f64, models: f64) -> f
         factor
     };
     rows.min(chunk.max(1.0)) * vocabulary * number * (models + 1.0)
-}
-
-/// Answers that a method samples during training on `samples` sequences: model, number, length.
-fn sampled<'a>(
-    estimate: &'a Estimate,
-    method: &Method,
-    samples: f64,
-) -> Vec<(&'a ModelConfig, f64, f64)> {
-    let p = &estimate.spec.profile;
-    let length = |limit: Option<usize>| {
-        let limit = limit.unwrap_or(p.data.max_new_tokens()) as f64;
-        estimate.lengths.response.min(limit)
-    };
-    let sampled = method.sampled().into_iter().map(|sampled| {
-        let model = if sampled.by_teacher {
-            &estimate.teacher
-        } else {
-            &estimate.student
-        };
-        (model, sampled.share * samples, length(sampled.longest))
-    });
-    sampled.collect()
 }
