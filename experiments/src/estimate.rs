@@ -112,12 +112,8 @@ impl<'a> Estimate<'a> {
             _ => &self.student,
         };
         match &planned.task.work {
-            Work::Train(t) => cost::training(self, &t.method, &t.settings, shape),
-            Work::Time(timed) => {
-                let (training, timing) = (&timed.training, &timed.timing);
-                let settings = training.settings.measured(timing.warmup + timing.steps);
-                cost::training(self, &training.method, &settings, shape)
-            }
+            Work::Train(training) => cost::training(self, training, shape),
+            Work::Time(timed) => cost::training(self, &timed.measured(), shape),
             Work::TeacherHidden(_) => cost::hidden(self),
             Work::TeacherAnswers(answers) => {
                 let n = self.lengths.sequences as f64;
@@ -177,7 +173,8 @@ mod tests {
                 like.then_some(training)
             });
             let training = trainings.next().unwrap();
-            let mut settings = training.settings.clone();
+            let mut training = training.clone();
+            let settings = &mut training.settings;
             let adapted = settings.lora.is_some();
             settings.batch_size = if adapted { 8 } else { 16 };
             settings.micro_batch_size = adapted.then_some(2);
@@ -187,7 +184,7 @@ mod tests {
             } else {
                 &estimate.student
             };
-            let cost = cost::training(&estimate, &training.method, &settings, shape);
+            let cost = cost::training(&estimate, &training, shape);
             let launches = cost.launches / cost.updates as f64;
             (launches, cost.memory.total() / 1e9)
         };

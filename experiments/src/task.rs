@@ -296,7 +296,31 @@ impl Task {
     }
 }
 
+impl Timed {
+    /// The training that is timed: one epoch of warm-up and timed updates, with a seed of its own for each repeat.
+    pub fn measured(&self) -> Training {
+        let mut training = self.training.clone();
+        let settings = training
+            .settings
+            .measured(self.timing.warmup + self.timing.steps);
+        training.method = training.method.timed(settings.batch_size);
+        training.settings = Settings {
+            seed: settings.seed + self.repeat as u64,
+            ..settings
+        };
+        training
+    }
+}
+
 impl Training {
+    /// Whether only the head of the teacher is used, as the cache holds all hidden states that the training needs.
+    pub fn needs_head_alone(&self) -> bool {
+        self.hidden.is_some()
+            && self.method.sampled().is_empty()
+            && self.text.is_none()
+            && !self.settings.masses
+    }
+
     fn needs<'a>(&'a self, needs: &mut Vec<&'a TaskId>) {
         self.student.needs(needs);
         if let Some(teacher) = &self.teacher {

@@ -1,11 +1,11 @@
 //! FLOPs, tokens, memory and disk of a task.
 
 use abkd_models::{ModelConfig, Precision};
-use abkd_training::cache::CacheMode;
-use abkd_training::{Method, Settings};
+use abkd_training::Settings;
 
 use super::Estimate;
 use crate::backend;
+use crate::task::Training;
 
 /// Cost of a task.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -170,14 +170,10 @@ pub(super) fn hidden(estimate: &Estimate) -> Cost {
 }
 
 /// Cost of training a student (or fine-tuning a teacher) of the given shape.
-pub(super) fn training(
-    estimate: &Estimate,
-    method: &Method,
-    settings: &Settings,
-    shape: &ModelConfig,
-) -> Cost {
+pub(super) fn training(estimate: &Estimate, training: &Training, shape: &ModelConfig) -> Cost {
     let lengths = estimate.lengths;
     let p = &estimate.spec.profile;
+    let (method, settings) = (&training.method, &training.settings);
     let updates = settings.updates(lengths.sequences);
     let samples = updates as f64 * settings.batch_size as f64;
     let length = lengths.prompt + lengths.response;
@@ -192,14 +188,14 @@ pub(super) fn training(
         } else {
             0.0
         };
-    let cached = p.teacher_cache != CacheMode::Off && method.uses_teacher_on_data();
+    let cached = training.hidden.is_some();
     let mut a_sample = passes * layers_flops(shape, length / 2.0) * length
         + passes * head_flops(shape) * lengths.response;
     let mut cost = Cost {
         updates,
         ..Cost::default()
     };
-    if method.needs_teacher() {
+    if training.teacher.is_some() {
         let teacher = &estimate.teacher;
         if !cached {
             a_sample += layers_flops(teacher, length / 2.0) * length;
@@ -217,19 +213,17 @@ pub(super) fn training(
         let longest = sampled.longest.unwrap_or(p.data.max_new_tokens());
         cost.add_answers(&sampling(estimate, model, n, longest, batch));
     }
-    let v = &p.validation;
+    let v = &training.validation;
     let n = settings.validations(lengths.sequences) as f64 * v.examples as f64;
     let validations = sampling(estimate, shape, n, v.max_new_tokens, v.batch_size);
     cost.add_answers(&validations);
 
     cost.trained_tokens = samples * length;
     let bytes = Bytes::of(estimate);
-    let teacher = match method.needs_teacher() {
-        true if cached && method.sampled().is_empty() && !settings.masses => {
-            bytes.layers(&estimate.teacher, 1)
-        }
-        true => bytes.model(&estimate.teacher),
-        false => 0.0,
+    let teacher = match training.teacher {
+        Some(_) if training.needs_head_alone() => bytes.layers(&estimate.teacher, 1),
+        Some(_) => bytes.model(&estimate.teacher),
+        None => 0.0,
     };
     let own = match settings.lora {
         Some(_) => bytes.model(shape),
@@ -250,7 +244,7 @@ pub(super) fn training(
     if settings.lora.is_some() {
         a_part += layers * ADAPTED;
     }
-    if method.needs_teacher() && !cached {
+    if training.teacher.is_some() && !cached {
         a_part += FORWARD * estimate.teacher.parameters().layers as f64;
     }
     let tensors = if settings.lora.is_some() {
