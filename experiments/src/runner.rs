@@ -22,7 +22,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 pub use self::calibrate::calibrate;
-use self::executor::{Board, Executor, Local, caught};
+use self::executor::{Board, caught, execute};
 pub use self::fold::write_results;
 pub use self::outcome::{Answered, Outcome, Student, outcomes, student};
 use self::proof::Standing;
@@ -216,7 +216,7 @@ pub fn run(
                     Ok(true)
                 }
             };
-            Local { jobs, stop, worker }.execute(plan, &done)?
+            execute(plan, &done, jobs, stop, worker)?
         }
     };
     write_results(places, spec, plan)?;
