@@ -74,7 +74,7 @@ pub fn outcomes(places: &Places, spec: &Spec, plan: &Plan) -> Result<Vec<Outcome
         let Some(Evaluated { score, examples }) = proof::result(&runs, &planned.id)? else {
             continue;
         };
-        let (_, seal) = proof::needed(&runs, &planned.id)?;
+        let seal = proof::needed(&runs, &planned.id)?;
         let read = || seal.read(answers::FILE).map_err(proof::changed);
         for &who in &planned.of {
             all.push(Outcome {

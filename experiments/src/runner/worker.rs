@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use abkd_data::{Example, PromptTemplate};
 use abkd_host::files;
+use abkd_host::seal::Seal;
 use abkd_models::generate::Sampler;
 use abkd_models::{LanguageModel, checkpoint, lora};
 use abkd_training::cache::{self, TeacherCache};
@@ -50,7 +51,7 @@ impl Worker<'_> {
             self.loaded = None;
         }
         let dir = self.runs.join(id);
-        let earlier = proof::earlier(&dir, id);
+        let earlier = Seal::open(&dir, id).ok();
         let folder = Folder::begin(&dir, id, &task::content(id, task, self.sources)?)?;
         let told = self.work(id, task, folder, shown)?;
         // The next task needs blocks of other sizes.
@@ -166,7 +167,7 @@ impl Worker<'_> {
             &mut |n| shown.more(n, examples.len(), || "answers".into()),
         )?;
         let text = lines(&answers, examples, &self.inputs.template)?;
-        folder.seal().write(answers::FILE, &text)?;
+        folder.seal.write(answers::FILE, &text)?;
         let score = evaluate::score(&answers);
         folder.finish(&Evaluated {
             score,
@@ -201,7 +202,7 @@ impl Worker<'_> {
             shown.line(&answers::again(written.dropped));
         }
         let size = TeacherCache::open(folder.dir, id)?.size();
-        folder.seal().enclose("", &written.seal);
+        folder.seal.enclose("", &written.seal);
         folder.finish(&OneOff {
             items: sequences.len(),
             seconds: written.seconds,
@@ -321,7 +322,7 @@ impl Worker<'_> {
         let cached_share =
             (teacher_tokens > 0).then(|| cached_tokens as f64 / teacher_tokens as f64);
         let last = curve.last().and_then(|r| r.validation_rouge_l);
-        folder.seal().enclose(STUDENT, &student);
+        folder.seal.enclose(STUDENT, &student);
         folder.finish(&Trained {
             curve,
             cached_share,
@@ -378,8 +379,7 @@ impl Worker<'_> {
             }
             Model::Trained { task, adapter_on } => (task, adapter_on),
         };
-        let (dir, _) = proof::needed(self.runs, id)?;
-        let dir = student_dir(&dir);
+        let dir = student_dir(proof::needed(self.runs, id)?.folder());
         if let Some(on) = adapter_on {
             let base = lora::merge(self.load(on, task, device)?);
             return Ok(lora::load(base, &dir)?);
