@@ -79,7 +79,6 @@ pub struct Trained {
     /// One record per epoch.
     pub curve: Vec<ValidationRecord>,
     /// Share of the teacher's hidden states that came from the cache; absent without a teacher.
-    #[serde(default)]
     pub cached_share: Option<f64>,
 }
 
