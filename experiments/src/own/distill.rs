@@ -14,11 +14,11 @@ use super::files::{Files, Found, Student, name_of};
 use super::source::Source;
 use super::{MAX_LENGTH, Prompting, columns, named};
 use crate::backend::Cards;
-use crate::inputs::{Inputs, identity, leave_out_padding};
+use crate::inputs::{Inputs, hash_checkpoint, leave_out_padding};
 use crate::message::{describe, say};
 use crate::plan::Plan;
 use crate::runner::Places;
-use crate::spec::{Layers, ModelSpec, Spec};
+use crate::spec::{Layers, Spec};
 use crate::{backend, preflight};
 
 /// Maximum number of held-out examples if no validation data are given.
@@ -229,9 +229,7 @@ impl Distill {
             if let Ok(config) = ModelConfig::read(&model.folder.join("config.json")) {
                 positions = positions.min(config.max_positions());
             }
-            let spec = ModelSpec::checkpoint(&model.folder);
-            let hash = identity(Path::new("."), &spec, &spec)?;
-            let hash = hash["checkpoint"].as_str().unwrap_or_default();
+            let hash = hash_checkpoint(&model.folder)?;
             let what = format!("{}, checkpoint {hash}", model.name());
             facts.push((who.into(), what));
         }

@@ -88,7 +88,7 @@ pub enum Kind {
 }
 
 /// One row: a student trained one way.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Row {
     /// Label, as in the paper.
@@ -163,14 +163,7 @@ impl Row {
         Self {
             label: id.into(),
             method: id.into(),
-            divergence: None,
-            params: BTreeMap::new(),
-            fidelity: None,
-            settings: toml::Table::new(),
-            train: toml::Table::new(),
-            start: None,
-            kd_ratio: None,
-            text: None,
+            ..Self::default()
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use abkd_data::{Columns, Date};
 use abkd_models::generate::Decoding;
@@ -296,20 +296,6 @@ impl Layers {
 }
 
 impl ModelSpec {
-    /// A model from a Hugging Face folder.
-    pub(crate) fn checkpoint(folder: &Path) -> Self {
-        Self {
-            checkpoint: Some(folder.into()),
-            hub: None,
-            revision: None,
-            layers: None,
-            gpt2: None,
-            llama: None,
-            seed: defaults::seed(),
-            vocabulary: None,
-        }
-    }
-
     /// The shape without the rows beyond the vocabulary that is kept.
     pub(crate) fn cut(&self, shape: ModelConfig) -> ModelConfig {
         match self.vocabulary {
