@@ -14,8 +14,9 @@ use std::path::Path;
 use abkd_models::ModelConfig;
 use anyhow::Result;
 
+use crate::inputs::checkpoints::Side;
 use crate::inputs::{Inputs, base_shape};
-use crate::plan::{Plan, Planned, Who};
+use crate::plan::{Plan, Planned};
 use crate::spec::Spec;
 use crate::task::Work;
 
@@ -107,9 +108,9 @@ impl<'a> Estimate<'a> {
     }
 
     fn cost(&self, planned: &Planned) -> Cost {
-        let shape = match planned.of.first() {
-            Some(Who::Teacher) => &self.teacher,
-            _ => &self.student,
+        let shape = match planned.side() {
+            Side::Teacher => &self.teacher,
+            Side::Student => &self.student,
         };
         match &planned.task.work {
             Work::Train(training) => cost::training(self, training, shape),

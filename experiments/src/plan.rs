@@ -42,6 +42,14 @@ pub struct Planned {
 }
 
 impl Planned {
+    /// The side whose base model has the shape of the model that the task works on.
+    pub fn side(&self) -> Side {
+        match self.of[0] {
+            Who::Teacher => Side::Teacher,
+            _ => Side::Student,
+        }
+    }
+
     /// Kind of the task; tasks of one kind take about the same time.
     pub fn kind(&self) -> String {
         let row = |who: Option<&Who>| match who {

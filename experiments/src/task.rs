@@ -60,6 +60,28 @@ pub enum Work {
     Time(Timed),
 }
 
+impl Work {
+    /// The training that is run or timed, if any.
+    pub fn training(&self) -> Option<&Training> {
+        match self {
+            Self::Train(training) | Self::Time(Timed { training, .. }) => Some(training),
+            _ => None,
+        }
+    }
+
+    /// The models that the task works with.
+    fn models(&self) -> Vec<&Model> {
+        match self {
+            Self::Train(t) | Self::Time(Timed { training: t, .. }) => {
+                [&t.student].into_iter().chain(&t.teacher).collect()
+            }
+            Self::TeacherHidden(Hidden { teacher, .. })
+            | Self::TeacherAnswers(Answers { teacher, .. }) => vec![teacher],
+            Self::Evaluate(evaluation) => vec![&evaluation.model],
+        }
+    }
+}
+
 /// A training.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -244,13 +266,11 @@ impl Task {
     /// The tasks that the task needs, each once.
     pub fn needs(&self) -> Vec<&TaskId> {
         let mut needs = Vec::new();
-        match &self.work {
-            Work::Train(training) | Work::Time(Timed { training, .. }) => {
-                training.needs(&mut needs)
-            }
-            Work::TeacherHidden(hidden) => hidden.teacher.needs(&mut needs),
-            Work::TeacherAnswers(answers) => answers.teacher.needs(&mut needs),
-            Work::Evaluate(evaluation) => evaluation.model.needs(&mut needs),
+        for model in self.work.models() {
+            model.needs(&mut needs);
+        }
+        if let Some(training) = self.work.training() {
+            needs.extend(training.hidden.iter().chain(&training.answers));
         }
         needs.sort();
         needs.dedup();
@@ -259,16 +279,8 @@ impl Task {
 
     /// The base models that the task uses, each once: side and identity.
     pub fn bases(&self) -> Vec<(Side, &Value)> {
-        let models: Vec<&Model> = match &self.work {
-            Work::Train(t) | Work::Time(Timed { training: t, .. }) => {
-                [&t.student].into_iter().chain(&t.teacher).collect()
-            }
-            Work::TeacherHidden(hidden) => vec![&hidden.teacher],
-            Work::TeacherAnswers(answers) => vec![&answers.teacher],
-            Work::Evaluate(evaluation) => vec![&evaluation.model],
-        };
         let mut bases: Vec<(Side, &Value)> = Vec::new();
-        for model in models {
+        for model in self.work.models() {
             if let Some(base) = model.base()
                 && !bases.contains(&base)
             {
@@ -319,14 +331,6 @@ impl Training {
             && self.method.sampled().is_empty()
             && self.text.is_none()
             && !self.settings.masses
-    }
-
-    fn needs<'a>(&'a self, needs: &mut Vec<&'a TaskId>) {
-        self.student.needs(needs);
-        if let Some(teacher) = &self.teacher {
-            teacher.needs(needs);
-        }
-        needs.extend(self.hidden.iter().chain(&self.answers));
     }
 }
 
