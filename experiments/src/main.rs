@@ -67,8 +67,8 @@ enum Command {
         #[arg(long)]
         calibrate: bool,
         /// Expected time on another machine
-        #[arg(long, value_name = "NAME", value_parser = clap::builder::PossibleValuesParser::new(Accelerator::names()))]
-        accelerator: Option<String>,
+        #[arg(long, value_name = "NAME", value_enum)]
+        accelerator: Option<Accelerator>,
     },
     /// Run the tasks that are not done yet, then compare and plot
     Run {
@@ -352,7 +352,7 @@ fn run(command: Command) -> Result<ExitCode> {
             target,
             calibrate,
             accelerator,
-        } => show_plan(&target, calibrate, accelerator.as_deref()),
+        } => show_plan(&target, calibrate, accelerator),
         Command::Run {
             target,
             dry_run: true,
@@ -678,8 +678,11 @@ fn write_report(target: &Target, out: Option<&Path>) -> Result<ExitCode> {
     print(&format!("{}\n", path.display()))
 }
 
-fn show_plan(target: &Target, calibrate: bool, accelerator: Option<&str>) -> Result<ExitCode> {
-    let accelerator = accelerator.map(Accelerator::named).transpose()?;
+fn show_plan(
+    target: &Target,
+    calibrate: bool,
+    accelerator: Option<Accelerator>,
+) -> Result<ExitCode> {
     let spec = target.load()?;
     let places = target.folders.places();
     let mut notes = spec.notes();
