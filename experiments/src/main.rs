@@ -427,11 +427,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Check(CheckCommand::Judge { folder, theirs }) => {
             let verdict = abkd_referee::judge(&folder, &theirs)?;
             print(&verdict.to_string())?;
-            Ok(if verdict.is_right() {
-                ExitCode::SUCCESS
-            } else {
-                ExitCode::FAILURE
-            })
+            Ok(u8::from(!verdict.is_right()).into())
         }
         Command::Bench { folders } => {
             let places = folders.places();
@@ -508,16 +504,14 @@ fn interrupted() -> ExitCode {
 
 /// Parameters of a cluster's jobs.
 fn submission(target: &Target, spec: &Spec, dry_run: bool) -> Result<Submission> {
-    let absolute = |path: &Path| {
-        let path = std::path::absolute(path).with_context(|| path.display().to_string())?;
-        Ok::<_, anyhow::Error>(path)
-    };
+    let absolute =
+        |path: &Path| std::path::absolute(path).with_context(|| path.display().to_string());
     let places = target.folders.places();
     let file = |name: &str| -> Result<String> {
-        if name.ends_with(".toml") {
-            return Ok(absolute(Path::new(name))?.display().to_string());
+        match name.ends_with(".toml") {
+            true => Ok(absolute(Path::new(name))?.display().to_string()),
+            false => Ok(name.to_owned()),
         }
-        Ok(name.to_owned())
     };
     let mut fold = vec![
         "run".to_owned(),
@@ -638,11 +632,7 @@ fn distill(args: &Distill) -> Result<ExitCode> {
     for note in own.inputs.notes().into_iter().chain(spec.padding_note()) {
         say(&format!("note: {note}"));
     }
-    let done: Vec<bool> = plan
-        .tasks
-        .iter()
-        .map(|task| runner::is_done(places, spec, task))
-        .collect();
+    let done = runner::done(places, spec, plan);
     if args.dry_run {
         let estimate = Estimate::new(&places.root, spec, plan, Some(&own.inputs))?;
         let text = listing::tasks(plan, &done) + &estimate::report(&estimate, &done, None, None);
@@ -705,11 +695,7 @@ fn show_plan(
     }
     let hashes = inputs.as_ref().map(|inputs| inputs.hashes.clone());
     let plan = Plan::new(&places.root, &spec, &hashes.unwrap_or_default())?;
-    let done: Vec<bool> = plan
-        .tasks
-        .iter()
-        .map(|task| runner::is_done(&places, &spec, task))
-        .collect();
+    let done = runner::done(&places, &spec, &plan);
     let seconds = match (&inputs, calibrate) {
         (_, false) => None,
         (Some(inputs), true) => {
@@ -750,9 +736,5 @@ fn verify_goldens(
         checks.len()
     );
     print(&text)?;
-    Ok(if failed == 0 {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    Ok(u8::from(failed > 0).into())
 }

@@ -133,6 +133,12 @@ pub fn is_done(places: &Places, spec: &Spec, planned: &Planned) -> bool {
     matches!(Standing::of(&dir, &planned.id), Ok(Standing::Finished(_)))
 }
 
+/// Which tasks of a plan are done, as [`is_done`] says.
+pub fn done(places: &Places, spec: &Spec, plan: &Plan) -> Vec<bool> {
+    let tasks = plan.tasks.iter();
+    tasks.map(|task| is_done(places, spec, task)).collect()
+}
+
 /// Runs all tasks that are not done yet and writes the results after each.
 ///
 /// # Errors
@@ -150,11 +156,7 @@ pub fn run(
     if let How::Slurm(slurm) = &how
         && slurm.submission.dry_run
     {
-        let done: Vec<bool> = plan
-            .tasks
-            .iter()
-            .map(|t| is_done(places, spec, t))
-            .collect();
+        let done = done(places, spec, plan);
         let lines = slurm.submit(plan, &done, &|_| Ok(()))?;
         return Ok(Ended::Shown(lines));
     }
