@@ -321,6 +321,16 @@ impl Target {
         leave_out_padding(&self.folders.root, &mut spec);
         Ok(spec)
     }
+
+    /// [`load`](Self::load), with another number of parallel tasks than the profile's if it is given.
+    fn load_with(&self, jobs: Option<usize>) -> Result<Spec> {
+        let mut spec = self.load()?;
+        if let Some(jobs) = jobs {
+            spec.profile.jobs = jobs;
+            spec.check_jobs("--jobs")?;
+        }
+        Ok(spec)
+    }
 }
 
 fn main() -> ExitCode {
@@ -352,13 +362,13 @@ fn run(command: Command) -> Result<ExitCode> {
             target,
             calibrate,
             accelerator,
-        } => show_plan(&target, calibrate, accelerator),
+        } => show_plan(&target, &target.load()?, calibrate, accelerator),
         Command::Run {
             target,
             dry_run: true,
+            jobs,
             executor: ExecutorName::Local | ExecutorName::Fold,
-            ..
-        } => show_plan(&target, false, None),
+        } => show_plan(&target, &target.load_with(jobs)?, false, None),
         Command::Run {
             target,
             dry_run,
@@ -547,7 +557,7 @@ fn run_experiment(
     executor: ExecutorName,
     dry_run: bool,
 ) -> Result<ExitCode> {
-    let mut spec = target.load()?;
+    let spec = target.load_with(jobs)?;
     let place = match &target.backend {
         Some(_) => "--backend".to_owned(),
         None => spec.in_profile(&["backend"]),
@@ -555,10 +565,6 @@ fn run_experiment(
     // A cluster node may have a backend that this machine has not.
     if executor == ExecutorName::Local {
         backend::devices(&spec.profile.backend, &spec.cards).context(place)?;
-    }
-    if let Some(jobs) = jobs {
-        spec.profile.jobs = jobs;
-        spec.check_jobs("--jobs")?;
     }
     let places = target.folders.places();
     catch_interrupts()?;
@@ -670,20 +676,20 @@ fn write_report(target: &Target, out: Option<&Path>) -> Result<ExitCode> {
 
 fn show_plan(
     target: &Target,
+    spec: &Spec,
     calibrate: bool,
     accelerator: Option<Accelerator>,
 ) -> Result<ExitCode> {
-    let spec = target.load()?;
     let places = target.folders.places();
     let mut notes = spec.notes();
     // A plan is shown even if data or weights are missing; its ids are then not final. A wrong input is an error, as for
     // a run.
-    let inputs = match preflight::load(&places, &spec) {
+    let inputs = match preflight::load(&places, spec) {
         Ok(inputs) => {
             notes.extend(inputs.notes());
             Some(inputs)
         }
-        Err(error) if is_absent(&error) && preflight::shapes_are_known(&places, &spec) => {
+        Err(error) if is_absent(&error) && preflight::shapes_are_known(&places, spec) => {
             let why = describe(&error);
             notes.push(format!("inputs are not complete, so ids may change: {why}"));
             None
@@ -694,19 +700,19 @@ fn show_plan(
         say(&format!("note: {note}"));
     }
     let hashes = inputs.as_ref().map(|inputs| inputs.hashes.clone());
-    let plan = Plan::new(&places.root, &spec, &hashes.unwrap_or_default())?;
-    let done = runner::done(&places, &spec, &plan);
+    let plan = Plan::new(&places.root, spec, &hashes.unwrap_or_default())?;
+    let done = runner::done(&places, spec, &plan);
     let seconds = match (&inputs, calibrate) {
         (_, false) => None,
         (Some(inputs), true) => {
             backend::devices(&spec.profile.backend, &spec.cards)?;
             say("calibrating: some updates and answers of each kind");
-            Some(runner::calibrate(&places, &spec, &plan, inputs)?)
+            Some(runner::calibrate(&places, spec, &plan, inputs)?)
         }
         (None, true) => anyhow::bail!("--calibrate needs the inputs that are missing"),
     };
     let mut text = listing::tasks(&plan, &done);
-    let estimate = Estimate::new(&places.root, &spec, &plan, inputs.as_ref())?;
+    let estimate = Estimate::new(&places.root, spec, &plan, inputs.as_ref())?;
     text += &estimate::report(&estimate, &done, accelerator, seconds.as_deref());
     print(&text)
 }
