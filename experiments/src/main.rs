@@ -367,8 +367,14 @@ fn run(command: Command) -> Result<ExitCode> {
             target,
             dry_run: true,
             jobs,
-            executor: ExecutorName::Local | ExecutorName::Fold,
-        } => show_plan(&target, &target.load_with(jobs)?, false, None),
+            executor: executor @ (ExecutorName::Local | ExecutorName::Fold),
+        } => {
+            let spec = target.load_with(jobs)?;
+            if executor == ExecutorName::Local {
+                spec.check_cards()?;
+            }
+            show_plan(&target, &spec, false, None)
+        }
         Command::Run {
             target,
             dry_run,
@@ -565,6 +571,7 @@ fn run_experiment(
     // A cluster node may have a backend that this machine has not.
     if executor == ExecutorName::Local {
         backend::devices(&spec.profile.backend, &spec.cards).context(place)?;
+        spec.check_cards()?;
     }
     let places = target.folders.places();
     catch_interrupts()?;
