@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use abkd_data::Sequence;
 use abkd_models::LanguageModel;
 use abkd_models::generate::{Decoding, generate};
-use abkd_training::cache::{self, CacheMode, TeacherCache};
+use abkd_training::cache::{self, TeacherCache};
 use abkd_training::{Event, TrainRun, Validation, train};
 use anyhow::{Result, anyhow};
 use burn::tensor::Device;
@@ -52,11 +52,11 @@ pub fn calibrate(places: &Places, spec: &Spec, plan: &Plan, inputs: &Inputs) -> 
         let kinds = if alone { &mut first } else { &mut rest };
         kinds.insert(planned.kind(), Measured::Updates(training, planned.side()));
     }
-    for side in [Side::Student, Side::Teacher] {
+    for side in plan.tasks.iter().map(Planned::side) {
         rest.insert(side.section().to_owned(), Measured::Answers(side));
     }
     let scratch = tempfile::tempdir()?;
-    let sample = Sample::new(places, spec, inputs, scratch.path())?;
+    let sample = Sample::new(places, spec, plan, inputs, scratch.path())?;
     let mut rates = sample.measure(&first, 1)?;
     rates.extend(sample.measure(&rest, spec.jobs())?);
     let rate = |kind: &str| rates.get(kind).copied().unwrap_or(0.0);
@@ -88,28 +88,35 @@ struct Sample<'a> {
     inputs: &'a Inputs,
     /// Enough training sequences for the measured updates.
     sequences: &'a [Sequence],
-    /// The teacher's hidden states of them.
+    /// The teacher's hidden states of them, if a training uses them.
     cache: Option<TeacherCache>,
     /// Seconds per sequence to compute these.
     hidden: f64,
 }
 
 impl<'a> Sample<'a> {
-    fn new(places: &'a Places, spec: &'a Spec, inputs: &'a Inputs, scratch: &Path) -> Result<Self> {
+    fn new(
+        places: &'a Places,
+        spec: &'a Spec,
+        plan: &Plan,
+        inputs: &'a Inputs,
+        scratch: &Path,
+    ) -> Result<Self> {
         let p = &spec.profile;
         let all = &inputs.train.sequences;
-        let trainings = spec.fine_tunings().map(|(_, settings)| settings);
-        let sizes = trainings.chain([&p.distill]).map(|s| s.batch_size);
-        let largest = sizes.max().unwrap_or(1);
+        let trainings = plan.works().filter_map(|(_, work)| work.training());
+        let largest = trainings.map(|t| t.settings.batch_size).max().unwrap_or(1);
+        let wanted = largest.saturating_mul(WARMUP + COUNTED);
         let mut sample = Self {
             places,
             spec,
             inputs,
-            sequences: &all[..all.len().min((WARMUP + COUNTED) * largest)],
+            sequences: &all[..all.len().min(wanted)],
             cache: None,
             hidden: 0.0,
         };
-        if p.teacher_cache == CacheMode::Off {
+        let cached = |(_, work): (&Planned, &Work)| matches!(work, Work::TeacherHidden(_));
+        if !plan.works().any(cached) {
             return Ok(sample);
         }
         let device = crate::backend::device(&p.backend, &spec.cards)?;
@@ -189,8 +196,7 @@ impl<'a> Sample<'a> {
         let settings = training.settings.measured(WARMUP + COUNTED);
         let method = training.method.timed(training.settings.batch_size);
         let scratch = tempfile::tempdir()?;
-        let mut begun = None;
-        let mut last = (0, Instant::now());
+        let mut times = vec![Instant::now()];
         train(
             TrainRun {
                 dir: scratch.path(),
@@ -201,11 +207,8 @@ impl<'a> Sample<'a> {
                 max_new_tokens: p.data.max_new_tokens(),
                 base: "base",
                 student: student.clone(),
-                teacher: Some(teacher),
-                cache: self
-                    .cache
-                    .as_ref()
-                    .filter(|_| method.uses_teacher_on_data()),
+                teacher: training.teacher.as_ref().map(|_| teacher),
+                cache: training.hidden.as_ref().and(self.cache.as_ref()),
                 sequences: self.sequences,
                 tokenizer: &self.inputs.tokenizer,
                 text: None,
@@ -226,19 +229,15 @@ impl<'a> Sample<'a> {
                 stop: &AtomicBool::new(false),
             },
             &mut |event| {
-                if let Event::Step { step, .. } = event {
-                    if step == WARMUP {
-                        begun = Some(Instant::now());
-                    }
-                    last = (step, Instant::now());
+                if let Event::Step { .. } = event {
+                    times.push(Instant::now());
                 }
             },
         )?;
-        let counted = last.0.saturating_sub(WARMUP).max(1) as f64;
-        Ok(begun.map_or(0.0, |b| (last.1 - b).as_secs_f64() / counted))
+        Ok(seconds_an_update(&times))
     }
 
-    /// Seconds per answer of the training data's mean length.
+    /// Seconds per answer of the training data's mean length, or of as many tokens as the model has positions for.
     fn answer(&self, model: &LanguageModel) -> Result<f64> {
         let p = &self.spec.profile;
         let sequences = &self.inputs.train.sequences;
@@ -246,17 +245,62 @@ impl<'a> Sample<'a> {
             .iter()
             .map(|s| s.tokens.len() - s.prompt_len)
             .sum();
+        let chosen = sequences.iter().take(p.evaluation.batch_size);
+        let prompts: Vec<Vec<u32>> = chosen.map(|s| s.prompt().to_vec()).collect();
+        let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
+        let room = model.config().max_positions().saturating_sub(longest);
         let decoding = Decoding {
-            max_new_tokens: response.div_ceil(sequences.len()),
-            batch_size: p.evaluation.batch_size,
+            max_new_tokens: response.div_ceil(sequences.len()).min(room),
             ..p.evaluation.decoding()
         };
-        let chosen: Vec<&Sequence> = sequences.iter().take(p.evaluation.batch_size).collect();
-        let prompts: Vec<Vec<u32>> = chosen.iter().map(|s| s.prompt().to_vec()).collect();
         let keys: Vec<u64> = (0..prompts.len() as u64).collect();
         let begun = Instant::now();
         let ends = self.inputs.tokenizer.ends();
         generate(model, &prompts, &keys, 1, ends, &decoding, &mut |_| {})?;
         Ok(begun.elapsed().as_secs_f64() / prompts.len() as f64)
+    }
+}
+
+/// Seconds per update, from the times of the start and of the end of each update: after the warm-up, or of all updates where
+/// there are not more.
+fn seconds_an_update(times: &[Instant]) -> f64 {
+    let updates = times.len() - 1;
+    let skipped = if updates > WARMUP { WARMUP } else { 0 };
+    let counted = times[updates] - times[skipped];
+    counted.as_secs_f64() / (updates - skipped).max(1) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use abkd_training::cache::CacheMode;
+
+    use super::*;
+
+    #[test]
+    fn updates_after_the_warm_up_are_timed_or_all_where_there_are_few() {
+        let begun = Instant::now();
+        let times = [0, 10, 20, 21, 23].map(|s| begun + Duration::from_secs(s));
+        assert_eq!(seconds_an_update(&times), 1.5);
+        assert_eq!(seconds_an_update(&times[..3]), 10.0);
+        assert_eq!(seconds_an_update(&times[..1]), 0.0);
+    }
+
+    #[test]
+    fn the_sample_is_large_enough_for_the_largest_batch_of_a_row() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let mut spec = Spec::load(&root, "table1", "tiny").unwrap();
+        // Without the teacher's hidden states, nothing is computed.
+        spec.profile.teacher_cache = CacheMode::Off;
+        spec.recipes[0].settings.batch_size = 100;
+        let inputs = Inputs::of(&root, &spec).unwrap();
+        let plan = Plan::new(&root, &spec, &inputs.hashes).unwrap();
+        let places = Places {
+            root: root.clone(),
+            runs: root.join("runs"),
+            results: root.join("results"),
+            figures: root.join("figures"),
+        };
+        let sample = Sample::new(&places, &spec, &plan, &inputs, &root).unwrap();
+        assert_eq!(sample.sequences.len(), 100 * (WARMUP + COUNTED));
     }
 }
