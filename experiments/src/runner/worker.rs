@@ -100,6 +100,17 @@ impl Worker<'_> {
                  experiment again"
             );
         }
+        // The hashes are those of texts, which these limits cut.
+        let (planned, found) = (task.limits, self.inputs.limits);
+        ensure!(
+            found == planned,
+            "the length limits have changed since the task was planned (max_prompt_length = {}, max_length = {}, and now {} and \
+             {}); plan the experiment again",
+            planned.max_prompt_length,
+            planned.max_length,
+            found.max_prompt_length,
+            found.max_length
+        );
         Ok(())
     }
 
