@@ -620,6 +620,14 @@ fn run_experiment(
             let evidence = report::evidence(&places, &spec)?;
             let text = report::compare(&places, &spec, evidence, terminal_width())?;
             print(&text)?;
+            let older = places.result(&spec, &format!("{}.csv", spec.experiment.name));
+            if older.exists() {
+                say(&format!(
+                    "note: the table is of an earlier complete run ({}); the finished tasks of this one are in {}",
+                    older.display(),
+                    places.partial(&spec, "").display()
+                ));
+            }
             say("not all tasks are done; the same command without `--executor fold` runs the rest");
             Ok(ExitCode::FAILURE)
         }
