@@ -1,8 +1,8 @@
 //! The profile and the experiment of `abkd distill`. A line that comes from an argument names it in a comment, so that an
 //! error can name the argument: the files are written only after all checks.
 
-use std::fs;
 use std::path::{Path, PathBuf};
+use std::{fs, io};
 
 use abkd_host::files;
 use anyhow::{Context, Result, bail, ensure};
@@ -101,8 +101,8 @@ impl Files {
             );
             return Ok(());
         };
-        let names = entries.map(|entry| Ok(entry?.file_name()));
-        let names = names.collect::<Result<Vec<_>>>()?;
+        let names: io::Result<Vec<_>> = entries.map(|entry| Ok(entry?.file_name())).collect();
+        let names = names.with_context(|| format!("--out {}", out.display()))?;
         for file in self.both() {
             if file.path().exists() {
                 self.check_same(file)?;
