@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 pub use self::calibrate::calibrate;
 use self::executor::{Board, caught, execute};
 pub use self::fold::write_results;
-pub use self::outcome::{Answered, Outcome, Student, outcomes, student};
+pub use self::outcome::{Answered, FinishedEvaluation, TrainedStudent, evaluations, student};
 use self::proof::Standing;
 pub use self::publish::publish;
 pub use self::slurm::{Slurm, Submission};

@@ -16,7 +16,7 @@ use burn::tensor::Device;
 use clap::Args;
 
 use super::scores::{self, Scored};
-use super::source::Source;
+use super::source::NamedModel;
 use super::{MAX_LENGTH, Prompting, columns, named, prompt_length};
 use crate::inputs::read_tokenizer;
 use crate::message::say;
@@ -146,7 +146,7 @@ struct Loaded {
 
 impl Loaded {
     fn of(name: &str, prompting: &Prompting) -> Result<Self> {
-        let source = Source::find(name, "MODEL")?;
+        let source = NamedModel::find(name, "MODEL")?;
         let template = prompting.read(&source.folder)?;
         let path = source.folder.join("tokenizer.json");
         ensure!(

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use toml::Value;
 
 use super::distill::Distill;
-use super::source::Source;
+use super::source::NamedModel;
 use super::{MAX_LENGTH, prompt_length};
 use crate::spec::{Layers, Template, TomlFile};
 
@@ -20,13 +20,13 @@ const TEACHER_RATE: f64 = 5e-5;
 
 /// Source of the student.
 pub(super) enum Student {
-    Checkpoint(Source),
+    Checkpoint(NamedModel),
     Layers(Layers),
 }
 
 /// Models and data that the arguments name.
 pub(super) struct Found {
-    pub teacher: Source,
+    pub teacher: NamedModel,
     pub student: Student,
     /// The smaller number of positions of the two models.
     pub positions: usize,
@@ -39,7 +39,7 @@ pub(super) struct Found {
 }
 
 /// The two files of a run.
-pub(super) struct Files {
+pub(super) struct RunFiles {
     pub experiment: TomlFile,
     pub profile: TomlFile,
 }
@@ -62,7 +62,7 @@ fn path(path: &Path) -> Result<String> {
     Ok(text.to_owned())
 }
 
-impl Files {
+impl RunFiles {
     pub fn of(args: &Distill, found: &Found) -> Result<Self> {
         let file = |name: &str, text: &str| TomlFile::of(&args.out.join(name), text);
         Ok(Self {
@@ -277,7 +277,7 @@ fn profile(args: &Distill, found: &Found) -> Result<String> {
     Ok(text)
 }
 
-fn source(model: &Source, argument: &str) -> Result<String> {
+fn source(model: &NamedModel, argument: &str) -> Result<String> {
     let mut text = line("checkpoint", path(&model.folder)?, argument);
     if let Some(hub) = &model.hub {
         text += &line("hub", hub.as_str(), argument);
