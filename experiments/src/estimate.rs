@@ -14,8 +14,9 @@ use std::path::Path;
 use abkd_models::ModelConfig;
 use anyhow::Result;
 
+use crate::inputs::checkpoints::Side;
 use crate::inputs::{Inputs, base_shape};
-use crate::plan::{Plan, Planned, Who};
+use crate::plan::{Plan, Planned};
 use crate::spec::Spec;
 use crate::task::Work;
 
@@ -107,34 +108,22 @@ impl<'a> Estimate<'a> {
     }
 
     fn cost(&self, planned: &Planned) -> Cost {
-        let shape = match planned.of.first() {
-            Some(Who::Teacher) => &self.teacher,
-            _ => &self.student,
+        let shape = match planned.side() {
+            Side::Teacher => &self.teacher,
+            Side::Student => &self.student,
         };
         match &planned.task.work {
-            Work::Train(t) => cost::training(self, &t.method, &t.settings, shape),
-            Work::Time(timed) => {
-                let (training, timing) = (&timed.training, &timed.timing);
-                let settings = training.settings.measured(timing.warmup + timing.steps);
-                cost::training(self, &training.method, &settings, shape)
-            }
+            Work::Train(training) => cost::training(self, training, shape),
+            Work::Time(timed) => cost::training(self, &timed.measured(), shape),
             Work::TeacherHidden(_) => cost::hidden(self),
             Work::TeacherAnswers(answers) => {
-                let new = self.lengths.response.min(answers.max_new_tokens as f64);
                 let n = self.lengths.sequences as f64;
-                cost::sampling(self, shape, n, self.lengths.prompt, new, answers.batch_size)
+                cost::sampling(self, shape, n, answers.max_new_tokens, answers.batch_size)
             }
             Work::Evaluate(e) => {
                 let n = self.examples.get(&e.dataset).copied().unwrap_or(0) as f64;
-                let new = self.lengths.response.min(e.decoding.max_new_tokens as f64);
-                cost::sampling(
-                    self,
-                    shape,
-                    n,
-                    self.lengths.prompt,
-                    new,
-                    e.decoding.batch_size,
-                )
+                let how = &e.decoding;
+                cost::sampling(self, shape, n, how.max_new_tokens, how.batch_size)
             }
         }
     }
@@ -185,7 +174,8 @@ mod tests {
                 like.then_some(training)
             });
             let training = trainings.next().unwrap();
-            let mut settings = training.settings.clone();
+            let mut training = training.clone();
+            let settings = &mut training.settings;
             let adapted = settings.lora.is_some();
             settings.batch_size = if adapted { 8 } else { 16 };
             settings.micro_batch_size = adapted.then_some(2);
@@ -195,7 +185,7 @@ mod tests {
             } else {
                 &estimate.student
             };
-            let cost = cost::training(&estimate, &training.method, &settings, shape);
+            let cost = cost::training(&estimate, &training, shape);
             let launches = cost.launches / cost.updates as f64;
             (launches, cost.memory.total() / 1e9)
         };

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use abkd_data::Error;
 use abkd_data::hub::{Hub, RepoKind, Request, WantedFile};
 use abkd_models::checkpoint::weight_files;
 use anyhow::{Context, Result, ensure};
@@ -129,7 +130,7 @@ pub fn checkpoint(
             lines.push(line);
             Ok(true)
         }
-        Err(error) if error.to_string().contains("has no file") => Ok(false),
+        Err(error) if matches!(error.downcast_ref(), Some(Error::NoFile { .. })) => Ok(false),
         Err(error) => Err(error),
     };
     // These files name the end-of-sequence token, and hold the chat template.

@@ -18,7 +18,7 @@ use burn::tensor::Device;
 
 use self::checkpoints::Side;
 use self::identity::{hash_asked, hash_tokens, short};
-pub use self::identity::{hash_json, identity};
+pub use self::identity::{hash_checkpoint, hash_json, identity};
 pub use self::padding::leave_out_padding;
 use crate::spec::{DataSpec, Layers, ModelSpec, Source, Spec, Template, TestSet, Validated};
 

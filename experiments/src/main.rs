@@ -67,8 +67,8 @@ enum Command {
         #[arg(long)]
         calibrate: bool,
         /// Expected time on another machine
-        #[arg(long, value_name = "NAME", value_parser = clap::builder::PossibleValuesParser::new(Accelerator::names()))]
-        accelerator: Option<String>,
+        #[arg(long, value_name = "NAME", value_enum)]
+        accelerator: Option<Accelerator>,
     },
     /// Run the tasks that are not done yet, then compare and plot
     Run {
@@ -321,6 +321,16 @@ impl Target {
         leave_out_padding(&self.folders.root, &mut spec);
         Ok(spec)
     }
+
+    /// [`load`](Self::load), with another number of parallel tasks than the profile's if it is given.
+    fn load_with(&self, jobs: Option<usize>) -> Result<Spec> {
+        let mut spec = self.load()?;
+        if let Some(jobs) = jobs {
+            spec.profile.jobs = jobs;
+            spec.check_jobs("--jobs")?;
+        }
+        Ok(spec)
+    }
 }
 
 fn main() -> ExitCode {
@@ -352,13 +362,19 @@ fn run(command: Command) -> Result<ExitCode> {
             target,
             calibrate,
             accelerator,
-        } => show_plan(&target, calibrate, accelerator.as_deref()),
+        } => show_plan(&target, &target.load()?, calibrate, accelerator),
         Command::Run {
             target,
             dry_run: true,
-            executor: ExecutorName::Local | ExecutorName::Fold,
-            ..
-        } => show_plan(&target, false, None),
+            jobs,
+            executor: executor @ (ExecutorName::Local | ExecutorName::Fold),
+        } => {
+            let spec = target.load_with(jobs)?;
+            if executor == ExecutorName::Local {
+                spec.check_cards()?;
+            }
+            show_plan(&target, &spec, false, None)
+        }
         Command::Run {
             target,
             dry_run,
@@ -427,11 +443,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Check(CheckCommand::Judge { folder, theirs }) => {
             let verdict = abkd_referee::judge(&folder, &theirs)?;
             print(&verdict.to_string())?;
-            Ok(if verdict.is_right() {
-                ExitCode::SUCCESS
-            } else {
-                ExitCode::FAILURE
-            })
+            Ok(u8::from(!verdict.is_right()).into())
         }
         Command::Bench { folders } => {
             let places = folders.places();
@@ -508,16 +520,14 @@ fn interrupted() -> ExitCode {
 
 /// Parameters of a cluster's jobs.
 fn submission(target: &Target, spec: &Spec, dry_run: bool) -> Result<Submission> {
-    let absolute = |path: &Path| {
-        let path = std::path::absolute(path).with_context(|| path.display().to_string())?;
-        Ok::<_, anyhow::Error>(path)
-    };
+    let absolute =
+        |path: &Path| std::path::absolute(path).with_context(|| path.display().to_string());
     let places = target.folders.places();
     let file = |name: &str| -> Result<String> {
-        if name.ends_with(".toml") {
-            return Ok(absolute(Path::new(name))?.display().to_string());
+        match name.ends_with(".toml") {
+            true => Ok(absolute(Path::new(name))?.display().to_string()),
+            false => Ok(name.to_owned()),
         }
-        Ok(name.to_owned())
     };
     let mut fold = vec![
         "run".to_owned(),
@@ -553,7 +563,7 @@ fn run_experiment(
     executor: ExecutorName,
     dry_run: bool,
 ) -> Result<ExitCode> {
-    let mut spec = target.load()?;
+    let spec = target.load_with(jobs)?;
     let place = match &target.backend {
         Some(_) => "--backend".to_owned(),
         None => spec.in_profile(&["backend"]),
@@ -561,10 +571,7 @@ fn run_experiment(
     // A cluster node may have a backend that this machine has not.
     if executor == ExecutorName::Local {
         backend::devices(&spec.profile.backend, &spec.cards).context(place)?;
-    }
-    if let Some(jobs) = jobs {
-        spec.profile.jobs = jobs;
-        spec.check_jobs("--jobs")?;
+        spec.check_cards()?;
     }
     let places = target.folders.places();
     catch_interrupts()?;
@@ -613,6 +620,14 @@ fn run_experiment(
             let evidence = report::evidence(&places, &spec)?;
             let text = report::compare(&places, &spec, evidence, terminal_width())?;
             print(&text)?;
+            let older = places.result(&spec, &format!("{}.csv", spec.experiment.name));
+            if older.exists() {
+                say(&format!(
+                    "note: the table is of an earlier complete run ({}); the finished tasks of this one are in {}",
+                    older.display(),
+                    places.partial(&spec, "").display()
+                ));
+            }
             say("not all tasks are done; the same command without `--executor fold` runs the rest");
             Ok(ExitCode::FAILURE)
         }
@@ -638,11 +653,7 @@ fn distill(args: &Distill) -> Result<ExitCode> {
     for note in own.inputs.notes().into_iter().chain(spec.padding_note()) {
         say(&format!("note: {note}"));
     }
-    let done: Vec<bool> = plan
-        .tasks
-        .iter()
-        .map(|task| runner::is_done(places, spec, task))
-        .collect();
+    let done = runner::done(places, spec, plan);
     if args.dry_run {
         let estimate = Estimate::new(&places.root, spec, plan, Some(&own.inputs))?;
         let text = listing::tasks(plan, &done) + &estimate::report(&estimate, &done, None, None);
@@ -678,19 +689,22 @@ fn write_report(target: &Target, out: Option<&Path>) -> Result<ExitCode> {
     print(&format!("{}\n", path.display()))
 }
 
-fn show_plan(target: &Target, calibrate: bool, accelerator: Option<&str>) -> Result<ExitCode> {
-    let accelerator = accelerator.map(Accelerator::named).transpose()?;
-    let spec = target.load()?;
+fn show_plan(
+    target: &Target,
+    spec: &Spec,
+    calibrate: bool,
+    accelerator: Option<Accelerator>,
+) -> Result<ExitCode> {
     let places = target.folders.places();
     let mut notes = spec.notes();
     // A plan is shown even if data or weights are missing; its ids are then not final. A wrong input is an error, as for
     // a run.
-    let inputs = match preflight::load(&places, &spec) {
+    let inputs = match preflight::load(&places, spec) {
         Ok(inputs) => {
             notes.extend(inputs.notes());
             Some(inputs)
         }
-        Err(error) if is_absent(&error) && preflight::shapes_are_known(&places, &spec) => {
+        Err(error) if is_absent(&error) && preflight::shapes_are_known(&places, spec) => {
             let why = describe(&error);
             notes.push(format!("inputs are not complete, so ids may change: {why}"));
             None
@@ -701,23 +715,19 @@ fn show_plan(target: &Target, calibrate: bool, accelerator: Option<&str>) -> Res
         say(&format!("note: {note}"));
     }
     let hashes = inputs.as_ref().map(|inputs| inputs.hashes.clone());
-    let plan = Plan::new(&places.root, &spec, &hashes.unwrap_or_default())?;
-    let done: Vec<bool> = plan
-        .tasks
-        .iter()
-        .map(|task| runner::is_done(&places, &spec, task))
-        .collect();
+    let plan = Plan::new(&places.root, spec, &hashes.unwrap_or_default())?;
+    let done = runner::done(&places, spec, &plan);
     let seconds = match (&inputs, calibrate) {
         (_, false) => None,
         (Some(inputs), true) => {
             backend::devices(&spec.profile.backend, &spec.cards)?;
             say("calibrating: some updates and answers of each kind");
-            Some(runner::calibrate(&places, &spec, &plan, inputs)?)
+            Some(runner::calibrate(&places, spec, &plan, inputs)?)
         }
         (None, true) => anyhow::bail!("--calibrate needs the inputs that are missing"),
     };
     let mut text = listing::tasks(&plan, &done);
-    let estimate = Estimate::new(&places.root, &spec, &plan, inputs.as_ref())?;
+    let estimate = Estimate::new(&places.root, spec, &plan, inputs.as_ref())?;
     text += &estimate::report(&estimate, &done, accelerator, seconds.as_deref());
     print(&text)
 }
@@ -747,9 +757,5 @@ fn verify_goldens(
         checks.len()
     );
     print(&text)?;
-    Ok(if failed == 0 {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    Ok(u8::from(failed > 0).into())
 }

@@ -42,6 +42,14 @@ pub struct Planned {
 }
 
 impl Planned {
+    /// The side whose base model has the shape of the model that the task works on.
+    pub fn side(&self) -> Side {
+        match self.of[0] {
+            Who::Teacher => Side::Teacher,
+            _ => Side::Student,
+        }
+    }
+
     /// Kind of the task; tasks of one kind take about the same time.
     pub fn kind(&self) -> String {
         let row = |who: Option<&Who>| match who {
@@ -67,8 +75,6 @@ impl Planned {
 pub struct Plan {
     /// The tasks.
     pub tasks: Vec<Planned>,
-    /// Index of a task by its id for an empty name.
-    known: BTreeMap<TaskId, usize>,
 }
 
 /// Builds a plan.
@@ -76,6 +82,8 @@ struct Planner<'a> {
     spec: &'a Spec,
     hashes: &'a BTreeMap<String, String>,
     plan: Plan,
+    /// Index of a task by the end of its id: a task has one name.
+    known: BTreeMap<String, usize>,
 }
 
 impl Plan {
@@ -86,19 +94,60 @@ impl Plan {
     /// A checkpoint that cannot be read.
     pub fn new(root: &Path, spec: &Spec, hashes: &BTreeMap<String, String>) -> Result<Self> {
         let p = &spec.profile;
-        let planner = Planner {
+        let mut planner = Planner {
             spec,
             hashes,
             plan: Self::default(),
+            known: BTreeMap::new(),
         };
-        let base = |side, model| {
-            let identity = identity(root, model, &p.teacher)?;
+        let base = |side: Side| {
+            let identity = identity(root, side.of(spec), &p.teacher)?;
             Ok::<_, anyhow::Error>(Model::Base { side, identity })
         };
-        planner.all(
-            &base(Side::Teacher, &p.teacher)?,
-            &base(Side::Student, &p.student)?,
-        )
+        let (teacher_base, student_base) = (base(Side::Teacher)?, base(Side::Student)?);
+        let teacher = planner.tuned(
+            Who::Teacher,
+            "teacher-sft",
+            p.teacher_sft.as_ref(),
+            &teacher_base,
+        )?;
+        let student = planner.tuned(
+            Who::Student,
+            "student-sft",
+            p.student_sft.as_ref(),
+            &student_base,
+        )?;
+        match spec.experiment.kind {
+            Kind::Timing => planner.timings(&student_base, &student, &teacher)?,
+            kind => {
+                let scored = kind == Kind::Table;
+                if scored && spec.experiment.references {
+                    planner.evaluations(Who::Teacher, &teacher)?;
+                    planner.evaluations(Who::Student, &student)?;
+                }
+                // All rows once, each scored when it is trained, before any row a second time: a run that is cut short
+                // leaves a table with fewer trainings, not one with fewer rows.
+                let most = spec.recipes.iter().map(|recipe| recipe.seeds.len()).max();
+                for turn in 0..most.unwrap_or(0) {
+                    for (row, recipe) in spec.recipes.iter().enumerate() {
+                        let Some(&seed) = recipe.seeds.get(turn) else {
+                            continue;
+                        };
+                        let start = recipe.start.of(&student_base, &student);
+                        let mut training = planner.training(recipe, start, &teacher)?;
+                        training.settings.seed = seed;
+                        let who = Who::Row { row, seed };
+                        let name = format!("distill-{}-t{seed}", recipe.short);
+                        let id = planner.add(&name, Work::Train(training), who)?;
+                        if scored {
+                            let model = start.trained(id, &recipe.settings);
+                            planner.evaluations(who, &model)?;
+                        }
+                    }
+                }
+            }
+        }
+        Ok(planner.plan)
     }
 
     /// Index of the task with this id, if it is planned.
@@ -112,81 +161,9 @@ impl Plan {
             .iter()
             .map(|planned| (planned, &planned.task.work))
     }
-
-    /// Adds a task, unless it is planned under any name; returns its id.
-    fn add(&mut self, name: &str, task: Task, who: Who) -> Result<TaskId> {
-        let known = task.id("")?;
-        if let Some(&index) = self.known.get(&known) {
-            let planned = &mut self.tasks[index];
-            if !planned.of.contains(&who) {
-                planned.of.push(who);
-            }
-            return Ok(planned.id.clone());
-        }
-        let id = task.id(name)?;
-        let needs = task.needs().into_iter().map(|id| self.index(id));
-        let needs = needs.collect::<Option<Vec<_>>>();
-        let needs = needs.context("a task is planned after those that it needs")?;
-        self.known.insert(known, self.tasks.len());
-        self.tasks.push(Planned {
-            id: id.clone(),
-            task,
-            of: vec![who],
-            needs,
-        });
-        Ok(id)
-    }
 }
 
 impl Planner<'_> {
-    fn all(mut self, teacher_base: &Model, student_base: &Model) -> Result<Plan> {
-        let spec = self.spec;
-        let p = &spec.profile;
-        let teacher = self.tuned(
-            Who::Teacher,
-            "teacher-sft",
-            p.teacher_sft.as_ref(),
-            teacher_base,
-        )?;
-        let student = self.tuned(
-            Who::Student,
-            "student-sft",
-            p.student_sft.as_ref(),
-            student_base,
-        )?;
-        match spec.experiment.kind {
-            Kind::Timing => self.timings(student_base, &student, &teacher)?,
-            kind => {
-                let scored = kind == Kind::Table;
-                if scored && spec.experiment.references {
-                    self.evaluations(Who::Teacher, &teacher)?;
-                    self.evaluations(Who::Student, &student)?;
-                }
-                // All rows once, each scored when it is trained, before any row a second time: a run that is cut short
-                // leaves a table with fewer trainings, not one with fewer rows.
-                let most = spec.recipes.iter().map(|recipe| recipe.seeds.len()).max();
-                for turn in 0..most.unwrap_or(0) {
-                    for (row, recipe) in spec.recipes.iter().enumerate() {
-                        let Some(&seed) = recipe.seeds.get(turn) else {
-                            continue;
-                        };
-                        let start = recipe.start.of(student_base, &student);
-                        let mut training = self.training(recipe, start, &teacher)?;
-                        training.settings.seed = seed;
-                        let who = Who::Row { row, seed };
-                        let name = format!("distill-{}-t{seed}", recipe.short);
-                        let id = self.add(&name, Work::Train(training), who)?;
-                        if scored {
-                            let model = start.trained(id, &recipe.settings);
-                            self.evaluations(who, &model)?;
-                        }
-                    }
-                }
-            }
-        }
-        Ok(self.plan)
-    }
-
     /// Plans the timed updates of all rows, one repeat after the other.
     fn timings(&mut self, base: &Model, initialised: &Model, teacher: &Model) -> Result<()> {
         let timing = &self.spec.profile.timing;
@@ -206,9 +183,29 @@ impl Planner<'_> {
         Ok(())
     }
 
+    /// Adds a task, unless it is planned under any name; returns its id.
     fn add(&mut self, name: &str, work: Work, who: Who) -> Result<TaskId> {
         let task = Task::new(self.spec, &self.hash("tokenizer"), work);
-        self.plan.add(name, task, who)
+        let end = task.id("")?;
+        if let Some(&index) = self.known.get(&end) {
+            let planned = &mut self.plan.tasks[index];
+            if !planned.of.contains(&who) {
+                planned.of.push(who);
+            }
+            return Ok(planned.id.clone());
+        }
+        let id = format!("{name}{end}");
+        let needs = task.needs().into_iter().map(|id| self.plan.index(id));
+        let needs = needs.collect::<Option<Vec<_>>>();
+        let needs = needs.context("a task is planned after those that it needs")?;
+        self.known.insert(end, self.plan.tasks.len());
+        self.plan.tasks.push(Planned {
+            id: id.clone(),
+            task,
+            of: vec![who],
+            needs,
+        });
+        Ok(id)
     }
 
     fn hash(&self, name: &str) -> String {

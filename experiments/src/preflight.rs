@@ -154,15 +154,12 @@ fn shapes_fit(
     for side in SIDES {
         declared_fits(root, spec, side)?;
     }
-    if let (Some(layers), Ok(whole)) = (
-        &p.student.layers,
-        inputs::shape_of(root, spec, Side::Teacher),
-    ) {
+    if let Some(layers) = &p.student.layers {
         ensure!(
-            layers.needs() <= whole.layers(),
+            layers.needs() <= teacher.layers(),
             "{}: [student] layers = {layers}: the teacher has {}",
             spec.in_profile(&["student", "layers"]),
-            whole.layers()
+            teacher.layers()
         );
     }
     if spec.recipes.iter().any(|r| r.method.needs_teacher()) {
@@ -211,24 +208,19 @@ fn declared_fits(root: &Path, spec: &Spec, side: Side) -> Result<()> {
 /// Whether no sequence is longer than a model has positions.
 fn positions_fit(spec: &Spec, teacher: &ModelConfig, student: &ModelConfig) -> Result<()> {
     let p = &spec.profile;
-    let both = [("teacher", teacher), ("student", student)];
-    let refuse = |place: String, what: String, whose: &[(&str, &ModelConfig)], length: usize| {
-        let short = whose.iter().find(|(_, m)| length > m.max_positions());
-        short.map_or(Ok(()), |(who, model)| {
-            Err(anyhow!(
-                "{place}: {what}: sequences of {length} tokens, and the {who} has {} positions",
-                model.max_positions()
-            ))
-        })
+    let refuse = |place: String, what: String, length: usize| {
+        let models = [("teacher", teacher), ("student", student)];
+        for (who, positions) in models.map(|(who, model)| (who, model.max_positions())) {
+            ensure!(
+                length <= positions,
+                "{place}: {what}: sequences of {length} tokens, and the {who} has {positions} positions"
+            );
+        }
+        Ok(())
     };
     let length = p.data.max_length;
-    let what = format!("[data] max_length = {length}");
-    refuse(
-        spec.in_profile(&["data", "max_length"]),
-        what,
-        &both,
-        length,
-    )?;
+    let place = spec.in_profile(&["data", "max_length"]);
+    refuse(place, format!("[data] max_length = {length}"), length)?;
     let prompt = p.data.max_prompt_length;
     for (section, new, used) in [
         (
@@ -245,7 +237,7 @@ fn positions_fit(spec: &Spec, teacher: &ModelConfig, student: &ModelConfig) -> R
         if used {
             let what = format!("[data] max_prompt_length and [{section}] max_new_tokens = {new}");
             let place = spec.in_profile(&[section, "max_new_tokens"]);
-            refuse(place, what, &both, prompt.saturating_add(new))?;
+            refuse(place, what, prompt.saturating_add(new))?;
         }
     }
     for (index, row) in spec.recipes.iter().enumerate() {
@@ -257,7 +249,7 @@ fn positions_fit(spec: &Spec, teacher: &ModelConfig, student: &ModelConfig) -> R
             row.label
         );
         let place = spec.row_place(index);
-        refuse(place, what, &both, prompt.saturating_add(new))?;
+        refuse(place, what, prompt.saturating_add(new))?;
     }
     Ok(())
 }

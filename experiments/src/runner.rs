@@ -22,9 +22,9 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 pub use self::calibrate::calibrate;
-use self::executor::{Board, Executor, Local, caught};
+use self::executor::{Board, caught, execute};
 pub use self::fold::write_results;
-pub use self::outcome::{Answered, Outcome, Student, outcomes, student};
+pub use self::outcome::{Answered, FinishedEvaluation, TrainedStudent, evaluations, student};
 use self::proof::Standing;
 pub use self::publish::publish;
 pub use self::slurm::{Slurm, Submission};
@@ -79,7 +79,6 @@ pub struct Trained {
     /// One record per epoch.
     pub curve: Vec<ValidationRecord>,
     /// Share of the teacher's hidden states that came from the cache; absent without a teacher.
-    #[serde(default)]
     pub cached_share: Option<f64>,
 }
 
@@ -134,6 +133,12 @@ pub fn is_done(places: &Places, spec: &Spec, planned: &Planned) -> bool {
     matches!(Standing::of(&dir, &planned.id), Ok(Standing::Finished(_)))
 }
 
+/// Which tasks of a plan are done, as [`is_done`] says.
+pub fn done(places: &Places, spec: &Spec, plan: &Plan) -> Vec<bool> {
+    let tasks = plan.tasks.iter();
+    tasks.map(|task| is_done(places, spec, task)).collect()
+}
+
 /// Runs all tasks that are not done yet and writes the results after each.
 ///
 /// # Errors
@@ -151,11 +156,7 @@ pub fn run(
     if let How::Slurm(slurm) = &how
         && slurm.submission.dry_run
     {
-        let done: Vec<bool> = plan
-            .tasks
-            .iter()
-            .map(|t| is_done(places, spec, t))
-            .collect();
+        let done = done(places, spec, plan);
         let lines = slurm.submit(plan, &done, &|_| Ok(()))?;
         return Ok(Ended::Shown(lines));
     }
@@ -216,7 +217,7 @@ pub fn run(
                     Ok(true)
                 }
             };
-            Local { jobs, stop, worker }.execute(plan, &done)?
+            execute(plan, &done, jobs, stop, worker)?
         }
     };
     write_results(places, spec, plan)?;

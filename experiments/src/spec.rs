@@ -146,25 +146,8 @@ impl Spec {
     ///
     /// A row or a data set that is not valid.
     pub fn resolve(&mut self) -> Result<()> {
-        let p = &self.profile;
-        let recipe = |row: &Row| {
-            let settings = row.training(p)?;
-            Ok(Recipe {
-                label: row.label.clone(),
-                short: row.short().into(),
-                method: row.method(p)?,
-                start: row.start(p),
-                kd_ratio: row.kd_ratio.unwrap_or(p.kd_ratio),
-                with_text: row.with_text(p)?,
-                seeds: p
-                    .training_seeds
-                    .clone()
-                    .unwrap_or_else(|| vec![settings.seed]),
-                settings,
-            })
-        };
-        let recipes: Result<Vec<Recipe>> = self.experiment.rows.iter().map(recipe).collect();
-        self.recipes = recipes?;
+        let rows = self.experiment.rows.iter();
+        self.recipes = rows.map(|row| self.recipe(row)).collect::<Result<_>>()?;
         self.tests = datasets::chosen(&self.known, &self.experiment.datasets)?;
         Ok(())
     }

@@ -60,6 +60,28 @@ pub enum Work {
     Time(Timed),
 }
 
+impl Work {
+    /// The training that is run or timed, if any.
+    pub fn training(&self) -> Option<&Training> {
+        match self {
+            Self::Train(training) | Self::Time(Timed { training, .. }) => Some(training),
+            _ => None,
+        }
+    }
+
+    /// The models that the task works with.
+    fn models(&self) -> Vec<&Model> {
+        match self {
+            Self::Train(t) | Self::Time(Timed { training: t, .. }) => {
+                [&t.student].into_iter().chain(&t.teacher).collect()
+            }
+            Self::TeacherHidden(Hidden { teacher, .. })
+            | Self::TeacherAnswers(Answers { teacher, .. }) => vec![teacher],
+            Self::Evaluate(evaluation) => vec![&evaluation.model],
+        }
+    }
+}
+
 /// A training.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -244,13 +266,11 @@ impl Task {
     /// The tasks that the task needs, each once.
     pub fn needs(&self) -> Vec<&TaskId> {
         let mut needs = Vec::new();
-        match &self.work {
-            Work::Train(training) | Work::Time(Timed { training, .. }) => {
-                training.needs(&mut needs)
-            }
-            Work::TeacherHidden(hidden) => hidden.teacher.needs(&mut needs),
-            Work::TeacherAnswers(answers) => answers.teacher.needs(&mut needs),
-            Work::Evaluate(evaluation) => evaluation.model.needs(&mut needs),
+        for model in self.work.models() {
+            model.needs(&mut needs);
+        }
+        if let Some(training) = self.work.training() {
+            needs.extend(training.hidden.iter().chain(&training.answers));
         }
         needs.sort();
         needs.dedup();
@@ -259,16 +279,8 @@ impl Task {
 
     /// The base models that the task uses, each once: side and identity.
     pub fn bases(&self) -> Vec<(Side, &Value)> {
-        let models: Vec<&Model> = match &self.work {
-            Work::Train(t) | Work::Time(Timed { training: t, .. }) => {
-                [&t.student].into_iter().chain(&t.teacher).collect()
-            }
-            Work::TeacherHidden(hidden) => vec![&hidden.teacher],
-            Work::TeacherAnswers(answers) => vec![&answers.teacher],
-            Work::Evaluate(evaluation) => vec![&evaluation.model],
-        };
         let mut bases: Vec<(Side, &Value)> = Vec::new();
-        for model in models {
+        for model in self.work.models() {
             if let Some(base) = model.base()
                 && !bases.contains(&base)
             {
@@ -296,13 +308,29 @@ impl Task {
     }
 }
 
+impl Timed {
+    /// The training that is timed: one epoch of warm-up and timed updates, with a seed of its own for each repeat.
+    pub fn measured(&self) -> Training {
+        let mut training = self.training.clone();
+        let settings = training
+            .settings
+            .measured(self.timing.warmup + self.timing.steps);
+        training.method = training.method.timed(settings.batch_size);
+        training.settings = Settings {
+            seed: settings.seed + self.repeat as u64,
+            ..settings
+        };
+        training
+    }
+}
+
 impl Training {
-    fn needs<'a>(&'a self, needs: &mut Vec<&'a TaskId>) {
-        self.student.needs(needs);
-        if let Some(teacher) = &self.teacher {
-            teacher.needs(needs);
-        }
-        needs.extend(self.hidden.iter().chain(&self.answers));
+    /// Whether only the head of the teacher is used, as the cache holds all hidden states that the training needs.
+    pub fn needs_head_alone(&self) -> bool {
+        self.hidden.is_some()
+            && self.method.sampled().is_empty()
+            && self.text.is_none()
+            && !self.settings.masses
     }
 }
 

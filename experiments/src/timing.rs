@@ -7,7 +7,6 @@
 use std::path::Path;
 
 use abkd_metrics::stats;
-use abkd_training::Settings;
 use abkd_training::step::StepReport;
 use abkd_training::timing::Phase;
 use anyhow::{Context, Result};
@@ -79,14 +78,6 @@ pub struct OneOffCosts {
     pub answer: f64,
     /// The teacher's hidden states of a sequence.
     pub hidden: f64,
-}
-
-/// The settings under which updates are timed: one epoch of warm-up and timed updates.
-pub fn settings(row: &Settings, spec: &TimingSpec, seed: u64) -> Settings {
-    Settings {
-        seed,
-        ..row.measured(spec.warmup + spec.steps)
-    }
 }
 
 /// The two kinds of update: those that sample answers, and those that do not.

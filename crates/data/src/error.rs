@@ -81,6 +81,14 @@ pub enum Error {
         /// Why it is refused.
         reason: String,
     },
+    /// A repository has no file of this name.
+    #[error("{url}: {reason}")]
+    NoFile {
+        /// Address of the file.
+        url: String,
+        /// What is wrong.
+        reason: String,
+    },
     /// A file could not be fetched.
     #[error("{url}: {reason}")]
     Hub {

@@ -140,7 +140,7 @@ impl Hub {
     ///
     /// # Errors
     ///
-    /// [`Error::Hub`] names the address, the cause and the remedy.
+    /// [`Error::Hub`] names the address, the cause and the remedy; [`Error::NoFile`]: the repository has no such file.
     pub fn fetch(
         &self,
         request: &Request,
@@ -219,9 +219,11 @@ impl One<'_> {
     }
 
     fn refuse(&self, url: &str, failure: &Failure) -> Error {
-        Error::Hub {
-            url: url.into(),
-            reason: explain::explain(failure, &self.hub.endpoint, self.request, self.file),
+        let reason = explain::explain(failure, &self.hub.endpoint, self.request, self.file);
+        let url = url.into();
+        match failure.is_no_file() {
+            true => Error::NoFile { url, reason },
+            false => Error::Hub { url, reason },
         }
     }
 

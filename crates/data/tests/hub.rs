@@ -6,6 +6,7 @@ use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use abkd_data::Error;
 use abkd_data::hub::{Hub, Progress, RepoKind, Request, WantedFile};
 use server::{BODY, Seen, Server, Trick, hash};
 
@@ -56,20 +57,25 @@ impl Case {
         fs::write(path, bytes).unwrap();
     }
 
-    /// Fetches the file; returns (bytes done, total bytes) of each report.
-    fn fetch(&self) -> Result<Vec<(u64, u64)>, String> {
-        let request = Request {
+    fn request(&self) -> Request {
+        Request {
             repo: "MiniLLM/sinst".into(),
             kind: RepoKind::Dataset,
             revision: None,
             files: vec![self.file.clone()],
-        };
+        }
+    }
+
+    /// Fetches the file; returns (bytes done, total bytes) of each report.
+    fn fetch(&self) -> Result<Vec<(u64, u64)>, String> {
         let mut reports = Vec::new();
         let folder = self.dir.path().join("data/sinst");
-        let result = self.hub.fetch(&request, &folder, &mut |p: Progress| {
-            assert_eq!(p.file, "11_/valid.jsonl");
-            reports.push((p.done, p.total));
-        });
+        let result = self
+            .hub
+            .fetch(&self.request(), &folder, &mut |p: Progress| {
+                assert_eq!(p.file, "11_/valid.jsonl");
+                reports.push((p.done, p.total));
+            });
         if let Ok(paths) = &result {
             assert_eq!(paths, &[self.target()]);
             assert_eq!(fs::read(self.target()).unwrap(), BODY);
@@ -268,6 +274,23 @@ fn refusals_say_what_to_do() {
         let kept = fs::read_dir(case.blobs()).into_iter().flatten();
         let kept = kept.filter(|e| e.as_ref().unwrap().path().extension().is_none());
         assert_eq!(kept.count(), 0, "no blob stays");
+    }
+}
+
+#[test]
+fn a_file_that_a_repository_lacks_is_an_error_of_its_own() {
+    for (said, lacks) in [
+        ("EntryNotFound", true),
+        ("", true),
+        ("RevisionNotFound", false),
+        ("RepoNotFound", false),
+    ] {
+        let case = Case::new(Trick::Status(404, said));
+        let fetched = case
+            .hub
+            .fetch(&case.request(), case.dir.path(), &mut |_| {});
+        let error = fetched.unwrap_err();
+        assert_eq!(matches!(error, Error::NoFile { .. }), lacks, "{error}");
     }
 }
 

@@ -1,11 +1,11 @@
 //! FLOPs, tokens, memory and disk of a task.
 
 use abkd_models::{ModelConfig, Precision};
-use abkd_training::cache::CacheMode;
-use abkd_training::{Method, Settings};
+use abkd_training::Settings;
 
 use super::Estimate;
 use crate::backend;
+use crate::task::Training;
 
 /// Cost of a task.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -121,17 +121,17 @@ impl Bytes {
     }
 }
 
-/// Cost of answering `n` prompts.
+/// Cost of answering `n` prompts with at most `longest` tokens each.
 pub(super) fn sampling(
     estimate: &Estimate,
     shape: &ModelConfig,
     n: f64,
-    prompt: f64,
-    new: f64,
+    longest: usize,
     batch: usize,
 ) -> Cost {
     let bytes = Bytes::of(estimate);
-    let length = prompt + new;
+    let new = estimate.lengths.response.min(longest as f64);
+    let length = estimate.lengths.prompt + new;
     let layers = layers_flops(shape, length / 2.0) * length;
     let p = shape.parameters();
     let read = bytes.factor * (p.layer * p.layers + shape.vocab_size() * shape.width()) as f64;
@@ -170,14 +170,10 @@ pub(super) fn hidden(estimate: &Estimate) -> Cost {
 }
 
 /// Cost of training a student (or fine-tuning a teacher) of the given shape.
-pub(super) fn training(
-    estimate: &Estimate,
-    method: &Method,
-    settings: &Settings,
-    shape: &ModelConfig,
-) -> Cost {
+pub(super) fn training(estimate: &Estimate, training: &Training, shape: &ModelConfig) -> Cost {
     let lengths = estimate.lengths;
     let p = &estimate.spec.profile;
+    let (method, settings) = (&training.method, &training.settings);
     let updates = settings.updates(lengths.sequences);
     let samples = updates as f64 * settings.batch_size as f64;
     let length = lengths.prompt + lengths.response;
@@ -192,14 +188,14 @@ pub(super) fn training(
         } else {
             0.0
         };
-    let cached = p.teacher_cache != CacheMode::Off && method.uses_teacher_on_data();
+    let cached = training.hidden.is_some();
     let mut a_sample = passes * layers_flops(shape, length / 2.0) * length
         + passes * head_flops(shape) * lengths.response;
     let mut cost = Cost {
         updates,
         ..Cost::default()
     };
-    if method.needs_teacher() {
+    if training.teacher.is_some() {
         let teacher = &estimate.teacher;
         if !cached {
             a_sample += layers_flops(teacher, length / 2.0) * length;
@@ -207,38 +203,27 @@ pub(super) fn training(
         a_sample += head_flops(teacher) * lengths.response;
     }
     cost.flops = samples * a_sample * method.passes();
-    for (shape, answers, new) in sampled(estimate, method, samples) {
-        let part = sampling(
-            estimate,
-            shape,
-            answers,
-            lengths.prompt,
-            new,
-            settings.batch_size,
-        );
-        cost.add_answers(&part);
+    for sampled in method.sampled() {
+        let model = if sampled.by_teacher {
+            &estimate.teacher
+        } else {
+            &estimate.student
+        };
+        let (n, batch) = (sampled.share * samples, settings.batch_size);
+        let longest = sampled.longest.unwrap_or(p.data.max_new_tokens());
+        cost.add_answers(&sampling(estimate, model, n, longest, batch));
     }
-    // validations
-    let new = lengths.response.min(p.validation.max_new_tokens as f64);
-    let answers = settings.validations(lengths.sequences) as f64 * p.validation.examples as f64;
-    let part = sampling(
-        estimate,
-        shape,
-        answers,
-        lengths.prompt,
-        new,
-        p.validation.batch_size,
-    );
-    cost.add_answers(&part);
+    let v = &training.validation;
+    let n = settings.validations(lengths.sequences) as f64 * v.examples as f64;
+    let validations = sampling(estimate, shape, n, v.max_new_tokens, v.batch_size);
+    cost.add_answers(&validations);
 
     cost.trained_tokens = samples * length;
     let bytes = Bytes::of(estimate);
-    let teacher = match method.needs_teacher() {
-        true if cached && method.sampled().is_empty() && !settings.masses => {
-            bytes.layers(&estimate.teacher, 1)
-        }
-        true => bytes.model(&estimate.teacher),
-        false => 0.0,
+    let teacher = match training.teacher {
+        Some(_) if training.needs_head_alone() => bytes.layers(&estimate.teacher, 1),
+        Some(_) => bytes.model(&estimate.teacher),
+        None => 0.0,
     };
     let own = match settings.lora {
         Some(_) => bytes.model(shape),
@@ -259,7 +244,7 @@ pub(super) fn training(
     if settings.lora.is_some() {
         a_part += layers * ADAPTED;
     }
-    if method.needs_teacher() && !cached {
+    if training.teacher.is_some() && !cached {
         a_part += FORWARD * estimate.teacher.parameters().layers as f64;
     }
     let tensors = if settings.lora.is_some() {
@@ -331,26 +316,4 @@ fn logits(estimate: &Estimate, shape: &ModelConfig, rows: f64, models: f64) -> f
         factor
     };
     rows.min(chunk.max(1.0)) * vocabulary * number * (models + 1.0)
-}
-
-/// Answers that a method samples during training on `samples` sequences: model, number, length.
-fn sampled<'a>(
-    estimate: &'a Estimate,
-    method: &Method,
-    samples: f64,
-) -> Vec<(&'a ModelConfig, f64, f64)> {
-    let p = &estimate.spec.profile;
-    let length = |limit: Option<usize>| {
-        let limit = limit.unwrap_or(p.data.max_new_tokens()) as f64;
-        estimate.lengths.response.min(limit)
-    };
-    let sampled = method.sampled().into_iter().map(|sampled| {
-        let model = if sampled.by_teacher {
-            &estimate.teacher
-        } else {
-            &estimate.student
-        };
-        (model, sampled.share * samples, length(sampled.longest))
-    });
-    sampled.collect()
 }

@@ -3,11 +3,11 @@
 use std::fmt::Write;
 
 use abkd_models::{ModelConfig, Precision};
-use anyhow::{Result, bail};
+use clap::ValueEnum;
+use clap::builder::PossibleValue;
 
 use super::{Cost, Estimate, Memory};
 use crate::plan::{Who, row_label};
-use crate::suggest::nearest;
 use crate::task::Work;
 
 /// A processor that time is estimated for.
@@ -65,34 +65,22 @@ impl Accelerator {
         }
     }
 
-    /// All that are known.
-    pub fn names() -> [&'static str; Self::ALL.len()] {
-        Self::ALL.map(|a| a.name)
-    }
-
-    /// The accelerator of a name.
-    ///
-    /// # Errors
-    ///
-    /// An unknown name; the known ones are listed.
-    pub fn named(name: &str) -> Result<Self> {
-        let names = Self::names();
-        match Self::ALL.iter().find(|a| a.name == name) {
-            Some(accelerator) => Ok(*accelerator),
-            None => bail!(
-                "unknown accelerator `{name}`{}; known: {}",
-                nearest(name, names),
-                names.join(", ")
-            ),
-        }
-    }
-
     /// Seconds for a task: its matrix products at the assumed share of the peak, or the launches of its updates where they
     /// take longer; plus reading the weights for each sampled token, or the kernels that it takes.
     fn seconds(&self, cost: &Cost, precision: Precision) -> f64 {
         let compute = cost.flops / (self.tflops(precision) * 1e12 * UTILISATION);
         let reading = cost.sampling_bytes / (self.bandwidth * 1e9 * UTILISATION);
         compute.max(cost.launches * LAUNCH) + reading.max(cost.replayed * REPLAYED)
+    }
+}
+
+impl ValueEnum for Accelerator {
+    fn value_variants<'a>() -> &'a [Self] {
+        &Self::ALL
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(self.name.into())
     }
 }
 
@@ -292,7 +280,7 @@ mod tests {
         let plan = Plan::new(&root, &spec, &Default::default()).unwrap();
         let estimate = Estimate::new(&root, &spec, &plan, None).unwrap();
         let done = vec![false; plan.tasks.len()];
-        let a100 = Accelerator::named("a100").unwrap();
+        let a100 = Accelerator::from_str("a100", false).unwrap();
         let text = report(&estimate, &done, Some(a100), None);
         let sizes = (parameters(&estimate.teacher), parameters(&estimate.student));
         (text, estimate.costs(), sizes.0, sizes.1)
@@ -336,15 +324,13 @@ mod tests {
         assert!(text.contains("19.5 TFLOP/s in f32"), "{text}");
         let (text, ..) = estimate("table2", "paper-openllama2");
         assert!(text.contains("312 TFLOP/s in bf16"), "{text}");
-        let a100 = Accelerator::named("a100").unwrap();
+        let a100 = Accelerator::from_str("a100", false).unwrap();
         let [single, half] = [Precision::F32, Precision::Bf16].map(|p| a100.seconds(&costs[0], p));
         assert!(single > half);
     }
 
     #[test]
-    fn unknown_accelerators_are_named() {
-        let error = Accelerator::named("a10").unwrap_err().to_string();
-        assert!(error.contains("a100"), "{error}");
+    fn durations_have_a_fitting_unit() {
         assert_eq!(duration(90.0), "90 s");
         assert_eq!(duration(600.0), "10.0 min");
         assert_eq!(count(1_557_611_200.0), "1.56G");

@@ -44,7 +44,7 @@ pub fn identity(root: &Path, model: &ModelSpec, teacher: &ModelSpec) -> Result<V
 }
 
 /// Hash of a checkpoint folder's descriptions and weights, with file names; `absent` if there is no checkpoint yet.
-fn hash_checkpoint(dir: &Path) -> Result<String> {
+pub fn hash_checkpoint(dir: &Path) -> Result<String> {
     if !dir.join("config.json").exists() {
         return Ok("absent".into());
     }

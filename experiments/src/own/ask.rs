@@ -16,7 +16,7 @@ use burn::tensor::Device;
 use clap::Args;
 
 use super::scores::{self, Scored};
-use super::source::Source;
+use super::source::NamedModel;
 use super::{MAX_LENGTH, Prompting, columns, named, prompt_length};
 use crate::inputs::read_tokenizer;
 use crate::message::say;
@@ -146,7 +146,7 @@ struct Loaded {
 
 impl Loaded {
     fn of(name: &str, prompting: &Prompting) -> Result<Self> {
-        let source = Source::find(name, "MODEL")?;
+        let source = NamedModel::find(name, "MODEL")?;
         let template = prompting.read(&source.folder)?;
         let path = source.folder.join("tokenizer.json");
         ensure!(
@@ -234,7 +234,11 @@ impl Eval {
         let decoding = self.drawing.decoding(new, BATCH);
         let mut sampler = Sampler::new(&loaded.model);
         let mut scored = Vec::new();
-        let display = Display::new(sets.len() * self.seeds.len(), 0, 1);
+        // Each seed of a set takes about the same time.
+        let tasks = self.test.iter();
+        let tasks = tasks.flat_map(|(name, _)| vec![name.clone(); self.seeds.len()]);
+        let mut left: Vec<String> = tasks.collect();
+        let display = Display::new(left.len(), 0, 1);
         for (name, examples) in sets {
             let (tokenizer, template) = (&loaded.tokenizer, &loaded.template);
             let prompts = encode_prompts(&examples, tokenizer, template, &limits, None)
@@ -257,7 +261,8 @@ impl Eval {
                         .with_context(|| path.display().to_string())?;
                 }
                 let score = evaluate::score(&answers);
-                shown.finish(name.clone(), &[], &format!("ROUGE-L {:.2}", score.rouge_l));
+                let kind = left.remove(0);
+                shown.finish(kind, &left, &format!("ROUGE-L {:.2}", score.rouge_l));
                 by_seed.push((score, answers.iter().map(|a| a.rouge_l).collect()));
             }
             scored.push(Scored::new(&loaded.name, name, &by_seed));

@@ -10,15 +10,15 @@ use abkd_models::ModelConfig;
 use anyhow::{Context, Result, anyhow, ensure};
 use clap::Args;
 
-use super::files::{Files, Found, Student, name_of};
-use super::source::Source;
+use super::files::{Found, RunFiles, Student, name_of};
+use super::source::NamedModel;
 use super::{MAX_LENGTH, Prompting, columns, named};
 use crate::backend::Cards;
-use crate::inputs::{Inputs, identity, leave_out_padding};
+use crate::inputs::{Inputs, hash_checkpoint, leave_out_padding};
 use crate::message::{describe, say};
 use crate::plan::Plan;
 use crate::runner::Places;
-use crate::spec::{Layers, ModelSpec, Spec};
+use crate::spec::{Layers, Spec};
 use crate::{backend, preflight};
 
 /// Maximum number of held-out examples if no validation data are given.
@@ -114,7 +114,7 @@ pub struct Own {
     pub inputs: Inputs,
     /// The tasks of the experiment.
     pub plan: Plan,
-    pub(super) files: Files,
+    pub(super) files: RunFiles,
     pub(super) found: Found,
 }
 
@@ -158,7 +158,7 @@ impl Distill {
         let cards = self.device.clone().unwrap_or_default();
         backend::devices(cards.backend(&self.backend), &cards).context("--backend")?;
         let found = self.find()?;
-        let files = Files::of(self, &found)?;
+        let files = RunFiles::of(self, &found)?;
         let told = |error: anyhow::Error| anyhow!(files.by_argument(&describe(&error)));
         let places = Places {
             root: self.out.clone(),
@@ -213,11 +213,11 @@ impl Distill {
                 format!("--data {}: it has 1 example, and none is left to validate with; give --valid FILE", self.data.display())
             })?),
         };
-        let teacher = Source::find(&self.teacher, "TEACHER")?;
+        let teacher = NamedModel::find(&self.teacher, "TEACHER")?;
         self.prompting.read(&teacher.folder)?;
         let student = match self.student.strip_prefix(LAYERS) {
             Some(text) => Student::Layers(layers(text)?),
-            None => Student::Checkpoint(Source::find(&self.student, "STUDENT")?),
+            None => Student::Checkpoint(NamedModel::find(&self.student, "STUDENT")?),
         };
         let mut models = vec![("teacher", &teacher)];
         if let Student::Checkpoint(model) = &student {
@@ -229,9 +229,7 @@ impl Distill {
             if let Ok(config) = ModelConfig::read(&model.folder.join("config.json")) {
                 positions = positions.min(config.max_positions());
             }
-            let spec = ModelSpec::checkpoint(&model.folder);
-            let hash = identity(Path::new("."), &spec, &spec)?;
-            let hash = hash["checkpoint"].as_str().unwrap_or_default();
+            let hash = hash_checkpoint(&model.folder)?;
             let what = format!("{}, checkpoint {hash}", model.name());
             facts.push((who.into(), what));
         }

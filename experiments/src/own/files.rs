@@ -1,15 +1,15 @@
 //! The profile and the experiment of `abkd distill`. A line that comes from an argument names it in a comment, so that an
 //! error can name the argument: the files are written only after all checks.
 
-use std::fs;
 use std::path::{Path, PathBuf};
+use std::{fs, io};
 
 use abkd_host::files;
 use anyhow::{Context, Result, bail, ensure};
 use toml::Value;
 
 use super::distill::Distill;
-use super::source::Source;
+use super::source::NamedModel;
 use super::{MAX_LENGTH, prompt_length};
 use crate::spec::{Layers, Template, TomlFile};
 
@@ -20,13 +20,13 @@ const TEACHER_RATE: f64 = 5e-5;
 
 /// Source of the student.
 pub(super) enum Student {
-    Checkpoint(Source),
+    Checkpoint(NamedModel),
     Layers(Layers),
 }
 
 /// Models and data that the arguments name.
 pub(super) struct Found {
-    pub teacher: Source,
+    pub teacher: NamedModel,
     pub student: Student,
     /// The smaller number of positions of the two models.
     pub positions: usize,
@@ -39,7 +39,7 @@ pub(super) struct Found {
 }
 
 /// The two files of a run.
-pub(super) struct Files {
+pub(super) struct RunFiles {
     pub experiment: TomlFile,
     pub profile: TomlFile,
 }
@@ -49,16 +49,20 @@ fn toml(value: impl Into<Value>) -> String {
     value.into().to_string()
 }
 
-/// An absolute path in TOML syntax.
+/// A line of a file, with the argument that it comes from.
+fn line(key: &str, value: impl Into<Value>, argument: &str) -> String {
+    format!("{key} = {}  # {argument}\n", value.into())
+}
+
+/// An absolute path.
 fn path(path: &Path) -> Result<String> {
     let whole = fs::canonicalize(path).with_context(|| path.display().to_string())?;
     let text = whole.to_str();
-    Ok(toml(text.with_context(|| {
-        format!("{}: its name is not UTF-8", whole.display())
-    })?))
+    let text = text.with_context(|| format!("{}: its name is not UTF-8", whole.display()))?;
+    Ok(text.to_owned())
 }
 
-impl Files {
+impl RunFiles {
     pub fn of(args: &Distill, found: &Found) -> Result<Self> {
         let file = |name: &str, text: &str| TomlFile::of(&args.out.join(name), text);
         Ok(Self {
@@ -76,17 +80,10 @@ impl Files {
         let mut message = message.to_owned();
         for file in self.both() {
             // Last lines first: `:1` is a prefix of `:10`.
-            for (index, line) in file
-                .text()
-                .lines()
-                .enumerate()
-                .collect::<Vec<_>>()
-                .iter()
-                .rev()
-            {
-                let place = format!("{}:{}", file.path().display(), index + 1);
-                let argument = line.rsplit_once("  # ").map(|(_, argument)| argument);
-                if let Some(argument) = argument {
+            let lines: Vec<&str> = file.text().lines().collect();
+            for (index, line) in lines.iter().enumerate().rev() {
+                if let Some((_, argument)) = line.rsplit_once("  # ") {
+                    let place = format!("{}:{}", file.path().display(), index + 1);
                     message = message.replace(&place, argument);
                 }
             }
@@ -104,8 +101,8 @@ impl Files {
             );
             return Ok(());
         };
-        let names = entries.map(|entry| Ok(entry?.file_name()));
-        let names = names.collect::<Result<Vec<_>>>()?;
+        let names: io::Result<Vec<_>> = entries.map(|entry| Ok(entry?.file_name())).collect();
+        let names = names.with_context(|| format!("--out {}", out.display()))?;
         for file in self.both() {
             if file.path().exists() {
                 self.check_same(file)?;
@@ -128,24 +125,20 @@ impl Files {
     fn check_same(&self, file: &TomlFile) -> Result<()> {
         let path = file.path();
         let there = files::read_text(path).with_context(|| path.display().to_string())?;
-        let (mut old, mut new) = (there.lines(), file.text().lines());
-        let mut line = 0;
-        loop {
-            line += 1;
-            let (old, new) = (old.next(), new.next());
-            if old.is_none() && new.is_none() {
-                return Ok(());
-            }
-            if old != new {
-                bail!(
-                    "{}:{line}: the folder holds another run: this line is `{}`, and this command would write `{}`; name \
-                     a new --out, or remove the folder",
-                    path.display(),
-                    old.unwrap_or("the end of the file"),
-                    new.unwrap_or("the end of the file")
-                );
-            }
-        }
+        let (old, new): (Vec<_>, Vec<_>) = (there.lines().collect(), file.text().lines().collect());
+        let mut lines = 0..old.len().max(new.len());
+        let Some(index) = lines.find(|&index| old.get(index) != new.get(index)) else {
+            return Ok(());
+        };
+        let end = &"the end of the file";
+        bail!(
+            "{}:{}: the folder holds another run: this line is `{}`, and this command would write `{}`; name \
+             a new --out, or remove the folder",
+            path.display(),
+            index + 1,
+            old.get(index).unwrap_or(end),
+            new.get(index).unwrap_or(end)
+        );
     }
 
     /// Writes both, the profile last: it marks the folder as this run's.
@@ -169,12 +162,12 @@ fn experiment(args: &Distill, found: &Found) -> String {
     let title = format!("{}, by {}", found.pair(), args.label());
     text += &format!("title = {}\nkind = \"table\"\n", toml(title));
     let sets: Vec<Value> = args.sets().map(|(name, _)| name.into()).collect();
-    text += &format!("datasets = {}  # --test\n", toml(sets));
+    text += &line("datasets", sets, "--test");
     text += "seeds = [10]\nreferences = true\n\n[[rows]]  # --method, --loss\n";
-    text += &format!("label = {}  # --method\n", toml(args.label()));
-    text += &format!("method = {}  # --method\n", toml(args.method.as_str()));
+    text += &line("label", args.label(), "--method");
+    text += &line("method", args.method.as_str(), "--method");
     if let Some(divergence) = args.divergence() {
-        text += &format!("divergence = {}  # --loss\n", toml(divergence.id()));
+        text += &line("divergence", divergence.id(), "--loss");
         let params = divergence.params().into_iter();
         let params: Vec<String> = params.map(|(k, v)| format!("{k} = {}", toml(v))).collect();
         if !params.is_empty() {
@@ -199,24 +192,19 @@ fn profile(args: &Distill, found: &Found) -> Result<String> {
     let new = args
         .max_new_tokens
         .unwrap_or(length.saturating_sub(prompt).max(1));
-    text += &format!(
-        "name = \"own\"\ndescription = {}\nbackend = {}  # --backend\nprecision = {}  # --precision\n",
-        toml(description),
-        toml(args.backend.as_str()),
-        toml(args.precision.as_str())
-    );
-    text += &format!(
-        "\n[data]\nsource = \"folder\"\ntrain_file = {}  # --data\n",
-        path(&args.data)?
-    );
+    text += &format!("name = \"own\"\ndescription = {}\n", toml(description));
+    text += &line("backend", args.backend.as_str(), "--backend");
+    text += &line("precision", args.precision.as_str(), "--precision");
+    text += "\n[data]\nsource = \"folder\"\n";
+    text += &line("train_file", path(&args.data)?, "--data");
     if let Some(file) = &args.valid {
-        text += &format!("valid_file = {}  # --valid\n", path(file)?);
+        text += &line("valid_file", path(file)?, "--valid");
     }
     if let Some(held_out) = found.held_out {
         text += &format!("hold_out = {held_out}  # --data\n");
     }
     let columns = match &args.columns {
-        Some(columns) => format!("columns = {}  # --columns\n", Value::try_from(columns)?),
+        Some(columns) => line("columns", Value::try_from(columns)?, "--columns"),
         None => String::new(),
     };
     text += &columns;
@@ -224,7 +212,7 @@ fn profile(args: &Distill, found: &Found) -> Result<String> {
         text += "template = \"chat\"  # --template\n";
     }
     if let Some(date) = args.prompting.date {
-        text += &format!("date = {}  # --date\n", toml(date.to_string()));
+        text += &line("date", date.to_string(), "--date");
     }
     text += &format!(
         "max_prompt_length = {prompt}  # --max-length\nmax_length = {}  # --max-length\n",
@@ -240,19 +228,17 @@ fn profile(args: &Distill, found: &Found) -> Result<String> {
             ),
         };
         text += &format!(
-            "\n[datasets.{}]  # --test\nlabel = {}\npath = {}  # --test\n{columns}",
+            "\n[datasets.{}]  # --test\nlabel = {}\n",
             toml(name),
-            toml(label),
-            path(file)?
+            toml(label)
         );
+        text += &(line("path", path(file)?, "--test") + &columns);
         if let Some(last) = last {
             text += &format!("last = {last}\n");
         }
     }
-    text += &format!(
-        "\n[teacher]  # TEACHER\n{}",
-        source(&found.teacher, "TEACHER")?
-    );
+    text += "\n[teacher]  # TEACHER\n";
+    text += &source(&found.teacher, "TEACHER")?;
     text += "\n[student]  # STUDENT\n";
     text += &match &found.student {
         Student::Checkpoint(model) => source(model, "STUDENT")?,
@@ -291,10 +277,10 @@ fn profile(args: &Distill, found: &Found) -> Result<String> {
     Ok(text)
 }
 
-fn source(model: &Source, argument: &str) -> Result<String> {
-    let mut text = format!("checkpoint = {}  # {argument}\n", path(&model.folder)?);
+fn source(model: &NamedModel, argument: &str) -> Result<String> {
+    let mut text = line("checkpoint", path(&model.folder)?, argument);
     if let Some(hub) = &model.hub {
-        text += &format!("hub = {}  # {argument}\n", toml(hub.as_str()));
+        text += &line("hub", hub.as_str(), argument);
     }
     Ok(text)
 }

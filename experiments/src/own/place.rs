@@ -12,7 +12,7 @@ use crate::message::say;
 use crate::plan::Who;
 use crate::plot;
 use crate::results::CurvePoint;
-use crate::runner::{Outcome, outcomes, student};
+use crate::runner::{FinishedEvaluation, evaluations, student};
 
 /// Examples of a set whose answers are shown.
 const SHOWN: usize = 5;
@@ -25,11 +25,11 @@ impl Own {
     /// A result that cannot be read, a file that cannot be written.
     pub fn place(&self, args: &Distill) -> Result<String> {
         let out = &self.places.root;
-        let outcomes = outcomes(&self.places, &self.spec, &self.plan)?;
-        let scored = self.scored(&outcomes);
+        let evaluations = evaluations(&self.places, &self.spec, &self.plan)?;
+        let scored = self.scored(&evaluations);
         scores::write(&out.join("scores.csv"), &scored)?;
         let answers = out.join("answers.md");
-        files::write(&answers, self.answers(&outcomes)?.as_bytes())
+        files::write(&answers, self.answers(&evaluations)?.as_bytes())
             .with_context(|| answers.display().to_string())?;
         self.place_student(args, &scored)?;
         let mut told = scores::table(&scored);
@@ -55,15 +55,15 @@ impl Own {
     }
 
     /// Scores per set: the teacher, the student before distillation, the distilled student.
-    fn scored(&self, outcomes: &[Outcome]) -> Vec<Scored> {
+    fn scored(&self, evaluations: &[FinishedEvaluation]) -> Vec<Scored> {
         let mut all = Vec::new();
         for set in &self.spec.tests {
-            let of_set: Vec<&Outcome> = outcomes.iter().filter(|o| o.dataset == set.id).collect();
-            let mut who: Vec<Who> = of_set.iter().map(|o| o.who).collect();
+            let of_set: Vec<_> = evaluations.iter().filter(|e| e.dataset == set.id).collect();
+            let mut who: Vec<Who> = of_set.iter().map(|e| e.who).collect();
             who.dedup();
             for who in who {
-                let seeds = of_set.iter().filter(|o| o.who == who);
-                let seeds: Vec<_> = seeds.map(|o| (o.score, o.rouge_l.clone())).collect();
+                let seeds = of_set.iter().filter(|e| e.who == who);
+                let seeds: Vec<_> = seeds.map(|e| (e.score, e.rouge_l.clone())).collect();
                 all.push(Scored::new(self.label(who), &set.id, &seeds));
             }
         }
@@ -71,12 +71,12 @@ impl Own {
     }
 
     /// The first examples of each set with the answers of all models.
-    fn answers(&self, outcomes: &[Outcome]) -> Result<String> {
+    fn answers(&self, evaluations: &[FinishedEvaluation]) -> Result<String> {
         let mut text = format!("# Answers: {}\n", self.found.pair());
         for set in &self.spec.tests {
             text += &format!("\n## {}\n", set.id);
-            let of_set = outcomes.iter().filter(|o| o.dataset == set.id);
-            let of_set = of_set.map(|o| Ok((o.who, o.first(SHOWN)?)));
+            let of_set = evaluations.iter().filter(|e| e.dataset == set.id);
+            let of_set = of_set.map(|e| Ok((e.who, e.first(SHOWN)?)));
             let of_set: Vec<_> = of_set.collect::<Result<_>>()?;
             let Some((_, examples)) = of_set.first() else {
                 continue;

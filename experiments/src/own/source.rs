@@ -12,12 +12,12 @@ use crate::message::say;
 
 /// A model's folder, and the repository that it was fetched from.
 #[derive(Clone, Debug)]
-pub(super) struct Source {
+pub(super) struct NamedModel {
     pub folder: PathBuf,
     pub hub: Option<String>,
 }
 
-impl Source {
+impl NamedModel {
     /// The folder at this path, else the folder of the repository of this name, fetched if missing. `who` is the argument
     /// to name in errors.
     pub fn find(name: &str, who: &str) -> Result<Self> {

@@ -103,7 +103,7 @@ pub(super) fn write(
         items: sequences.len(),
         seconds: chunks.seconds(),
     };
-    folder.seal().add(FILE, chunks.finish()?);
+    folder.seal.add(FILE, chunks.finish()?);
     folder.finish(&written)?;
     chunks::forget(&target)?;
     Ok(Some(format!("{} answers", written.items)))
@@ -127,7 +127,8 @@ pub(super) fn read(
     sequences: &[Sequence],
     vocabulary: usize,
 ) -> Result<Vec<Sequence>> {
-    let (dir, seal) = proof::needed(runs, id)?;
+    let seal = proof::needed(runs, id)?;
+    let dir = seal.folder();
     let text = seal.read(FILE).map_err(proof::changed)?;
     let path = dir.join(FILE);
     let place = |line: usize| format!("{}:{}", path.display(), line + 1);

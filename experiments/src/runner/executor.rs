@@ -11,67 +11,53 @@ use anyhow::{Result, anyhow};
 use super::Ended;
 use crate::plan::{Plan, Planned};
 
-/// Runs the tasks of a plan.
-pub trait Executor {
-    /// Runs the tasks that are not done, each after its needs.
-    ///
-    /// # Errors
-    ///
-    /// The first error of a task; running tasks are finished, and no other is begun.
-    fn execute(&self, plan: &Plan, done: &[bool]) -> Result<Ended>;
-}
-
-/// Runs tasks on this machine, several in parallel.
-pub struct Local<'a, F> {
-    /// Number of parallel tasks.
-    pub jobs: usize,
-    /// Whether the user wants it to stop.
-    pub stop: &'a AtomicBool,
-    /// Makes a worker: it runs one task per call and returns whether the task finished (`false`: interrupted).
-    pub worker: F,
-}
-
-impl<F, W> Executor for Local<'_, F>
-where
-    F: Fn() -> W + Sync,
-    W: FnMut(&Planned, &Board) -> Result<bool>,
-{
-    fn execute(&self, plan: &Plan, done: &[bool]) -> Result<Ended> {
-        let board = Board::new(plan, done);
-        let work = || {
-            let mut worker = (self.worker)();
-            while let Some(index) = board.next(self.stop) {
-                let finished = worker(&plan.tasks[index], &board)?;
-                board.set(
-                    index,
-                    if finished {
-                        Status::Done
-                    } else {
-                        Status::Waiting
-                    },
-                );
-                if !finished {
-                    break;
-                }
+/// Runs the tasks that are not done, `jobs` in parallel, each after its needs. `worker` makes a worker: it runs one task per
+/// call and returns whether the task finished (`false`: interrupted).
+///
+/// # Errors
+///
+/// The first error of a task; running tasks are finished, and no other is begun.
+pub(super) fn execute<W: FnMut(&Planned, &Board) -> Result<bool>>(
+    plan: &Plan,
+    done: &[bool],
+    jobs: usize,
+    stop: &AtomicBool,
+    worker: impl Fn() -> W + Sync,
+) -> Result<Ended> {
+    let board = Board::new(plan, done);
+    let work = || {
+        let mut worker = worker();
+        while let Some(index) = board.next(stop) {
+            let finished = worker(&plan.tasks[index], &board)?;
+            board.set(
+                index,
+                if finished {
+                    Status::Done
+                } else {
+                    Status::Waiting
+                },
+            );
+            if !finished {
+                break;
             }
-            Ok(())
-        };
-        let outcome: Vec<Result<()>> = std::thread::scope(|scope| {
-            let workers: Vec<_> = (0..self.jobs)
-                .map(|_| scope.spawn(|| board.attend(work)))
-                .collect();
-            let joined = workers.into_iter().map(|worker| worker.join());
-            joined
-                .map(|end| end.unwrap_or_else(|panic| Err(panicked(&*panic))))
-                .collect()
-        });
-        outcome.into_iter().collect::<Result<()>>()?;
-        Ok(if board.all_done() {
-            Ended::Finished
-        } else {
-            Ended::Interrupted
-        })
-    }
+        }
+        Ok(())
+    };
+    let outcome: Vec<Result<()>> = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..jobs)
+            .map(|_| scope.spawn(|| board.attend(work)))
+            .collect();
+        let joined = workers.into_iter().map(|worker| worker.join());
+        joined
+            .map(|end| end.unwrap_or_else(|panic| Err(panicked(&*panic))))
+            .collect()
+    });
+    outcome.into_iter().collect::<Result<()>>()?;
+    Ok(if board.all_done() {
+        Ended::Finished
+    } else {
+        Ended::Interrupted
+    })
 }
 
 /// Converts a panic of `work` to an error.
@@ -223,12 +209,7 @@ mod tests {
                 Ok(finished)
             }
         };
-        let local = Local {
-            jobs,
-            stop: &stop,
-            worker,
-        };
-        let ended = local.execute(plan, done);
+        let ended = execute(plan, done, jobs, &stop, worker);
         (ended, run.into_inner().unwrap())
     }
 

@@ -16,7 +16,7 @@ use crate::spec::Spec;
 use crate::task::{Model, Sources, Task, TaskId, Work};
 
 /// A finished evaluation.
-pub struct Outcome {
+pub struct FinishedEvaluation {
     /// The model that gave the answers.
     pub who: Who,
     /// Id of the test set.
@@ -44,7 +44,7 @@ pub struct Answered {
     pub references: Vec<String>,
 }
 
-impl Outcome {
+impl FinishedEvaluation {
     /// The first `count` answers.
     ///
     /// # Errors
@@ -64,7 +64,7 @@ impl Outcome {
 /// # Errors
 ///
 /// A file that does not match its seal.
-pub fn outcomes(places: &Places, spec: &Spec, plan: &Plan) -> Result<Vec<Outcome>> {
+pub fn evaluations(places: &Places, spec: &Spec, plan: &Plan) -> Result<Vec<FinishedEvaluation>> {
     let runs = places.runs_of(spec);
     let mut all = Vec::new();
     for (planned, work) in plan.works() {
@@ -74,10 +74,10 @@ pub fn outcomes(places: &Places, spec: &Spec, plan: &Plan) -> Result<Vec<Outcome
         let Some(Evaluated { score, examples }) = proof::result(&runs, &planned.id)? else {
             continue;
         };
-        let (_, seal) = proof::needed(&runs, &planned.id)?;
+        let seal = proof::needed(&runs, &planned.id)?;
         let read = || seal.read(answers::FILE).map_err(proof::changed);
         for &who in &planned.of {
-            all.push(Outcome {
+            all.push(FinishedEvaluation {
                 who,
                 dataset: evaluation.dataset.clone(),
                 score,
@@ -90,7 +90,7 @@ pub fn outcomes(places: &Places, spec: &Spec, plan: &Plan) -> Result<Vec<Outcome
 }
 
 /// The first row's student.
-pub struct Student<'a> {
+pub struct TrainedStudent<'a> {
     /// The task that trained it.
     pub id: &'a TaskId,
     /// One record per validation.
@@ -105,7 +105,7 @@ pub struct Student<'a> {
 /// # Errors
 ///
 /// When the student is not trained, or the plan evaluates it on no set.
-pub fn student<'a>(places: &Places, spec: &Spec, plan: &'a Plan) -> Result<Student<'a>> {
+pub fn student<'a>(places: &Places, spec: &Spec, plan: &'a Plan) -> Result<TrainedStudent<'a>> {
     let of_row = |planned: &Planned| matches!(planned.of[..], [Who::Row { row: 0, .. }, ..]);
     let mut works = plan.works().filter(|(planned, _)| of_row(planned));
     let evaluated = works.find_map(|(planned, work)| match work {
@@ -115,7 +115,7 @@ pub fn student<'a>(places: &Places, spec: &Spec, plan: &'a Plan) -> Result<Stude
     let (task, model) = evaluated.context("the plan evaluates no student")?;
     let id = model.task().context("the student is trained")?;
     let trained: Option<Trained> = proof::result(&places.runs_of(spec), id)?;
-    Ok(Student {
+    Ok(TrainedStudent {
         id,
         curve: trained.context("the student is not trained yet")?.curve,
         model,
@@ -123,7 +123,7 @@ pub fn student<'a>(places: &Places, spec: &Spec, plan: &'a Plan) -> Result<Stude
     })
 }
 
-impl Student<'_> {
+impl TrainedStudent<'_> {
     /// The model, its adapter merged.
     ///
     /// # Errors

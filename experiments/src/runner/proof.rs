@@ -20,15 +20,10 @@ use super::{RESULT, SCRATCH, answers};
 use crate::plan::{Plan, Planned};
 use crate::task;
 
-/// A finished task: its folder and seal.
-pub(super) struct Finished {
-    dir: PathBuf,
-    seal: Seal,
-}
-
 /// Status of a task.
 pub(super) enum Standing {
-    Finished(Finished),
+    /// Finished, with its seal.
+    Finished(Seal),
     /// Not begun, or begun and not finished.
     Open,
     /// Finished once, but damaged: the reason.
@@ -43,7 +38,7 @@ impl Standing {
     /// A file that cannot be read; it may be intact.
     pub(super) fn of(dir: &Path, id: &str) -> Result<Self> {
         match light(dir, id) {
-            Ok(Some(finished)) => Ok(Self::Finished(finished)),
+            Ok(Some(seal)) => Ok(Self::Finished(seal)),
             Ok(None) => Ok(Self::Open),
             Err(Error::Absent { .. }) if !dir.join(RESULT).exists() => Ok(Self::Open),
             Err(error @ Error::Io { .. }) => Err(error.into()),
@@ -58,7 +53,7 @@ fn is_large(name: &str) -> bool {
 }
 
 /// Checks small files completely, and large files by length only, where they were not removed.
-fn light(dir: &Path, id: &str) -> Result<Option<Finished>, Error> {
+fn light(dir: &Path, id: &str) -> Result<Option<Seal>, Error> {
     let seal = Seal::open(dir, id)?;
     // The teacher's hidden states are sealed before their task is finished.
     if !seal.holds(RESULT) {
@@ -73,28 +68,20 @@ fn light(dir: &Path, id: &str) -> Result<Option<Finished>, Error> {
             seal.check(name)?;
         }
     }
-    let dir = dir.into();
-    Ok(Some(Finished { dir, seal }))
+    Ok(Some(seal))
 }
 
-impl Finished {
-    /// Checks everything.
-    fn check(&self) -> Result<(), Error> {
-        self.seal.check_all()
+/// Removes files needed only by an unfinished task, which a kill may have left behind.
+fn sweep(dir: &Path) -> Result<()> {
+    let mut left = state::checkpoints(dir)?;
+    left.push(dir.join(SCRATCH));
+    for old in &left {
+        files::remove_folder(old).with_context(|| old.display().to_string())?;
     }
-
-    /// Removes files needed only by an unfinished task, which a kill may have left behind.
-    fn sweep(&self) -> Result<()> {
-        let mut left = state::checkpoints(&self.dir)?;
-        left.push(self.dir.join(SCRATCH));
-        for old in &left {
-            files::remove_folder(old).with_context(|| old.display().to_string())?;
-        }
-        for name in [answers::FILE, cache::ROWS] {
-            chunks::forget(&self.dir.join(name))?;
-        }
-        Ok(())
+    for name in [answers::FILE, cache::ROWS] {
+        chunks::forget(&dir.join(name))?;
     }
+    Ok(())
 }
 
 /// Which tasks are finished, and a line for each that must run again.
@@ -113,7 +100,7 @@ pub(super) fn survey(runs: &Path, plan: &Plan) -> Result<(Vec<bool>, Vec<String>
         let dir = runs.join(&task.id);
         files::sweep(&dir).with_context(|| dir.display().to_string())?;
         finished.push(match Standing::of(&dir, &task.id)? {
-            Standing::Finished(finished) => Some(finished),
+            Standing::Finished(seal) => Some(seal),
             Standing::Open => None,
             Standing::Damaged(why) => {
                 again(task, &why);
@@ -127,7 +114,7 @@ pub(super) fn survey(runs: &Path, plan: &Plan) -> Result<(Vec<bool>, Vec<String>
             continue;
         }
         for &need in &task.needs {
-            match finished[need].as_ref().map(Finished::check) {
+            match finished[need].as_ref().map(Seal::check_all) {
                 None | Some(Ok(())) => {}
                 Some(Err(error @ Error::Io { .. })) => return Err(error.into()),
                 Some(Err(error)) => {
@@ -137,18 +124,18 @@ pub(super) fn survey(runs: &Path, plan: &Plan) -> Result<(Vec<bool>, Vec<String>
             }
         }
     }
-    for finished in finished.iter().flatten() {
-        finished.sweep()?;
+    for seal in finished.iter().flatten() {
+        sweep(seal.folder())?;
     }
     Ok((finished.iter().map(Option::is_some).collect(), lines))
 }
 
-/// The folder and seal of a finished task that another task needs; all files are checked.
+/// The seal of a finished task that another task needs; all files are checked.
 ///
 /// # Errors
 ///
 /// Files that do not match their seal: they have changed during the run.
-pub(super) fn needed(runs: &Path, id: &str) -> Result<(PathBuf, Seal)> {
+pub(super) fn needed(runs: &Path, id: &str) -> Result<Seal> {
     let dir = runs.join(id);
     let seal = Seal::open(&dir, id).map_err(changed)?;
     if let Some(name) = seal
@@ -162,12 +149,7 @@ pub(super) fn needed(runs: &Path, id: &str) -> Result<(PathBuf, Seal)> {
         );
     }
     seal.check_all().map_err(changed)?;
-    Ok((dir, seal))
-}
-
-/// The seal of an earlier run of the task `id`, if any.
-pub(super) fn earlier(dir: &Path, id: &str) -> Option<Seal> {
-    Seal::open(dir, id).ok()
+    Ok(seal)
 }
 
 /// Names of the files of weights and hidden states that differ between the latest run of a task and its earlier run, whose
@@ -215,10 +197,10 @@ pub(crate) fn result<T: DeserializeOwned>(runs: &Path, id: &str) -> Result<Optio
     let text = match known {
         Some(text) => text,
         None => {
-            let Standing::Finished(finished) = Standing::of(&dir, id)? else {
+            let Standing::Finished(seal) = Standing::of(&dir, id)? else {
                 return Ok(None);
             };
-            let text = finished.seal.read(RESULT)?;
+            let text = seal.read(RESULT)?;
             remember(dir.clone(), text.clone());
             text
         }
@@ -232,7 +214,8 @@ pub(crate) fn result<T: DeserializeOwned>(runs: &Path, id: &str) -> Result<Optio
 /// The folder of a running task; sealed when the task finishes.
 pub(super) struct Folder<'a> {
     pub dir: &'a Path,
-    seal: Seal,
+    /// To add files to.
+    pub seal: Seal,
 }
 
 impl<'a> Folder<'a> {
@@ -242,11 +225,6 @@ impl<'a> Folder<'a> {
         let mut seal = Seal::new(dir, id);
         seal.write(task::FILE, task)?;
         Ok(Self { dir, seal })
-    }
-
-    /// The seal, to add files to.
-    pub(super) fn seal(&mut self) -> &mut Seal {
-        &mut self.seal
     }
 
     /// Writes the result; from now on the task is finished.
@@ -291,7 +269,7 @@ mod tests {
             let mut folder = Folder::begin(&dir, &task.id, task.id.as_bytes()).unwrap();
             if matches!(task.task.work, Work::Train(_)) {
                 fs::create_dir(dir.join("student")).unwrap();
-                let seal = folder.seal();
+                let seal = &mut folder.seal;
                 seal.write("student/model.safetensors", b"weights").unwrap();
             }
             folder.finish(&json!({ "of": task.id })).unwrap();
@@ -404,14 +382,14 @@ mod tests {
             let mut folder = Folder::begin(runs.path(), "x", b"{}").unwrap();
             fs::create_dir_all(runs.path().join("student")).unwrap();
             folder
-                .seal()
+                .seal
                 .write("student/model.safetensors", weights)
                 .unwrap();
             folder.finish(&json!({ "seconds": seconds })).unwrap();
         };
-        assert!(earlier(runs.path(), "x").is_none());
+        assert!(Seal::open(runs.path(), "x").is_err());
         seal(b"weights", 1.0);
-        let before = earlier(runs.path(), "x").unwrap();
+        let before = Seal::open(runs.path(), "x").unwrap();
         seal(b"weights", 2.0);
         assert!(changes(&before, runs.path(), "x").unwrap().is_empty());
         seal(b"others", 2.0);

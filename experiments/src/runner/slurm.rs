@@ -181,7 +181,7 @@ impl Slurm<'_> {
             "job-name",
             &format!("abkd-{}-{name}", self.submission.experiment),
         );
-        option("output", &folder.join(log).display().to_string());
+        option("output", &log_file(folder, log));
         option("open-mode", "append");
         option("kill-on-invalid-dep", "yes");
         for (key, value) in [
@@ -235,6 +235,17 @@ impl Slurm<'_> {
         let text = self.header(folder, "fold", "fold.log");
         text + &self.body(&format!("exec {}", command.join(" ")))
     }
+}
+
+/// Value of `--output` in a script. In it, sbatch replaces `%` with a letter, ends the line at `#`, and takes quotes and
+/// backslashes away.
+fn log_file(folder: &Path, log: &str) -> String {
+    let folder = folder.display().to_string().replace('%', "%%");
+    let path = format!("{folder}/{log}");
+    if !path.contains(|c: char| c.is_whitespace() || "#'\"\\".contains(c)) {
+        return path;
+    }
+    format!("\"{}\"", path.replace('\\', r"\\").replace('"', r#"\""#))
 }
 
 /// A word quoted for the shell.
@@ -367,6 +378,7 @@ mod tests {
             "#SBATCH --partition=gpu\n",
             "#SBATCH --gres=gpu:1\n",
             "#SBATCH --time=04:00:00\n",
+            "#SBATCH --output=\"/shared/my runs/tiny/slurm/000-%a.log\"\n",
             "%8\n",
             "module load cuda\n",
             r"exec '/opt/it'\''s/abkd' task '/shared/my runs/tiny'/",
@@ -388,5 +400,19 @@ mod tests {
         done[0] = true;
         let text = scripts(&spec, &plan, &done);
         assert!(!text.contains(&format!("'{}'", plan.tasks[0].id)));
+    }
+
+    #[test]
+    fn the_path_of_a_log_is_quoted_where_sbatch_would_read_it_otherwise() {
+        for (folder, written) in [
+            ("/runs/tiny", "/runs/tiny/000-%a.log"),
+            ("/50%/a", "/50%%/a/000-%a.log"),
+            ("/my runs", "\"/my runs/000-%a.log\""),
+            ("/run#1", "\"/run#1/000-%a.log\""),
+            ("/it's", "\"/it's/000-%a.log\""),
+            (r#"/a"b\c"#, r#""/a\"b\\c/000-%a.log""#),
+        ] {
+            assert_eq!(log_file(Path::new(folder), "000-%a.log"), written);
+        }
     }
 }

@@ -5,14 +5,15 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use abkd_data::{Example, PromptTemplate, Sequence};
+use abkd_data::{Example, PromptTemplate};
 use abkd_host::files;
-use abkd_models::generate::{Decoding, Sampler};
+use abkd_host::seal::Seal;
+use abkd_models::generate::Sampler;
 use abkd_models::{LanguageModel, checkpoint, lora};
 use abkd_training::cache::{self, TeacherCache};
 use abkd_training::evaluate::{self, Answer};
 use abkd_training::trainer::{student_dir, student_seal};
-use abkd_training::{Event, Method, Outcome, Settings, TrainRun, Validation, state, train};
+use abkd_training::{Event, Outcome, TrainRun, Validation, state, train};
 use anyhow::{Context, Result, ensure};
 use burn::tensor::Device;
 
@@ -21,8 +22,7 @@ use super::proof::{self, Folder};
 use super::{Evaluated, OneOff, SCRATCH, Trained};
 use crate::inputs::{Inputs, base_model};
 use crate::progress::TaskDisplay;
-use crate::spec::{TimingSpec, ValidationSpec};
-use crate::task::{self, Evaluation, Hidden, Model, Sources, Task, TaskId, Training, Work};
+use crate::task::{self, Evaluation, Hidden, Model, Sources, Task, TaskId, Timed, Training, Work};
 use crate::timing;
 
 /// Runs tasks one after the other.
@@ -51,7 +51,7 @@ impl Worker<'_> {
             self.loaded = None;
         }
         let dir = self.runs.join(id);
-        let earlier = proof::earlier(&dir, id);
+        let earlier = Seal::open(&dir, id).ok();
         let folder = Folder::begin(&dir, id, &task::content(id, task, self.sources)?)?;
         let told = self.work(id, task, folder, shown)?;
         // The next task needs blocks of other sizes.
@@ -75,22 +75,13 @@ impl Worker<'_> {
         shown: &mut TaskDisplay,
     ) -> Result<Option<String>> {
         match &task.work {
-            Work::Train(training) => {
-                let job = self.job(task, training)?;
-                self.train(id, folder, &job, shown)
-            }
+            Work::Train(training) => self.train(id, task, training, folder, shown),
             Work::TeacherHidden(hidden) => self.teacher_hidden(id, task, hidden, folder, shown),
             Work::TeacherAnswers(answers) => {
                 let teacher = self.asked(&answers.teacher, task)?;
                 answers::write(folder, id, &teacher, self.inputs, answers, self.stop, shown)
             }
-            Work::Time(timed) => {
-                let mut job = self.job(task, &timed.training)?;
-                job.method = job.method.timed(job.settings.batch_size);
-                let seed = job.settings.seed + timed.repeat as u64;
-                job.settings = timing::settings(&job.settings, &timed.timing, seed);
-                self.time(id, folder, &job, &timed.timing, shown)
-            }
+            Work::Time(timed) => self.time(id, task, timed, folder, shown),
             Work::Evaluate(evaluation) => self.evaluate(task, evaluation, folder, shown),
         }
     }
@@ -109,29 +100,35 @@ impl Worker<'_> {
                  experiment again"
             );
         }
+        // The hashes are those of texts, which these limits cut.
+        let (planned, found) = (task.limits, self.inputs.limits);
+        ensure!(
+            found == planned,
+            "the length limits have changed since the task was planned (max_prompt_length = {}, max_length = {}, and now {} and \
+             {}); plan the experiment again",
+            planned.max_prompt_length,
+            planned.max_length,
+            found.max_prompt_length,
+            found.max_length
+        );
         Ok(())
     }
 
     fn time(
         &self,
         id: &TaskId,
+        task: &Task,
+        timed: &Timed,
         folder: Folder,
-        job: &Job,
-        spec: &TimingSpec,
         shown: &mut TaskDisplay,
     ) -> Result<Option<String>> {
         // Never resumed: timings from before an interruption are not comparable.
         let scratch = folder.dir.join(SCRATCH);
         remove_folder(&scratch)?;
-        let mut timing = timing::Timing::new(spec);
-        let run = self.run(id, &scratch, job);
-        let validation = Validation {
-            examples: &[],
-            prompts: &[],
-            seed: 0,
-            ..run.validation
-        };
-        let outcome = train(TrainRun { validation, ..run }, &mut |event| {
+        let training = timed.measured();
+        let mut timing = timing::Timing::new(&timed.timing);
+        let answered = (&[][..], &[][..]);
+        let outcome = self.run(id, task, &training, &scratch, answered, &mut |event| {
             if let Event::Step {
                 step,
                 steps,
@@ -181,7 +178,7 @@ impl Worker<'_> {
             &mut |n| shown.more(n, examples.len(), || "answers".into()),
         )?;
         let text = lines(&answers, examples, &self.inputs.template)?;
-        folder.seal().write(answers::FILE, &text)?;
+        folder.seal.write(answers::FILE, &text)?;
         let score = evaluate::score(&answers);
         folder.finish(&Evaluated {
             score,
@@ -216,7 +213,7 @@ impl Worker<'_> {
             shown.line(&answers::again(written.dropped));
         }
         let size = TeacherCache::open(folder.dir, id)?.size();
-        folder.seal().enclose("", &written.seal);
+        folder.seal.enclose("", &written.seal);
         folder.finish(&OneOff {
             items: sequences.len(),
             seconds: written.seconds,
@@ -224,8 +221,16 @@ impl Worker<'_> {
         Ok(Some(format!("{:.1} MB", size as f64 / 1e6)))
     }
 
-    /// Loads the models and data of a training.
-    fn job(&self, task: &Task, training: &Training) -> Result<Job<'_>> {
+    /// Loads models and data of a training, and trains. `answered`: examples and prompts of the validation answers.
+    fn run(
+        &self,
+        id: &TaskId,
+        task: &Task,
+        training: &Training,
+        dir: &Path,
+        answered: (&[Example], &[Vec<u32>]),
+        observe: &mut dyn FnMut(Event),
+    ) -> Result<Outcome> {
         let student = self.student(training, task)?;
         let sequences = match &training.answers {
             Some(id) => {
@@ -239,97 +244,83 @@ impl Worker<'_> {
             Some(id) => Some(TeacherCache::open(&self.runs.join(id), id)?),
             None => None,
         };
-        // If the cache holds all hidden states that the training needs, only the teacher's head is used; its layers but one
-        // are dropped.
-        let head_alone = cache.is_some()
-            && training.method.sampled().is_empty()
-            && training.text.is_none()
-            && !training.settings.masses;
-        let teacher = training.teacher.as_ref().map(|teacher| {
-            let mut teacher = self.merged(teacher, task)?;
-            if head_alone {
-                teacher = teacher.with_layers(1)?;
+        let teacher = match &training.teacher {
+            Some(teacher) => {
+                let mut teacher = self.merged(teacher, task)?;
+                if training.needs_head_alone() {
+                    teacher = teacher.with_layers(1)?;
+                }
+                Some(teacher.frozen_on(&self.device))
             }
-            Ok::<_, anyhow::Error>(teacher.frozen_on(&self.device))
-        });
-        Ok(Job {
-            start: training
-                .student
-                .task()
-                .map_or("base", String::as_str)
-                .into(),
-            cache,
-            settings: training.settings.clone(),
-            teacher: teacher.transpose()?,
-            method: training.method.clone(),
-            kd_ratio: training.kd_ratio,
-            max_new_tokens: task.limits.max_length - task.limits.max_prompt_length,
-            validation: training.validation.clone(),
-            decoding: training.validation.decoding(),
-            student,
-            sequences,
-            with_text: training.text.is_some(),
-        })
-    }
-
-    fn run<'a>(&'a self, id: &'a TaskId, dir: &'a Path, job: &'a Job) -> TrainRun<'a> {
-        TrainRun {
+            None => None,
+        };
+        let run = TrainRun {
             dir,
             fingerprint: id,
-            settings: &job.settings,
-            method: &job.method,
-            kd_ratio: job.kd_ratio,
-            max_new_tokens: job.max_new_tokens,
-            base: &job.start,
-            student: job.student.clone(),
-            teacher: job.teacher.as_ref(),
-            cache: job.cache.as_ref(),
-            sequences: &job.sequences,
+            settings: &training.settings,
+            method: &training.method,
+            kd_ratio: training.kd_ratio,
+            max_new_tokens: task.limits.max_length - task.limits.max_prompt_length,
+            base: training.student.task().map_or("base", String::as_str),
+            student,
+            teacher: teacher.as_ref(),
+            cache: cache.as_ref(),
+            sequences: &sequences,
             tokenizer: &self.inputs.tokenizer,
-            text: job.with_text.then_some(self.inputs.text.as_ref()).flatten(),
+            text: training.text.as_ref().and(self.inputs.text.as_ref()),
             validation: Validation {
-                examples: &self.inputs.valid,
-                prompts: &self.inputs.valid_prompts,
+                examples: answered.0,
+                prompts: answered.1,
                 sequences: &self.inputs.valid_sequences.sequences,
-                decoding: &job.decoding,
-                seed: job.validation.seed,
+                decoding: &training.validation.decoding(),
+                seed: training.validation.seed,
             },
             beside: &self.inputs.companions,
             checkpoint_every: Duration::from_secs(60),
             stop: self.stop,
-        }
+        };
+        Ok(train(run, observe)?)
     }
 
     fn train(
         &self,
         id: &TaskId,
+        task: &Task,
+        training: &Training,
         mut folder: Folder,
-        job: &Job,
         shown: &mut TaskDisplay,
     ) -> Result<Option<String>> {
         let dir = folder.dir;
-        let outcome = train(self.run(id, dir, job), &mut |event| match event {
-            Event::Resumed { step } => shown.line(&format!("resumes after step {step}")),
-            Event::Step {
-                step,
-                steps,
-                report,
-                ..
-            } => shown.at(step, steps, || format!("loss {:.3}", report.loss)),
-            Event::Validating(_) => {}
-            Event::Validated(record) => {
-                let rouge = record
-                    .validation_rouge_l
-                    .map_or(String::new(), |r| format!(", validation ROUGE-L {r:.2}"));
-                let loss = record
-                    .validation_loss
-                    .map_or(String::new(), |l| format!(", validation loss {l:.3}"));
-                shown.line(&format!(
-                    "epoch {}: training loss {:.3}{loss}{rouge}",
-                    record.epoch, record.train_loss
-                ));
-            }
-        })?;
+        let answered = (&self.inputs.valid[..], &self.inputs.valid_prompts[..]);
+        let outcome = self.run(
+            id,
+            task,
+            training,
+            dir,
+            answered,
+            &mut |event| match event {
+                Event::Resumed { step } => shown.line(&format!("resumes after step {step}")),
+                Event::Step {
+                    step,
+                    steps,
+                    report,
+                    ..
+                } => shown.at(step, steps, || format!("loss {:.3}", report.loss)),
+                Event::Validating(_) => {}
+                Event::Validated(record) => {
+                    let rouge = record
+                        .validation_rouge_l
+                        .map_or(String::new(), |r| format!(", validation ROUGE-L {r:.2}"));
+                    let loss = record
+                        .validation_loss
+                        .map_or(String::new(), |l| format!(", validation loss {l:.3}"));
+                    shown.line(&format!(
+                        "epoch {}: training loss {:.3}{loss}{rouge}",
+                        record.epoch, record.train_loss
+                    ));
+                }
+            },
+        )?;
         let Outcome::Finished {
             curve,
             teacher_tokens,
@@ -338,11 +329,11 @@ impl Worker<'_> {
         else {
             return Ok(None);
         };
-        let student = student_seal(dir, id, &curve, job.settings.keep_best)?;
+        let student = student_seal(dir, id, &curve, training.settings.keep_best)?;
         let cached_share =
             (teacher_tokens > 0).then(|| cached_tokens as f64 / teacher_tokens as f64);
         let last = curve.last().and_then(|r| r.validation_rouge_l);
-        folder.seal().enclose(STUDENT, &student);
+        folder.seal.enclose(STUDENT, &student);
         folder.finish(&Trained {
             curve,
             cached_share,
@@ -399,32 +390,13 @@ impl Worker<'_> {
             }
             Model::Trained { task, adapter_on } => (task, adapter_on),
         };
-        let (dir, _) = proof::needed(self.runs, id)?;
-        let dir = student_dir(&dir);
+        let dir = student_dir(proof::needed(self.runs, id)?.folder());
         if let Some(on) = adapter_on {
             let base = lora::merge(self.load(on, task, device)?);
             return Ok(lora::load(base, &dir)?);
         }
         Ok(checkpoint::load(&dir, device)?.with_precision(task.precision))
     }
-}
-
-/// Models, data and settings of a training.
-struct Job<'a> {
-    /// The task that made the initial student, or `base`.
-    start: String,
-    settings: Settings,
-    method: Method,
-    kd_ratio: f64,
-    max_new_tokens: usize,
-    validation: ValidationSpec,
-    decoding: Decoding,
-    student: LanguageModel,
-    teacher: Option<LanguageModel>,
-    cache: Option<TeacherCache>,
-    sequences: Cow<'a, [Sequence]>,
-    /// Whether the language-modelling term is added.
-    with_text: bool,
 }
 
 /// Name of the student's folder inside its task's folder.

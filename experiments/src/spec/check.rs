@@ -8,7 +8,7 @@ use super::datasets::chosen;
 use super::experiment::{STUDENT, TEACHER};
 use super::file::Step::{Index, Key};
 use super::file::TomlFile;
-use super::{Kind, Row, Spec, steps};
+use super::{Kind, Recipe, Row, Spec, steps};
 use crate::results::ROW_KEYS;
 use crate::suggest::nearest;
 
@@ -122,8 +122,7 @@ impl Spec {
             label(),
             row.label
         );
-        self.row_is_valid(row)
-            .map_err(|error| self.blame(index, error))?;
+        self.recipe(row).map_err(|error| self.blame(index, error))?;
         self.check_seed_of(index)
     }
 
@@ -153,9 +152,11 @@ impl Spec {
         Ok(())
     }
 
-    fn row_is_valid(&self, row: &Row) -> Result<()> {
-        let method = row.method(&self.profile)?;
-        row.training(&self.profile)?;
+    /// A row, checked and fully resolved.
+    pub(super) fn recipe(&self, row: &Row) -> Result<Recipe> {
+        let p = &self.profile;
+        let method = row.method(p)?;
+        let settings = row.training(p)?;
         if let Some(ratio) = row.kd_ratio {
             ensure!(
                 (0.0..=1.0).contains(&ratio),
@@ -167,7 +168,17 @@ impl Spec {
                 row.method
             );
         }
-        row.with_text(&self.profile).map(|_| ())
+        let seeds = p.training_seeds.clone();
+        Ok(Recipe {
+            label: row.label.clone(),
+            short: row.short().into(),
+            method,
+            start: row.start(p),
+            kd_ratio: row.kd_ratio.unwrap_or(p.kd_ratio),
+            with_text: row.with_text(p)?,
+            seeds: seeds.unwrap_or_else(|| vec![settings.seed]),
+            settings,
+        })
     }
 
     /// Checks that need the data: the number of training sequences and the available validation figures.
@@ -302,7 +313,7 @@ impl Spec {
                     "train" => drop(without.train.remove(&key)),
                     _ => drop(without.params.remove(&key)),
                 }
-                if self.row_is_valid(&without).is_ok() {
+                if self.recipe(&without).is_ok() {
                     return in_row(&at(&[section, &key]));
                 }
             }

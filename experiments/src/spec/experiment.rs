@@ -26,14 +26,11 @@ pub struct Experiment {
     #[serde(default = "row_key")]
     pub row_key: String,
     /// CSV of the paper's numbers in `results/paper`; absent: the rows are ranked among themselves.
-    #[serde(default)]
     pub paper: Option<String>,
     /// Label of the row that pictures emphasise and whose lead over the best other row is shown; absent: `ABKD`, if a row
     /// has this label.
-    #[serde(default)]
     pub subject: Option<String>,
     /// The pair of models, where a profile has several (`[pairs.NAME]`).
-    #[serde(default)]
     pub pair: Option<String>,
     /// Test sets, in the order of the table.
     #[serde(default)]
@@ -42,7 +39,6 @@ pub struct Experiment {
     #[serde(default)]
     pub seeds: Vec<u64>,
     /// Training seeds of each row; absent: the profile's.
-    #[serde(default)]
     pub training_seeds: Option<Vec<u64>>,
     /// Whether teacher and initialised student are evaluated too.
     #[serde(default)]
@@ -92,7 +88,7 @@ pub enum Kind {
 }
 
 /// One row: a student trained one way.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Row {
     /// Label, as in the paper.
@@ -101,13 +97,11 @@ pub struct Row {
     #[serde(default = "kd")]
     pub method: String,
     /// Id of the divergence, where the method has one to choose; `abkd list losses` shows them.
-    #[serde(default)]
     pub divergence: Option<String>,
     /// Its parameters, e.g. `{ alpha = 0.2, beta = 0.7 }`.
     #[serde(default)]
     pub params: BTreeMap<String, f64>,
     /// `paper` or `official`; the documented default when absent.
-    #[serde(default)]
     pub fidelity: Option<String>,
     /// Settings of the method.
     #[serde(default)]
@@ -116,14 +110,11 @@ pub struct Row {
     #[serde(default)]
     pub train: toml::Table,
     /// Which student the training starts from; absent: as the profile says for the method, else `init`.
-    #[serde(default)]
     pub start: Option<Start>,
     /// Share of the divergence in the loss on the data, the rest is cross-entropy; absent: the profile's.
-    #[serde(default)]
     pub kd_ratio: Option<f64>,
     /// Whether the row has the language-modelling term on the profile's plain text; absent: as the profile says for the
     /// method, else `if_given`.
-    #[serde(default)]
     pub text: Option<TextTerm>,
 }
 
@@ -172,14 +163,7 @@ impl Row {
         Self {
             label: id.into(),
             method: id.into(),
-            divergence: None,
-            params: BTreeMap::new(),
-            fidelity: None,
-            settings: toml::Table::new(),
-            train: toml::Table::new(),
-            start: None,
-            kd_ratio: None,
-            text: None,
+            ..Self::default()
         }
     }
 

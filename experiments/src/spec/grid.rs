@@ -71,10 +71,8 @@ pub(super) fn expand(
         }
         axes.push(([table, name], values));
     }
-    let count = axes
-        .iter()
-        .map(|(_, values)| values.len())
-        .product::<usize>();
+    let lengths = axes.iter().map(|(_, values)| values.len());
+    let count = lengths.fold(1, usize::saturating_mul);
     let all = count.saturating_mul(rows.len());
     ensure!(
         all <= LARGEST,
@@ -166,6 +164,17 @@ mod tests {
             .map(|r| format!("{:?}", r.method))
             .collect();
         assert_eq!(ids.len(), 6);
+    }
+
+    #[test]
+    fn a_product_beyond_all_numbers_is_refused() {
+        // 16 lists of 16 values: 2^64 points.
+        let values: Vec<u32> = (0..16).collect();
+        let grid: String = (0..16)
+            .map(|key| format!("\"params.k{key}\" = {values:?}\n"))
+            .collect();
+        let error = format!("{:#}", load(&grid, "").unwrap_err());
+        assert!(error.contains("rows; at most 10000"), "{error}");
     }
 
     #[test]

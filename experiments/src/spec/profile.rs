@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use abkd_data::{Columns, Date};
 use abkd_models::generate::Decoding;
@@ -35,11 +35,9 @@ pub struct Profile {
     #[serde(default = "defaults::jobs")]
     pub jobs: usize,
     /// Replaces an experiment's seeds.
-    #[serde(default)]
     pub seeds: Option<Vec<u64>>,
     /// Training seeds of a row: data order, dropout, sampling during training. Each seed trains its own student.
     /// Absent: one training, with the seed of its settings. Teacher and initialised student are always trained once.
-    #[serde(default)]
     pub training_seeds: Option<Vec<u64>>,
     /// How the teacher's hidden states of the training data are cached for all losses and epochs: `f32`,
     /// `bf16` or `off`.
@@ -55,10 +53,8 @@ pub struct Profile {
     /// Student.
     pub student: ModelSpec,
     /// Fine-tuning of the teacher, if any.
-    #[serde(default)]
     pub teacher_sft: Option<Settings>,
     /// Fine-tuning that initialises the student, if any.
-    #[serde(default)]
     pub student_sft: Option<Settings>,
     /// Distillation.
     pub distill: Settings,
@@ -85,73 +81,58 @@ pub struct Profile {
 
 /// Overrides for a method at a scale.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
 pub struct MethodSpec {
     /// Settings of the method.
-    #[serde(default)]
     pub settings: toml::Table,
     /// Settings of the training.
-    #[serde(default)]
     pub train: toml::Table,
     /// Which student its rows start from.
-    #[serde(default)]
     pub start: Option<Start>,
     /// Whether its rows have the language-modelling term on plain text.
-    #[serde(default)]
     pub text: Option<TextTerm>,
 }
 
 /// How jobs are submitted to Slurm; absent keys are left to the cluster.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
 pub struct SlurmSpec {
     /// Partition.
-    #[serde(default)]
     pub partition: Option<String>,
     /// Generic resources of a task, e.g. `gpu:1`.
-    #[serde(default)]
     pub gres: Option<String>,
     /// Time limit of a task, in sbatch's format. A task that hits the limit resumes when submitted again.
-    #[serde(default)]
     pub time: Option<String>,
     /// Account.
-    #[serde(default)]
     pub account: Option<String>,
     /// Memory of a task, e.g. `32G`.
-    #[serde(default)]
     pub mem: Option<String>,
     /// Cores of a task.
-    #[serde(default)]
     pub cpus_per_task: Option<usize>,
     /// Tasks of an array that run at a time.
-    #[serde(default)]
     pub at_once: Option<usize>,
     /// Lines of shell before the task, e.g. `module load cuda`.
-    #[serde(default)]
     pub setup: Vec<String>,
 }
 
 /// How steps are timed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
 pub struct TimingSpec {
     /// Warm-up updates at the start of each repeat; not timed.
-    #[serde(default = "defaults::warmup")]
     pub warmup: usize,
     /// Timed updates in each repeat.
-    #[serde(default = "defaults::timed_steps")]
     pub steps: usize,
     /// Repeats; the methods alternate, so that a machine that slows down affects all of them.
-    #[serde(default = "defaults::repeats")]
     pub repeats: usize,
 }
 
 impl Default for TimingSpec {
     fn default() -> Self {
         Self {
-            warmup: defaults::warmup(),
-            steps: defaults::timed_steps(),
-            repeats: defaults::repeats(),
+            warmup: 4,
+            steps: 16,
+            repeats: 3,
         }
     }
 }
@@ -163,7 +144,6 @@ pub struct DataSpec {
     /// `embedded` (generated, needs no file) or `folder`.
     pub source: Source,
     /// Folder of the sets; absent: the environment variable `ABKD_DATA`.
-    #[serde(default)]
     pub path: Option<PathBuf>,
     /// JSONL or Parquet file of the training data, in place of the folder's training set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -185,27 +165,21 @@ pub struct DataSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub date: Option<Date>,
     /// `tokenizer.json`; absent: the teacher checkpoint's.
-    #[serde(default)]
     pub tokenizer: Option<PathBuf>,
     /// Indexed token files (without suffix) of the training data, e.g. `MiniLLM/dolly-processed`, in place
     /// of the folder's training set; encoded with the same tokenizer.
-    #[serde(default)]
     pub train_tokens: Option<PathBuf>,
     /// Indexed token files (without suffix) of plain text, e.g. OpenWebText: distillation then has a
     /// language-modelling term of weight `lm_coef`.
-    #[serde(default)]
     pub text: Option<PathBuf>,
     /// Seed of the embedded corpus.
     #[serde(default)]
     pub seed: u64,
     /// Use the first N training examples; the embedded corpus generates N.
-    #[serde(default)]
     pub train: Option<usize>,
     /// Use the first N validation examples; `[validation] examples` may take fewer.
-    #[serde(default)]
     pub valid: Option<usize>,
     /// Use the first N examples of each test set.
-    #[serde(default)]
     pub test: Option<usize>,
     /// A longer prompt is truncated to its first N tokens.
     #[serde(default = "defaults::max_prompt_length")]
@@ -256,22 +230,16 @@ pub enum Source {
 #[serde(deny_unknown_fields)]
 pub struct ModelSpec {
     /// A Hugging Face folder.
-    #[serde(default)]
     pub checkpoint: Option<PathBuf>,
     /// Repository on the Hugging Face Hub that `abkd fetch weights` puts into `checkpoint`.
-    #[serde(default)]
     pub hub: Option<String>,
     /// Revision of `hub`: a branch, tag or commit.
-    #[serde(default)]
     pub revision: Option<String>,
     /// Layers of the teacher checkpoint that the student is made of (student only).
-    #[serde(default)]
     pub layers: Option<Layers>,
     /// Shape, as the keys of a GPT-2 `config.json`.
-    #[serde(default)]
     pub gpt2: Option<toml::Table>,
     /// Shape, as the keys of a LLaMA `config.json`.
-    #[serde(default)]
     pub llama: Option<toml::Table>,
     /// Seed of fresh weights.
     #[serde(default = "defaults::seed")]
@@ -328,20 +296,6 @@ impl Layers {
 }
 
 impl ModelSpec {
-    /// A model from a Hugging Face folder.
-    pub(crate) fn checkpoint(folder: &Path) -> Self {
-        Self {
-            checkpoint: Some(folder.into()),
-            hub: None,
-            revision: None,
-            layers: None,
-            gpt2: None,
-            llama: None,
-            seed: defaults::seed(),
-            vocabulary: None,
-        }
-    }
-
     /// The shape without the rows beyond the vocabulary that is kept.
     pub(crate) fn cut(&self, shape: ModelConfig) -> ModelConfig {
         match self.vocabulary {
@@ -515,15 +469,6 @@ impl DecodingSpec {
 }
 
 mod defaults {
-    pub fn warmup() -> usize {
-        4
-    }
-    pub fn timed_steps() -> usize {
-        16
-    }
-    pub fn repeats() -> usize {
-        3
-    }
     pub fn backend() -> String {
         "flex".into()
     }

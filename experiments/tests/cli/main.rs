@@ -160,6 +160,22 @@ fn every_method_and_its_timing_run() {
     assert!(text(&plan).contains("time on one h100"), "{}", text(&plan));
 }
 
+/// Fine-tuning uses no teacher, which may then have another vocabulary.
+#[test]
+fn fine_tuning_alone_is_calibrated() {
+    let project = Project::new();
+    project.edit("micro.toml", "vocab_size = 1024", "vocab_size = 1100");
+    let table = "name = \"small\"\ntitle = \"SFT\"\nkind = \"table\"\ndatasets = [\"dolly\"]\nseeds = [10]\n\
+                 [[rows]]\nlabel = \"SFT\"\nmethod = \"sft\"\n";
+    fs::write(project.path("small.toml"), table).unwrap();
+    let plan = project.command("plan").arg("--calibrate").output().unwrap();
+    assert!(
+        plan.status.success() && text(&plan).contains("time on this machine"),
+        "{}",
+        text(&plan)
+    );
+}
+
 #[cfg(any(feature = "tch", feature = "wgpu"))]
 fn a_table_runs_and_the_golden_values_are_computed(backend: &str) {
     let project = Project::new();

@@ -224,6 +224,17 @@ fn a_task_that_cannot_be_run_says_why() {
         code == 1 && said.contains("the data have changed"),
         "{said}"
     );
+    // Limits of the sources that differ from those of the task.
+    let limit = "\"max_length\": 192";
+    let (task_and_more, rest) = whole.rsplit_once(limit).unwrap();
+    assert!(task_and_more.contains(limit));
+    let other = format!("{task_and_more}\"max_length\": 190{rest}");
+    fs::write(&file, other).unwrap();
+    let (code, said) = task(&teacher);
+    assert!(
+        code == 1 && said.contains("max_length = 192, and now 96 and 190"),
+        "{said}"
+    );
     fs::write(&file, &whole).unwrap();
     let (code, said) = task(&teacher);
     assert!(code == 0 && said.contains("ROUGE-L"), "{said}");

@@ -223,6 +223,11 @@ fn a_student_is_a_whole_folder_that_answers_and_the_profile_runs_again() {
     let [a, b] = rows("");
     assert_ne!(a, b);
 
+    // The time left is not known before each set was answered once.
+    let two = "eval teacher --test mine=test.jsonl --test more=valid.jsonl --max-new-tokens 4";
+    let said = text(&desk.abkd(two));
+    assert!(said.contains("1/2 tasks, eta unknown yet"), "{said}");
+
     // A model that was fetched from the Hub before needs no network.
     desk.model("hub/hub/abkd/owner/model", &gpt2(1, 192, 512));
     desk.runs("generate owner/model --prompt hello --max-new-tokens 5");

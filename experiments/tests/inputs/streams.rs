@@ -24,15 +24,24 @@ fn folders_that_cannot_be_written_are_told_first() {
 #[test]
 fn jobs_are_bounded() {
     let root = Root::new();
+    let run = |words: &[&str]| {
+        let output = root.command("run").args(words).output().unwrap();
+        (output.status.code(), text(&output))
+    };
     for jobs in ["0", "18446744073709551615", "100000"] {
-        let output = root.command("run").args(["--jobs", jobs]).output().unwrap();
-        assert_eq!(output.status.code(), Some(1), "{}", text(&output));
-        assert!(
-            text(&output).contains("--jobs: jobs = "),
-            "{}",
-            text(&output)
-        );
+        for words in [&["--jobs", jobs][..], &["--jobs", jobs, "--dry-run"]] {
+            let (code, said) = run(words);
+            assert!(
+                code == Some(1) && said.contains("--jobs: jobs = "),
+                "{said}"
+            );
+        }
     }
+    let (code, said) = run(&["--jobs", "3", "--dry-run"]);
+    assert!(
+        code == Some(0) && said.contains("3 tasks run in parallel"),
+        "{said}"
+    );
 }
 
 #[cfg(unix)]

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use abkd_data::{Tokenizer, indexed};
 use serde_json::Value;
 
-use crate::root::{EXPERIMENT, PAPER, Root};
+use crate::root::{EXPERIMENT, PAPER, Root, text};
 
 #[test]
 fn a_run_leaves_whole_folders_and_answers_that_can_be_read() {
@@ -201,6 +201,32 @@ fn a_table_that_is_not_whole_leaves_the_one_that_is_in_place() {
     let said = root.runs();
     assert!(
         said.contains("small.csv: identical to the earlier results"),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_fold_says_whose_table_it_shows() {
+    let root = Root::new();
+    let fold = || {
+        let output = root
+            .command("run")
+            .args(["--executor", "fold"])
+            .output()
+            .unwrap();
+        (output.status.code(), text(&output))
+    };
+    root.runs();
+    let (code, said) = fold();
+    assert!(
+        code == Some(0) && !said.contains("earlier complete run"),
+        "{said}"
+    );
+    let more = "[[rows]]\nlabel = \"RKLD\"\ndivergence = \"rkld\"\n";
+    root.write("experiments/small.toml", &format!("{EXPERIMENT}{more}"));
+    let (code, said) = fold();
+    assert!(
+        code == Some(1) && said.contains("earlier complete run"),
         "{said}"
     );
 }

@@ -34,6 +34,14 @@ pub(super) enum Failure {
     Disk(std::io::Error),
 }
 
+impl Failure {
+    /// Whether the repository and the revision are there, and the file is not.
+    pub fn is_no_file(&self) -> bool {
+        let others = ["RevisionNotFound", "RepoNotFound"];
+        matches!(self, Self::Status(404, said) if !others.contains(&said.as_str()))
+    }
+}
+
 /// Metadata of a file, as the server announces it.
 #[derive(Debug)]
 pub(super) struct Announced {

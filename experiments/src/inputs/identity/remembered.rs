@@ -5,7 +5,6 @@
 //! read or written counts as empty.
 
 use std::collections::BTreeMap;
-use std::fs::Metadata;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -41,43 +40,28 @@ fn cache() -> Option<PathBuf> {
 }
 
 fn in_cache(cache: Option<&Path>, path: &Path) -> io::Result<String> {
-    let like = |sha256: String| Some(known(&std::fs::metadata(path).ok()?, sha256));
-    let (Some(cache), Some(now)) = (cache, like(String::new()).flatten()) else {
-        return files::sha256_of_file(path);
-    };
-    let Ok(path) = std::fs::canonicalize(path) else {
+    let (Some(cache), Some(now), Ok(path)) = (cache, known(path), std::fs::canonicalize(path))
+    else {
         return files::sha256_of_file(path);
     };
     let key = path.display().to_string();
     let read = || files::read(cache, files::TEXT_LIMIT).ok();
     let parse = |bytes: Vec<u8>| serde_json::from_slice::<BTreeMap<String, Known>>(&bytes).ok();
     let mut all = read().and_then(parse).unwrap_or_default();
-    if let Some(known) = all.get(&key)
-        && *known
-            == (Known {
-                sha256: known.sha256.clone(),
-                ..now.clone()
-            })
-        && known.sha256.len() == 64
-    {
-        return Ok(known.sha256.clone());
+    if let Some(mut found) = all.get(&key).cloned() {
+        let sha256 = std::mem::take(&mut found.sha256);
+        if found == now && sha256.len() == 64 {
+            return Ok(sha256);
+        }
     }
     let sha256 = files::sha256_of_file(&path)?;
     let age = std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
         .map_or(0, |since| since.as_nanos() as i128 - now.changed);
     // Cache only if the file did not change while it was hashed.
-    let after = std::fs::metadata(&path)
-        .ok()
-        .and_then(|m| known(&m, String::new()));
-    if age > SETTLED && after.as_ref() == Some(&now) {
-        all.insert(
-            key,
-            Known {
-                sha256: sha256.clone(),
-                ..now
-            },
-        );
+    if age > SETTLED && known(&path).as_ref() == Some(&now) {
+        let sha256 = sha256.clone();
+        all.insert(key, Known { sha256, ..now });
         if let Ok(text) = serde_json::to_vec_pretty(&all) {
             let _ = files::create_folder(&files::folder_of(cache))
                 .and_then(|()| files::write(cache, &text));
@@ -86,22 +70,23 @@ fn in_cache(cache: Option<&Path>, path: &Path) -> io::Result<String> {
     Ok(sha256)
 }
 
-/// Metadata of a large file, on systems with inodes.
+/// Metadata of a large file, on systems with inodes; without its hash.
 #[cfg(unix)]
-fn known(found: &Metadata, sha256: String) -> Option<Known> {
+fn known(path: &Path) -> Option<Known> {
     use std::os::unix::fs::MetadataExt;
+    let found = std::fs::metadata(path).ok()?;
     let nanoseconds = |s: i64, ns: i64| i128::from(s) * 1_000_000_000 + i128::from(ns);
     (found.is_file() && found.len() >= WORTH).then(|| Known {
         bytes: found.len(),
         inode: found.ino(),
         modified: nanoseconds(found.mtime(), found.mtime_nsec()),
         changed: nanoseconds(found.ctime(), found.ctime_nsec()),
-        sha256,
+        sha256: String::new(),
     })
 }
 
 #[cfg(not(unix))]
-fn known(_: &Metadata, _: String) -> Option<Known> {
+fn known(_: &Path) -> Option<Known> {
     None
 }
 
