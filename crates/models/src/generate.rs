@@ -51,29 +51,16 @@ impl Decoding {
     }
 
     fn check(&self) -> Result<(), Error> {
-        let refuse = |key: &str, value: String, reason: &str| {
-            Err(Error::Setting {
-                key: key.into(),
-                value,
-                reason: reason.into(),
-            })
-        };
         if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
-            return refuse(
-                "temperature",
-                self.temperature.to_string(),
-                "it must be 0 or more",
-            );
+            let reason = "it must be 0 or more";
+            return Err(Error::setting("temperature", self.temperature, reason));
         }
         if !(self.top_p > 0.0 && self.top_p <= 1.0) {
-            return refuse("top_p", self.top_p.to_string(), "it must lie in (0, 1]");
+            return Err(Error::setting("top_p", self.top_p, "it must lie in (0, 1]"));
         }
         if self.batch_size == 0 || self.max_new_tokens == 0 {
-            return refuse(
-                "batch_size/max_new_tokens",
-                "0".into(),
-                "it must be 1 or more",
-            );
+            let key = "batch_size/max_new_tokens";
+            return Err(Error::setting(key, 0, "it must be 1 or more"));
         }
         Ok(())
     }
@@ -139,11 +126,8 @@ impl Sampler {
         for (model, _) in models {
             let other = model.config().vocab_size();
             if other != vocabulary {
-                return Err(Error::Setting {
-                    key: "vocab_size".into(),
-                    value: other.to_string(),
-                    reason: format!("another model of the mixture has {vocabulary}"),
-                });
+                let reason = format!("another model of the mixture has {vocabulary}");
+                return Err(Error::setting("vocab_size", other, reason));
             }
         }
         let positions = models.iter().map(|(m, _)| m.config().max_positions());

@@ -226,11 +226,8 @@ impl LanguageModel {
     pub fn with_layers(&self, count: usize) -> Result<Self, Error> {
         let have = self.config().layers();
         if count == 0 || count > have {
-            return Err(Error::Setting {
-                key: "layers".into(),
-                value: count.to_string(),
-                reason: format!("the model has {have} layers"),
-            });
+            let reason = format!("the model has {have} layers");
+            return Err(Error::setting("layers", count, reason));
         }
         let keep: Vec<usize> = (0..count)
             .map(|i| {
@@ -253,14 +250,9 @@ impl LanguageModel {
         let have = self.config().layers();
         let ascending = keep.windows(2).all(|pair| pair[0] < pair[1]);
         if keep.is_empty() || !ascending || keep.iter().any(|&layer| layer >= have) {
-            return Err(Error::Setting {
-                key: "layers".into(),
-                value: format!("{keep:?}"),
-                reason: format!(
-                    "the layers 0 to {} in ascending order are possible",
-                    have - 1
-                ),
-            });
+            let last = have - 1;
+            let reason = format!("the layers 0 to {last} in ascending order are possible");
+            return Err(Error::setting("layers", format!("{keep:?}"), reason));
         }
         let mut model = self.clone();
         model.inner_mut().keep_layers(keep);

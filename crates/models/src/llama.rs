@@ -520,21 +520,7 @@ impl Layer {
 }
 
 impl Layer {
-    /// The projections by name.
-    fn projections(&self) -> [(&'static str, &Linear); 7] {
-        let (attn, mlp) = (&self.self_attn, &self.mlp);
-        [
-            ("q_proj", &attn.q_proj),
-            ("k_proj", &attn.k_proj),
-            ("v_proj", &attn.v_proj),
-            ("o_proj", &attn.o_proj),
-            ("gate_proj", &mlp.gate_proj),
-            ("up_proj", &mlp.up_proj),
-            ("down_proj", &mlp.down_proj),
-        ]
-    }
-
-    /// The same as mutable references, with the block of each.
+    /// The projections by block and name.
     fn projections_mut(&mut self) -> [(&'static str, &'static str, &mut Linear); 7] {
         let (attn, mlp) = (&mut self.self_attn, &mut self.mlp);
         [
@@ -657,11 +643,6 @@ impl Architecture for Llama {
         let layers = &self.model.layers;
         self.model.layers = keep.iter().map(|&i| layers[i].clone()).collect();
         self.config.num_hidden_layers = keep.len();
-    }
-
-    fn adaptable(&self) -> Vec<(&'static str, &Linear)> {
-        let layers = self.model.layers.iter();
-        layers.flat_map(|layer| layer.projections()).collect()
     }
 
     fn adaptable_mut(&mut self) -> Vec<(String, &'static str, &mut Linear)> {
