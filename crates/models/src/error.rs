@@ -135,6 +135,12 @@ pub enum Error {
         /// Why it is refused.
         reason: String,
     },
+    /// A prompt has no token.
+    #[error("example {example}: its prompt is empty; it needs at least one token")]
+    EmptyPrompt {
+        /// The example's index.
+        example: u64,
+    },
     /// A prompt and its answer do not fit the model's positions.
     #[error(
         "example {example}: {prompt} prompt tokens and {new} new ones exceed the model's {positions} positions; lower max_new_tokens or max_prompt_length"

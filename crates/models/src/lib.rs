@@ -40,7 +40,6 @@ pub use config::Parameters;
 pub use error::Error;
 pub use kv_cache::KvCache;
 pub use layers::Precision;
-use rope::Angles;
 pub use rope::RopeScaling;
 use span::Span;
 
@@ -62,26 +61,19 @@ impl LanguageModel {
     ) -> Tensor<3> {
         let [batch, width] = ids.dims();
         let past = cache.as_ref().map_or(0, |c| c.len());
-        let span = Span::padded(width, past, left_pad, self.angles(), &self.device());
-        let mut x = self.enter(self.tokens(ids.flatten(0, 1)), &span);
-        for index in 0..self.layers() {
-            x = self.layer(index, x, &span, cache.as_deref_mut());
-        }
+        let span = Span::padded(width, past, left_pad, self.inner().angles(), &self.device());
+        let tokens = self.tokens(ids.flatten(0, 1));
+        let x = self.pass(tokens, &span, cache.as_deref_mut());
         if let Some(cache) = cache {
             cache.advance(width);
         }
-        let x = self.norm(x);
         let d = x.dims()[1];
         x.reshape([batch, width, d])
     }
 
     /// [`hidden`](Self::hidden) of one token a row, `[B] -> [B, d]`, after those in the cache, which stay in place.
     fn step(&self, ids: Tensor<1, Int>, span: &Span, cache: &mut KvCache) -> Tensor<2> {
-        let mut x = self.enter(self.tokens(ids), span);
-        for index in 0..self.layers() {
-            x = self.layer(index, x, span, Some(cache));
-        }
-        self.norm(x)
+        self.pass(self.tokens(ids), span, Some(cache))
     }
 
     /// [`hidden`](Self::hidden) of sequences that lie end to end, without padding: everything but attention takes the
@@ -97,12 +89,18 @@ impl LanguageModel {
 
     /// [`hidden_packed`](Self::hidden_packed) of rows of the token embedding: `[N, d] -> [N, d]`.
     pub fn hidden_of_tokens(&self, tokens: Tensor<2>, lengths: &[usize]) -> Tensor<2> {
-        let span = Span::packed(lengths, self.angles(), &self.device());
-        let mut x = self.enter(tokens, &span);
-        for index in 0..self.layers() {
-            x = self.layer(index, x, &span, None);
+        let span = Span::packed(lengths, self.inner().angles(), &self.device());
+        self.pass(tokens, &span, None)
+    }
+
+    /// Final hidden states of rows of the token embedding: `[N, d] -> [N, d]`.
+    fn pass(&self, tokens: Tensor<2>, span: &Span, mut cache: Option<&mut KvCache>) -> Tensor<2> {
+        let model = self.inner();
+        let mut x = model.enter(tokens, span);
+        for index in 0..model.layers() {
+            x = model.layer(index, x, span, cache.as_deref_mut());
         }
-        self.norm(x)
+        model.norm(x)
     }
 
     /// Rows of the token embedding: `[N] -> [N, d]`.
@@ -113,34 +111,6 @@ impl LanguageModel {
     /// The token embedding `[V, d]`.
     pub fn embedding(&self) -> &Param<Tensor<2>> {
         self.inner().embedding()
-    }
-
-    /// Angles of the rotary embedding, where there is one.
-    fn angles(&self) -> Option<Angles> {
-        self.inner().angles()
-    }
-
-    /// Input of the first layer: `[N, d] -> [N, d]`.
-    fn enter(&self, tokens: Tensor<2>, span: &Span) -> Tensor<2> {
-        self.inner().enter(tokens, span)
-    }
-
-    fn layer(
-        &self,
-        index: usize,
-        x: Tensor<2>,
-        span: &Span,
-        cache: Option<&mut KvCache>,
-    ) -> Tensor<2> {
-        self.inner().layer(index, x, span, cache)
-    }
-
-    fn norm(&self, x: Tensor<2>) -> Tensor<2> {
-        self.inner().norm(x)
-    }
-
-    fn layers(&self) -> usize {
-        self.inner().layers()
     }
 
     /// The head's weight `[V, d]`: the token embedding itself where the two are tied.
