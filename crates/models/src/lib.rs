@@ -3,7 +3,6 @@
 //! A model maps token ids to *hidden states*: `[B, T]` to `[B, T, d]`, or `[N]` to `[N, d]` where the N tokens of all
 //! sequences lie end to end. The language-model head is applied separately ([`LanguageModel::logits`]), so that a training
 //! step can apply it only to the rows that predict a response token.
-#![allow(clippy::module_name_repetitions)]
 
 mod activation;
 mod architecture;

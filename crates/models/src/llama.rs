@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::Error;
 use crate::activation::swiglu;
 use crate::architecture::{Architecture, Facts, Shape};
-use crate::config::{MOST, Parameters, known};
+use crate::config::{Parameters, known, most};
 use crate::decoder::{self, Dense, Norm, Parts};
 use crate::keys::{Keys, Neutral, ids_to_json};
 use crate::kv_cache::KvCache;
@@ -265,30 +265,30 @@ impl Shape for LlamaConfig {
     fn sizes(&self) -> Vec<(&'static str, Option<usize>, usize)> {
         let positions = Some(self.max_position_embeddings);
         vec![
-            ("vocab_size", Some(self.vocab_size), MOST.vocabulary),
-            ("hidden_size", Some(self.hidden_size), MOST.width),
+            ("vocab_size", Some(self.vocab_size), most::VOCABULARY),
+            ("hidden_size", Some(self.hidden_size), most::WIDTH),
             (
                 "intermediate_size",
                 Some(self.intermediate_size),
-                MOST.inner,
+                most::INNER,
             ),
             (
                 "num_hidden_layers",
                 Some(self.num_hidden_layers),
-                MOST.layers,
+                most::LAYERS,
             ),
             (
                 "num_attention_heads",
                 Some(self.num_attention_heads),
-                MOST.heads,
+                most::HEADS,
             ),
-            ("num_key_value_heads", self.num_key_value_heads, MOST.heads),
-            ("head_dim", self.head_dim, MOST.head),
-            ("max_position_embeddings", positions, MOST.positions),
+            ("num_key_value_heads", self.num_key_value_heads, most::HEADS),
+            ("head_dim", self.head_dim, most::HEAD),
+            ("max_position_embeddings", positions, most::POSITIONS),
             (
                 "sliding_window",
                 self.sliding_window.flatten(),
-                MOST.positions,
+                most::POSITIONS,
             ),
         ]
     }

@@ -814,7 +814,7 @@ mod tests {
         assert_eq!(host(likeliest(none())), [-1]);
         let mut model = models().remove(0);
         model = crate::params::replace(model, |_, shape| {
-            Ok::<_, std::convert::Infallible>(Some(vec![f32::NAN; shape.iter().product()]))
+            Ok(Some(vec![f32::NAN; shape.iter().product()]))
         })
         .unwrap();
         let mut sampler = Sampler::by_step(&[(&model, 1.0)]);

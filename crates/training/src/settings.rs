@@ -119,7 +119,6 @@ const HIGHEST_RANK: usize = 1 << 16;
 
 mod defaults {
     use super::{KeepBest, Schedule};
-    #[allow(clippy::trivially_copy_pass_by_ref)] // serde's signature
     pub fn is_cosine(value: &Schedule) -> bool {
         *value == Schedule::Cosine
     }
@@ -129,14 +128,12 @@ mod defaults {
     pub fn beta_2() -> f64 {
         0.999
     }
-    #[allow(clippy::trivially_copy_pass_by_ref, clippy::float_cmp)] // serde's signature
     pub fn is_beta_2(value: &f64) -> bool {
         *value == beta_2()
     }
     pub fn lm_coef() -> f64 {
         1.0
     }
-    #[allow(clippy::trivially_copy_pass_by_ref, clippy::float_cmp)] // serde's signature
     pub fn is_lm_coef(value: &f64) -> bool {
         *value == lm_coef()
     }

@@ -3,12 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use abkd_host::files;
-use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
 
 use super::{LoraConfig, Start, adapter, attach};
-use crate::checkpoint::{ADAPTER, Mapped, Stored, write_json};
+use crate::checkpoint::{ADAPTER, Mapped, Stored, StoredAs, write_json, write_tensors};
 use crate::keys::{self, Keys, Neutral};
 use crate::params::{to_vec, transpose};
 use crate::{Error, LanguageModel};
@@ -98,25 +96,7 @@ pub fn save(
     dir: &Path,
 ) -> Result<(), Error> {
     std::fs::create_dir_all(dir).map_err(Error::io(dir))?;
-    let tensors: Vec<(String, Vec<usize>, Vec<u8>)> = tensors(model)
-        .into_iter()
-        .map(|(name, shape, values)| {
-            let bytes = values.iter().flat_map(|x| x.to_le_bytes()).collect();
-            (name, shape, bytes)
-        })
-        .collect();
-    let views = tensors.iter().map(|(name, shape, bytes)| {
-        let view =
-            TensorView::new(Dtype::F32, shape.clone(), bytes).expect("length follows from shape");
-        (name.as_str(), view)
-    });
-    let path = dir.join(WEIGHTS);
-    let metadata = Some([("format".to_owned(), "pt".to_owned())].into());
-    let bytes = safetensors::serialize(views, metadata).map_err(|e| Error::Corrupt {
-        path: path.clone(),
-        reason: e.to_string(),
-    })?;
-    files::write(&path, &bytes).map_err(Error::io(&path))?;
+    write_tensors(&dir.join(WEIGHTS), tensors(model), StoredAs::F32)?;
     let peft = json!({
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
