@@ -100,7 +100,7 @@ impl IndexedTokens {
         let path = with_suffix(prefix, "idx");
         let index = files::read(&path, files::TEXT_LIMIT).map_err(Error::io(&path))?;
         let (kind, starts) =
-            parse_index(&index).map_err(|reason| Error::Indexed { path, reason })?;
+            parse_index(&index).map_err(|reason| Error::file(path, reason))?;
 
         let path = with_suffix(prefix, "bin");
         let file = files::open(&path).map_err(Error::io(&path))?;
@@ -215,10 +215,7 @@ impl IndexedTokens {
     }
 
     fn refuse(&self, reason: String) -> Error {
-        Error::Indexed {
-            path: self.path.clone(),
-            reason,
-        }
+        Error::file(&self.path, reason)
     }
 
     /// A document's prompt and response; `None` as response without a separator.

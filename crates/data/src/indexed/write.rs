@@ -54,14 +54,13 @@ fn write_bin<D: AsRef<[u16]>>(
     let mut file = BufWriter::new(File::create(path).map_err(Error::io(path))?);
     for document in documents {
         let document = document.as_ref();
-        sizes.push(i32::try_from(document.len()).map_err(|_| Error::Indexed {
-            path: path.into(),
-            reason: format!(
-                "document {} has {} tokens; the format allows at most {}",
-                sizes.len(),
-                document.len(),
-                i32::MAX
-            ),
+        let (number, length) = (sizes.len(), document.len());
+        sizes.push(i32::try_from(length).map_err(|_| {
+            let most = i32::MAX;
+            let reason = format!(
+                "document {number} has {length} tokens; the format allows at most {most}"
+            );
+            Error::file(path, reason)
         })?);
         let mut values = document.iter();
         values
