@@ -99,8 +99,7 @@ impl IndexedTokens {
     pub fn open(prefix: &Path) -> Result<Self, Error> {
         let path = with_suffix(prefix, "idx");
         let index = files::read(&path, files::TEXT_LIMIT).map_err(Error::io(&path))?;
-        let (kind, starts) =
-            parse_index(&index).map_err(|reason| Error::file(path, reason))?;
+        let (kind, starts) = parse_index(&index).map_err(|reason| Error::file(path, reason))?;
 
         let path = with_suffix(prefix, "bin");
         let file = files::open(&path).map_err(Error::io(&path))?;

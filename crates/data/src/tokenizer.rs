@@ -300,12 +300,6 @@ impl Tokenizer {
         self.inner.id_to_token(id)
     }
 
-    /// Padding: the end of text, as in the published code. Masks are computed from lengths, so that a real end
-    /// of text is not masked as padding.
-    pub fn pad(&self) -> u32 {
-        self.eos()
-    }
-
     /// SHA-256 of the serialised tokenizer and its ends of text, in hexadecimal.
     ///
     /// # Panics

@@ -57,9 +57,8 @@ fn write_bin<D: AsRef<[u16]>>(
         let (number, length) = (sizes.len(), document.len());
         sizes.push(i32::try_from(length).map_err(|_| {
             let most = i32::MAX;
-            let reason = format!(
-                "document {number} has {length} tokens; the format allows at most {most}"
-            );
+            let reason =
+                format!("document {number} has {length} tokens; the format allows at most {most}");
             Error::file(path, reason)
         })?);
         let mut values = document.iter();
