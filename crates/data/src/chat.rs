@@ -45,7 +45,7 @@ pub struct ChatTemplate {
     path: PathBuf,
     text: String,
     /// Special tokens by their names in the template.
-    tokens: BTreeMap<String, Jinja>,
+    tokens: BTreeMap<String, Value>,
     date: Option<Date>,
 }
 
@@ -112,7 +112,7 @@ impl ChatTemplate {
     fn new(
         path: PathBuf,
         text: String,
-        tokens: BTreeMap<String, Jinja>,
+        tokens: BTreeMap<String, Value>,
         date: Option<Date>,
     ) -> Result<Self, Error> {
         let mut template = Self {
@@ -156,9 +156,10 @@ impl ChatTemplate {
             ("tools", ().into()),
             ("documents", ().into()),
         ];
-        let own = own.map(|(name, value)| (name.to_owned(), value));
-        let mut names = self.tokens.clone();
-        names.extend(own);
+        let tokens = self.tokens.iter();
+        let tokens = tokens.map(|(name, token)| (name.as_str(), jinja(token)));
+        // Of two values of a name the last one counts.
+        let names: BTreeMap<&str, Jinja> = tokens.chain(own).collect();
         self.env
             .get_template(NAME)
             .and_then(|template| template.render(names))
@@ -182,13 +183,7 @@ impl ChatTemplate {
 
     /// SHA-256 of all that a rendering depends on besides the conversation, in hexadecimal.
     pub fn hash(&self) -> String {
-        let tokens: Vec<String> = self
-            .tokens
-            .iter()
-            .map(|(name, token)| format!("{name}={token:?}"))
-            .collect();
-        let date = self.date.map(|date| date.to_string());
-        let all = serde_json::json!([self.text, tokens, date]);
+        let all = serde_json::json!([self.text, self.tokens, self.date]);
         files::sha256(all.to_string().as_bytes())
     }
 
@@ -319,11 +314,11 @@ fn default_of(fields: &Map<String, Value>) -> Result<Option<String>, String> {
 
 /// The special tokens that fields name, as `special_tokens_map` of a tokenizer in `transformers`; those that are null or
 /// empty are undefined.
-fn tokens(fields: &Map<String, Value>) -> Result<BTreeMap<String, Jinja>, String> {
+fn tokens(fields: &Map<String, Value>) -> Result<BTreeMap<String, Value>, String> {
     let mut all = BTreeMap::new();
     let mut add = |name: &str, value: &Value| -> Result<(), String> {
         if let Some(text) = token(name, value)? {
-            all.insert(name.to_owned(), Jinja::from(text));
+            all.insert(name.to_owned(), text.into());
         }
         Ok(())
     };
@@ -344,6 +339,14 @@ fn tokens(fields: &Map<String, Value>) -> Result<BTreeMap<String, Jinja>, String
         }
     }
     Ok(all)
+}
+
+/// A token, or a list of them, as a template sees it.
+fn jinja(token: &Value) -> Jinja {
+    match token {
+        Value::Array(items) => items.iter().map(jinja).collect(),
+        token => token.as_str().unwrap_or_default().into(),
+    }
 }
 
 /// The text of a token; in an object it is `content`.

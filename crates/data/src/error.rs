@@ -31,10 +31,10 @@ pub enum Error {
         /// What is wrong.
         what: String,
     },
-    /// A Parquet file is damaged, or its columns hold no examples.
+    /// A file is damaged or of another format, or does not hold what it should.
     #[error("{path}: {reason}")]
-    Parquet {
-        /// The file.
+    File {
+        /// The file, or `embedded tokenizer`.
         path: PathBuf,
         /// What is wrong, and what to do.
         reason: String,
@@ -73,14 +73,6 @@ pub enum Error {
         /// The cause.
         source: Box<Error>,
     },
-    /// An indexed token file is damaged or of another format.
-    #[error("{path}: {reason}")]
-    Indexed {
-        /// The file.
-        path: PathBuf,
-        /// Why it is refused.
-        reason: String,
-    },
     /// A repository has no file of this name.
     #[error("{url}: {reason}")]
     NoFile {
@@ -97,19 +89,18 @@ pub enum Error {
         /// What is wrong, and what to do.
         reason: String,
     },
-    /// A tokenizer could not be read or used.
-    #[error("{path}: {reason}")]
-    Tokenizer {
-        /// The file, or `embedded tokenizer`.
-        path: PathBuf,
-        /// Why.
-        reason: String,
-    },
 }
 
 impl Error {
     pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { path, source }
+    }
+
+    pub(crate) fn file(path: impl Into<PathBuf>, reason: impl Into<String>) -> Self {
+        Self::File {
+            path: path.into(),
+            reason: reason.into(),
+        }
     }
 }

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use abkd_host::files;
 
-use self::disk::{fault, free_space, is_page, open, place, stated, symlink};
+use self::disk::{fault, free_space, is_page, place, stated, symlink};
 use self::transfer::{Announced, Failure, Remote};
 use crate::Error;
 
@@ -289,7 +289,7 @@ impl One<'_> {
 
     /// Takes the file lock: only one process at a time fetches a file.
     fn lock(&self, url: &str, path: &Path) -> Result<File, Trouble> {
-        let lock = open(path)?;
+        let lock = files::open_to_extend(path).map_err(Error::io(path))?;
         match lock.try_lock() {
             Ok(()) => Ok(lock),
             Err(fs::TryLockError::WouldBlock) => {
@@ -309,7 +309,7 @@ impl One<'_> {
         progress: &mut dyn FnMut(Progress),
     ) -> Result<(), Trouble> {
         let size = announced.size;
-        let mut part = open(path)?;
+        let mut part = files::open_to_extend(path).map_err(Error::io(path))?;
         let mut done = part.seek(SeekFrom::End(0)).map_err(Error::io(path))?;
         if done > size {
             // Left by a process that downloaded something else.

@@ -73,13 +73,6 @@ pub enum Documents {
     Text,
 }
 
-fn with_suffix(prefix: &Path, suffix: &str) -> PathBuf {
-    let mut name = prefix.as_os_str().to_owned();
-    name.push(".");
-    name.push(suffix);
-    name.into()
-}
-
 /// Documents of a pair of files, read on demand.
 pub struct IndexedTokens {
     /// The file of tokens.
@@ -97,12 +90,11 @@ impl IndexedTokens {
     ///
     /// A file that is missing, truncated or of another format; two files that do not match.
     pub fn open(prefix: &Path) -> Result<Self, Error> {
-        let path = with_suffix(prefix, "idx");
+        let path = prefix.with_added_extension("idx");
         let index = files::read(&path, files::TEXT_LIMIT).map_err(Error::io(&path))?;
-        let (kind, starts) =
-            parse_index(&index).map_err(|reason| Error::Indexed { path, reason })?;
+        let (kind, starts) = parse_index(&index).map_err(|reason| Error::file(path, reason))?;
 
-        let path = with_suffix(prefix, "bin");
+        let path = prefix.with_added_extension("bin");
         let file = files::open(&path).map_err(Error::io(&path))?;
         // SAFETY: the file is only read; no other program may change it meanwhile.
         let bytes = unsafe { Mmap::map(&file) }.map_err(Error::io(&path))?;
@@ -215,10 +207,7 @@ impl IndexedTokens {
     }
 
     fn refuse(&self, reason: String) -> Error {
-        Error::Indexed {
-            path: self.path.clone(),
-            reason,
-        }
+        Error::file(&self.path, reason)
     }
 
     /// A document's prompt and response; `None` as response without a separator.

@@ -47,10 +47,7 @@ pub(crate) fn is_named_so(path: &Path) -> bool {
 /// is missing or of the wrong type, a row that is no example, or no row at all.
 pub(crate) fn read(path: &Path, columns: &Columns, answered: bool) -> Result<Vec<Example>, Error> {
     let mut file = files::open(path).map_err(Error::io(path))?;
-    let fail = |reason: String| Error::Parquet {
-        path: path.into(),
-        reason,
-    };
+    let fail = |reason: String| Error::file(path, reason);
     let length = file.metadata().map_err(Error::io(path))?.len();
     let (begin, end) = both_ends(&mut file, length).map_err(Error::io(path))?;
     files::refuse_pointer(&begin).map_err(Error::io(path))?;
@@ -178,10 +175,7 @@ impl<'a> Table<'a> {
 
     fn examples(&self, path: &Path, source: Source, answered: bool) -> Result<Vec<Example>, Error> {
         let source = Arc::new(source);
-        let fail = |reason: String| Error::Parquet {
-            path: path.into(),
-            reason,
-        };
+        let fail = |reason: String| Error::file(path, reason);
         let (mut examples, mut bytes) = (Vec::new(), 0);
         for (number, group) in self.metadata.row_groups().iter().enumerate() {
             let before = examples.len();

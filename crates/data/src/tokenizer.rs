@@ -79,12 +79,12 @@ impl Tokenizer {
         let appended = match &said.token {
             Some((token, file)) => {
                 let id = tokenizer.inner.token_to_id(token);
-                Some(id.ok_or_else(|| Error::Tokenizer {
-                    path: file.clone(),
-                    reason: format!(
-                        "its `eos_token` {token:?} is no token of {}; do the two files belong together?",
-                        path.display()
-                    ),
+                Some(id.ok_or_else(|| {
+                    let path = path.display();
+                    let reason = format!(
+                        "its `eos_token` {token:?} is no token of {path}; do the two files belong together?"
+                    );
+                    Error::file(file, reason)
                 })?)
             }
             None => None,
@@ -124,10 +124,7 @@ impl Tokenizer {
 
     /// Reads the file, without an end of text.
     fn open(path: &Path) -> Result<Self, Error> {
-        let fail = |reason: String| Error::Tokenizer {
-            path: path.into(),
-            reason,
-        };
+        let fail = |reason: String| Error::file(path, reason);
         let bytes = files::read(path, files::TEXT_LIMIT).map_err(Error::io(path))?;
         let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
         let other = |e: String| fail(format!("no tokenizer.json of Hugging Face ({e})"));
@@ -303,12 +300,6 @@ impl Tokenizer {
         self.inner.id_to_token(id)
     }
 
-    /// Padding: the end of text, as in the published code. Masks are computed from lengths, so that a real end
-    /// of text is not masked as padding.
-    pub fn pad(&self) -> u32 {
-        self.eos()
-    }
-
     /// SHA-256 of the serialised tokenizer and its ends of text, in hexadecimal.
     ///
     /// # Panics
@@ -349,10 +340,7 @@ impl Tokenizer {
     }
 
     pub(crate) fn refuse(&self, reason: String) -> Error {
-        Error::Tokenizer {
-            path: self.path.clone(),
-            reason,
-        }
+        Error::file(&self.path, reason)
     }
 }
 

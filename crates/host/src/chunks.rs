@@ -44,15 +44,10 @@ struct Paths {
 
 impl Paths {
     fn new(target: &Path) -> Self {
-        let with = |end: &str| {
-            let mut name = target.as_os_str().to_owned();
-            name.push(end);
-            PathBuf::from(name)
-        };
         Self {
             target: target.into(),
-            partial: with(".partial"),
-            sums: with(".sums"),
+            partial: target.with_added_extension("partial"),
+            sums: target.with_added_extension("sums"),
         }
     }
 }

@@ -40,7 +40,7 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
-    /// A case has nothing to check, or more than can be checked.
+    /// A case has nothing to check, more than can be checked, or not one score for each reference.
     #[error("{path}: {case}: {what}")]
     Case {
         /// The file.
@@ -49,19 +49,5 @@ pub enum Error {
         case: String,
         /// What is wrong with it.
         what: String,
-    },
-    /// A case does not have one score for each reference.
-    #[error("{path}: {case}: `{key}` has {found} values, `references` has {expected}")]
-    Length {
-        /// The file.
-        path: PathBuf,
-        /// The case's name.
-        case: String,
-        /// The list that is too short or too long.
-        key: &'static str,
-        /// Its length.
-        found: usize,
-        /// The number of references.
-        expected: usize,
     },
 }

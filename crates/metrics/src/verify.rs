@@ -88,13 +88,10 @@ impl Case {
         ];
         match lists.into_iter().find(|(_, list)| list.len() != expected) {
             None => Ok(()),
-            Some((key, list)) => Err(Error::Length {
-                path: path.into(),
-                case: name.to_owned(),
-                key,
-                found: list.len(),
-                expected,
-            }),
+            Some((key, list)) => Err(fail(format!(
+                "`{key}` has {} values, `references` has {expected}",
+                list.len()
+            ))),
         }
     }
 

@@ -99,11 +99,7 @@ pub(crate) trait Architecture {
     fn each_weight(&mut self, f: &mut dyn FnMut(&mut Param<Tensor<2>>));
     /// Keeps only these layers, in ascending order.
     fn keep_layers(&mut self, keep: &[usize]);
-    /// The projections that may have an adapter, by layer and name.
-    fn adaptable(&self) -> Vec<(&'static str, &Linear)> {
-        Vec::new()
-    }
-    /// The same as mutable references, by path and name.
+    /// The projections that may have an adapter, by path and name.
     fn adaptable_mut(&mut self) -> Vec<(String, &'static str, &mut Linear)> {
         Vec::new()
     }

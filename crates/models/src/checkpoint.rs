@@ -11,6 +11,7 @@ use burn::tensor::Device;
 use half::bf16;
 use safetensors::tensor::{Dtype, TensorView};
 
+use crate::architecture::Facts;
 use crate::{Error, LanguageModel, ModelConfig, params};
 
 use weights::Weights;
@@ -51,7 +52,7 @@ pub fn load_tokens(dir: &Path, tokens: usize, device: &Device) -> Result<Languag
     let config = ModelConfig::read(&dir.join("config.json"))?;
     let weights = Weights::open(dir)?;
     let tensors = checked(named(weights.tensors()?, &config), dir, &config)?;
-    let (_, embedding) = config.stack();
+    let embedding = config.inner().facts().embedding;
     let cut = config.with_vocabulary(tokens);
     params::replace(cut.zeros(device), |name, shape| {
         let tensor = tensors.get(name).expect("checked against the same names");
@@ -69,7 +70,7 @@ fn named<'a>(
     tensors: BTreeMap<String, Stored<'a>>,
     config: &ModelConfig,
 ) -> BTreeMap<String, Stored<'a>> {
-    let (prefix, _) = config.stack();
+    let prefix = config.inner().facts().prefix;
     if tensors.keys().any(|name| name.starts_with(prefix)) {
         return tensors;
     }
@@ -93,10 +94,10 @@ fn checked<'a>(
     dir: &Path,
     config: &ModelConfig,
 ) -> Result<BTreeMap<String, Stored<'a>>, Error> {
-    let (_, embedding) = config.stack();
-    if config.tied()
-        && let Some(head) = tensors.remove(HEAD)
-    {
+    let Facts {
+        tied, embedding, ..
+    } = config.inner().facts();
+    if tied && let Some(head) = tensors.remove(HEAD) {
         match tensors.get(embedding) {
             None => {
                 tensors.insert(embedding.into(), head);
@@ -113,7 +114,7 @@ fn checked<'a>(
         }
     }
     let (mut used, mut missing) = (BTreeMap::new(), Vec::new());
-    for (name, shape) in config.tensors() {
+    for (name, shape) in config.inner().tensors() {
         let Some(tensor) = tensors.remove(&name) else {
             missing.push(name);
             continue;
@@ -134,7 +135,7 @@ fn checked<'a>(
             names: missing,
         });
     }
-    tensors.retain(|name, _| !config.is_buffer(name));
+    tensors.retain(|name, _| !config.inner().is_buffer(name));
     if !tensors.is_empty() {
         return Err(Error::UnusedTensors {
             path: dir.into(),
@@ -162,39 +163,12 @@ pub enum StoredAs {
 /// When the folder cannot be written.
 pub fn save(model: &LanguageModel, dir: &Path, stored: StoredAs) -> Result<(), Error> {
     std::fs::create_dir_all(dir).map_err(Error::io(dir))?;
-    let values = params::values(model);
-    let bytes: Vec<(String, Vec<usize>, Vec<u8>)> = values
-        .into_iter()
-        .map(|(name, shape, data)| {
-            let bytes = match stored {
-                StoredAs::F32 => data.iter().flat_map(|x| x.to_le_bytes()).collect(),
-                StoredAs::Bf16 => data
-                    .iter()
-                    .flat_map(|&x| bf16::from_f32(x).to_le_bytes())
-                    .collect(),
-            };
-            (name, shape, bytes)
-        })
-        .collect();
-    let dtype = match stored {
-        StoredAs::F32 => Dtype::F32,
-        StoredAs::Bf16 => Dtype::BF16,
-    };
-    let views = bytes.iter().map(|(name, shape, bytes)| {
-        let view = TensorView::new(dtype, shape.clone(), bytes).expect("length follows from shape");
-        (name.as_str(), view)
-    });
     let path = dir.join("model.safetensors");
-    let metadata = Some([("format".to_owned(), "pt".to_owned())].into());
-    let serialized = safetensors::serialize(views, metadata).map_err(|e| Error::Corrupt {
-        path: path.clone(),
-        reason: e.to_string(),
-    })?;
-    files::write(&path, &serialized).map_err(Error::io(&path))?;
+    write_tensors(&path, params::values(model), stored)?;
 
     let config = model.config();
     let mut json = serde_json::to_value(&config).map_err(Error::json(dir))?;
-    json["architectures"] = serde_json::json!([config.architecture()]);
+    json["architectures"] = serde_json::json!([config.inner().facts().class]);
     json["dtype"] = match stored {
         StoredAs::F32 => "float32",
         StoredAs::Bf16 => "bfloat16",
@@ -203,7 +177,7 @@ pub fn save(model: &LanguageModel, dir: &Path, stored: StoredAs) -> Result<(), E
     write_json(&dir.join("config.json"), &json)?;
 
     let mut json = serde_json::json!({});
-    if let Some(bos) = config.bos() {
+    if let Some(bos) = config.inner().facts().bos {
         json["bos_token_id"] = bos.into();
     }
     match &config.eos_ids()[..] {
@@ -213,6 +187,41 @@ pub fn save(model: &LanguageModel, dir: &Path, stored: StoredAs) -> Result<(), E
     }
     // Written even if it is empty, so that no file of an earlier model stays.
     write_json(&dir.join("generation_config.json"), &json)
+}
+
+/// Atomic write of a safetensors file.
+pub(crate) fn write_tensors(
+    path: &Path,
+    tensors: Vec<(String, Vec<usize>, Vec<f32>)>,
+    stored: StoredAs,
+) -> Result<(), Error> {
+    let bytes_of = |values: Vec<f32>| -> Vec<u8> {
+        let values = values.iter();
+        match stored {
+            StoredAs::F32 => values.flat_map(|x| x.to_le_bytes()).collect(),
+            StoredAs::Bf16 => values
+                .flat_map(|&x| bf16::from_f32(x).to_le_bytes())
+                .collect(),
+        }
+    };
+    let dtype = match stored {
+        StoredAs::F32 => Dtype::F32,
+        StoredAs::Bf16 => Dtype::BF16,
+    };
+    let tensors = tensors.into_iter();
+    let tensors: Vec<_> = tensors
+        .map(|(name, shape, values)| (name, shape, bytes_of(values)))
+        .collect();
+    let views = tensors.iter().map(|(name, shape, bytes)| {
+        let view = TensorView::new(dtype, shape.clone(), bytes).expect("length follows from shape");
+        (name.as_str(), view)
+    });
+    let metadata = Some([("format".to_owned(), "pt".to_owned())].into());
+    let serialized = safetensors::serialize(views, metadata).map_err(|e| Error::Corrupt {
+        path: path.into(),
+        reason: e.to_string(),
+    })?;
+    files::write(path, &serialized).map_err(Error::io(path))
 }
 
 /// Atomic write of a JSON file.

@@ -30,13 +30,13 @@ impl LanguageModel {
     pub fn checkpointed(&self, tokens: Tensor<2>, lengths: &[usize], seed: u64) -> Checkpoints<'_> {
         let mut pass = Checkpoints {
             model: self,
-            span: Span::packed(lengths, self.angles(), &self.device()),
+            span: Span::packed(lengths, self.inner().angles(), &self.device()),
             tokens,
             inputs: Vec::new(),
             seed,
         };
         let mut x = without_graph(pass.tokens.clone(), |x| pass.enter(x));
-        for index in 0..self.layers() {
+        for index in 0..self.inner().layers() {
             let y = without_graph(x.clone(), |x| pass.layer(index, x));
             pass.inputs.push(x);
             x = y;
@@ -50,7 +50,7 @@ impl Checkpoints<'_> {
     /// Final hidden states `[N, d]` on the plain device.
     pub fn hidden(&self) -> Tensor<2> {
         let last = self.inputs.last().expect("the last layer's output");
-        without_graph(last.clone(), |x| self.model.norm(x))
+        without_graph(last.clone(), |x| self.model.inner().norm(x))
     }
 
     /// Gradients of the parameters and of the tokens' rows, from the hidden states' gradient `d_hidden` `[N, d]`, on the
@@ -68,8 +68,8 @@ impl Checkpoints<'_> {
         while let Some(x) = self.inputs.pop() {
             let x = Tensor::from_inner(x).require_grad();
             let index = self.inputs.len();
-            let y = if index == self.model.layers() {
-                self.model.norm(x.clone())
+            let y = if index == self.model.inner().layers() {
+                self.model.inner().norm(x.clone())
             } else {
                 self.layer(index, x.clone())
             };
@@ -84,7 +84,7 @@ impl Checkpoints<'_> {
 
     fn enter(&self, tokens: Tensor<2>) -> Tensor<2> {
         self.model.device().seed(mix(mix(self.seed)));
-        self.model.enter(tokens, &self.span)
+        self.model.inner().enter(tokens, &self.span)
     }
 
     fn layer(&self, index: usize, x: Tensor<2>) -> Tensor<2> {
@@ -92,7 +92,7 @@ impl Checkpoints<'_> {
             .device()
             // mixed first: seeds of micro-batches are consecutive numbers, as layer indices are
             .seed(mix(mix(self.seed) ^ (index as u64 + 1)));
-        self.model.layer(index, x, &self.span, None)
+        self.model.inner().layer(index, x, &self.span, None)
     }
 }
 
@@ -124,17 +124,17 @@ mod tests {
     ) -> (Vec<f32>, Vec<f32>) {
         let pass = Checkpoints {
             model,
-            span: Span::packed(lengths, model.angles(), &model.device()),
+            span: Span::packed(lengths, model.inner().angles(), &model.device()),
             tokens: tokens.clone(),
             inputs: Vec::new(),
             seed: 7,
         };
         let tokens = Tensor::from_inner(tokens).require_grad();
         let mut x = pass.enter(tokens.clone());
-        for index in 0..model.layers() {
+        for index in 0..model.inner().layers() {
             x = pass.layer(index, x);
         }
-        let mut grads = (model.norm(x) * Tensor::from_inner(d_hidden))
+        let mut grads = (model.inner().norm(x) * Tensor::from_inner(d_hidden))
             .sum()
             .backward();
         let params = GradientsParams::from_module(&mut grads, model);

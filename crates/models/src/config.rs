@@ -12,28 +12,17 @@ use crate::keys::{self, Keys};
 use crate::{Error, LanguageModel, ModelConfig};
 
 /// Largest supported sizes. They are several times those of any model, and small enough that no product of them overflows.
-pub(crate) struct Most {
-    pub vocabulary: usize,
-    pub positions: usize,
-    pub width: usize,
-    pub inner: usize,
-    pub layers: usize,
-    pub heads: usize,
+pub(crate) mod most {
+    pub const VOCABULARY: usize = 1 << 24;
+    pub const POSITIONS: usize = 1 << 24;
+    pub const WIDTH: usize = 1 << 17;
+    pub const INNER: usize = 1 << 20;
+    pub const LAYERS: usize = 1 << 12;
+    pub const HEADS: usize = 1 << 12;
     /// Width of a head.
-    pub head: usize,
-    pub parameters: usize,
+    pub const HEAD: usize = 1 << 14;
+    pub const PARAMETERS: usize = 1 << 41;
 }
-
-pub(crate) const MOST: Most = Most {
-    vocabulary: 1 << 24,
-    positions: 1 << 24,
-    width: 1 << 17,
-    inner: 1 << 20,
-    layers: 1 << 12,
-    heads: 1 << 12,
-    head: 1 << 14,
-    parameters: 1 << 41,
-};
 
 /// Numbers of parameters by part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,8 +117,8 @@ impl ModelConfig {
             return refuse(key, value, hint);
         }
         let total = self.parameters().total();
-        if total > MOST.parameters {
-            let hint = format!("at most {}", MOST.parameters);
+        if total > most::PARAMETERS {
+            let hint = format!("at most {}", most::PARAMETERS);
             return refuse("the number of parameters", total.to_string(), hint);
         }
         Ok(())
@@ -209,38 +198,6 @@ impl ModelConfig {
     /// The first of [`eos_ids`](Self::eos_ids): the one that ends the texts of training.
     pub fn eos(&self) -> Option<u32> {
         self.eos_ids().first().copied()
-    }
-
-    /// The token that begins a text, if the folder names one.
-    pub(crate) fn bos(&self) -> Option<u32> {
-        self.inner().facts().bos
-    }
-
-    /// Name and stored shape of every tensor, in the model's order.
-    pub(crate) fn tensors(&self) -> Box<dyn Iterator<Item = (String, Vec<usize>)>> {
-        self.inner().tensors()
-    }
-
-    /// The prefix of the tensors below the head, and the name of the token embedding.
-    pub(crate) fn stack(&self) -> (&'static str, &'static str) {
-        let facts = self.inner().facts();
-        (facts.prefix, facts.embedding)
-    }
-
-    /// Whether a tensor is a buffer that older versions of `transformers` stored: masks, which are the same in all
-    /// checkpoints, and the frequencies of the rotary embedding, which follow from `config.json`.
-    pub(crate) fn is_buffer(&self, name: &str) -> bool {
-        self.inner().is_buffer(name)
-    }
-
-    /// The class name in `transformers`.
-    pub(crate) fn architecture(&self) -> &'static str {
-        self.inner().facts().class
-    }
-
-    /// Whether head and token embedding are one tensor.
-    pub(crate) fn tied(&self) -> bool {
-        self.inner().facts().tied
     }
 }
 

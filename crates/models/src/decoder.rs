@@ -12,6 +12,7 @@ use rayon::prelude::*;
 pub(crate) use parts::{Dense, Norm};
 
 use crate::attention::{self, Rotary, Rows, Store};
+use crate::on_device::OnDevice;
 use crate::ops::{gelu, silu};
 use crate::packed::{Factors, Packed, Put};
 use crate::params::to_vec;
@@ -19,19 +20,36 @@ use crate::rope::Angles;
 use crate::span::Heads;
 use crate::{LanguageModel, Precision};
 
+/// A decoding engine: packed weights where tensors lie in host memory, the model's own tensors elsewhere.
+pub(crate) trait Engine {
+    /// Makes room for batches of at most `rows` rows and `capacity` positions.
+    fn make_room(&mut self, rows: usize, capacity: usize);
+
+    /// Empties the cache and begins a batch of `batch` rows of at most `capacity` positions.
+    fn begin(&mut self, batch: usize, capacity: usize);
+
+    /// Appends the columns of `ids` `[B, T]`; `pads` are the numbers of padding positions that begin the rows. `logits`
+    /// `[B, V]` are those after the last column.
+    fn step(&mut self, ids: &[i32], pads: &[usize], logits: &mut Vec<f32>);
+
+    /// Keeps only the given rows of the batch, in that order.
+    fn keep_rows(&mut self, rows: &[usize]);
+
+    /// Whether dropping finished rows pays off when `open` rows of `batch` are unfinished.
+    fn leaves(&self, open: usize, batch: usize) -> bool;
+
+    /// The model, if it can be decoded without the host.
+    fn on_device(&self) -> Option<&OnDevice> {
+        None
+    }
+}
+
 /// A model prepared for decoding, whose weights are rounded to its precision once, and the KV cache of a batch.
 pub(crate) struct HostModel {
     /// `[V, d]`
     tokens: Tensor<2>,
-    /// `[positions, d]`, where positions are embedded.
-    positions: Option<Vec<f32>>,
-    layers: Vec<Layer>,
-    norm: Norm,
+    parts: Parts,
     head: Packed,
-    /// Whether the activation is SwiGLU; GELU if not.
-    gated: bool,
-    kv_heads: usize,
-    dh: usize,
     precision: Precision,
     /// With rotary positions.
     angles: Option<Angles>,
@@ -111,59 +129,20 @@ struct Cache {
 impl HostModel {
     /// Without a KV cache yet.
     pub fn new(model: &LanguageModel) -> Self {
-        let Parts {
-            positions,
-            layers,
-            norm,
-            gated,
-            heads,
-            inner,
-        } = model.inner().parts();
+        let parts = model.inner().parts();
+        let heads = parts.heads.heads * parts.heads.dh;
         let precision = model.precision();
         let tokens = model.embedding().val();
         let d = tokens.dims()[1];
         Self {
             tokens: tokens.to_device(&Device::flex()),
-            positions,
-            layers,
-            norm,
             head: Packed::transposed(model.head().val(), precision),
-            gated,
-            kv_heads: heads.kv_heads,
-            dh: heads.dh,
             precision,
-            angles: model.angles(),
+            angles: model.inner().angles(),
             cache: Cache::default(),
-            work: Work::new(d, heads.heads * heads.dh, inner, precision),
+            work: Work::new(d, heads, parts.inner, precision),
+            parts,
         }
-    }
-
-    /// Makes room for batches of at most `batch` rows and `capacity` positions.
-    pub fn make_room(&mut self, batch: usize, capacity: usize) {
-        let (rows, positions) = self.cache.room;
-        if batch <= rows && capacity <= positions {
-            return;
-        }
-        let (batch, capacity) = (batch.max(rows), capacity.max(positions));
-        let store = |_| attention::store(self.precision, batch, self.kv_heads, capacity, self.dh);
-        self.cache = Cache {
-            room: (batch, capacity),
-            layers: self.layers.iter().map(store).collect(),
-            rotary: self.angles.map(|angles| Rotary::new(capacity, angles)),
-            ..Cache::default()
-        };
-    }
-
-    /// Empties the cache and begins a batch of `batch` rows.
-    pub fn begin(&mut self, batch: usize) {
-        self.cache.places = (0..batch).collect();
-        self.cache.length = 0;
-    }
-
-    /// Keeps only the given rows of the batch, in that order.
-    pub fn keep_rows(&mut self, rows: &[usize]) {
-        let places = &self.cache.places;
-        self.cache.places = rows.iter().map(|&r| places[r]).collect();
     }
 
     /// Logits after the last column of `ids`, which follow the positions in the cache.
@@ -172,10 +151,15 @@ impl HostModel {
     ///
     /// - `ids`: `[B, T]`; `pads`: B, the number of each row's first positions (cache included) that are padding
     /// - `logits`: `[B, V]`
-    pub fn last_logits(&mut self, ids: &[i32], pads: &[usize], logits: &mut Vec<f32>) {
+    fn last_logits(&mut self, ids: &[i32], pads: &[usize], logits: &mut Vec<f32>) {
         let (batch, past) = (pads.len(), self.cache.length);
         let columns = ids.len() / batch;
-        let (kv_heads, dh, d) = (self.kv_heads, self.dh, self.tokens.dims()[1]);
+        let d = self.tokens.dims()[1];
+        let Heads {
+            heads: count,
+            kv_heads,
+            dh,
+        } = self.parts.heads;
         self.work.x = self.embed(ids, columns, pads);
         let Work {
             x,
@@ -186,13 +170,12 @@ impl HostModel {
             up,
             active,
         } = &mut self.work;
-        let last = self.layers.len() - 1;
-        for (i, layer) in self.layers.iter().enumerate() {
+        let last = self.parts.layers.len() - 1;
+        for (i, layer) in self.parts.layers.iter().enumerate() {
             normed.fill(batch * columns, |r, to| {
                 layer.norm_1.apply(&x[r * d..(r + 1) * d], to);
             });
             layer.qkv.apply(normed, Put::Over, qkv);
-            let count = layer.qkv.weight.output() / dh - 2 * kv_heads;
             if let Some([of_q, of_k]) = &layer.qk_norm {
                 qkv.par_chunks_exact_mut((count + 2 * kv_heads) * dh)
                     .for_each_init(
@@ -239,7 +222,7 @@ impl HostModel {
             active.fill(batch * width, |r, to| {
                 let (value, more) = up[r * inner..(r + 1) * inner].split_at(to.len());
                 to.copy_from_slice(value);
-                if self.gated {
+                if self.parts.gated {
                     silu(to);
                     to.iter_mut().zip(more).for_each(|(to, up)| *to *= up);
                 } else {
@@ -250,7 +233,7 @@ impl HostModel {
         }
         self.cache.length += columns;
         normed.fill(batch, |r, to| {
-            self.norm.apply(&x[r * d..(r + 1) * d], to);
+            self.parts.norm.apply(&x[r * d..(r + 1) * d], to);
         });
         logits.resize(batch * self.head.output(), 0.0);
         self.head.product(normed, Put::Over, logits);
@@ -261,7 +244,7 @@ impl HostModel {
         let data = TensorData::new(ids.to_vec(), [ids.len()]);
         let ids = Tensor::<1, Int>::from_data(data, &self.tokens.device());
         let mut x = to_vec(self.tokens.clone().select(0, ids));
-        if let Some(positions) = &self.positions {
+        if let Some(positions) = &self.parts.positions {
             let d = self.tokens.dims()[1];
             for (i, x) in x.chunks_exact_mut(d).enumerate() {
                 let column = self.cache.length + i % columns;
@@ -271,6 +254,43 @@ impl HostModel {
             }
         }
         x
+    }
+}
+
+impl Engine for HostModel {
+    fn make_room(&mut self, rows: usize, capacity: usize) {
+        let room = self.cache.room;
+        if rows <= room.0 && capacity <= room.1 {
+            return;
+        }
+        let (rows, capacity) = (rows.max(room.0), capacity.max(room.1));
+        let Heads { kv_heads, dh, .. } = self.parts.heads;
+        let store = |_| attention::store(self.precision, rows, kv_heads, capacity, dh);
+        self.cache = Cache {
+            room: (rows, capacity),
+            layers: self.parts.layers.iter().map(store).collect(),
+            rotary: self.angles.map(|angles| Rotary::new(capacity, angles)),
+            ..Cache::default()
+        };
+    }
+
+    fn begin(&mut self, batch: usize, _: usize) {
+        self.cache.places = (0..batch).collect();
+        self.cache.length = 0;
+    }
+
+    fn step(&mut self, ids: &[i32], pads: &[usize], logits: &mut Vec<f32>) {
+        // On a thread of the pool, so that each product only has to wake the other threads.
+        rayon::scope(|_| self.last_logits(ids, pads, logits));
+    }
+
+    fn keep_rows(&mut self, rows: &[usize]) {
+        let places = &self.cache.places;
+        self.cache.places = rows.iter().map(|&r| places[r]).collect();
+    }
+
+    fn leaves(&self, open: usize, batch: usize) -> bool {
+        open < batch
     }
 }
 
@@ -308,9 +328,7 @@ mod tests {
             let key = name.bytes().map(u32::from).sum::<u32>();
             let value = |i: usize| ((i as f32 + key as f32) * 0.7).sin();
             let base = if name.contains("bias") { 0.0 } else { 1.0 };
-            Ok::<_, std::convert::Infallible>(
-                (shape.len() < 2).then(|| (0..shape[0]).map(|i| base + 0.3 * value(i)).collect()),
-            )
+            Ok((shape.len() < 2).then(|| (0..shape[0]).map(|i| base + 0.3 * value(i)).collect()))
         });
         changed.unwrap()
     }
@@ -339,9 +357,9 @@ mod tests {
         host.make_room(3, 11);
         host.make_room(2, 5);
         // An earlier batch must leave nothing behind.
-        host.begin(2);
+        host.begin(2, 5);
         host.last_logits(&[1, 2, 3, 4, 5, 6], &[0, 1], &mut Vec::new());
-        host.begin(3);
+        host.begin(3, 11);
         steps(|ids, pads, kept| {
             if let Some(rows) = kept {
                 host.keep_rows(rows);
@@ -410,10 +428,8 @@ mod tests {
         let adapted = lora::attach(plain.clone(), &config, 1).unwrap();
         let adapted = crate::params::replace(adapted, |name, shape| {
             let n: usize = shape.iter().product();
-            Ok::<_, std::convert::Infallible>(
-                name.ends_with("adapter.b")
-                    .then(|| (0..n).map(|i| 0.1 * (i as f32).sin()).collect()),
-            )
+            let ours = name.ends_with("adapter.b");
+            Ok(ours.then(|| (0..n).map(|i| 0.1 * (i as f32).sin()).collect()))
         })
         .unwrap();
         let difference = on_host(&adapted)

@@ -135,6 +135,12 @@ pub enum Error {
         /// Why it is refused.
         reason: String,
     },
+    /// A prompt has no token.
+    #[error("example {example}: its prompt is empty; it needs at least one token")]
+    EmptyPrompt {
+        /// The example's index.
+        example: u64,
+    },
     /// A prompt and its answer do not fit the model's positions.
     #[error(
         "example {example}: {prompt} prompt tokens and {new} new ones exceed the model's {positions} positions; lower max_new_tokens or max_prompt_length"
@@ -188,6 +194,18 @@ impl Error {
                 text.strip_prefix(&path).unwrap_or(&text).to_owned()
             }
             _ => text,
+        }
+    }
+
+    pub(crate) fn setting(
+        key: impl Into<String>,
+        value: impl ToString,
+        reason: impl Into<String>,
+    ) -> Self {
+        Self::Setting {
+            key: key.into(),
+            value: value.to_string(),
+            reason: reason.into(),
         }
     }
 

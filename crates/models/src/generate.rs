@@ -6,7 +6,7 @@
 
 use rayon::prelude::*;
 
-use crate::decoder::HostModel;
+use crate::decoder::{Engine, HostModel};
 use crate::draw::draw;
 use crate::on_device::{self, OnDevice};
 use crate::params::{mix, to_vec, unit};
@@ -56,29 +56,16 @@ impl Decoding {
     }
 
     fn check(&self) -> Result<(), Error> {
-        let refuse = |key: &str, value: String, reason: &str| {
-            Err(Error::Setting {
-                key: key.into(),
-                value,
-                reason: reason.into(),
-            })
-        };
         if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
-            return refuse(
-                "temperature",
-                self.temperature.to_string(),
-                "it must be 0 or more",
-            );
+            let reason = "it must be 0 or more";
+            return Err(Error::setting("temperature", self.temperature, reason));
         }
         if !(self.top_p > 0.0 && self.top_p <= 1.0) {
-            return refuse("top_p", self.top_p.to_string(), "it must lie in (0, 1]");
+            return Err(Error::setting("top_p", self.top_p, "it must lie in (0, 1]"));
         }
         if self.batch_size == 0 || self.max_new_tokens == 0 {
-            return refuse(
-                "batch_size/max_new_tokens",
-                "0".into(),
-                "it must be 1 or more",
-            );
+            let key = "batch_size/max_new_tokens";
+            return Err(Error::setting(key, 0, "it must be 1 or more"));
         }
         Ok(())
     }
@@ -144,11 +131,8 @@ impl Sampler {
         for (model, _) in models {
             let other = model.config().vocab_size();
             if other != vocabulary {
-                return Err(Error::Setting {
-                    key: "vocab_size".into(),
-                    value: other.to_string(),
-                    reason: format!("another model of the mixture has {vocabulary}"),
-                });
+                let reason = format!("another model of the mixture has {vocabulary}");
+                return Err(Error::setting("vocab_size", other, reason));
             }
         }
         let positions = models.iter().map(|(m, _)| m.config().max_positions());
@@ -171,6 +155,10 @@ impl Sampler {
     ///
     /// A setting out of range, an empty prompt, one too long for the model or with a token outside the vocabulary, weights
     /// that give no finite logit.
+    ///
+    /// # Panics
+    ///
+    /// With fewer `examples` than `prompts`.
     pub fn generate(
         &mut self,
         prompts: &[Vec<u32>],
@@ -182,8 +170,11 @@ impl Sampler {
     ) -> Result<Vec<Vec<u32>>, Error> {
         decoding.check()?;
         for (prompt, &example) in prompts.iter().zip(examples) {
+            if prompt.is_empty() {
+                return Err(Error::EmptyPrompt { example });
+            }
             let length = prompt.len().saturating_add(decoding.max_new_tokens);
-            if prompt.is_empty() || length > self.positions {
+            if length > self.positions {
                 return Err(Error::TooLong {
                     example,
                     prompt: prompt.len(),
@@ -260,53 +251,6 @@ impl Decoder {
             share,
             logits: Vec::new(),
         }
-    }
-}
-
-/// A decoding engine: packed weights where tensors lie in host memory, the model's own tensors elsewhere.
-trait Engine {
-    /// Makes room for batches of at most `rows` rows and `capacity` positions.
-    fn make_room(&mut self, rows: usize, capacity: usize);
-
-    /// Empties the cache and begins a batch of `batch` rows of at most `capacity` positions.
-    fn begin(&mut self, batch: usize, capacity: usize);
-
-    /// Appends the columns of `ids` `[B, T]`; `pads` are the numbers of padding positions that begin the rows. `logits`
-    /// `[B, V]` are those after the last column.
-    fn step(&mut self, ids: &[i32], pads: &[usize], logits: &mut Vec<f32>);
-
-    /// Keeps only the given rows of the batch, in that order.
-    fn keep_rows(&mut self, rows: &[usize]);
-
-    /// Whether dropping finished rows pays off when `open` rows of `batch` are unfinished.
-    fn leaves(&self, open: usize, batch: usize) -> bool;
-
-    /// The model, if it can be decoded without the host.
-    fn on_device(&self) -> Option<&OnDevice> {
-        None
-    }
-}
-
-impl Engine for HostModel {
-    fn make_room(&mut self, rows: usize, capacity: usize) {
-        Self::make_room(self, rows, capacity);
-    }
-
-    fn begin(&mut self, batch: usize, _: usize) {
-        Self::begin(self, batch);
-    }
-
-    fn step(&mut self, ids: &[i32], pads: &[usize], logits: &mut Vec<f32>) {
-        // On a thread of the pool, so that each product only has to wake the other threads.
-        rayon::scope(|_| self.last_logits(ids, pads, logits));
-    }
-
-    fn keep_rows(&mut self, rows: &[usize]) {
-        Self::keep_rows(self, rows);
-    }
-
-    fn leaves(&self, open: usize, batch: usize) -> bool {
-        open < batch
     }
 }
 
@@ -410,11 +354,10 @@ fn decode_batch(
     decoders
         .iter_mut()
         .for_each(|d| d.engine.begin(rows.len(), capacity));
-    // For each row of the decoders its index in `open`; `None` once it has ended.
-    let mut alive: Vec<Option<usize>> = (0..rows.len()).map(Some).collect();
+    // `None` once a row has ended.
     let mut open: Vec<Option<Row>> = rows.into_iter().map(Some).collect();
     for step in 0..decoding.max_new_tokens {
-        let batch = alive.len();
+        let batch = open.len();
         decoders
             .iter_mut()
             .for_each(|d| d.engine.step(&ids, &pads, &mut d.logits));
@@ -428,38 +371,32 @@ fn decode_batch(
         let vocab = logits.len() / batch;
         let drawn: Vec<Result<u32, Error>> = logits
             .par_chunks_exact(vocab)
-            .zip(alive.par_iter())
-            .map(
-                |(row_logits, place)| match place.and_then(|p| open[p].as_ref()) {
-                    Some(row) => next_token(row_logits, row, step, decoding),
-                    None => Ok(PADDING),
-                },
-            )
+            .zip(open.par_iter())
+            .map(|(logits, row)| match row {
+                Some(row) => next_token(logits, row, step, decoding),
+                None => Ok(PADDING),
+            })
             .collect();
         let mut tokens = Vec::with_capacity(batch);
-        for (place, token) in alive.iter_mut().zip(drawn) {
+        for (row, token) in open.iter_mut().zip(drawn) {
             let token = token?;
             tokens.push(token as i32);
-            let Some(p) = *place else { continue };
-            let ended = open[p].as_mut().is_none_or(|row| {
+            let ended = row.take_if(|row| {
                 row.answer.push(token);
                 ends.contains(&token) || row.answer.len() == decoding.max_new_tokens
             });
-            if ended {
-                *place = None;
-                if let Some(row) = open[p].take() {
-                    done(row);
-                }
+            if let Some(row) = ended {
+                done(row);
             }
         }
-        let kept: Vec<usize> = (0..batch).filter(|&i| alive[i].is_some()).collect();
+        let kept: Vec<usize> = (0..batch).filter(|&i| open[i].is_some()).collect();
         if kept.is_empty() {
             break;
         }
         if decoders.iter().all(|d| d.engine.leaves(kept.len(), batch)) {
             decoders.iter_mut().for_each(|d| d.engine.keep_rows(&kept));
             pads = kept.iter().map(|&i| pads[i]).collect();
-            alive = kept.iter().map(|&i| alive[i]).collect();
+            open.retain(Option::is_some);
             tokens = kept.iter().map(|&i| tokens[i]).collect();
         }
         ids = tokens;

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use crate::Error;
 use crate::activation::gelu_new;
 use crate::architecture::{Architecture, Facts, Shape};
-use crate::config::{MOST, Parameters, known};
+use crate::config::{Parameters, known, most};
 use crate::decoder::{Dense, Layer, Norm, Parts};
 use crate::keys::{Keys, Neutral, ids_to_json};
 use crate::kv_cache::KvCache;
@@ -147,17 +147,25 @@ impl Gpt2Config {
     fn inner(&self) -> usize {
         self.n_inner.unwrap_or(4 * self.n_embd)
     }
+
+    fn shape(&self) -> Heads {
+        Heads {
+            heads: self.n_head,
+            kv_heads: self.n_head,
+            dh: self.n_embd / self.n_head,
+        }
+    }
 }
 
 impl Shape for Gpt2Config {
     fn sizes(&self) -> Vec<(&'static str, Option<usize>, usize)> {
         vec![
-            ("vocab_size", Some(self.vocab_size), MOST.vocabulary),
-            ("n_positions", Some(self.n_positions), MOST.positions),
-            ("n_embd", Some(self.n_embd), MOST.width),
-            ("n_layer", Some(self.n_layer), MOST.layers),
-            ("n_head", Some(self.n_head), MOST.heads),
-            ("n_inner", self.n_inner, MOST.inner),
+            ("vocab_size", Some(self.vocab_size), most::VOCABULARY),
+            ("n_positions", Some(self.n_positions), most::POSITIONS),
+            ("n_embd", Some(self.n_embd), most::WIDTH),
+            ("n_layer", Some(self.n_layer), most::LAYERS),
+            ("n_head", Some(self.n_head), most::HEADS),
+            ("n_inner", self.n_inner, most::INNER),
         ]
     }
 
@@ -336,11 +344,7 @@ impl Block {
                 c_proj: Conv1D::new(d, d, device),
                 attn_dropout: dropout(config.attn_pdrop),
                 resid_dropout: dropout(config.resid_pdrop),
-                shape: Heads {
-                    heads: config.n_head,
-                    kv_heads: config.n_head,
-                    dh: d / config.n_head,
-                },
+                shape: config.shape(),
             },
             ln_2: LayerNorm::new(d, device),
             mlp: Mlp {
@@ -507,11 +511,7 @@ impl Architecture for Gpt2 {
             layers: layers.collect(),
             norm: Norm::layer(&stack.ln_f, epsilon),
             gated: false,
-            heads: Heads {
-                heads: config.n_head,
-                kv_heads: config.n_head,
-                dh: config.n_embd / config.n_head,
-            },
+            heads: config.shape(),
             inner: config.inner(),
         }
     }

@@ -3,7 +3,6 @@
 //! A model maps token ids to *hidden states*: `[B, T]` to `[B, T, d]`, or `[N]` to `[N, d]` where the N tokens of all
 //! sequences lie end to end. The language-model head is applied separately ([`LanguageModel::logits`]), so that a training
 //! step can apply it only to the rows that predict a response token.
-#![allow(clippy::module_name_repetitions)]
 
 mod activation;
 mod architecture;
@@ -40,7 +39,6 @@ pub use config::Parameters;
 pub use error::Error;
 pub use kv_cache::KvCache;
 pub use layers::Precision;
-use rope::Angles;
 pub use rope::RopeScaling;
 use span::Span;
 
@@ -62,26 +60,19 @@ impl LanguageModel {
     ) -> Tensor<3> {
         let [batch, width] = ids.dims();
         let past = cache.as_ref().map_or(0, |c| c.len());
-        let span = Span::padded(width, past, left_pad, self.angles(), &self.device());
-        let mut x = self.enter(self.tokens(ids.flatten(0, 1)), &span);
-        for index in 0..self.layers() {
-            x = self.layer(index, x, &span, cache.as_deref_mut());
-        }
+        let span = Span::padded(width, past, left_pad, self.inner().angles(), &self.device());
+        let tokens = self.tokens(ids.flatten(0, 1));
+        let x = self.pass(tokens, &span, cache.as_deref_mut());
         if let Some(cache) = cache {
             cache.advance(width);
         }
-        let x = self.norm(x);
         let d = x.dims()[1];
         x.reshape([batch, width, d])
     }
 
     /// [`hidden`](Self::hidden) of one token a row, `[B] -> [B, d]`, after those in the cache, which stay in place.
     fn step(&self, ids: Tensor<1, Int>, span: &Span, cache: &mut KvCache) -> Tensor<2> {
-        let mut x = self.enter(self.tokens(ids), span);
-        for index in 0..self.layers() {
-            x = self.layer(index, x, span, Some(cache));
-        }
-        self.norm(x)
+        self.pass(self.tokens(ids), span, Some(cache))
     }
 
     /// [`hidden`](Self::hidden) of sequences that lie end to end, without padding: everything but attention takes the
@@ -97,12 +88,18 @@ impl LanguageModel {
 
     /// [`hidden_packed`](Self::hidden_packed) of rows of the token embedding: `[N, d] -> [N, d]`.
     pub fn hidden_of_tokens(&self, tokens: Tensor<2>, lengths: &[usize]) -> Tensor<2> {
-        let span = Span::packed(lengths, self.angles(), &self.device());
-        let mut x = self.enter(tokens, &span);
-        for index in 0..self.layers() {
-            x = self.layer(index, x, &span, None);
+        let span = Span::packed(lengths, self.inner().angles(), &self.device());
+        self.pass(tokens, &span, None)
+    }
+
+    /// Final hidden states of rows of the token embedding: `[N, d] -> [N, d]`.
+    fn pass(&self, tokens: Tensor<2>, span: &Span, mut cache: Option<&mut KvCache>) -> Tensor<2> {
+        let model = self.inner();
+        let mut x = model.enter(tokens, span);
+        for index in 0..model.layers() {
+            x = model.layer(index, x, span, cache.as_deref_mut());
         }
-        self.norm(x)
+        model.norm(x)
     }
 
     /// Rows of the token embedding: `[N] -> [N, d]`.
@@ -113,34 +110,6 @@ impl LanguageModel {
     /// The token embedding `[V, d]`.
     pub fn embedding(&self) -> &Param<Tensor<2>> {
         self.inner().embedding()
-    }
-
-    /// Angles of the rotary embedding, where there is one.
-    fn angles(&self) -> Option<Angles> {
-        self.inner().angles()
-    }
-
-    /// Input of the first layer: `[N, d] -> [N, d]`.
-    fn enter(&self, tokens: Tensor<2>, span: &Span) -> Tensor<2> {
-        self.inner().enter(tokens, span)
-    }
-
-    fn layer(
-        &self,
-        index: usize,
-        x: Tensor<2>,
-        span: &Span,
-        cache: Option<&mut KvCache>,
-    ) -> Tensor<2> {
-        self.inner().layer(index, x, span, cache)
-    }
-
-    fn norm(&self, x: Tensor<2>) -> Tensor<2> {
-        self.inner().norm(x)
-    }
-
-    fn layers(&self) -> usize {
-        self.inner().layers()
     }
 
     /// The head's weight `[V, d]`: the token embedding itself where the two are tied.
@@ -226,11 +195,8 @@ impl LanguageModel {
     pub fn with_layers(&self, count: usize) -> Result<Self, Error> {
         let have = self.config().layers();
         if count == 0 || count > have {
-            return Err(Error::Setting {
-                key: "layers".into(),
-                value: count.to_string(),
-                reason: format!("the model has {have} layers"),
-            });
+            let reason = format!("the model has {have} layers");
+            return Err(Error::setting("layers", count, reason));
         }
         let keep: Vec<usize> = (0..count)
             .map(|i| {
@@ -253,14 +219,9 @@ impl LanguageModel {
         let have = self.config().layers();
         let ascending = keep.windows(2).all(|pair| pair[0] < pair[1]);
         if keep.is_empty() || !ascending || keep.iter().any(|&layer| layer >= have) {
-            return Err(Error::Setting {
-                key: "layers".into(),
-                value: format!("{keep:?}"),
-                reason: format!(
-                    "the layers 0 to {} in ascending order are possible",
-                    have - 1
-                ),
-            });
+            let last = have - 1;
+            let reason = format!("the layers 0 to {last} in ascending order are possible");
+            return Err(Error::setting("layers", format!("{keep:?}"), reason));
         }
         let mut model = self.clone();
         model.inner_mut().keep_layers(keep);

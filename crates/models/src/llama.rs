@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::Error;
 use crate::activation::swiglu;
 use crate::architecture::{Architecture, Facts, Shape};
-use crate::config::{MOST, Parameters, known};
+use crate::config::{Parameters, known, most};
 use crate::decoder::{self, Dense, Norm, Parts};
 use crate::keys::{Keys, Neutral, ids_to_json};
 use crate::kv_cache::KvCache;
@@ -265,30 +265,30 @@ impl Shape for LlamaConfig {
     fn sizes(&self) -> Vec<(&'static str, Option<usize>, usize)> {
         let positions = Some(self.max_position_embeddings);
         vec![
-            ("vocab_size", Some(self.vocab_size), MOST.vocabulary),
-            ("hidden_size", Some(self.hidden_size), MOST.width),
+            ("vocab_size", Some(self.vocab_size), most::VOCABULARY),
+            ("hidden_size", Some(self.hidden_size), most::WIDTH),
             (
                 "intermediate_size",
                 Some(self.intermediate_size),
-                MOST.inner,
+                most::INNER,
             ),
             (
                 "num_hidden_layers",
                 Some(self.num_hidden_layers),
-                MOST.layers,
+                most::LAYERS,
             ),
             (
                 "num_attention_heads",
                 Some(self.num_attention_heads),
-                MOST.heads,
+                most::HEADS,
             ),
-            ("num_key_value_heads", self.num_key_value_heads, MOST.heads),
-            ("head_dim", self.head_dim, MOST.head),
-            ("max_position_embeddings", positions, MOST.positions),
+            ("num_key_value_heads", self.num_key_value_heads, most::HEADS),
+            ("head_dim", self.head_dim, most::HEAD),
+            ("max_position_embeddings", positions, most::POSITIONS),
             (
                 "sliding_window",
                 self.sliding_window.flatten(),
-                MOST.positions,
+                most::POSITIONS,
             ),
         ]
     }
@@ -520,21 +520,7 @@ impl Layer {
 }
 
 impl Layer {
-    /// The projections by name.
-    fn projections(&self) -> [(&'static str, &Linear); 7] {
-        let (attn, mlp) = (&self.self_attn, &self.mlp);
-        [
-            ("q_proj", &attn.q_proj),
-            ("k_proj", &attn.k_proj),
-            ("v_proj", &attn.v_proj),
-            ("o_proj", &attn.o_proj),
-            ("gate_proj", &mlp.gate_proj),
-            ("up_proj", &mlp.up_proj),
-            ("down_proj", &mlp.down_proj),
-        ]
-    }
-
-    /// The same as mutable references, with the block of each.
+    /// The projections by block and name.
     fn projections_mut(&mut self) -> [(&'static str, &'static str, &mut Linear); 7] {
         let (attn, mlp) = (&mut self.self_attn, &mut self.mlp);
         [
@@ -657,11 +643,6 @@ impl Architecture for Llama {
         let layers = &self.model.layers;
         self.model.layers = keep.iter().map(|&i| layers[i].clone()).collect();
         self.config.num_hidden_layers = keep.len();
-    }
-
-    fn adaptable(&self) -> Vec<(&'static str, &Linear)> {
-        let layers = self.model.layers.iter();
-        layers.flat_map(|layer| layer.projections()).collect()
     }
 
     fn adaptable_mut(&mut self) -> Vec<(String, &'static str, &mut Linear)> {

@@ -12,12 +12,11 @@ use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
-use crate::layers::Linear;
 use crate::ops;
 use crate::params::{mix, unit};
 use crate::{Error, LanguageModel};
 
-pub use peft::{is_adapter, load, load_trainable, save, tensors};
+pub use peft::{load, load_trainable, save, tensors};
 
 /// Which projections are adapted, and how.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -68,28 +67,26 @@ impl LoraConfig {
     ///
     /// [`Error::Setting`] names the key.
     pub fn validate(&self) -> Result<(), Error> {
-        let refuse = |key: &str, value: String, reason: &str| {
-            Err(Error::Setting {
-                key: format!("lora.{key}"),
-                value,
-                reason: reason.into(),
-            })
-        };
         if self.r == 0 {
-            return refuse("r", "0".into(), "the rank must be 1 or more");
+            return Err(Error::setting("lora.r", 0, "the rank must be 1 or more"));
         }
         if !(self.alpha.is_finite() && self.alpha > 0.0) {
-            return refuse(
-                "alpha",
-                self.alpha.to_string(),
-                "it must be a positive number",
-            );
+            let reason = "it must be a positive number";
+            return Err(Error::setting("lora.alpha", self.alpha, reason));
         }
         if !(0.0..1.0).contains(&self.dropout) {
-            return refuse("dropout", self.dropout.to_string(), "it must lie in [0, 1)");
+            let reason = "it must lie in [0, 1)";
+            return Err(Error::setting("lora.dropout", self.dropout, reason));
         }
-        if self.target_modules.is_empty() {
-            return refuse("target_modules", "[]".into(), "name at least one layer");
+        let targets = &self.target_modules;
+        let refuse = |value, reason| Err(Error::setting("lora.target_modules", value, reason));
+        if targets.is_empty() {
+            return refuse("[]", "name at least one layer");
+        }
+        for (i, name) in targets.iter().enumerate() {
+            if targets[..i].contains(name) {
+                return refuse(name, "this layer is named twice");
+            }
         }
         Ok(())
     }
@@ -107,13 +104,10 @@ impl LoraConfig {
             ("target_modules", sorted(self), sorted(own)),
         ] {
             if asked != found {
-                return Err(Error::Setting {
-                    key: format!("lora.{key}"),
-                    value: asked,
-                    reason: format!(
-                        "the model's own adapter has {found}; give {key} that value to train it on, or start = \"merge\" for a new adapter"
-                    ),
-                });
+                let reason = format!(
+                    "the model's own adapter has {found}; give {key} that value to train it on, or start = \"merge\" for a new adapter"
+                );
+                return Err(Error::setting(format!("lora.{key}"), asked, reason));
             }
         }
         Ok(())
@@ -160,22 +154,19 @@ pub fn attach(
     let mut model = model.frozen().no_grad();
     let mut matched = vec![false; config.target_modules.len()];
     let mut known = Vec::new();
-    each_projection(&mut model, &mut |path, name, linear| {
+    for (path, name, linear) in model.inner_mut().adaptable_mut() {
         if !known.contains(&name) {
             known.push(name);
         }
         let Some(target) = config.target_modules.iter().position(|t| t == name) else {
-            return Ok(());
+            continue;
         };
         matched[target] = true;
         let [input, output] = linear.weight.dims();
         let widest = input.max(output);
         if config.r > widest {
-            return Err(Error::Setting {
-                key: "lora.r".into(),
-                value: config.r.to_string(),
-                reason: format!("`{path}` is {widest} wide, and the rank must not exceed that"),
-            });
+            let reason = format!("`{path}` is {widest} wide, and the rank must not exceed that");
+            return Err(Error::setting("lora.r", config.r, reason));
         }
         let limit = 1.0 / (input as f64).sqrt();
         let key = path.bytes().fold(seed, |h, b| mix(h ^ u64::from(b)));
@@ -184,19 +175,15 @@ pub fn attach(
             .collect();
         let b = vec![0.0; config.r * output];
         linear.adapter = Some(adapter(a, b, [input, output], config, &device));
-        Ok(())
-    })?;
+    }
     if let Some(miss) = matched.iter().position(|m| !m) {
         let reason = if known.is_empty() {
             "this architecture has no layer that can be adapted; LoRA is built for LLaMA".into()
         } else {
             format!("no layer has this name; there are {}", known.join(", "))
         };
-        return Err(Error::Setting {
-            key: "lora.target_modules".into(),
-            value: config.target_modules[miss].clone(),
-            reason,
-        });
+        let name = &config.target_modules[miss];
+        return Err(Error::setting("lora.target_modules", name, reason));
     }
     Ok(model)
 }
@@ -208,9 +195,13 @@ pub fn attach(
 /// # Errors
 ///
 /// As [`attach`]; adapters to be trained further whose rank, scale or targets differ from `config`.
-pub fn adapt(model: LanguageModel, config: &LoraConfig, seed: u64) -> Result<LanguageModel, Error> {
+pub fn adapt(
+    mut model: LanguageModel,
+    config: &LoraConfig,
+    seed: u64,
+) -> Result<LanguageModel, Error> {
     config.validate()?;
-    let Some(own) = config_of(&model) else {
+    let Some(own) = config_of(&mut model) else {
         return attach(model, config, seed);
     };
     if config.start == Start::Merge {
@@ -218,18 +209,18 @@ pub fn adapt(model: LanguageModel, config: &LoraConfig, seed: u64) -> Result<Lan
     }
     config.check_same(&own)?;
     let mut model = model.frozen().no_grad();
-    in_each_adapter(&mut model, &mut |adapter| {
+    for adapter in adapters_mut(&mut model) {
         adapter.a = adapter.a.clone().set_require_grad(true);
         adapter.b = adapter.b.clone().set_require_grad(true);
         adapter.dropout.prob = config.dropout;
-    });
+    }
     Ok(model)
 }
 
 /// Rank, scale, dropout and targets of the adapters of `model`, if it has some.
-pub fn config_of(model: &LanguageModel) -> Option<LoraConfig> {
+fn config_of(model: &mut LanguageModel) -> Option<LoraConfig> {
     let mut config: Option<LoraConfig> = None;
-    for (name, linear) in model.inner().adaptable() {
+    for (_, name, linear) in model.inner_mut().adaptable_mut() {
         let Some(adapter) = &linear.adapter else {
             continue;
         };
@@ -251,20 +242,14 @@ pub fn config_of(model: &LanguageModel) -> Option<LoraConfig> {
 
 /// Turns the adapters' dropout off.
 pub(crate) fn without_dropout(model: &mut LanguageModel) {
-    in_each_adapter(model, &mut |adapter| adapter.dropout.prob = 0.0);
+    for adapter in adapters_mut(model) {
+        adapter.dropout.prob = 0.0;
+    }
 }
 
-fn in_each_adapter(model: &mut LanguageModel, f: &mut dyn FnMut(&mut Adapter)) {
-    let done: Result<(), std::convert::Infallible> = each_projection(model, &mut |_, _, linear| {
-        if let Some(adapter) = &mut linear.adapter {
-            f(adapter);
-        }
-        Ok(())
-    });
-    match done {
-        Ok(()) => {}
-        Err(never) => match never {},
-    }
+fn adapters_mut(model: &mut LanguageModel) -> impl Iterator<Item = &mut Adapter> {
+    let adaptable = model.inner_mut().adaptable_mut().into_iter();
+    adaptable.filter_map(|(_, _, linear)| linear.adapter.as_mut())
 }
 
 fn adapter(
@@ -283,37 +268,20 @@ fn adapter(
     }
 }
 
-/// Whether `model` has adapters.
-pub fn is_adapted(model: &LanguageModel) -> bool {
-    config_of(model).is_some()
-}
-
 /// Folds the adapters into the weights, `W + (alpha / r) A B`, and makes all parameters trainable. A model without adapters
 /// stays unchanged.
 pub fn merge(mut model: LanguageModel) -> LanguageModel {
-    if !is_adapted(&model) {
-        return model;
+    let mut merged = false;
+    for (_, _, linear) in model.inner_mut().adaptable_mut() {
+        if let Some(adapter) = linear.adapter.take() {
+            let delta = adapter.delta();
+            let weight = linear.weight.clone();
+            linear.weight = weight.map(|w| w.cast(DType::F32) + delta);
+            merged = true;
+        }
     }
-    let merged: Result<(), std::convert::Infallible> =
-        each_projection(&mut model, &mut |_, _, linear| {
-            if let Some(adapter) = linear.adapter.take() {
-                let delta = adapter.delta();
-                let weight = linear.weight.clone();
-                linear.weight = weight.map(|w| w.cast(DType::F32) + delta.clone());
-            }
-            Ok(())
-        });
     match merged {
-        Ok(()) => model.set_require_grad(true),
-        Err(never) => match never {},
+        true => model.set_require_grad(true),
+        false => model,
     }
-}
-
-/// Calls `f(path, name, projection)` for every projection that can be adapted.
-fn each_projection<E>(
-    model: &mut LanguageModel,
-    f: &mut dyn FnMut(&str, &'static str, &mut Linear) -> Result<(), E>,
-) -> Result<(), E> {
-    let mut adaptable = model.inner_mut().adaptable_mut().into_iter();
-    adaptable.try_for_each(|(path, name, linear)| f(&path, name, linear))
 }

@@ -15,7 +15,7 @@ use burn::tensor::{Bool, Device, Graph, IndexingUpdateOp, Int, Tensor, TensorDat
 
 use crate::generate::{Decoding, Prompts, Row};
 use crate::kv_cache::{KvCache, ring};
-use crate::rotary::Tables;
+use crate::rotary::Rotary;
 use crate::span::Span;
 use crate::{Error, LanguageModel};
 
@@ -102,7 +102,7 @@ pub(crate) fn decode(
     if rows.is_empty() {
         return Ok(());
     }
-    let mut state = State::new(models, &rows, decoding, capacity, 0).with_tables();
+    let mut state = State::new(models, &rows, decoding, capacity, 0).with_rotary();
     let mut compared = 0;
     loop {
         let state_now = RefCell::new(state);
@@ -275,8 +275,8 @@ struct Part<'a> {
     on: &'a OnDevice,
     share: f64,
     cache: KvCache,
-    /// Rotations by position, if the model has such.
-    tables: Option<Tables>,
+    /// Of all positions, if the model has rotations.
+    rotary: Option<Rotary>,
 }
 
 impl<'a> State<'a> {
@@ -310,7 +310,7 @@ impl<'a> State<'a> {
                 on,
                 share,
                 cache,
-                tables: None,
+                rotary: None,
             });
         }
         let blocks = logits[0].dims()[1].div_ceil(BLOCK);
@@ -344,13 +344,14 @@ impl<'a> State<'a> {
     }
 
     /// Uploads what steps need beyond prompts.
-    fn with_tables(mut self) -> Self {
+    fn with_rotary(mut self) -> Self {
         let (capacity, device) = (self.capacity(), self.device.clone());
         for part in &mut self.models {
             let model = &part.on.model;
-            let positions = model.config().max_positions().min(capacity);
-            let angles = model.angles();
-            part.tables = angles.map(|angles| Tables::new(positions, angles, &device));
+            let count = model.config().max_positions().min(capacity);
+            let positions: Vec<usize> = (0..count).collect();
+            let angles = model.inner().angles();
+            part.rotary = angles.map(|angles| Rotary::new(&positions, 1, angles, &device));
         }
         self
     }
@@ -423,7 +424,7 @@ impl<'a> State<'a> {
                 last.clone(),
                 positions,
                 hidden_keys.clone(),
-                part.tables.as_ref(),
+                part.rotary.as_ref(),
             );
             let hidden = model.step(tokens.clone().flatten(0, 1), &span, &mut part.cache);
             part.on.logits(hidden)
@@ -822,7 +823,7 @@ mod tests {
         assert_eq!(host(likeliest(none())), [-1]);
         let mut model = models().remove(0);
         model = crate::params::replace(model, |_, shape| {
-            Ok::<_, std::convert::Infallible>(Some(vec![f32::NAN; shape.iter().product()]))
+            Ok(Some(vec![f32::NAN; shape.iter().product()]))
         })
         .unwrap();
         let mut sampler = Sampler::by_step(&[(&model, 1.0)]);

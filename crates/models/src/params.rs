@@ -3,7 +3,7 @@
 use burn::module::{ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::tensor::{Tensor, TensorData};
 
-use crate::LanguageModel;
+use crate::{Error, LanguageModel};
 
 /// A parameter as a checkpoint stores it.
 pub struct NamedParam {
@@ -17,28 +17,25 @@ pub struct NamedParam {
 
 /// Name, shape and id of every parameter, in the model's order.
 pub fn list(model: &LanguageModel) -> Vec<NamedParam> {
-    let mut found = Vec::new();
-    walk(model, &mut |param, transposed| {
-        let mut shape: Vec<usize> = param.shape;
-        if transposed {
-            shape.reverse();
-        }
-        found.push(NamedParam {
-            name: param.name,
-            shape,
-            id: param.id,
-        });
-    });
-    found
+    let read = read(model, false).into_iter();
+    read.map(|(param, _)| param).collect()
 }
 
 /// Every parameter's values in the layout of a checkpoint.
 pub fn values(model: &LanguageModel) -> Vec<(String, Vec<usize>, Vec<f32>)> {
-    struct Reader<'a> {
+    let read = read(model, true).into_iter();
+    read.map(|(param, values)| (param.name, param.shape, values))
+        .collect()
+}
+
+/// The parameters, and their values where these are asked for.
+fn read(model: &LanguageModel, with_values: bool) -> Vec<(NamedParam, Vec<f32>)> {
+    struct Reader {
         path: Path,
-        out: &'a mut Vec<(String, Vec<usize>, Vec<f32>)>,
+        with_values: bool,
+        out: Vec<(NamedParam, Vec<f32>)>,
     }
-    impl ModuleVisitor for Reader<'_> {
+    impl ModuleVisitor for Reader {
         fn enter_module(&mut self, name: &str, container: &str) {
             self.path.enter(name, container);
         }
@@ -46,23 +43,30 @@ pub fn values(model: &LanguageModel) -> Vec<(String, Vec<usize>, Vec<f32>)> {
             self.path.exit();
         }
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            let tensor = param.val();
-            let mut shape = tensor.dims().to_vec();
-            let mut data = to_vec(tensor);
+            let mut shape = param.lazy_shape().to_vec();
+            let mut values = match self.with_values {
+                true => to_vec(param.val()),
+                false => Vec::new(),
+            };
             if D == 2 && self.path.transposed() {
-                data = transpose(&data, shape[0], shape[1]);
+                values = transpose(&values, shape[0], shape[1]);
                 shape.reverse();
             }
-            self.out.push((self.path.name(), shape, data));
+            let param = NamedParam {
+                name: self.path.name(),
+                shape,
+                id: param.id,
+            };
+            self.out.push((param, values));
         }
     }
-    let mut out = Vec::new();
     let mut reader = Reader {
         path: Path::default(),
-        out: &mut out,
+        with_values,
+        out: Vec::new(),
     };
     model.visit_parameters(&mut reader);
-    out
+    reader.out
 }
 
 /// Replaces every parameter by the values that `f(name, shape)` returns, in the layout of a checkpoint; `None` keeps it.
@@ -70,16 +74,16 @@ pub fn values(model: &LanguageModel) -> Vec<(String, Vec<usize>, Vec<f32>)> {
 /// # Errors
 ///
 /// The first error of `f`; the model is then lost.
-pub(crate) fn replace<E>(
+pub(crate) fn replace(
     model: LanguageModel,
-    f: impl FnMut(&str, &[usize]) -> Result<Option<Vec<f32>>, E>,
-) -> Result<LanguageModel, E> {
-    struct Writer<F, E> {
+    f: impl FnMut(&str, &[usize]) -> Result<Option<Vec<f32>>, Error>,
+) -> Result<LanguageModel, Error> {
+    struct Writer<F> {
         path: Path,
         f: F,
-        error: Option<E>,
+        error: Option<Error>,
     }
-    impl<E, F: FnMut(&str, &[usize]) -> Result<Option<Vec<f32>>, E>> ModuleMapper for Writer<F, E> {
+    impl<F: FnMut(&str, &[usize]) -> Result<Option<Vec<f32>>, Error>> ModuleMapper for Writer<F> {
         fn enter_module(&mut self, name: &str, container: &str) {
             self.path.enter(name, container);
         }
@@ -127,7 +131,7 @@ pub(crate) fn replace<E>(
 /// Draws the weights; see [`ModelConfig::init`](crate::ModelConfig::init).
 pub(crate) fn draw(model: LanguageModel, seed: u64, std: f64) -> LanguageModel {
     let residual = 1.0 / (2.0 * model.config().layers() as f64).sqrt();
-    let drawn = replace::<std::convert::Infallible>(model, |name, shape| {
+    let drawn = replace(model, |name, shape| {
         if shape.len() < 2 {
             return Ok(None);
         }
@@ -143,10 +147,7 @@ pub(crate) fn draw(model: LanguageModel, seed: u64, std: f64) -> LanguageModel {
                 .collect(),
         ))
     });
-    match drawn {
-        Ok(model) => model,
-        Err(never) => match never {},
-    }
+    drawn.expect("a draw has no error")
 }
 
 /// Finaliser of SplitMix64 (Steele, Lea and Flood 2014): a bijection that scatters all bits.
@@ -216,39 +217,6 @@ impl Path {
     fn transposed(&self) -> bool {
         self.containers.last().is_some_and(|c| c == "Struct:Linear")
     }
-}
-
-struct Seen {
-    name: String,
-    shape: Vec<usize>,
-    id: ParamId,
-}
-
-fn walk(model: &LanguageModel, f: &mut dyn FnMut(Seen, bool)) {
-    struct Walker<'a> {
-        path: Path,
-        f: &'a mut dyn FnMut(Seen, bool),
-    }
-    impl ModuleVisitor for Walker<'_> {
-        fn enter_module(&mut self, name: &str, container: &str) {
-            self.path.enter(name, container);
-        }
-        fn exit_module(&mut self, _: &str, _: &str) {
-            self.path.exit();
-        }
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            let seen = Seen {
-                name: self.path.name(),
-                shape: param.lazy_shape().to_vec(),
-                id: param.id,
-            };
-            (self.f)(seen, self.path.transposed());
-        }
-    }
-    model.visit_parameters(&mut Walker {
-        path: Path::default(),
-        f,
-    });
 }
 
 #[cfg(test)]

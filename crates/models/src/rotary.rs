@@ -4,25 +4,7 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use crate::rope::Angles;
 
-/// Cosines and sines by position: `[positions, dh]`.
-pub(crate) struct Tables {
-    cos: Tensor<2>,
-    sin: Tensor<2>,
-}
-
-impl Tables {
-    /// For the positions 0 to `count`.
-    pub(crate) fn new(count: usize, angles: Angles, device: &Device) -> Self {
-        let positions: Vec<usize> = (0..count).collect();
-        let Rotary { cos, sin } = Rotary::new(&positions, 1, angles, device);
-        Self {
-            cos: cos.reshape([count, angles.dh]),
-            sin: sin.reshape([count, angles.dh]),
-        }
-    }
-}
-
-/// Cosines and sines for the positions of one pass.
+/// Cosines and sines of positions.
 pub(crate) struct Rotary {
     cos: Tensor<4>, // [B or 1, 1, T, dh]
     sin: Tensor<4>,
@@ -49,17 +31,17 @@ impl Rotary {
         }
     }
 
-    /// For the positions `[B]` of one token a row.
-    pub(crate) fn at(tables: &Tables, positions: Tensor<1, Int>) -> Self {
+    /// For the positions `[B]` of one token a row; `self` is for all positions from 0 on.
+    pub(crate) fn at(&self, positions: Tensor<1, Int>) -> Self {
         let [batch] = positions.dims();
-        let rows = |table: &Tensor<2>| {
-            let dh = table.dims()[1];
-            let rows = table.clone().select(0, positions.clone());
+        let rows = |table: &Tensor<4>| {
+            let dh = table.dims()[3];
+            let rows = table.clone().select(2, positions.clone());
             rows.reshape([batch, 1, 1, dh])
         };
         Self {
-            cos: rows(&tables.cos),
-            sin: rows(&tables.sin),
+            cos: rows(&self.cos),
+            sin: rows(&self.sin),
         }
     }
 

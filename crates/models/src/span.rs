@@ -12,7 +12,7 @@ use crate::kv_cache::KvCache;
 use crate::layers::Projected;
 use crate::ops::{self, Sequences};
 use crate::rope::Angles;
-use crate::rotary::{Rotary, Tables};
+use crate::rotary::Rotary;
 
 /// Added to the score of a masked position. Finite, so that a row of padding alone gives unused numbers and not NaN, which
 /// would reach real rows through the values.
@@ -129,17 +129,17 @@ impl Span {
     }
 
     /// One token a row at `column` `[1]` of the cache, with its `positions` `[B, 1]`; columns of the cache that are `hidden`
-    /// `[B, capacity]` are not seen.
+    /// `[B, capacity]` are not seen. `rotary` is for all positions.
     pub(crate) fn step(
         column: Tensor<1, Int>,
         positions: Tensor<2, Int>,
         hidden: Tensor<2, Bool>,
-        tables: Option<&Tables>,
+        rotary: Option<&Rotary>,
     ) -> Self {
         let [batch, capacity] = hidden.dims();
         let bias =
             Tensor::<2>::zeros([batch, capacity], &hidden.device()).mask_fill(hidden, MASKED);
-        let rotary = tables.map(|tables| Rotary::at(tables, positions.clone().flatten(0, 1)));
+        let rotary = rotary.map(|all| all.at(positions.clone().flatten(0, 1)));
         Self {
             positions: Positions::Device(positions),
             layout: Layout::Step(Step {

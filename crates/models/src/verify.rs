@@ -243,7 +243,7 @@ fn error(ours: &[f32], theirs: &[f64]) -> f64 {
 }
 
 /// The larger of two errors. NaN, which `f64::max` drops, is worse than any.
-fn worse(a: f64, b: f64) -> f64 {
+pub fn worse(a: f64, b: f64) -> f64 {
     if a.is_nan() || a >= b { a } else { b }
 }
 

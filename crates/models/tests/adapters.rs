@@ -114,6 +114,22 @@ fn a_rank_is_compared_with_the_weights_before_room_is_made_for_it() {
 }
 
 #[test]
+fn a_layer_that_is_named_twice_is_refused_by_its_name() {
+    let config = lora::LoraConfig {
+        r: 2,
+        alpha: 1.0,
+        dropout: 0.0,
+        target_modules: ["q_proj", "v_proj", "q_proj"].map(String::from).to_vec(),
+        start: lora::Start::Continue,
+    };
+    let error = config.validate().unwrap_err().to_string();
+    assert!(
+        error.contains("`lora.target_modules` = q_proj") && error.contains("twice"),
+        "{error}"
+    );
+}
+
+#[test]
 fn files_that_are_none_are_refused() {
     let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 5\n";
     for file in [CONFIG, WEIGHTS] {

@@ -594,16 +594,21 @@ fn any_token_of_the_list_ends_an_answer_and_the_list_is_written() {
 }
 
 #[test]
-fn a_prompt_with_a_token_that_the_model_has_not_is_refused() {
+fn a_prompt_that_is_empty_or_has_a_token_that_the_model_has_not_is_refused() {
     let model = load("gpt2-tiny");
-    let prompts = [vec![1, 2], vec![3, 97]];
     let decoding = Decoding {
         max_new_tokens: 2,
         ..Decoding::greedy()
     };
-    let error = generate(&model, &prompts, &[7, 8], 0, &[96], &decoding, &mut |_| {}).unwrap_err();
-    let error = error.to_string();
-    assert!(error.contains("example 8: token 97"), "{error}");
+    for (prompt, wanted) in [
+        (vec![3, 97], "example 8: token 97"),
+        (vec![], "example 8: its prompt is empty"),
+    ] {
+        let prompts = [vec![1, 2], prompt];
+        let error = generate(&model, &prompts, &[7, 8], 0, &[96], &decoding, &mut |_| {});
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains(wanted), "{error}");
+    }
 }
 
 #[test]

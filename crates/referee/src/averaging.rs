@@ -18,7 +18,7 @@ struct Counts {
 pub(crate) struct Rule {
     pub text: &'static str,
     /// Whether tokens without a label have their weight, too.
-    masked_too: bool,
+    pub masked_too: bool,
     weight: fn(&Counts) -> f64,
 }
 

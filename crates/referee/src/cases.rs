@@ -25,11 +25,13 @@ pub(crate) struct Case {
 pub(crate) const TYPICAL: &str = "typical";
 /// The case that tells how tokens are averaged.
 pub(crate) const MASKS: &str = "masks";
+/// The case that masks entries of the teacher alone.
+pub(crate) const MASKED_TEACHER: &str = "masked_teacher";
 /// One batch, whole and as two micro-batches.
 pub(crate) const WHOLE: &str = "accumulate_whole";
 pub(crate) const PARTS: [&str; 2] = ["accumulate_first", "accumulate_second"];
 /// Sequences of [`WHOLE`] that the first of [`PARTS`] holds.
-const FIRST: usize = 2;
+pub(crate) const FIRST: usize = 2;
 
 impl Case {
     fn new(
@@ -193,7 +195,7 @@ pub(crate) fn all() -> Vec<Case> {
         )
         .masked(true),
         Case::new(
-            "masked_teacher",
+            MASKED_TEACHER,
             "-inf for every third token in the teacher alone",
             [1, 3, 15],
             wide(1.5),

@@ -6,7 +6,7 @@ use abkd_losses::{Divergence, Fidelity};
 
 use crate::Error;
 use crate::averaging::{Averaging, averaging};
-use crate::cases::{Case, MASKS, PARTS, TYPICAL, WHOLE};
+use crate::cases::{Case, FIRST, MASKED_TEACHER, MASKS, PARTS, TYPICAL, WHOLE};
 use crate::identify::{Found, Identity, identify};
 use crate::rows::cross_entropy;
 use crate::theirs::{Answer, Answers};
@@ -95,7 +95,7 @@ pub(crate) fn judge(cases: &[Case], answers: &Answers) -> Result<Verdict, Error>
         return Ok(verdict);
     };
     verdict.push(
-        if averaging.rule.text.contains("do not count") {
+        if averaging.rule.masked_too {
             Mark::Wrong
         } else {
             Mark::Says
@@ -322,7 +322,7 @@ fn limit(
     if wrong.is_empty() {
         return Ok((Mark::Right, format!("gradient to {relative:.0e}")));
     }
-    let hint = if case.about.contains("in the teacher alone") {
+    let hint = if case.name == MASKED_TEACHER {
         "; here an entry that one model leaves out is left out of the sum"
     } else {
         ""
@@ -353,7 +353,7 @@ fn accumulation(verdict: &mut Verdict, case: &Case, whole: &Answer, [one, two]: 
         verdict.push(Mark::Wrong, "accumulation: a gradient is not finite");
         return;
     }
-    let counts: Vec<usize> = [0..2, 2..3]
+    let counts: Vec<usize> = [0..FIRST, FIRST..case.shape[0]]
         .map(|sequences| {
             let t = case.shape[1];
             let labels = &case.counted(0)[sequences.start * t..sequences.end * t];

@@ -55,7 +55,9 @@ pub(crate) fn prepare<'scope, 'a: 'scope>(
         for step in steps {
             if epoch != Some(step / per_epoch) {
                 epoch = Some(step / per_epoch);
-                batches = source.epoch(step / per_epoch);
+                let (n, settings) = (source.sequences.len(), source.settings);
+                let number = (step / per_epoch) as u64;
+                batches = batches_of_epoch(n, settings.batch_size, settings.seed, number);
             }
             // The receiver is dropped when training stops.
             if sender
@@ -77,16 +79,6 @@ struct Source<'a> {
 }
 
 impl<'a> Source<'a> {
-    fn epoch(&self, epoch: usize) -> Vec<Vec<usize>> {
-        let settings = self.settings;
-        batches_of_epoch(
-            self.sequences.len(),
-            settings.batch_size,
-            settings.seed,
-            epoch as u64,
-        )
-    }
-
     fn update(&self, step: usize, indices: &[usize]) -> Prepared<'a> {
         let mut sequences: Vec<&Sequence> = indices.iter().map(|&i| &self.sequences[i]).collect();
         // So that micro-batches hold sequences of similar length.

@@ -91,7 +91,7 @@ pub struct Written {
 ///
 /// # Errors
 ///
-/// When the folder cannot be written.
+/// When the folder cannot be written; with [`CacheMode::Off`].
 #[allow(clippy::too_many_arguments)]
 pub fn write(
     dir: &Path,
@@ -103,6 +103,9 @@ pub fn write(
     stop: &AtomicBool,
     progress: &mut dyn FnMut(usize),
 ) -> Result<Option<Written>, Error> {
+    if mode == CacheMode::Off {
+        return Err(Error::setting("mode", "off", "there are no rows to write"));
+    }
     files::create_folder(dir).map_err(Error::io(dir))?;
     let target = dir.join(ROWS);
     if let Ok((seal, header)) = read(dir, key) {
@@ -123,7 +126,7 @@ pub fn write(
     let batches: Vec<&[&Sequence]> = order.chunks(batch_size).collect();
     let mut chunks = Chunks::open(&target, key, &mut |index, bytes| {
         let rows = |batch: &&[&Sequence]| batch.iter().map(|s| rows_of(s)).sum::<usize>();
-        batches.get(index).map(rows) == Some(bytes.len() / (width * mode.bytes()).max(1))
+        batches.get(index).map(rows) == Some(bytes.len() / (width * mode.bytes()))
     })?;
     progress(batches.iter().take(chunks.count()).map(|b| b.len()).sum());
     for batch in &batches[chunks.count()..] {
@@ -344,6 +347,26 @@ mod tests {
             let error: f32 = (rows - exact.clone()).abs().max().into_scalar();
             assert!(error < tolerance, "{error}");
         }
+    }
+
+    #[test]
+    fn without_a_cache_nothing_is_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let (teacher, stop, off) = (teacher(1), AtomicBool::new(false), CacheMode::Off);
+        let sequences = sequences();
+        let written = write(
+            dir.path(),
+            "key",
+            &teacher,
+            &sequences,
+            2,
+            off,
+            &stop,
+            &mut |_| {},
+        );
+        let error = written.err().unwrap().to_string();
+        assert!(error.contains("`mode` = off"), "{error}");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 
     #[test]

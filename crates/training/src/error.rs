@@ -84,7 +84,15 @@ pub enum Error {
         /// Examples given.
         examples: usize,
     },
-    /// A method cannot be built from its settings.
+    /// No document of the plain text has two tokens, so that none predicts a token.
+    #[error(
+        "no document of the plain text has two tokens (of {documents}), so nothing can be learned from it; look at the file, or leave it out"
+    )]
+    NoText {
+        /// Documents given.
+        documents: usize,
+    },
+    /// A method cannot be built from its settings, or lacks what it needs.
     #[error("method `{method}`: {reason}")]
     Method {
         /// Its id.
@@ -153,6 +161,18 @@ impl Error {
                 example,
                 source,
             }
+        }
+    }
+
+    pub(crate) fn setting(
+        key: &'static str,
+        value: impl ToString,
+        reason: impl Into<Cow<'static, str>>,
+    ) -> Self {
+        Self::Setting {
+            key,
+            value: value.to_string(),
+            reason: reason.into(),
         }
     }
 

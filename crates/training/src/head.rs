@@ -274,16 +274,6 @@ pub fn log_probs(rows: &Rows, labels: &[u32], chunk_bytes: usize) -> Result<Vec<
     Ok(out)
 }
 
-/// Cross-entropy summed over the rows, without gradients, for validation.
-///
-/// # Errors
-///
-/// Logits that are NaN or +inf.
-pub fn cross_entropy_sum(rows: &Rows, labels: &[u32], chunk_bytes: usize) -> Result<f64, Error> {
-    let log_probs = log_probs(rows, labels, chunk_bytes)?;
-    Ok(log_probs.into_iter().map(|x| -f64::from(x)).sum())
-}
-
 impl Rows {
     /// The rows with the head rounded to the precision of its products: once, instead of once per chunk.
     fn rounded(&self) -> Self {

@@ -119,7 +119,6 @@ const HIGHEST_RANK: usize = 1 << 16;
 
 mod defaults {
     use super::{KeepBest, Schedule};
-    #[allow(clippy::trivially_copy_pass_by_ref)] // serde's signature
     pub fn is_cosine(value: &Schedule) -> bool {
         *value == Schedule::Cosine
     }
@@ -129,14 +128,12 @@ mod defaults {
     pub fn beta_2() -> f64 {
         0.999
     }
-    #[allow(clippy::trivially_copy_pass_by_ref, clippy::float_cmp)] // serde's signature
     pub fn is_beta_2(value: &f64) -> bool {
         *value == beta_2()
     }
     pub fn lm_coef() -> f64 {
         1.0
     }
-    #[allow(clippy::trivially_copy_pass_by_ref, clippy::float_cmp)] // serde's signature
     pub fn is_lm_coef(value: &f64) -> bool {
         *value == lm_coef()
     }
@@ -156,29 +153,15 @@ mod defaults {
 
 impl Settings {
     /// Settings with defaults for all keys that have one.
+    ///
+    /// # Panics
+    ///
+    /// With a learning rate that is NaN or infinite.
     pub fn new(epochs: usize, batch_size: usize, learning_rate: f64) -> Self {
-        Self {
-            epochs,
-            batch_size,
-            learning_rate,
-            min_learning_rate: defaults::min_learning_rate(),
-            schedule: Schedule::default(),
-            warmup: None,
-            beta_2: defaults::beta_2(),
-            weight_decay: defaults::weight_decay(),
-            micro_batch_size: None,
-            parallel_micro_batches: None,
-            gradient_checkpointing: false,
-            lora: None,
-            lm_coef: defaults::lm_coef(),
-            max_grad_norm: defaults::max_grad_norm(),
-            steps_per_epoch: None,
-            max_updates: None,
-            validate_every: None,
-            masses: false,
-            keep_best: defaults::keep_best(),
-            seed: defaults::seed(),
-        }
+        let three = serde_json::json!({
+            "epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate,
+        });
+        serde_json::from_value(three).expect("all other keys have defaults")
     }
 
     /// Checks the ranges.
@@ -187,13 +170,6 @@ impl Settings {
     ///
     /// [`Error::Setting`] names the key.
     pub fn validate(&self) -> Result<(), Error> {
-        let refuse = |key, value: String, reason: &'static str| {
-            Err(Error::Setting {
-                key,
-                value,
-                reason: reason.into(),
-            })
-        };
         for (key, value, least, most) in [
             ("epochs", Some(self.epochs), 1, LARGEST),
             ("batch_size", Some(self.batch_size), 1, LARGEST),
@@ -211,35 +187,30 @@ impl Settings {
         ] {
             let Some(value) = value else { continue };
             if value < least {
-                return refuse(key, value.to_string(), "it must be 1 or more");
+                return Err(Error::setting(key, value, "it must be 1 or more"));
             }
             if value > most {
-                return Err(Error::Setting {
-                    key,
-                    value: value.to_string(),
-                    reason: format!("it must be {most} or less").into(),
-                });
+                let reason = format!("it must be {most} or less");
+                return Err(Error::setting(key, value, reason));
             }
         }
         if let (Schedule::Cosine, Some(warmup)) = (self.schedule, self.warmup) {
             let reason = "the schedule `cosine` has no warm-up; leave it out, or take schedule = \"cosine_warmup\" or \"constant_warmup\"";
-            return refuse("warmup", warmup.to_string(), reason);
+            return Err(Error::setting("warmup", warmup, reason));
         }
         if self.gradient_checkpointing && self.parallel_micro_batches.is_some_and(|n| n > 1) {
             let reason = "recomputed layers would draw another dropout mask; leave parallel_micro_batches out";
-            return refuse("gradient_checkpointing", "true".into(), reason);
+            return Err(Error::setting("gradient_checkpointing", true, reason));
         }
         if !(0.0..1.0).contains(&self.beta_2) {
-            return refuse("beta_2", self.beta_2.to_string(), "it must lie in [0, 1)");
+            let reason = "it must lie in [0, 1)";
+            return Err(Error::setting("beta_2", self.beta_2, reason));
         }
         if let Some(lora) = &self.lora {
             lora.validate()?;
             if lora.r > HIGHEST_RANK {
-                return refuse(
-                    "lora.r",
-                    lora.r.to_string(),
-                    "the rank must be 65536 or less",
-                );
+                let reason = format!("the rank must be {HIGHEST_RANK} or less");
+                return Err(Error::setting("lora.r", lora.r, reason));
             }
         }
         for (key, value) in [
@@ -247,7 +218,7 @@ impl Settings {
             ("max_grad_norm", self.max_grad_norm),
         ] {
             if !(value.is_finite() && value > 0.0) {
-                return refuse(key, value.to_string(), "it must be a positive number");
+                return Err(Error::setting(key, value, "it must be a positive number"));
             }
         }
         for (key, value) in [
@@ -256,19 +227,16 @@ impl Settings {
             ("weight_decay", self.weight_decay),
         ] {
             if !(value.is_finite() && value >= 0.0) {
-                return refuse(key, value.to_string(), "it must be 0 or more");
+                return Err(Error::setting(key, value, "it must be 0 or more"));
             }
         }
         if self.schedule == Schedule::Cosine && self.min_learning_rate > self.learning_rate {
-            return Err(Error::Setting {
-                key: "min_learning_rate",
-                value: self.min_learning_rate.to_string(),
-                reason: format!(
-                    "the schedule ends there; it must be learning_rate = {} or less",
-                    self.learning_rate
-                )
-                .into(),
-            });
+            let reason = format!(
+                "the schedule ends there; it must be learning_rate = {} or less",
+                self.learning_rate
+            );
+            let lowest = self.min_learning_rate;
+            return Err(Error::setting("min_learning_rate", lowest, reason));
         }
         Ok(())
     }
@@ -290,11 +258,8 @@ impl Settings {
             return Ok(());
         }
         let word: &str = self.keep_best.into();
-        Err(Error::Setting {
-            key: "keep_best",
-            value: format!("\"{word}\""),
-            reason: "no validation example has a response token, so that nothing says which weights are best; give validation examples, or keep_best = \"last\"".into(),
-        })
+        let reason = "no validation example has a response token, so that nothing says which weights are best; give validation examples, or keep_best = \"last\"";
+        Err(Error::setting("keep_best", format!("\"{word}\""), reason))
     }
 
     /// Checks the settings against the number of training sequences.
@@ -306,11 +271,10 @@ impl Settings {
         self.validate()?;
         let updates = self.updates(sequences);
         match self.warmup {
-            Some(warmup) if warmup > updates => Err(Error::Setting {
-                key: "warmup",
-                value: warmup.to_string(),
-                reason: format!("the run has {updates} updates; it must be that or less").into(),
-            }),
+            Some(warmup) if warmup > updates => {
+                let reason = format!("the run has {updates} updates; it must be that or less");
+                Err(Error::setting("warmup", warmup, reason))
+            }
             _ => Ok(()),
         }
     }
@@ -413,7 +377,10 @@ mod tests {
         }
         let wide = settings(r#","lora":{"r":1000000000,"alpha":1.0}"#).unwrap();
         let text = wide.validate().unwrap_err().to_string();
-        assert!(text.contains("lora.r"), "{text}");
+        assert!(
+            text.contains("lora.r") && text.contains("65536 or less"),
+            "{text}"
+        );
         // and unchecked counts saturate instead of wrapping
         let mut endless = settings("").unwrap();
         endless.epochs = usize::MAX;
@@ -511,11 +478,6 @@ mod tests {
             (12, 1)
         );
         assert_eq!(short.updates(16 * 5), 5);
-    }
-
-    #[test]
-    fn new_has_the_defaults_of_a_file() {
-        assert_eq!(settings("").unwrap(), Settings::new(1, 16, 1e-3));
     }
 
     #[test]

@@ -10,9 +10,7 @@ use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::{Device, IndexingUpdateOp, Int, Tensor, TensorData};
 
 use crate::cache::TeacherCache;
-use crate::head::{
-    HeadLoss, Objective, PolicyRows, Rows, chunk_bytes, cross_entropy_sum, head_loss,
-};
+use crate::head::{HeadLoss, Objective, PolicyRows, Rows, chunk_bytes, head_loss, log_probs};
 use crate::timing::{Phase, Phases};
 use crate::{Error, optim};
 
@@ -27,6 +25,18 @@ pub struct Term {
     pub weight: f64,
     /// Whether the sequences are unchanged training data: the teacher's rows may then be cached.
     pub from_data: bool,
+}
+
+impl Term {
+    /// A term of weight 1 on sequences that are not the training data's.
+    pub(crate) fn sampled(batch: Batch, objective: Objective) -> Self {
+        Self {
+            batch,
+            objective,
+            weight: 1.0,
+            from_data: false,
+        }
+    }
 }
 
 /// The teacher, with cached hidden states where there are some.
@@ -457,13 +467,11 @@ pub fn cross_entropy(model: &LanguageModel, batches: &[Batch]) -> Result<f64, Er
     let model = model.valid();
     let (mut total, mut tokens) = (0.0, 0);
     for batch in batches {
-        let rows = rows_of(&model, batch);
-        let chunk_bytes = chunk_bytes(&model.device());
-        total += cross_entropy_sum(&rows, &labels(batch), chunk_bytes).map_err(Error::in_term(
-            || "validation".into(),
-            batch,
-            tokens,
-        ))?;
+        let (rows, labels) = (rows_of(&model, batch), labels(batch));
+        let log_probs = log_probs(&rows, &labels, chunk_bytes(&model.device()));
+        let named = Error::in_term(|| "validation".into(), batch, tokens);
+        let log_probs = log_probs.map_err(named)?.into_iter();
+        total += log_probs.map(|x| -f64::from(x)).sum::<f64>();
         tokens += batch.targets.len();
     }
     Ok(total / tokens.max(1) as f64)

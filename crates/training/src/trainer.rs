@@ -152,9 +152,16 @@ pub fn train(run: TrainRun, observe: &mut dyn FnMut(Event)) -> Result<Outcome, E
     let settings = run.settings;
     settings.check_run(run.sequences.len())?;
     run.method.check_run(settings)?;
+    run.method.check_teacher(run.teacher.is_some())?;
     check_vocabulary(&run)?;
     if run.sequences.is_empty() {
         return Err(Error::NoSequences { examples: 0 });
+    }
+    if let Some(text) = run.text
+        && (0..text.len()).all(|i| text.text(i).tokens.len() < 2)
+    {
+        let documents = text.len();
+        return Err(Error::NoText { documents });
     }
     settings.check_validation(
         run.validation.sequences.iter().any(has_response),
@@ -172,9 +179,9 @@ pub fn train(run: TrainRun, observe: &mut dyn FnMut(Event)) -> Result<Outcome, E
             .map_err(|e| Error::checkpoint(run.dir, e))?;
     }
     if driver.wants_first_validation()
-        && let Some(loss) = validation_loss(&run, &student.valid())?
+        && let Some(batches) = batches(&run)
     {
-        driver.validated(loss);
+        driver.validated(step::cross_entropy(&student.valid(), &batches)?);
     }
     let teacher = run.teacher.map(|model| Teacher {
         model,
@@ -208,10 +215,8 @@ pub fn train(run: TrainRun, observe: &mut dyn FnMut(Event)) -> Result<Outcome, E
             terms.extend(
                 text.zip(driver.on_text(settings))
                     .map(|(batch, (objective, weight))| Term {
-                        batch,
-                        objective,
                         weight,
-                        from_data: false,
+                        ..Term::sampled(batch, objective)
                     }),
             );
             let how = Update {
@@ -336,7 +341,10 @@ fn validate(
 ) -> Result<(), Error> {
     let plain = student.valid();
     let validation = &run.validation;
-    let validation_loss = validation_loss(run, &plain)?;
+    let batches = batches(run);
+    let batches = batches.as_deref();
+    let loss = batches.map(|batches| step::cross_entropy(&plain, batches));
+    let validation_loss = loss.transpose()?;
     let validation_rouge_l = if validation.examples.is_empty() {
         None
     } else {
@@ -351,6 +359,8 @@ fn validate(
         )?;
         Some(evaluate::score(&answers).rouge_l)
     };
+    let teacher = run.teacher.filter(|_| run.settings.masses);
+    let compared = teacher.zip(batches);
     let before = state.curve.last().map_or(0, |r| r.step);
     let record = ValidationRecord {
         epoch: state.curve.len() + 1,
@@ -358,7 +368,7 @@ fn validate(
         train_loss: state.loss_sum / (state.step - before) as f64,
         validation_loss,
         validation_rouge_l,
-        masses: masses(run, &plain),
+        masses: compared.map(|(teacher, batches)| Masses::of(&plain, teacher, batches)),
     };
     state.loss_sum = 0.0;
     state.curve.push(record.clone());
@@ -384,33 +394,15 @@ fn has_response(sequence: &Sequence) -> bool {
     sequence.tokens.len() > sequence.prompt_len
 }
 
-/// `None` where no sequence has a response token: a mean over no tokens is undefined.
-fn validation_loss(run: &TrainRun, plain: &LanguageModel) -> Result<Option<f64>, Error> {
-    if !run.validation.sequences.iter().any(has_response) {
-        return Ok(None);
+/// The validation sequences; `None` where none has a response token: a mean over no tokens is undefined.
+fn batches(run: &TrainRun) -> Option<Vec<Batch>> {
+    let mut sorted: Vec<&Sequence> = run.validation.sequences.iter().collect();
+    if !sorted.iter().any(|s| has_response(s)) {
+        return None;
     }
-    step::cross_entropy(plain, &batches(run)).map(Some)
-}
-
-/// `None` where it is not asked for, or no validation sequence has a response token.
-fn masses(run: &TrainRun, plain: &LanguageModel) -> Option<Masses> {
-    let asked = run.settings.masses && run.validation.sequences.iter().any(has_response);
-    let teacher = run.teacher.filter(|_| asked)?;
-    Some(Masses::of(plain, teacher, &batches(run)))
-}
-
-/// The validation sequences.
-fn batches(run: &TrainRun) -> Vec<Batch> {
-    by_length(run.validation.sequences)
-        .chunks(run.settings.batch_size)
-        .map(collate)
-        .collect()
-}
-
-fn by_length(sequences: &[Sequence]) -> Vec<&Sequence> {
-    let mut sorted: Vec<&Sequence> = sequences.iter().collect();
     sorted.sort_by_key(|s| s.tokens.len());
-    sorted
+    let batches = sorted.chunks(run.settings.batch_size);
+    Some(batches.map(collate).collect())
 }
 
 /// Number of the first validation with the best score, counted from 1; of the last one for [`KeepBest::Last`]; 0 for none.

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
+use abkd_data::indexed::{IndexedTokens, write_indexed};
 use abkd_data::{Sequence, Tokenizer};
 use abkd_models::ModelConfig;
 use abkd_models::generate::Decoding;
@@ -14,6 +15,17 @@ use serde_json::json;
 
 /// Fine-tunes on `sequences`, one per update, and stops after `stop_after` updates.
 fn run(
+    sequences: &[Sequence],
+    learning_rate: f64,
+    stop_after: Option<usize>,
+) -> Result<Outcome, Error> {
+    run_with(&Method::sft(), None, sequences, learning_rate, stop_after)
+}
+
+/// The same with another method, and with plain text.
+fn run_with(
+    method: &Method,
+    text: Option<&IndexedTokens>,
     sequences: &[Sequence],
     learning_rate: f64,
     stop_after: Option<usize>,
@@ -35,7 +47,7 @@ fn run(
             dir: dir.path(),
             fingerprint: "toy",
             settings: &settings,
-            method: &Method::sft(),
+            method,
             kd_ratio: 0.0,
             max_new_tokens: 4,
             base: "base",
@@ -44,7 +56,7 @@ fn run(
             cache: None,
             sequences,
             tokenizer: &Tokenizer::embedded(),
-            text: None,
+            text,
             validation: Validation {
                 examples: &[],
                 prompts: &[],
@@ -112,4 +124,34 @@ fn its_panic_is_the_trainings() {
         .or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string))
         .unwrap();
     assert!(text.contains("overflow"), "{text}");
+}
+
+#[test]
+fn text_that_predicts_nothing_is_refused() {
+    for documents in [&[][..], &[&[5u16][..], &[], &[6]]] {
+        let dir = tempfile::tempdir().unwrap();
+        write_indexed(&dir.path().join("text"), documents).unwrap();
+        let text = IndexedTokens::open(&dir.path().join("text")).unwrap();
+        let error = in_time(move || {
+            run_with(&Method::sft(), Some(&text), &sequences(), 1e-3, None).unwrap_err()
+        });
+        let (text, wanted) = (error.to_string(), format!("(of {})", documents.len()));
+        assert!(
+            text.contains("plain text") && text.contains(&wanted),
+            "{text}"
+        );
+    }
+}
+
+#[test]
+fn a_teacher_that_is_needed_is_asked_for() {
+    for id in ["kd", "gkd", "opd", "minillm"] {
+        let method = Method::from_parts(id, None, json!({})).unwrap();
+        let error = in_time(move || run_with(&method, None, &sequences(), 1e-3, None).unwrap_err());
+        let text = error.to_string();
+        assert!(
+            text.contains(id) && text.contains("need a teacher"),
+            "{text}"
+        );
+    }
 }

@@ -72,7 +72,7 @@ pub fn files(
             Some(bytes) => bytes,
             None => pretty(&json!({
                 "eos_token_id": tokenizer.eos(),
-                "pad_token_id": tokenizer.pad(),
+                "pad_token_id": tokenizer.eos(),
             }))?,
         },
     ));

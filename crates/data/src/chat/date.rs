@@ -1,60 +1,29 @@
 use std::fmt;
 use std::str::FromStr;
 
+use chrono::{Datelike, NaiveDate, NaiveTime};
 use serde::{Deserialize, Serialize};
 
 /// A day of the Gregorian calendar: `2024-02-29`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct Date {
-    year: u32,
-    month: u32,
-    day: u32,
-}
+pub struct Date(NaiveDate);
 
-const MONTHS: [&str; 12] = [
-    "January",
-    "February",
-    "March",
-    "April",
-    "May",
-    "June",
-    "July",
-    "August",
-    "September",
-    "October",
-    "November",
-    "December",
-];
-const DAYS: [&str; 7] = [
-    "Sunday",
-    "Monday",
-    "Tuesday",
-    "Wednesday",
-    "Thursday",
-    "Friday",
-    "Saturday",
+/// Codes that chrono writes as Python does.
+const CODES: [&str; 20] = [
+    "y", "m", "-m", "d", "-d", "e", "j", "B", "b", "h", "A", "a", "D", "H", "M", "S", "I", "p",
+    "T", "R",
 ];
 
 impl FromStr for Date {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("{text:?}: wanted: a date as YYYY-MM-DD, e.g. 2026-11-30");
-        let parts: Vec<&str> = text.split('-').collect();
-        let digits = |part: &&str| part.bytes().all(|b| b.is_ascii_digit());
-        let lengths: Vec<usize> = parts.iter().map(|part| part.len()).collect();
-        if lengths != [4, 2, 2] || !parts.iter().all(digits) {
-            return Err(wrong());
-        }
-        let numbers: Vec<u32> = parts.iter().filter_map(|part| part.parse().ok()).collect();
-        let [year, month, day] = numbers[..] else {
-            return Err(wrong());
-        };
-        let date = Self { year, month, day };
-        let there =
-            year > 0 && (1..=12).contains(&month) && (1..=date.days_of(month)).contains(&day);
-        there.then_some(date).ok_or_else(wrong)
+        let date = NaiveDate::parse_from_str(text, "%Y-%m-%d").ok();
+        // chrono also reads signs, spaces and numbers of fewer digits.
+        date.filter(|date| date.year() > 0 && text.len() == 10 && date.to_string() == text)
+            .map(Self)
+            .ok_or_else(|| format!("{text:?}: wanted: a date as YYYY-MM-DD, e.g. 2026-11-30"))
     }
 }
 
@@ -74,84 +43,34 @@ impl From<Date> for String {
 
 impl fmt::Display for Date {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:04}-{:02}-{:02}", self.year, self.month, self.day)
+        self.0.fmt(f)
     }
 }
 
 impl Date {
-    fn days_of(self, month: u32) -> u32 {
-        let leap = self.year.is_multiple_of(4)
-            && (!self.year.is_multiple_of(100) || self.year.is_multiple_of(400));
-        match month {
-            2 => 28 + u32::from(leap),
-            4 | 6 | 9 | 11 => 30,
-            _ => 31,
-        }
-    }
-
-    /// Day of the year, from 1.
-    fn of_year(self) -> u32 {
-        (1..self.month)
-            .map(|month| self.days_of(month))
-            .sum::<u32>()
-            + self.day
-    }
-
-    /// Day of the week, from Sunday: January 1 of year 1 was a Monday.
-    fn weekday(self) -> usize {
-        let years = self.year - 1;
-        let before = years * 365 + years / 4 - years / 100 + years / 400;
-        ((before + self.of_year()) % 7) as usize
-    }
-
     /// The date as Python's `strftime` writes it, at 0:00.
     pub(super) fn format(self, format: &str) -> Result<String, String> {
-        let (month, day) = (MONTHS[self.month as usize - 1], DAYS[self.weekday()]);
-        let Self {
-            year,
-            month: m,
-            day: d,
-        } = self;
-        let mut out = String::new();
-        let mut rest = format;
-        while let Some((before, code)) = rest.split_once('%') {
-            out += before;
-            let length = if code.starts_with('-') { 2 } else { 1 };
-            let end = code
-                .char_indices()
-                .nth(length)
-                .map_or(code.len(), |(at, _)| at);
-            let (code, after) = code.split_at(end);
-            rest = after;
-            out += &match code {
-                "Y" => format!("{year}"),
-                "y" => format!("{:02}", year % 100),
-                "m" => format!("{m:02}"),
-                "-m" => format!("{m}"),
-                "d" => format!("{d:02}"),
-                "-d" => format!("{d}"),
-                "e" => format!("{d:2}"),
-                "j" => format!("{:03}", self.of_year()),
-                "B" => month.into(),
-                "b" | "h" => month[..3].into(),
-                "A" => day.into(),
-                "a" => day[..3].into(),
-                "F" => format!("{year}-{m:02}-{d:02}"),
-                "D" => format!("{m:02}/{d:02}/{:02}", year % 100),
-                "H" | "M" | "S" => "00".into(),
-                "I" => "12".into(),
-                "p" => "AM".into(),
-                "T" => "00:00:00".into(),
-                "R" => "00:00".into(),
-                "%" => "%".into(),
+        let (mut checked, mut rest) = (String::new(), format);
+        while let Some((before, after)) = rest.split_once('%') {
+            let length = if after.starts_with('-') { 2 } else { 1 };
+            let code: String = after.chars().take(length).collect();
+            checked += before;
+            checked += &match code.as_str() {
+                // without zeros before a year of fewer digits
+                "Y" => "%-Y".into(),
+                "F" => "%-Y-%m-%d".into(),
+                "%" => "%%".into(),
+                known if CODES.contains(&known) => format!("%{known}"),
                 other => {
                     return Err(format!(
                         "it writes the date with `%{other}`, which is not known here"
                     ));
                 }
             };
+            rest = &after[code.len()..];
         }
-        Ok(out + rest)
+        let midnight = self.0.and_time(NaiveTime::MIN);
+        Ok(midnight.format(&(checked + rest)).to_string())
     }
 }
 
@@ -166,6 +85,7 @@ mod tests {
             ("%d %b %Y", "29 Feb 2024"),
             ("%A, %B %-d, %y %%", "Thursday, February 29, 24 %"),
             ("%F %j %H:%M %I %p é", "2024-02-29 060 00:00 12 AM é"),
+            ("%D  %T%R%e%h%-m", "02/29/24  00:00:0000:0029Feb2"),
         ] {
             assert_eq!(date.format(format).unwrap(), wanted);
         }
@@ -180,6 +100,9 @@ mod tests {
             assert_eq!(date.format("%a").unwrap(), day, "{text}");
             assert_eq!(date.to_string(), text);
         }
+        let early: Date = "0024-01-02".parse().unwrap();
+        assert_eq!(early.format("%Y %F %e").unwrap(), "24 24-01-02  2");
+        assert_eq!(early.to_string(), "0024-01-02");
     }
 
     #[test]
@@ -194,6 +117,8 @@ mod tests {
             "2024-01-00",
             "24-01-01",
             "+024-01-01",
+            "2024-001-1",
+            " 2024-01-1",
         ] {
             let error = text.parse::<Date>().unwrap_err();
             assert!(error.contains("YYYY-MM-DD"), "{error}");

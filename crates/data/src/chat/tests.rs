@@ -193,6 +193,12 @@ fn a_date_is_given_where_one_is_written_and_nowhere_else() {
         chat.hash(),
         ChatTemplate::read(dir.path(), None).unwrap().hash()
     );
+    // of the text, the special tokens and the date, as JSON
+    let config = r#"{"bos_token": {"content": "é\""}, "additional_special_tokens": ["<1>"]}"#;
+    let dir = folder(&[(CONFIG, config), (FILE, "{{ strftime_now('%Y') }}")]);
+    let chat = ChatTemplate::read(dir.path(), Some(date)).unwrap();
+    let all = r#"["{{ strftime_now('%Y') }}",{"additional_special_tokens":["<1>"],"bos_token":"é\""},"2024-02-29"]"#;
+    assert_eq!(chat.hash(), files::sha256(all.as_bytes()));
     let dir = folder(&[(FILE, "x")]);
     let error = ChatTemplate::read(dir.path(), Some(date))
         .err()

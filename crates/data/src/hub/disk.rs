@@ -2,24 +2,11 @@
 
 use std::fs::{self, File};
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use abkd_host::files;
 
 use crate::Error;
-
-/// Opens a file of the cache to continue writing it. A pipe is refused: opening it would wait for a reader.
-pub(super) fn open(path: &Path) -> Result<File, Error> {
-    if path.exists() {
-        files::open(path).map_err(Error::io(path))?;
-    }
-    File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(path)
-        .map_err(Error::io(path))
-}
 
 #[cfg(unix)]
 pub(super) fn symlink(_: &Path, to: &str, link: &Path) -> std::io::Result<()> {
@@ -87,9 +74,7 @@ pub(super) fn is_page(path: &Path) -> Result<bool, Error> {
 pub(super) fn place(blob: &Path, target: &Path) -> Result<(), Error> {
     let folder = files::folder_of(target);
     fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
-    let mut partial = target.as_os_str().to_owned();
-    partial.push(".partial");
-    let partial = PathBuf::from(partial);
+    let partial = target.with_added_extension("partial");
     let _ = fs::remove_file(&partial); // left by an attempt that was killed
     fs::hard_link(blob, &partial)
         .or_else(|_| {

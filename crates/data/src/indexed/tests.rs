@@ -36,8 +36,8 @@ fn written_wide(documents: &[&[i32]], code: u8) -> (tempfile::TempDir, PathBuf) 
         .iter()
         .flat_map(|v| v.to_le_bytes())
         .collect();
-    fs::write(with_suffix(&prefix, "idx"), index).unwrap();
-    fs::write(with_suffix(&prefix, "bin"), bin).unwrap();
+    fs::write(prefix.with_added_extension("idx"), index).unwrap();
+    fs::write(prefix.with_added_extension("bin"), bin).unwrap();
     (dir, prefix)
 }
 
@@ -71,7 +71,7 @@ proptest! {
 #[test]
 fn a_damaged_index_is_refused_or_read() {
     let (_dir, prefix) = written(&[vec![1, 2, 3], vec![4]]);
-    let path = with_suffix(&prefix, "idx");
+    let path = prefix.with_added_extension("idx");
     let whole = fs::read(&path).unwrap();
     assert_eq!(whole.len(), 82);
     let changed = (0..82).flat_map(|at| {
@@ -98,7 +98,7 @@ fn a_damaged_index_is_refused_or_read() {
 #[test]
 fn the_bytes_are_the_published_formats() {
     let (_dir, prefix) = written(&[vec![1, 65535, 2], vec![3]]);
-    let index = fs::read(with_suffix(&prefix, "idx")).unwrap();
+    let index = fs::read(prefix.with_added_extension("idx")).unwrap();
     assert_eq!(&index[..9], b"MMIDIDX\0\0");
     assert_eq!(index[9..17], [1, 0, 0, 0, 0, 0, 0, 0]);
     assert_eq!(index[17], 8);
@@ -106,7 +106,7 @@ fn the_bytes_are_the_published_formats() {
     assert_eq!(index[34..42], [3, 0, 0, 0, 1, 0, 0, 0]);
     assert_eq!(index[50..58], [6, 0, 0, 0, 0, 0, 0, 0]);
     assert_eq!([index[58], index[66], index[74]], [0, 1, 2]);
-    let bin = fs::read(with_suffix(&prefix, "bin")).unwrap();
+    let bin = fs::read(prefix.with_added_extension("bin")).unwrap();
     assert_eq!(bin, [1, 0, 255, 255, 2, 0, 3, 0]);
 }
 
@@ -311,7 +311,7 @@ fn the_end_that_closes_a_text_is_not_in_its_line() {
 fn damaged_files_are_refused_by_name() {
     let damage = |suffix: &str, change: &dyn Fn(&mut Vec<u8>)| {
         let (_dir, prefix) = written(&[vec![1, 2, 3], vec![4]]);
-        let path = with_suffix(&prefix, suffix);
+        let path = prefix.with_added_extension(suffix);
         let mut bytes = fs::read(&path).unwrap();
         change(&mut bytes);
         fs::write(&path, bytes).unwrap();
@@ -341,10 +341,10 @@ fn damaged_files_are_refused_by_name() {
         .contains("git lfs pull")
     );
     let (_dir, prefix) = written(&[vec![1]]);
-    fs::remove_file(with_suffix(&prefix, "bin")).unwrap();
+    fs::remove_file(prefix.with_added_extension("bin")).unwrap();
     let error = IndexedTokens::open(&prefix).err().unwrap().to_string();
     assert!(error.contains("train_0.bin"), "{error}");
-    fs::create_dir(with_suffix(&prefix, "bin")).unwrap();
+    fs::create_dir(prefix.with_added_extension("bin")).unwrap();
     let error = IndexedTokens::open(&prefix).err().unwrap().to_string();
     assert!(
         error.contains("train_0.bin") && error.contains("folder"),

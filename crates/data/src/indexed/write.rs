@@ -7,7 +7,7 @@ use std::path::Path;
 use abkd_host::files;
 use rayon::prelude::*;
 
-use super::{MAGIC, SEPARATOR, U16, VERSION, with_suffix};
+use super::{MAGIC, SEPARATOR, U16, VERSION};
 use crate::{Error, Example, Tokenizer, prompt};
 
 /// Writes documents; both files are renamed into place once both are complete.
@@ -23,8 +23,8 @@ pub fn write_indexed<D: AsRef<[u16]>>(
         fs::create_dir_all(folder).map_err(Error::io(folder))?;
     }
     let files = ["bin", "idx"].map(|suffix| {
-        let path = with_suffix(prefix, suffix);
-        (with_suffix(&path, "partial"), path)
+        let path = prefix.with_added_extension(suffix);
+        (path.with_added_extension("partial"), path)
     });
     let [(bin, _), (idx, _)] = &files;
     let written = write_bin(bin, documents)
@@ -54,14 +54,12 @@ fn write_bin<D: AsRef<[u16]>>(
     let mut file = BufWriter::new(File::create(path).map_err(Error::io(path))?);
     for document in documents {
         let document = document.as_ref();
-        sizes.push(i32::try_from(document.len()).map_err(|_| Error::Indexed {
-            path: path.into(),
-            reason: format!(
-                "document {} has {} tokens; the format allows at most {}",
-                sizes.len(),
-                document.len(),
-                i32::MAX
-            ),
+        let (number, length) = (sizes.len(), document.len());
+        sizes.push(i32::try_from(length).map_err(|_| {
+            let most = i32::MAX;
+            let reason =
+                format!("document {number} has {length} tokens; the format allows at most {most}");
+            Error::file(path, reason)
         })?);
         let mut values = document.iter();
         values

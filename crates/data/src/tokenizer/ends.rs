@@ -80,12 +80,10 @@ fn fields(path: &Path) -> Result<Option<Map<String, Value>>, Error> {
 }
 
 fn refuse(path: &Path, what: &str) -> Error {
-    Error::Tokenizer {
-        path: path.into(),
-        reason: format!(
-            "{what}; this file names the token that ends a text: mend it, or move it out of the folder and give `--eos`"
-        ),
-    }
+    let reason = format!(
+        "{what}; this file names the token that ends a text: mend it, or move it out of the folder and give `--eos`"
+    );
+    Error::file(path, reason)
 }
 
 /// Text of the token; in an object it is `content`.

@@ -125,7 +125,7 @@ fn tensors_are_those_of_the_model() {
         let config: ModelConfig = serde_json::from_str(&json).unwrap();
         let list = crate::params::list(&config.zeros(&Device::flex()));
         let list: Vec<_> = list.into_iter().map(|p| (p.name, p.shape)).collect();
-        assert_eq!(config.tensors().collect::<Vec<_>>(), list);
+        assert_eq!(config.inner().tensors().collect::<Vec<_>>(), list);
     }
 }
 

@@ -3,12 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use abkd_host::files;
-use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
 
-use super::{LoraConfig, Start, adapter, attach, each_projection};
-use crate::checkpoint::{ADAPTER, Mapped, Stored, write_json};
+use super::{LoraConfig, Start, adapter, attach};
+use crate::checkpoint::{ADAPTER, Mapped, Stored, StoredAs, write_json, write_tensors};
 use crate::keys::{self, Keys, Neutral};
 use crate::params::{to_vec, transpose};
 use crate::{Error, LanguageModel};
@@ -64,11 +62,6 @@ const NEUTRAL: &[(&str, Neutral)] = &[
     ("velora_config", Neutral::Unset),
 ];
 
-/// Whether the folder holds an adapter.
-pub fn is_adapter(dir: &Path) -> bool {
-    dir.join(ADAPTER).exists()
-}
-
 fn peft_name(path: &str, factor: char) -> String {
     format!("base_model.model.{path}.lora_{factor}.weight")
 }
@@ -77,22 +70,17 @@ fn peft_name(path: &str, factor: char) -> String {
 pub fn tensors(model: &LanguageModel) -> Vec<(String, Vec<usize>, Vec<f32>)> {
     let mut tensors = Vec::new();
     let mut model = model.clone();
-    let collected: Result<(), std::convert::Infallible> =
-        each_projection(&mut model, &mut |path, _, linear| {
-            if let Some(adapter) = &linear.adapter {
-                for (factor, tensor) in [('A', &adapter.a), ('B', &adapter.b)] {
-                    let [rows, cols] = tensor.dims();
-                    // PEFT keeps [out, in], as PyTorch's Linear.
-                    let stored = transpose(&to_vec(tensor.val()), rows, cols);
-                    tensors.push((peft_name(path, factor), vec![cols, rows], stored));
-                }
+    for (path, _, linear) in model.inner_mut().adaptable_mut() {
+        if let Some(adapter) = &linear.adapter {
+            for (factor, tensor) in [('A', &adapter.a), ('B', &adapter.b)] {
+                let [rows, cols] = tensor.dims();
+                // PEFT keeps [out, in], as PyTorch's Linear.
+                let stored = transpose(&to_vec(tensor.val()), rows, cols);
+                tensors.push((peft_name(&path, factor), vec![cols, rows], stored));
             }
-            Ok(())
-        });
-    match collected {
-        Ok(()) => tensors,
-        Err(never) => match never {},
+        }
     }
+    tensors
 }
 
 /// Writes the adapters of `model` in PEFT's layout into `dir` (created if absent). `base` is their base model: a folder or a
@@ -108,25 +96,7 @@ pub fn save(
     dir: &Path,
 ) -> Result<(), Error> {
     std::fs::create_dir_all(dir).map_err(Error::io(dir))?;
-    let tensors: Vec<(String, Vec<usize>, Vec<u8>)> = tensors(model)
-        .into_iter()
-        .map(|(name, shape, values)| {
-            let bytes = values.iter().flat_map(|x| x.to_le_bytes()).collect();
-            (name, shape, bytes)
-        })
-        .collect();
-    let views = tensors.iter().map(|(name, shape, bytes)| {
-        let view =
-            TensorView::new(Dtype::F32, shape.clone(), bytes).expect("length follows from shape");
-        (name.as_str(), view)
-    });
-    let path = dir.join(WEIGHTS);
-    let metadata = Some([("format".to_owned(), "pt".to_owned())].into());
-    let bytes = safetensors::serialize(views, metadata).map_err(|e| Error::Corrupt {
-        path: path.clone(),
-        reason: e.to_string(),
-    })?;
-    files::write(&path, &bytes).map_err(Error::io(&path))?;
+    write_tensors(&dir.join(WEIGHTS), tensors(model), StoredAs::F32)?;
     let peft = json!({
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -170,15 +140,14 @@ pub fn load_trainable(
     let mut stored = file.tensors()?;
     // Checked before adapters of the rank in the file are allocated.
     let mut factors = BTreeMap::new();
-    each_projection(&mut base, &mut |layer, name, linear| {
+    for (layer, name, linear) in base.inner_mut().adaptable_mut() {
         if config.target_modules.iter().any(|target| target == name) {
             let [input, output] = linear.weight.dims();
-            let a = factor(&mut stored, &weights, layer, 'A', [config.r, input])?;
-            let b = factor(&mut stored, &weights, layer, 'B', [output, config.r])?;
-            factors.insert(layer.to_owned(), (a, b));
+            let a = factor(&mut stored, &weights, &layer, 'A', [config.r, input])?;
+            let b = factor(&mut stored, &weights, &layer, 'B', [output, config.r])?;
+            factors.insert(layer, (a, b));
         }
-        Ok(())
-    })?;
+    }
     if !factors.is_empty() && !stored.is_empty() {
         return Err(Error::UnusedTensors {
             path: weights,
@@ -195,17 +164,12 @@ pub fn load_trainable(
         },
         error => error,
     })?;
-    let set: Result<(), std::convert::Infallible> =
-        each_projection(&mut model, &mut |layer, _, linear| {
-            if let Some((a, b)) = factors.remove(layer) {
-                linear.adapter = Some(adapter(a, b, linear.weight.dims(), &config, &device));
-            }
-            Ok(())
-        });
-    match set {
-        Ok(()) => Ok((model, config)),
-        Err(never) => match never {},
+    for (layer, _, linear) in model.inner_mut().adaptable_mut() {
+        if let Some((a, b)) = factors.remove(&layer) {
+            linear.adapter = Some(adapter(a, b, linear.weight.dims(), &config, &device));
+        }
     }
+    Ok((model, config))
 }
 
 /// A stored factor, `[out, in]` as in PyTorch, in the layout of a product `[in, out]`.

@@ -36,6 +36,6 @@ impl Behaviour for OnData {
     }
 
     fn driver(&self, kd_ratio: f64) -> Box<dyn Driver> {
-        Box::new(Fixed::new(self.0.objective(kd_ratio)))
+        Box::new(Fixed(self.0.objective(kd_ratio)))
     }
 }

@@ -10,9 +10,11 @@ use abkd_host::choice;
 use abkd_losses::Divergence;
 use serde::{Deserialize, Serialize};
 
-use super::on_policy::{self, Labels, Sampling};
+use super::on_policy::{self, Labels};
 use super::replay::{self, ReplayBuffer};
-use super::{Behaviour, Driver, Entry, Loss, Moment, Parts, Sampled, parse};
+use super::{
+    Behaviour, Driver, Entry, Loss, Moment, Parts, Sampled, check_not_negative, check_share, parse,
+};
 use crate::head::Objective;
 use crate::step::Term;
 use crate::{Error, Prepared, Settings};
@@ -101,43 +103,38 @@ impl ReplayRatio {
 
 /// Settings of DistiLLM.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
 pub struct DistiLlmSettings {
     /// Sequences that the replay buffer holds.
-    #[serde(default = "defaults::capacity")]
     pub capacity: usize,
     /// Share of updates on the student's answers at the start.
-    #[serde(default)]
     pub first_threshold: f64,
     /// Increase of this share when the validation loss has grown.
-    #[serde(default = "defaults::tenth")]
     pub threshold_step: f64,
     /// Amount by which the validation loss must exceed its reference for an increase (`loss_eps` of the released code).
-    #[serde(default = "defaults::tenth")]
     pub loss_margin: f64,
     /// How the share of fresh answers changes over the run.
-    #[serde(default)]
     pub replay_ratio: ReplayRatio,
     /// Temperature of the student's answers.
-    #[serde(default = "defaults::one")]
     pub temperature: f64,
     /// Limit of tokens of an answer; absent: what `max_length` leaves after `max_prompt_length`.
-    #[serde(default)]
     pub max_new_tokens: Option<usize>,
     /// Which positions of an answer count.
-    #[serde(default)]
     pub labels: Labels,
 }
 
-mod defaults {
-    pub fn capacity() -> usize {
-        1000
-    }
-    pub fn tenth() -> f64 {
-        0.1
-    }
-    pub fn one() -> f64 {
-        1.0
+impl Default for DistiLlmSettings {
+    fn default() -> Self {
+        Self {
+            capacity: 1000,
+            first_threshold: 0.0,
+            threshold_step: 0.1,
+            loss_margin: 0.1,
+            replay_ratio: ReplayRatio::default(),
+            temperature: 1.0,
+            max_new_tokens: None,
+            labels: Labels::default(),
+        }
     }
 }
 
@@ -145,21 +142,9 @@ impl DistiLlmSettings {
     fn check(&self) -> Result<(), String> {
         replay::check_capacity(self.capacity)?;
         on_policy::check_sampling(self.temperature, self.max_new_tokens)?;
-        for (key, value) in [
-            ("first_threshold", self.first_threshold),
-            ("threshold_step", self.threshold_step),
-        ] {
-            if !(0.0..=1.0).contains(&value) {
-                return Err(format!("{key} = {value}: it must lie between 0 and 1"));
-            }
-        }
-        if !(self.loss_margin.is_finite() && self.loss_margin >= 0.0) {
-            return Err(format!(
-                "loss_margin = {}: it must be 0 or more",
-                self.loss_margin
-            ));
-        }
-        Ok(())
+        check_share("first_threshold", self.first_threshold)?;
+        check_share("threshold_step", self.threshold_step)?;
+        check_not_negative("loss_margin", self.loss_margin)
     }
 }
 
@@ -258,26 +243,16 @@ impl Driver for DistiLlm {
         let answers = match source(on_policy::coin(at, 2), share, threshold, buffer.is_full()) {
             Source::Data => None,
             Source::Fresh => {
-                let sampling = Sampling {
-                    temperature: self.settings.temperature,
-                    max_new_tokens: self.settings.max_new_tokens,
-                };
-                let answers = on_policy::sample(at, &data.sequences, sampling)?;
+                let (temperature, most) = (self.settings.temperature, self.settings.max_new_tokens);
+                let answers = on_policy::sample(at, &data.sequences, temperature, most)?;
                 buffer.push(answers.iter().cloned());
                 Some(answers)
             }
             Source::Buffer => buffer.draw(n, &mut on_policy::draws(at)),
         };
-        let objective = self.objective.clone();
-        match answers.and_then(|a| on_policy::lay(at, &a, self.settings.labels)) {
-            Some(batch) => Ok(vec![Term {
-                batch,
-                objective,
-                weight: 1.0,
-                from_data: false,
-            }]),
-            None => Ok(vec![data.term(objective)]),
-        }
+        let (labels, objective) = (self.settings.labels, &self.objective);
+        let term = on_policy::term(at, answers.as_deref(), labels, objective, data);
+        Ok(vec![term])
     }
 
     fn wants_first_validation(&self) -> bool {

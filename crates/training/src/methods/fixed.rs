@@ -10,15 +10,9 @@ use crate::{Error, Prepared};
 /// Settings of methods that have none.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct NoSettings {}
+pub(super) struct NoSettings {}
 
-pub(super) struct Fixed(Objective);
-
-impl Fixed {
-    pub(super) fn new(objective: Objective) -> Self {
-        Self(objective)
-    }
-}
+pub(super) struct Fixed(pub Objective);
 
 impl Driver for Fixed {
     fn terms(&mut self, _: &mut Moment, data: Prepared) -> Result<Vec<Term>, Error> {

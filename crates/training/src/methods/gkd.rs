@@ -10,9 +10,9 @@ use abkd_host::choice;
 use abkd_losses::{Divergence, Fidelity};
 use serde::{Deserialize, Serialize};
 
-use super::on_policy::{self, Labels, Sampling};
+use super::on_policy::{self, Labels};
 use super::replay::{self, ReplayBuffer};
-use super::{Behaviour, Driver, Entry, Loss, Moment, Parts, Sampled, parse};
+use super::{Behaviour, Driver, Entry, Loss, Moment, Parts, Sampled, check_share, parse};
 use crate::head::Objective;
 use crate::step::Term;
 use crate::{Error, Prepared, Settings};
@@ -82,52 +82,42 @@ choice! {
 
 /// Settings of GKD.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
 pub struct GkdSettings {
     /// Share of updates on the student's own answers: `mixed_alpha` of the released scripts.
-    #[serde(default = "half")]
     pub lambda: f64,
     /// `beta` of the generalized Jensen divergence `beta KL(p, m) + (1 - beta) KL(q, m)`,
     /// `m = beta p + (1 - beta) q`. Default 0.9: `lam` 0.1 of the ABKD code (DistiLLM's: `lam` 0.9, which is `beta` 0.1).
-    #[serde(default)]
     pub beta: Option<f64>,
     /// Which answers an on-policy update trains on.
-    #[serde(default)]
     pub answers: Answers,
     /// Sequences that the replay buffer holds.
-    #[serde(default = "capacity")]
     pub capacity: usize,
     /// Temperature of the student's answers.
-    #[serde(default = "one")]
     pub temperature: f64,
     /// Limit of tokens of an answer; absent: what `max_length` leaves after `max_prompt_length`.
-    #[serde(default)]
     pub max_new_tokens: Option<usize>,
     /// Which positions of an answer count.
-    #[serde(default)]
     pub labels: Labels,
 }
 
-fn half() -> f64 {
-    0.5
-}
-
-fn one() -> f64 {
-    1.0
-}
-
-fn capacity() -> usize {
-    1000
+impl Default for GkdSettings {
+    fn default() -> Self {
+        Self {
+            lambda: 0.5,
+            beta: None,
+            answers: Answers::default(),
+            capacity: 1000,
+            temperature: 1.0,
+            max_new_tokens: None,
+            labels: Labels::default(),
+        }
+    }
 }
 
 impl GkdSettings {
     fn check(&self) -> Result<(), String> {
-        if !(0.0..=1.0).contains(&self.lambda) {
-            return Err(format!(
-                "lambda = {}: it must lie between 0 and 1",
-                self.lambda
-            ));
-        }
+        check_share("lambda", self.lambda)?;
         if let Some(beta) = self.beta.filter(|b| !(*b > 0.0 && *b < 1.0)) {
             return Err(format!(
                 "beta = {beta}: it must lie between 0 and 1, both excluded"
@@ -176,28 +166,22 @@ pub fn is_on_policy(number: f64, lambda: f64) -> bool {
 
 impl Driver for Gkd {
     fn terms(&mut self, at: &mut Moment, data: Prepared) -> Result<Vec<Term>, Error> {
-        if is_on_policy(on_policy::coin(at, 1), self.settings.lambda) {
-            let sampling = Sampling {
-                temperature: self.settings.temperature,
-                max_new_tokens: self.settings.max_new_tokens,
-            };
-            let mut answers = on_policy::sample(at, &data.sequences, sampling)?;
-            if self.settings.answers == Answers::Buffer {
-                let n = answers.len();
-                self.buffer.push(answers);
+        let settings = &self.settings;
+        let mut answers = None;
+        if is_on_policy(on_policy::coin(at, 1), settings.lambda) {
+            let (temperature, most) = (settings.temperature, settings.max_new_tokens);
+            let mut new = on_policy::sample(at, &data.sequences, temperature, most)?;
+            if settings.answers == Answers::Buffer {
+                let n = new.len();
+                self.buffer.push(new);
                 let drawn = self.buffer.draw(n, &mut on_policy::draws(at));
-                answers = drawn.expect("a batch was pushed, and the buffer holds one");
+                new = drawn.expect("a batch was pushed, and the buffer holds one");
             }
-            if let Some(batch) = on_policy::lay(at, &answers, self.settings.labels) {
-                return Ok(vec![Term {
-                    batch,
-                    objective: self.objective.clone(),
-                    weight: 1.0,
-                    from_data: false,
-                }]);
-            }
+            answers = Some(new);
         }
-        Ok(vec![data.term(self.objective.clone())])
+        let (labels, objective) = (settings.labels, &self.objective);
+        let term = on_policy::term(at, answers.as_deref(), labels, objective, data);
+        Ok(vec![term])
     }
 
     fn state(&self) -> serde_json::Value {

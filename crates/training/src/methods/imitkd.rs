@@ -10,7 +10,7 @@ use abkd_data::rng::Rng;
 use abkd_losses::Divergence;
 use serde::{Deserialize, Serialize};
 
-use super::on_policy::{self, Labels, Sampling};
+use super::on_policy::{self, Labels};
 use super::{Behaviour, Driver, Entry, Loss, Moment, Parts, Sampled, parse};
 use crate::head::Objective;
 use crate::step::Term;
@@ -29,25 +29,24 @@ pub(super) const ENTRY: Entry = Entry {
 
 /// Settings of ImitKD.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
 struct ImitKdSettings {
     /// Share of the data's responses at the end of the run (the paper's r): 0.005.
-    #[serde(default = "last_share")]
     last_share: f64,
     /// Temperature of the student's answers.
-    #[serde(default = "one")]
     temperature: f64,
     /// Limit of tokens of an answer; absent: what `max_length` leaves after `max_prompt_length`.
-    #[serde(default)]
     max_new_tokens: Option<usize>,
 }
 
-fn last_share() -> f64 {
-    0.005
-}
-
-fn one() -> f64 {
-    1.0
+impl Default for ImitKdSettings {
+    fn default() -> Self {
+        Self {
+            last_share: 0.005,
+            temperature: 1.0,
+            max_new_tokens: None,
+        }
+    }
 }
 
 impl ImitKdSettings {
@@ -111,39 +110,20 @@ impl Driver for ImitKd {
             .map(|_| coins.uniform() >= share)
             .collect();
         let asked: Vec<&Sequence> = chosen(&data.sequences, &own);
-        if asked.is_empty() {
-            return Ok(vec![data.term(self.objective.clone())]);
+        let mut mixed = None;
+        if !asked.is_empty() {
+            let (temperature, most) = (self.settings.temperature, self.settings.max_new_tokens);
+            let mut answers = on_policy::sample(at, &asked, temperature, most)?.into_iter();
+            let both = data.sequences.iter().zip(&own);
+            let both = both.filter_map(|(s, own)| match own {
+                true => answers.next(),
+                false => Some((*s).clone()),
+            });
+            mixed = Some(both.collect::<Vec<Sequence>>());
         }
-        let sampling = Sampling {
-            temperature: self.settings.temperature,
-            max_new_tokens: self.settings.max_new_tokens,
-        };
-        let mut answers = on_policy::sample(at, &asked, sampling)?.into_iter();
-        let mixed: Vec<Sequence> = data
-            .sequences
-            .iter()
-            .zip(&own)
-            .filter_map(|(s, own)| {
-                if *own {
-                    answers.next()
-                } else {
-                    Some((*s).clone())
-                }
-            })
-            .collect();
-        Ok(match on_policy::lay(at, &mixed, Labels::Expected) {
-            Some(batch) => vec![Term {
-                batch,
-                objective: self.objective.clone(),
-                weight: 1.0,
-                from_data: false,
-            }],
-            None => vec![data.term(self.objective.clone())],
-        })
-    }
-
-    fn restore(&mut self, _: serde_json::Value) -> Result<(), serde_json::Error> {
-        Ok(())
+        let (labels, objective) = (Labels::Expected, &self.objective);
+        let term = on_policy::term(at, mixed.as_deref(), labels, objective, data);
+        Ok(vec![term])
     }
 }
 

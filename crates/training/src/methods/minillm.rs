@@ -19,8 +19,11 @@ use abkd_models::generate::Sampler;
 use burn::module::Module;
 use serde::{Deserialize, Serialize};
 
-use super::on_policy::{self, Sampling, prompts, with_answers};
-use super::{Behaviour, Driver, Entry, Moment, Parts, Sampled, no_loss, parse};
+use super::on_policy::{self, prompts, with_answers};
+use super::{
+    Behaviour, Driver, Entry, Moment, Parts, Sampled, check_not_negative, check_share, no_loss,
+    parse,
+};
 use crate::head::{Objective, PolicyRows};
 use crate::step::Term;
 use crate::timing::Phase;
@@ -113,92 +116,42 @@ choice! {
 
 /// Settings of MiniLLM. Defaults are the released scripts'.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(default, deny_unknown_fields)]
 pub struct MiniLlmSettings {
     /// Answers sampled per round.
-    #[serde(default = "defaults::rollouts")]
     pub rollouts: usize,
     /// Passes over a round's answers.
-    #[serde(default = "defaults::inner_epochs")]
     pub inner_epochs: usize,
     /// Weight of the teacher in the sampling mixture (the paper's alpha).
-    #[serde(default = "defaults::teacher_mix")]
     pub teacher_mix: f64,
     /// Discount of later rewards.
-    #[serde(default = "defaults::gamma")]
     pub gamma: f64,
     /// Rewards are divided by this.
-    #[serde(default = "defaults::half")]
     pub reward_scaling: f64,
     /// Scaled rewards are clipped to +- this; 0: no clip.
-    #[serde(default = "defaults::reward_clip")]
     pub reward_clip: f64,
     /// PPO's clip of the ratio.
-    #[serde(default = "defaults::ppo_clip")]
     pub ppo_clip: f64,
     /// Whether the reward-to-go is divided by the number of tokens left.
-    #[serde(default = "defaults::yes")]
     pub length_norm: bool,
     /// Mean and variance that whiten the rewards-to-go of an update.
-    #[serde(default)]
     pub whitening: Whitening,
     /// Whether the single-step reverse KL is added.
-    #[serde(default = "defaults::yes")]
     pub single_step: bool,
     /// Data of the supervised term.
-    #[serde(default)]
     pub data_term: DataTerm,
     /// Share of the forward KL in the supervised term; the rest is cross-entropy.
-    #[serde(default = "defaults::half")]
     pub kd_ratio: f64,
     /// Weight of the supervised term.
-    #[serde(default = "defaults::one")]
     pub lm_coef: f64,
     /// Whether the student has dropout in training.
-    #[serde(default)]
     pub dropout: bool,
     /// Temperature of sampling.
-    #[serde(default = "defaults::one")]
     pub temperature: f64,
     /// Batch size of sampling.
-    #[serde(default = "defaults::sampling_batch_size")]
     pub sampling_batch_size: usize,
     /// Limit of tokens of an answer; absent: what `max_length` leaves after `max_prompt_length`.
-    #[serde(default)]
     pub max_new_tokens: Option<usize>,
-}
-
-mod defaults {
-    pub fn rollouts() -> usize {
-        256
-    }
-    pub fn inner_epochs() -> usize {
-        4
-    }
-    pub fn teacher_mix() -> f64 {
-        0.2
-    }
-    pub fn gamma() -> f64 {
-        0.95
-    }
-    pub fn reward_clip() -> f64 {
-        100.0
-    }
-    pub fn ppo_clip() -> f64 {
-        0.2
-    }
-    pub fn one() -> f64 {
-        1.0
-    }
-    pub fn half() -> f64 {
-        0.5
-    }
-    pub fn yes() -> bool {
-        true
-    }
-    pub fn sampling_batch_size() -> usize {
-        64
-    }
 }
 
 /// Limit of answers per round and similar counts: more is a typing error.
@@ -206,7 +159,25 @@ const LARGEST: usize = 1_000_000;
 
 impl Default for MiniLlmSettings {
     fn default() -> Self {
-        serde_json::from_str("{}").expect("every setting has a default")
+        Self {
+            rollouts: 256,
+            inner_epochs: 4,
+            teacher_mix: 0.2,
+            gamma: 0.95,
+            reward_scaling: 0.5,
+            reward_clip: 100.0,
+            ppo_clip: 0.2,
+            length_norm: true,
+            whitening: Whitening::default(),
+            single_step: true,
+            data_term: DataTerm::default(),
+            kd_ratio: 0.5,
+            lm_coef: 1.0,
+            dropout: false,
+            temperature: 1.0,
+            sampling_batch_size: 64,
+            max_new_tokens: None,
+        }
     }
 }
 
@@ -225,31 +196,18 @@ impl MiniLlmSettings {
             }
         }
         on_policy::check_sampling(self.temperature, self.max_new_tokens)?;
-        for (key, value) in [
-            ("teacher_mix", self.teacher_mix),
-            ("gamma", self.gamma),
-            ("kd_ratio", self.kd_ratio),
-        ] {
-            if !(0.0..=1.0).contains(&value) {
-                return Err(format!("{key} = {value}: it must lie between 0 and 1"));
-            }
-        }
+        check_share("teacher_mix", self.teacher_mix)?;
+        check_share("gamma", self.gamma)?;
+        check_share("kd_ratio", self.kd_ratio)?;
         if !(self.reward_scaling.is_finite() && self.reward_scaling > 0.0) {
             return Err(format!(
                 "reward_scaling = {}: rewards are divided by it; it must be a positive number, and 1 leaves them as they are",
                 self.reward_scaling
             ));
         }
-        for (key, value) in [
-            ("reward_clip", self.reward_clip),
-            ("ppo_clip", self.ppo_clip),
-            ("lm_coef", self.lm_coef),
-        ] {
-            if !(value.is_finite() && value >= 0.0) {
-                return Err(format!("{key} = {value}: it must be 0 or more"));
-            }
-        }
-        Ok(())
+        check_not_negative("reward_clip", self.reward_clip)?;
+        check_not_negative("ppo_clip", self.ppo_clip)?;
+        check_not_negative("lm_coef", self.lm_coef)
     }
 }
 
@@ -324,19 +282,20 @@ impl MiniLlm {
         let n = self.settings.rollouts;
         let chosen = prompts_of_round(at, round, n);
         let teacher = at.teacher.expect("MiniLLM has a teacher");
-        let mix = self.settings.teacher_mix;
-        let sampling = Sampling {
-            temperature: self.settings.temperature,
-            max_new_tokens: self.settings.max_new_tokens,
-        };
-        let decoding = on_policy::decoding(at, sampling, self.settings.sampling_batch_size);
+        let settings = &self.settings;
+        let mix = settings.teacher_mix;
+        let decoding = on_policy::decoding(
+            at,
+            settings.temperature,
+            settings.max_new_tokens,
+            settings.sampling_batch_size,
+        );
         let student = &at.student.valid();
         let models = [(student, 1.0 - mix), (teacher, mix)];
         let models = if mix == 0.0 { &models[..1] } else { &models };
         let keys: Vec<u64> = (0..n as u64).collect();
         let (seed, ends) = (on_policy::sampling_seed(at), at.tokenizer.ends());
         let step = at.step;
-        let settings = &self.settings;
         self.state.rollouts = at.phases.time(Phase::Generation, || {
             let answers = Sampler::mixture(models)?.generate(
                 &prompts(&chosen),
@@ -358,12 +317,7 @@ impl MiniLlm {
         let tokens: Vec<&TokenScores> = chosen.iter().map(|r| &r.tokens).collect();
         let policy = policy_rows(&self.settings, &tokens, width);
         let sequences: Vec<&Sequence> = chosen.iter().map(|r| &r.sequence).collect();
-        Term {
-            batch: collate(&sequences),
-            objective: Objective::Policy(policy),
-            weight: 1.0,
-            from_data: false,
-        }
+        Term::sampled(collate(&sequences), Objective::Policy(policy))
     }
 }
 

@@ -4,14 +4,14 @@
 //! between updates is part of the checkpoint.
 
 mod data;
-pub mod distillm;
+pub(crate) mod distillm;
 mod fixed;
-pub mod gkd;
+pub(crate) mod gkd;
 mod imitkd;
-pub mod minillm;
+pub(crate) mod minillm;
 mod on_policy;
 mod opd;
-mod replay;
+pub(crate) mod replay;
 mod seqkd;
 mod sft;
 
@@ -29,14 +29,6 @@ use crate::head::Objective;
 use crate::step::Term;
 use crate::timing::Phases;
 use crate::{Error, Prepared, Settings};
-
-pub use distillm::DistiLlmSettings;
-pub use fixed::NoSettings;
-pub use gkd::GkdSettings;
-pub use minillm::MiniLlmSettings;
-pub use on_policy::Labels;
-pub use replay::ReplayBuffer;
-pub use seqkd::SeqKdSettings;
 
 /// A divergence in one of its forms.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -227,16 +219,24 @@ impl Method {
     /// A replay buffer that is smaller than a batch; a comparison with a teacher where there is none.
     pub fn check_run(&self, settings: &Settings) -> Result<(), Error> {
         if settings.masses && !self.needs_teacher() {
-            return Err(Error::Setting {
-                key: "masses",
-                value: "true".into(),
-                reason: "the student is compared with its teacher, and this training has none; leave it out".into(),
-            });
+            let reason = "the student is compared with its teacher, and this training has none; leave it out";
+            return Err(Error::setting("masses", true, reason));
         }
         self.0.check_run(settings).map_err(|reason| Error::Method {
             method: self.parts().id.into(),
             reason,
         })
+    }
+
+    /// Refuses a run without a teacher where updates need one.
+    pub(crate) fn check_teacher(&self, given: bool) -> Result<(), Error> {
+        match given || !self.needs_teacher() {
+            true => Ok(()),
+            false => Err(Error::Method {
+                method: self.parts().id.into(),
+                reason: "its updates need a teacher, and this run has none".into(),
+            }),
+        }
     }
 
     /// Limit of tokens of the answers that the method or its teacher samples, `default` where its settings have none;
@@ -301,6 +301,20 @@ fn no_loss(loss: Option<Loss>) -> Result<(), String> {
 
 fn parse<T: serde::de::DeserializeOwned>(settings: Value) -> Result<T, String> {
     serde_json::from_value(settings).map_err(|e| format!("settings: {e}"))
+}
+
+fn check_share(key: &str, value: f64) -> Result<(), String> {
+    match (0.0..=1.0).contains(&value) {
+        true => Ok(()),
+        false => Err(format!("{key} = {value}: it must lie between 0 and 1")),
+    }
+}
+
+fn check_not_negative(key: &str, value: f64) -> Result<(), String> {
+    match value.is_finite() && value >= 0.0 {
+        true => Ok(()),
+        false => Err(format!("{key} = {value}: it must be 0 or more")),
+    }
 }
 
 /// Inputs of the next update.

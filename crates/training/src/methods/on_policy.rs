@@ -8,10 +8,10 @@ use abkd_models::generate::{Decoding, generate};
 use burn::module::Module;
 
 use super::Moment;
-use crate::Error;
-use crate::head::{chunk_bytes, log_probs};
-use crate::step::{labels, rows_of};
+use crate::head::{Objective, chunk_bytes, log_probs};
+use crate::step::{Term, labels, rows_of};
 use crate::timing::Phase;
+use crate::{Error, Prepared};
 
 choice! {
     "labels"
@@ -25,13 +25,6 @@ choice! {
         /// after the last one counts; the end of text is stripped from the answer.
         Official = "official",
     }
-}
-
-/// How answers are sampled during training.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Sampling {
-    pub temperature: f64,
-    pub max_new_tokens: Option<usize>,
 }
 
 /// Checks the settings of sampling; an error says what is wrong.
@@ -71,10 +64,15 @@ pub(super) fn sampling_seed(at: &Moment) -> u64 {
     Rng::new(&[at.settings.seed, at.step as u64, 0x5A3]).bits()
 }
 
-pub(super) fn decoding(at: &Moment, sampling: Sampling, rows: usize) -> Decoding {
+pub(super) fn decoding(
+    at: &Moment,
+    temperature: f64,
+    max_new_tokens: Option<usize>,
+    rows: usize,
+) -> Decoding {
     Decoding {
-        max_new_tokens: sampling.max_new_tokens.unwrap_or(at.max_new_tokens),
-        temperature: sampling.temperature,
+        max_new_tokens: max_new_tokens.unwrap_or(at.max_new_tokens),
+        temperature,
         batch_size: rows,
         ..Decoding::sampling()
     }
@@ -84,9 +82,10 @@ pub(super) fn decoding(at: &Moment, sampling: Sampling, rows: usize) -> Decoding
 pub(super) fn sample(
     at: &mut Moment,
     data: &[&Sequence],
-    sampling: Sampling,
+    temperature: f64,
+    max_new_tokens: Option<usize>,
 ) -> Result<Vec<Sequence>, Error> {
-    let decoding = decoding(at, sampling, data.len());
+    let decoding = decoding(at, temperature, max_new_tokens, data.len());
     let (student, ends, seed) = (at.student.valid(), at.tokenizer.ends(), sampling_seed(at));
     let answers = at.phases.time(Phase::Generation, || {
         let prompts = prompts(data);
@@ -144,6 +143,20 @@ pub(super) fn score(
         .map_err(Error::of_teacher)
         .map_err(Error::in_update(step, batch, 0))?;
     Ok([log_q, log_p])
+}
+
+/// The term on sampled answers; on the data where there are none, or no position of them counts.
+pub(super) fn term(
+    at: &mut Moment,
+    answers: Option<&[Sequence]>,
+    labels: Labels,
+    objective: &Objective,
+    data: Prepared,
+) -> Term {
+    match answers.and_then(|answers| lay(at, answers, labels)) {
+        Some(batch) => Term::sampled(batch, objective.clone()),
+        None => data.term(objective.clone()),
+    }
 }
 
 /// Collates sampled sequences; `None` when no position counts.

@@ -9,11 +9,10 @@
 //!
 //! `gkd` with reverse KL has the gradient of `k1` without the noise of the one token, from the whole distribution.
 
-use abkd_data::Sequence;
 use abkd_host::choice;
 use serde::{Deserialize, Serialize};
 
-use super::on_policy::{self, Labels, Sampling};
+use super::on_policy::{self, Labels};
 use super::{Behaviour, Driver, Entry, Moment, Parts, Sampled, no_loss, parse};
 use crate::head::{Objective, PolicyRows};
 use crate::step::Term;
@@ -55,13 +54,11 @@ impl Estimator {
 }
 
 /// Settings of on-policy distillation. Answers are drawn from the student itself, at temperature 1.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 struct OpdSettings {
-    #[serde(default)]
     estimator: Estimator,
     /// Limit of tokens of an answer; absent: what `max_length` leaves after `max_prompt_length`.
-    #[serde(default)]
     max_new_tokens: Option<usize>,
 }
 
@@ -97,37 +94,23 @@ struct Opd(OpdSettings);
 
 impl Driver for Opd {
     fn terms(&mut self, at: &mut Moment, data: Prepared) -> Result<Vec<Term>, Error> {
-        let Self(OpdSettings {
-            estimator,
-            max_new_tokens,
-        }) = self;
-        let sampling = Sampling {
-            temperature: 1.0,
-            max_new_tokens: *max_new_tokens,
-        };
-        let answers: Vec<Sequence> = on_policy::sample(at, &data.sequences, sampling)?;
+        let Self(settings) = self;
+        let answers = on_policy::sample(at, &data.sequences, 1.0, settings.max_new_tokens)?;
         let batch = on_policy::lay(at, &answers, Labels::Expected)
             .expect("an answer has a token: the end of text at least");
         let [log_q, log_p] = on_policy::log_probs_of_both(at, &batch)?;
         let both = log_q.iter().zip(&log_p);
         let objective = Objective::Policy(PolicyRows {
-            advantage: both.map(|(q, p)| estimator.reward(*q, *p)).collect(),
+            advantage: both
+                .map(|(q, p)| settings.estimator.reward(*q, *p))
+                .collect(),
             weight: vec![1.0; log_q.len()],
             old_log_prob: log_q,
             // An answer is trained on once, where its ratio is 1.
             clip: 1.0,
             single_step: false,
         });
-        Ok(vec![Term {
-            batch,
-            objective,
-            weight: 1.0,
-            from_data: false,
-        }])
-    }
-
-    fn restore(&mut self, _: serde_json::Value) -> Result<(), serde_json::Error> {
-        Ok(())
+        Ok(vec![Term::sampled(batch, objective)])
     }
 }
 

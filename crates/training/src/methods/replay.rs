@@ -34,11 +34,6 @@ impl<T: Clone> ReplayBuffer<T> {
         self.held.len()
     }
 
-    /// Whether the buffer holds no sequence.
-    pub fn is_empty(&self) -> bool {
-        self.held.is_empty()
-    }
-
     /// Whether a push drops the oldest sequence.
     pub fn is_full(&self) -> bool {
         self.held.len() >= self.capacity

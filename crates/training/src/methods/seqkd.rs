@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::fixed::Fixed;
 use super::on_policy::check_answers;
-use super::{Behaviour, Driver, Entry, Loss, Parts, no_loss, parse};
+use super::{Behaviour, Driver, Entry, Loss, Parts, check_share, no_loss, parse};
 use crate::head::Objective;
 
 pub(super) const ENTRY: Entry = Entry {
@@ -20,25 +20,18 @@ pub(super) const ENTRY: Entry = Entry {
 };
 
 /// Settings of SeqKD (Kim and Rush 2016).
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SeqKdSettings {
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct SeqKdSettings {
     /// Share of the forward KL on the teacher's answers: 0 (default) in the official script, 0.5 in MiniLLM's.
-    #[serde(default)]
-    pub kd_ratio: f64,
+    kd_ratio: f64,
     /// Limit of tokens of an answer; absent: what `max_length` leaves after `max_prompt_length`.
-    #[serde(default)]
-    pub max_new_tokens: Option<usize>,
+    max_new_tokens: Option<usize>,
 }
 
 impl SeqKdSettings {
     fn check(&self) -> Result<(), String> {
-        if !(0.0..=1.0).contains(&self.kd_ratio) {
-            return Err(format!(
-                "kd_ratio = {}: it must lie between 0 and 1",
-                self.kd_ratio
-            ));
-        }
+        check_share("kd_ratio", self.kd_ratio)?;
         check_answers(self.max_new_tokens)
     }
 
@@ -57,7 +50,7 @@ impl Behaviour for SeqKdSettings {
     }
 
     fn driver(&self, _: f64) -> Box<dyn Driver> {
-        Box::new(Fixed::new(self.objective()))
+        Box::new(Fixed(self.objective()))
     }
 
     fn teacher_answers(&self) -> Option<Option<usize>> {

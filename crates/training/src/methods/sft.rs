@@ -23,7 +23,7 @@ impl Behaviour for Sft {
     }
 
     fn driver(&self, _: f64) -> Box<dyn Driver> {
-        Box::new(Fixed::new(Objective::CrossEntropy))
+        Box::new(Fixed(Objective::CrossEntropy))
     }
 
     fn needs_teacher(&self) -> bool {

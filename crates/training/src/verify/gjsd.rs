@@ -10,7 +10,7 @@ use serde::Deserialize;
 use super::{Golden, gather, mean_loss, rows_of_logits, spread};
 use crate::Error;
 use crate::head::Objective;
-use crate::methods::GkdSettings;
+use crate::methods::gkd::GkdSettings;
 
 #[derive(Deserialize)]
 struct File {

@@ -9,8 +9,9 @@ use serde::Deserialize;
 use super::{Golden, gather, mean_loss, rows_of_logits, spread, widened};
 use crate::Error;
 use crate::head::{CHUNK_BYTES, Objective, PolicyRows, log_probs};
-use crate::methods::MiniLlmSettings;
-use crate::methods::minillm::{TokenScores, Whitening, policy_rows, rewards, supervised};
+use crate::methods::minillm::{
+    MiniLlmSettings, TokenScores, Whitening, policy_rows, rewards, supervised,
+};
 
 const TOLERANCE: f64 = 1e-5;
 

@@ -11,7 +11,7 @@ use std::path::Path;
 
 use abkd_host::files;
 use abkd_models::Precision;
-use abkd_models::verify::Check;
+use abkd_models::verify::{Check, worse};
 use burn::tensor::{Device, Tensor, TensorData};
 use serde::de::DeserializeOwned;
 
@@ -170,14 +170,7 @@ impl<'a> Golden<'a> {
 
 /// Largest absolute value; NaN if any value is NaN.
 fn largest(values: impl Iterator<Item = f64>) -> f64 {
-    // `f64::max` would drop a NaN.
-    values.map(f64::abs).fold(0.0, |a, b| {
-        if a.is_nan() || b.is_nan() {
-            f64::NAN
-        } else {
-            a.max(b)
-        }
-    })
+    values.map(f64::abs).fold(0.0, worse)
 }
 
 /// Largest absolute difference; NaN if any difference is NaN.

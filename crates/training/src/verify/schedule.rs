@@ -8,9 +8,9 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::{Golden, distance};
-use crate::methods::ReplayBuffer;
 use crate::methods::distillm::{ReplayRatio, Source, Threshold, source};
 use crate::methods::gkd::is_on_policy;
+use crate::methods::replay::ReplayBuffer;
 use crate::{Error, Schedule, Settings};
 
 const TOLERANCE: f64 = 1e-9;
