@@ -111,7 +111,8 @@ impl Spec {
         let mut experiment: Experiment = files.experiment.parse()?;
         let (rows, grid) = grid::expand(&files.experiment, &experiment.rows, &experiment.grid)?;
         experiment.rows = rows;
-        let (profile, pair) = parse_profile(&files, experiment.pair.as_deref())?;
+        let (mut profile, pair) = parse_profile(&files, experiment.pair.as_deref())?;
+        profile.evaluation = decoding(&files.experiment, &profile, &experiment.evaluation)?;
         let own = profile.datasets.clone();
         let own = datasets::checked(own, &files.profile, &[Key("datasets")])?;
         let mut known = datasets::test_sets(root)?;
@@ -130,6 +131,10 @@ impl Spec {
         };
         if let Some(seeds) = spec.profile.seeds.clone() {
             spec.experiment.seeds = seeds;
+        }
+        if spec.profile.evaluation.top_k == 1 {
+            // The likeliest tokens are the same with every sampling seed.
+            spec.experiment.seeds.truncate(1);
         }
         if let Some(seeds) = spec.experiment.training_seeds.clone() {
             spec.profile.training_seeds = Some(seeds);
@@ -157,8 +162,14 @@ impl Spec {
         self.files.experiment.place(&steps(keys))
     }
 
-    /// `path:line` of a key of the profile's file: in the experiment's pair if the pair sets the key.
+    /// `path:line` of a key of the profile's file: in the experiment's pair if the pair sets the key, and in the experiment if
+    /// it sets the key of `[evaluation]`.
     pub fn in_profile(&self, keys: &[&str]) -> String {
+        if let ["evaluation", key] = keys
+            && self.experiment.evaluation.contains_key(*key)
+        {
+            return self.in_experiment(keys);
+        }
         let file = &self.files.profile;
         if let Some(pair) = &self.pair {
             let own = [&["pairs", pair][..], keys].concat();
@@ -300,6 +311,21 @@ fn parse_profile(files: &Files, pair: Option<&str>) -> Result<(Profile, Option<S
     Ok((profile, Some(name.to_owned())))
 }
 
+/// How an experiment decodes: the profile's `[evaluation]` with the keys that the experiment sets.
+fn decoding(file: &TomlFile, profile: &Profile, changes: &toml::Table) -> Result<DecodingSpec> {
+    let merge = |changes: &toml::Table| {
+        let mut table = toml::Table::try_from(&profile.evaluation).map_err(|e| e.to_string())?;
+        extend(&mut table, changes);
+        let merged = table.try_into::<DecodingSpec>();
+        merged.map_err(|error| error.message().to_owned())
+    };
+    merge(changes).map_err(|message| {
+        let key = blame::culprit(changes, &message, |c| merge(c).err()).unwrap_or_default();
+        let place = file.place(&[Key("evaluation"), Key(&key)]);
+        anyhow::anyhow!("{place}: [evaluation]: {}", with_nearest_key(&message))
+    })
+}
+
 /// A profile's file with the keys of a pair.
 fn merged(file: &toml::Table, changes: &toml::Table) -> Result<Profile, toml::de::Error> {
     let mut table = file.clone();
@@ -405,6 +431,14 @@ mod tests {
         }
     }
 
+    #[test]
+    fn an_experiment_decodes_as_the_profile_but_for_what_it_sets() {
+        let load = |experiment| Spec::load(&root(), experiment, "tiny").unwrap().profile;
+        let (greedy, table1) = (load("greedy").evaluation, load("table1").evaluation);
+        assert_ne!(greedy, table1);
+        assert_eq!(greedy, DecodingSpec { top_k: 1, ..table1 });
+    }
+
     fn broken(from: &str, to: &str) -> String {
         let dir = tempfile::tempdir().unwrap();
         let text = std::fs::read_to_string(root().join("experiments/table1.toml")).unwrap();
@@ -437,6 +471,20 @@ mod tests {
         assert!(error.contains("alpha"), "{error}");
         let error = broken("alpha = 0.2", "alfa = 0.2");
         assert!(error.contains("alfa") && error.contains("alpha"), "{error}");
+        for (line, parts) in [
+            (
+                "[evaluation]\ntop_kk = 1",
+                ["e.toml:", "did you mean `top_k`"],
+            ),
+            ("[evaluation]\ntop_k = \"1\"", ["e.toml:", "invalid type"]),
+            (
+                "[evaluation]\ntop_p = 2.0",
+                ["e.toml:", "top_p = 2: it must lie in (0, 1]"],
+            ),
+        ] {
+            let error = broken("[[rows]]", &format!("{line}\n[[rows]]"));
+            assert!(parts.iter().all(|part| error.contains(part)), "{error}");
+        }
         let error = format!("{:#}", Spec::load(&root(), "table1", "tinny").unwrap_err());
         assert!(error.contains("did you mean `tiny`"), "{error}");
     }

@@ -40,6 +40,9 @@ pub struct Experiment {
     pub seeds: Vec<u64>,
     /// Training seeds of each row; absent: the profile's.
     pub training_seeds: Option<Vec<u64>>,
+    /// Keys of the profile's `[evaluation]` that this experiment sets, e.g. `top_k = 1`.
+    #[serde(default)]
+    pub evaluation: toml::Table,
     /// Whether teacher and initialised student are evaluated too.
     #[serde(default)]
     pub references: bool,
