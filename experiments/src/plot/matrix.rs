@@ -54,7 +54,7 @@ fn panel(area: &Area, title: &str, set: &OnSet, largest: f64) -> Result<()> {
     let w = (width as i32 - left - px(16)) / n;
     let above_style = text_style(11, HPos::Center, VPos::Center);
     let above: Vec<_> = names()
-        .map(|name| wrapped(area, name, &above_style, w))
+        .map(|name| wrapped(area, name, &above_style, w - px(6)))
         .collect::<Result<_>>()?;
     let most = above.iter().map(|label| label.lines.len()).max();
     let top = px(62 + 13 * (most.unwrap_or(1) as i32 - 1));
