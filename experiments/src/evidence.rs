@@ -274,10 +274,10 @@ impl Evidence {
         self.sets.iter().find(|s| s.dataset.as_deref() == dataset)
     }
 
-    /// Where the paper claims nothing, claims that this row is first.
+    /// Claims, beside what is claimed already, that this row is first.
     pub fn claiming(mut self, row: Option<&str>) -> Self {
-        if let Some(row) = row.filter(|_| self.claims.is_empty()) {
-            self.claims = claims::is_first(&self.sets, row);
+        if let Some(row) = row {
+            self.claims.extend(claims::is_first(&self.sets, row));
         }
         self
     }

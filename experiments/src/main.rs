@@ -621,11 +621,12 @@ fn run_experiment(
             let text = report::compare(&places, &spec, evidence, terminal_width())?;
             print(&text)?;
             let older = places.result(&spec, &format!("{}.csv", spec.experiment.name));
-            if older.exists() {
+            let partial = places.partial(&spec, &format!("{}.csv", spec.experiment.name));
+            if older.exists() && partial.exists() {
                 say(&format!(
-                    "note: the table is of an earlier complete run ({}); the finished tasks of this one are in {}",
+                    "note: the table is of an earlier complete run ({}); that of the tasks finished so far is {}",
                     older.display(),
-                    places.partial(&spec, "").display()
+                    partial.display()
                 ));
             }
             say("not all tasks are done; the same command without `--executor fold` runs the rest");

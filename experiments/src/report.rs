@@ -82,9 +82,11 @@ pub fn evidence(places: &Places, spec: &Spec) -> Result<Option<Evidence>> {
     let paper = paper(places, spec, Table::read)?;
     let scores = read_examples(&path)?;
     let evidence = Evidence::new(&scores, &spec.experiment.labels(), paper.as_ref());
+    let subject = spec.experiment.subject.as_deref();
+    let claimed = subject.filter(|_| paper.is_none());
     Ok(evidence.map(|evidence| Evidence {
         titles: spec.titles(),
-        ..evidence.claiming(spec.experiment.subject.as_deref())
+        ..evidence.claiming(claimed)
     }))
 }
 

@@ -53,6 +53,8 @@ pub struct Spec {
     files: Files,
     /// The profile's pair in use, if it has several.
     pair: Option<String>,
+    /// Sampling seeds that are given but left out: the likeliest tokens are the same with each.
+    needless_seeds: usize,
 }
 
 /// How the student of a row is trained. Settings of the row override those of the profile's `[methods.ID]`, which override
@@ -128,13 +130,15 @@ impl Spec {
             known,
             files,
             pair,
+            needless_seeds: 0,
         };
         if let Some(seeds) = spec.profile.seeds.clone() {
             spec.experiment.seeds = seeds;
         }
-        if spec.profile.evaluation.top_k == 1 {
-            // The likeliest tokens are the same with every sampling seed.
-            spec.experiment.seeds.truncate(1);
+        let seeds = &mut spec.experiment.seeds;
+        if spec.profile.evaluation.top_k == 1 && seeds.len() > 1 {
+            spec.needless_seeds = seeds.len() - 1;
+            seeds.truncate(1);
         }
         if let Some(seeds) = spec.experiment.training_seeds.clone() {
             spec.profile.training_seeds = Some(seeds);
@@ -207,6 +211,13 @@ impl Spec {
         }
         if self.starts_are_replaced() {
             notes.push(REPLACED.into());
+        }
+        if self.needless_seeds > 0 {
+            notes.push(format!(
+                "{}: top_k = 1: the likeliest tokens are the same with each sampling seed; the first is used, the other {} are not",
+                self.in_profile(&["evaluation", "top_k"]),
+                self.needless_seeds
+            ));
         }
         notes.extend(self.padding_note());
         notes
@@ -437,6 +448,13 @@ mod tests {
         let (greedy, table1) = (load("greedy").evaluation, load("table1").evaluation);
         assert_ne!(greedy, table1);
         assert_eq!(greedy, DecodingSpec { top_k: 1, ..table1 });
+        let spec = Spec::load(&root(), "greedy", "smollm2-day").unwrap();
+        assert_eq!(spec.experiment.seeds, [10]);
+        let notes = spec.notes().join("\n");
+        assert!(
+            notes.contains("greedy.toml:") && notes.contains("the other 1 are not"),
+            "{notes}"
+        );
     }
 
     fn broken(from: &str, to: &str) -> String {

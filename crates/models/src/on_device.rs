@@ -71,7 +71,7 @@ impl OnDevice {
     }
 }
 
-/// Whether these settings can be drawn on the device: top-k and top-p sort, which the host does.
+/// Whether these settings can be drawn on the device: top-k (but 1) and top-p sort, which the host does.
 pub(crate) fn serves(decoding: &Decoding) -> bool {
     decoding.is_greedy() || (decoding.top_k == 0 && decoding.top_p >= 1.0)
 }
@@ -175,8 +175,7 @@ fn run(state: &RefCell<State>, answers: &mut Answers, compared: &mut usize) -> R
         }
     }
     let mut graph = capture(&device, step);
-    // `capture` calls the step several times. With a graph, the last call was recorded, not run.
-    state.borrow_mut().count_steps();
+    state.borrow_mut().captured(graph.is_hardware());
     loop {
         if answers.collect(&mut state.borrow_mut())? {
             return Ok(());
@@ -266,7 +265,7 @@ struct State<'a> {
     unread: usize,
     /// Rows of whose tokens the host has read none.
     fresh: Vec<bool>,
-    /// Whether rows were replaced.
+    /// Whether rows were replaced since the graph was captured.
     refilled: bool,
 }
 
@@ -414,12 +413,14 @@ impl<'a> State<'a> {
     fn step(&mut self) {
         let last = self.last();
         let tokens = self.seen.clone().select(1, last.clone()).clamp_min(0); // [B, 1]
-        let positions = self.positions.clone();
         let hidden_keys = self.hidden();
+        let capacity = self.capacity();
         let logits = self.models.iter_mut().map(|part| {
             let model = &part.on.model;
-            let limit = model.config().max_positions() as i32 - 1;
-            let positions = positions.clone().clamp_max(limit);
+            // Rows whose answer has ended run on. No clone of the positions may live on until they are written: they would be
+            // written elsewhere, and a graph would go on reading the old ones.
+            let limit = model.config().max_positions().min(capacity) as i32 - 1;
+            let positions = self.positions.clone().clamp_max(limit);
             let span = Span::step(
                 last.clone(),
                 positions,
@@ -463,12 +464,16 @@ impl<'a> State<'a> {
         self.unread += 1;
     }
 
-    /// Takes back steps that were counted, but not run.
-    fn count_steps(&mut self) {
-        let column = host(self.column.clone())[0] as usize;
+    /// After `capture`, which calls the step several times: with a graph, the last call was recorded, not run.
+    fn captured(&mut self, with_graph: bool) {
         let capacity = self.capacity();
+        let column = match with_graph {
+            true => (self.next + capacity - 1) % capacity,
+            false => host(self.column.clone())[0] as usize,
+        };
         self.unread -= (self.next + capacity - column) % capacity;
         self.next = column;
+        self.refilled = false;
     }
 
     /// `log sum_i w_i softmax(z_i)`
