@@ -214,7 +214,7 @@ impl Spec {
         }
         if self.needless_seeds > 0 {
             notes.push(format!(
-                "{}: top_k = 1: the likeliest tokens are the same with each sampling seed; the first is used, the other {} are not",
+                "{}: top_k = 1: the likeliest tokens are the same with each sampling seed; the first is used, {} left out",
                 self.in_profile(&["evaluation", "top_k"]),
                 self.needless_seeds
             ));
@@ -452,7 +452,7 @@ mod tests {
         assert_eq!(spec.experiment.seeds, [10]);
         let notes = spec.notes().join("\n");
         assert!(
-            notes.contains("greedy.toml:") && notes.contains("the other 1 are not"),
+            notes.contains("greedy.toml:") && notes.contains("1 left out"),
             "{notes}"
         );
     }
