@@ -303,21 +303,10 @@ mod tests {
 
     use super::*;
 
-    fn places(folder: &Path) -> Places {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-        let [runs, results, figures] = ["runs", "results", "figures"].map(|name| folder.join(name));
-        Places {
-            root,
-            runs,
-            results,
-            figures,
-        }
-    }
-
     #[test]
     fn only_an_absent_file_asks_for_a_run() {
         let dir = tempfile::tempdir().unwrap();
-        let places = places(dir.path());
+        let places = Places::below(dir.path());
         let spec = Spec::load(&places.root, "table1", "tiny").unwrap();
         let said = || format!("{:#}", compare(&places, &spec, None, None).unwrap_err());
         assert!(
@@ -337,7 +326,7 @@ mod tests {
     #[test]
     fn all_files_are_read_from_the_folder_of_the_table() {
         let dir = tempfile::tempdir().unwrap();
-        let places = places(dir.path());
+        let places = Places::below(dir.path());
         let spec = Spec::load(&places.root, "collapse", "tiny").unwrap();
         fs::create_dir_all(places.partial(&spec, "")).unwrap();
         let (table, masses) = ("collapse.csv", "collapse_masses.csv");

@@ -52,6 +52,17 @@ pub struct Places {
 }
 
 impl Places {
+    /// This project, with the folders of runs, results and figures below another one.
+    #[cfg(test)]
+    pub(crate) fn below(folder: &Path) -> Self {
+        Self {
+            root: Path::new(env!("CARGO_MANIFEST_DIR")).join(".."),
+            runs: folder.join("runs"),
+            results: folder.join("results"),
+            figures: folder.join("figures"),
+        }
+    }
+
     /// The folder of a profile's tasks.
     pub fn runs_of(&self, spec: &Spec) -> PathBuf {
         self.runs.join(&spec.profile.name)

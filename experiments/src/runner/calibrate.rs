@@ -294,12 +294,7 @@ mod tests {
         spec.recipes[0].settings.batch_size = 100;
         let inputs = Inputs::of(&root, &spec).unwrap();
         let plan = Plan::new(&root, &spec, &inputs.hashes).unwrap();
-        let places = Places {
-            root: root.clone(),
-            runs: root.join("runs"),
-            results: root.join("results"),
-            figures: root.join("figures"),
-        };
+        let places = Places::below(&root);
         let sample = Sample::new(&places, &spec, &plan, &inputs, &root).unwrap();
         assert_eq!(sample.sequences.len(), 100 * (WARMUP + COUNTED));
     }

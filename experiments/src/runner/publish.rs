@@ -101,15 +101,6 @@ mod tests {
 
     use super::*;
 
-    fn places(folder: &Path) -> Places {
-        Places {
-            root: Path::new(env!("CARGO_MANIFEST_DIR")).join(".."),
-            runs: folder.join("runs"),
-            results: folder.join("results"),
-            figures: folder.join("figures"),
-        }
-    }
-
     fn write(path: PathBuf, text: &str) {
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, text).unwrap();
@@ -118,7 +109,7 @@ mod tests {
     #[test]
     fn masses_that_a_run_does_not_make_are_removed() {
         let dir = tempfile::tempdir().unwrap();
-        let places = places(dir.path());
+        let places = Places::below(dir.path());
         let spec = Spec::load(&places.root, "table1", "tiny").unwrap();
         let result = |end: &str| places.result(&spec, &format!("table1{end}"));
         let picture = places.figures.join("tiny/table1_masses.png");
@@ -147,7 +138,7 @@ mod tests {
     #[test]
     fn a_whole_table_replaces_another_and_says_how_they_compare() {
         let dir = tempfile::tempdir().unwrap();
-        let places = places(dir.path());
+        let places = Places::below(dir.path());
         let spec = Spec::load(&places.root, "table1", "tiny").unwrap();
         let other = places.partial(&spec, "table2.csv");
         write(other.clone(), "another table that is not whole");
