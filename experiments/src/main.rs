@@ -367,14 +367,8 @@ fn run(command: Command) -> Result<ExitCode> {
             target,
             dry_run: true,
             jobs,
-            executor: executor @ (ExecutorName::Local | ExecutorName::Fold),
-        } => {
-            let spec = target.load_with(jobs)?;
-            if executor == ExecutorName::Local {
-                spec.check_cards()?;
-            }
-            show_plan(&target, &spec, false, None)
-        }
+            executor: ExecutorName::Local | ExecutorName::Fold,
+        } => show_plan(&target, &target.load_with(jobs)?, false, None),
         Command::Run {
             target,
             dry_run,
@@ -571,7 +565,6 @@ fn run_experiment(
     // A cluster node may have a backend that this machine has not.
     if executor == ExecutorName::Local {
         backend::devices(&spec.profile.backend, &spec.cards).context(place)?;
-        spec.check_cards()?;
     }
     let places = target.folders.places();
     catch_interrupts()?;

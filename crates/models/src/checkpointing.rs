@@ -9,7 +9,7 @@ use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::Tensor;
 
 use crate::LanguageModel;
-use crate::params::mix;
+use crate::ops::dropout;
 use crate::span::Span;
 
 /// A forward pass of a model on an autodiff device, without its graph.
@@ -20,23 +20,23 @@ pub struct Checkpoints<'a> {
     span: Span,
     /// Inputs of the layers, then the last one's output, `[N, d]`; on the plain device.
     inputs: Vec<Tensor<2>>,
-    /// Seed of the device's draws (dropout), so that a recomputed layer draws the same numbers.
-    seed: u64,
+    /// The thread's state of dropout before the embeddings and before each layer: a recomputed layer drops the same numbers.
+    draws: Vec<u64>,
 }
 
 impl LanguageModel {
     /// [`hidden_of_tokens`](Self::hidden_of_tokens), but only the layers' inputs are kept. `tokens` is on the plain device.
-    /// The device is seeded from `seed` for each layer.
-    pub fn checkpointed(&self, tokens: Tensor<2>, lengths: &[usize], seed: u64) -> Checkpoints<'_> {
+    pub fn checkpointed(&self, tokens: Tensor<2>, lengths: &[usize]) -> Checkpoints<'_> {
         let mut pass = Checkpoints {
             model: self,
             span: Span::packed(lengths, self.inner().angles(), &self.device()),
             tokens,
             inputs: Vec::new(),
-            seed,
+            draws: vec![dropout::state()],
         };
         let mut x = without_graph(pass.tokens.clone(), |x| pass.enter(x));
         for index in 0..self.inner().layers() {
+            pass.draws.push(dropout::state());
             let y = without_graph(x.clone(), |x| pass.layer(index, x));
             pass.inputs.push(x);
             x = y;
@@ -71,27 +71,24 @@ impl Checkpoints<'_> {
             let y = if index == self.model.inner().layers() {
                 self.model.inner().norm(x.clone())
             } else {
+                dropout::resume(self.draws[index + 1]);
                 self.layer(index, x.clone())
             };
             let mut grads = backward(y, d_y);
             d_y = x.grad_remove(&mut grads).expect("asked for above");
         }
         let tokens = Tensor::from_inner(self.tokens.clone()).require_grad();
+        dropout::resume(self.draws[0]);
         let mut grads = backward(self.enter(tokens.clone()), d_y);
         let d_tokens = tokens.grad_remove(&mut grads).expect("asked for above");
         (sum.grads(), d_tokens)
     }
 
     fn enter(&self, tokens: Tensor<2>) -> Tensor<2> {
-        self.model.device().seed(mix(mix(self.seed)));
         self.model.inner().enter(tokens, &self.span)
     }
 
     fn layer(&self, index: usize, x: Tensor<2>) -> Tensor<2> {
-        self.model
-            .device()
-            // mixed first: seeds of micro-batches are consecutive numbers, as layer indices are
-            .seed(mix(mix(self.seed) ^ (index as u64 + 1)));
         self.model.inner().layer(index, x, &self.span, None)
     }
 }
@@ -113,30 +110,18 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::{ModelConfig, lora, params};
+    use crate::{ModelConfig, lora, params, seed_dropout};
 
-    /// The same pass with its graph, and the same draws.
+    /// The same pass with its graph.
     fn with_graph(
         model: &LanguageModel,
         tokens: Tensor<2>,
         lengths: &[usize],
         d_hidden: Tensor<2>,
     ) -> (Vec<f32>, Vec<f32>) {
-        let pass = Checkpoints {
-            model,
-            span: Span::packed(lengths, model.inner().angles(), &model.device()),
-            tokens: tokens.clone(),
-            inputs: Vec::new(),
-            seed: 7,
-        };
         let tokens = Tensor::from_inner(tokens).require_grad();
-        let mut x = pass.enter(tokens.clone());
-        for index in 0..model.inner().layers() {
-            x = pass.layer(index, x);
-        }
-        let mut grads = (model.inner().norm(x) * Tensor::from_inner(d_hidden))
-            .sum()
-            .backward();
+        let hidden = model.hidden_of_tokens(tokens.clone(), lengths);
+        let mut grads = (hidden * Tensor::from_inner(d_hidden)).sum().backward();
         let params = GradientsParams::from_module(&mut grads, model);
         let d_tokens = tokens.grad_remove(&mut grads).unwrap();
         (values(model, params), params::to_vec(d_tokens))
@@ -183,11 +168,13 @@ mod tests {
             };
             let (tokens, d_hidden) = (wave(0.3), wave(1.0));
             let lengths = [7, 1, 4];
-            let pass = model.checkpointed(tokens.clone(), &lengths, 7);
+            seed_dropout(7);
+            let pass = model.checkpointed(tokens.clone(), &lengths);
             assert_eq!(pass.inputs.len(), 4);
             let (grads, d_tokens) = pass.backward(d_hidden.clone());
             let ours = (values(&model, grads), params::to_vec(d_tokens));
             assert!(ours.0.iter().chain(&ours.1).any(|&x| x != 0.0));
+            seed_dropout(7);
             assert_eq!(ours, with_graph(&model, tokens, &lengths, d_hidden));
         }
     }

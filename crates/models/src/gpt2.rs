@@ -298,7 +298,7 @@ impl Attention {
     ) -> Tensor<2> {
         let qkv = Projected::Joint(self.c_attn.forward(x));
         let y = span.attend(qkv, self.shape, cache, Some(&self.attn_dropout));
-        ops::dropout(self.c_proj.forward(y), &self.resid_dropout)
+        ops::dropout::apply(self.c_proj.forward(y), &self.resid_dropout)
     }
 }
 
@@ -315,7 +315,7 @@ pub struct Mlp {
 impl Mlp {
     fn forward(&self, x: Tensor<2>) -> Tensor<2> {
         let y = self.c_proj.forward(gelu_new(self.c_fc.forward(x)));
-        ops::dropout(y, &self.dropout)
+        ops::dropout::apply(y, &self.dropout)
     }
 }
 
@@ -437,7 +437,7 @@ impl Architecture for Gpt2 {
         let places = stack.wpe.forward(span.ids(&tokens.device())); // [B or 1, T, d]
         let width = places.dims()[1];
         let x = tokens.reshape([n / width, width, d]) + places;
-        ops::dropout(x.reshape([n, d]), &stack.drop)
+        ops::dropout::apply(x.reshape([n, d]), &stack.drop)
     }
 
     fn layer(

@@ -39,6 +39,7 @@ pub use config::Parameters;
 pub use error::Error;
 pub use kv_cache::KvCache;
 pub use layers::Precision;
+pub use ops::dropout::seed_dropout;
 pub use rope::RopeScaling;
 use span::Span;
 

@@ -129,7 +129,7 @@ pub struct Adapter {
 impl Adapter {
     /// `[N, in] -> [N, out]`
     pub(crate) fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        let low = ops::dropout(x, &self.dropout).matmul(self.a.val()) * self.scale; // [N, r]
+        let low = ops::dropout::apply(x, &self.dropout).matmul(self.a.val()) * self.scale; // [N, r]
         low.matmul(self.b.val())
     }
 

@@ -7,6 +7,7 @@
 mod causal;
 #[cfg(feature = "cube")]
 mod cube;
+pub(crate) mod dropout;
 mod memory;
 mod products;
 mod rows;
@@ -21,12 +22,12 @@ use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, Dispatch, Flex, TensorMetadata, backend_extension};
-use burn::nn::Dropout;
-use burn::tensor::{Device, Distribution, Shape, Tensor};
+use burn::tensor::{Device, Shape, Tensor};
 #[cfg(feature = "cube")]
 use burn_cubecl::CubeBackend;
 
 pub(crate) use causal::{Sequences, causal};
+use dropout::Dropped;
 use memory::Memory;
 pub(crate) use products::{add_product, products, serve_products};
 pub(crate) use rows::{gelu_new, layer_norm, rms_norm, swiglu, swiglu_joint};
@@ -64,6 +65,12 @@ pub(crate) fn card() -> Option<Device> {
 
 /// A function of `I` dense tensors, and its gradient. The inputs are kept for the backward pass, and nothing else.
 trait Operation<const I: usize>: Debug + Send + Sync {
+    /// Whether the gradient depends on the inputs; they are kept only then. Else they have the output's shape, and any tensors of
+    /// that shape take their place.
+    fn keeps_inputs(&self) -> bool {
+        true
+    }
+
     /// Shape of the output.
     fn shape(&self, inputs: [Shape; I]) -> Shape;
 
@@ -145,28 +152,6 @@ macro_rules! in_memory {
 in_memory!(Flex);
 #[cfg(feature = "tch")]
 in_memory!(burn::backend::LibTorch);
-
-/// Three uniform numbers from the device's draws, and the share that is dropped; `None` where dropout is inactive.
-fn draw(dropout: &Dropout, x: &Tensor<2>) -> Option<(Tensor<1>, f64)> {
-    let device = x.device();
-    let active = dropout.training.is_enabled() && device.is_autodiff() && dropout.prob != 0.0;
-    active.then(|| {
-        let draws = Tensor::random([3], Distribution::Default, &device);
-        (draws, dropout.prob)
-    })
-}
-
-/// Dropout: Burn's, and on a device that CubeCL serves a kernel that keeps no mask.
-pub(crate) fn dropout(x: Tensor<2>, how: &Dropout) -> Tensor<2> {
-    #[cfg(feature = "cube")]
-    if on_card(&x.device()) {
-        return match draw(how, &x) {
-            Some((draws, share)) => apply_2(cube::Dropping { share }, x, draws),
-            None => x,
-        };
-    }
-    how.forward(x)
-}
 
 fn apply_1<const A: usize, const Y: usize>(
     op: impl Operation<1> + 'static,
@@ -274,11 +259,12 @@ fn tracked<B: Walk, C: CheckpointStrategy, const I: usize>(
     struct Step;
 
     impl<B: Walk, const I: usize> Backward<B, I> for Step {
-        type State = ([FloatTensor<B>; I], Arc<dyn Operation<I>>);
+        type State = (Option<[FloatTensor<B>; I]>, Arc<dyn Operation<I>>);
 
         fn backward(self, ops: Ops<Self::State, I>, grads: &mut Gradients, _: &mut Checkpointer) {
             let g = B::dense(grads.consume::<B>(&ops.node));
             let (inputs, op) = ops.state;
+            let inputs = inputs.unwrap_or_else(|| std::array::from_fn(|_| g.clone()));
             let made = B::backward(&*op, &inputs, &g);
             for (parent, grad) in ops.parents.iter().zip(made) {
                 if let Some(parent) = parent {
@@ -292,8 +278,9 @@ fn tracked<B: Walk, C: CheckpointStrategy, const I: usize>(
     let inputs = inputs.map(|x| B::dense(x.into_primitive()));
     match Step.prepare::<C>(nodes).compute_bound().stateful() {
         OpsKind::Tracked(prep) => {
-            let y = forward::<B, I>(inputs.clone(), op.clone());
-            prep.finish((inputs, op), y)
+            let kept = op.keeps_inputs().then(|| inputs.clone());
+            let y = forward::<B, I>(inputs, op.clone());
+            prep.finish((kept, op), y)
         }
         OpsKind::UnTracked(prep) => prep.finish(forward::<B, I>(inputs, op)),
     }

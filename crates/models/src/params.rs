@@ -150,9 +150,12 @@ pub(crate) fn draw(model: LanguageModel, seed: u64, std: f64) -> LanguageModel {
     drawn.expect("a draw has no error")
 }
 
-/// Finaliser of SplitMix64 (Steele, Lea and Flood 2014): a bijection that scatters all bits.
+/// Increment of SplitMix64's state.
+pub(crate) const GAMMA: u64 = 0x9E37_79B9_7F4A_7C15;
+
+/// Output of SplitMix64 (Steele, Lea and Flood 2014) for a state: a bijection that scatters all bits.
 pub(crate) fn mix(x: u64) -> u64 {
-    let mut z = x.wrapping_add(0x9E37_79B9_7F4A_7C15);
+    let mut z = x.wrapping_add(GAMMA);
     z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
     z ^ (z >> 31)

@@ -68,11 +68,11 @@ pub struct Settings {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub micro_batch_size: Option<usize>,
     /// Micro-batches that run in parallel, each on a thread; absent: 1. Changes time and memory, not the result, and helps
-    /// on the CPU only. With dropout the threads share one random number generator, so a run is not reproducible.
+    /// on the CPU only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parallel_micro_batches: Option<usize>,
     /// Whether the student's layers are recomputed one by one in the backward pass: memory for the activations of one
-    /// layer instead of all, for about a third more time. Not with `parallel_micro_batches`: dropout would be redrawn.
+    /// layer instead of all, for about a third more time.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub gradient_checkpointing: bool,
     /// Low-rank adapters, the only trained weights; absent: all weights are trained.
@@ -197,10 +197,6 @@ impl Settings {
         if let (Schedule::Cosine, Some(warmup)) = (self.schedule, self.warmup) {
             let reason = "the schedule `cosine` has no warm-up; leave it out, or take schedule = \"cosine_warmup\" or \"constant_warmup\"";
             return Err(Error::setting("warmup", warmup, reason));
-        }
-        if self.gradient_checkpointing && self.parallel_micro_batches.is_some_and(|n| n > 1) {
-            let reason = "recomputed layers would draw another dropout mask; leave parallel_micro_batches out";
-            return Err(Error::setting("gradient_checkpointing", true, reason));
         }
         if !(0.0..1.0).contains(&self.beta_2) {
             let reason = "it must lie in [0, 1)";

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use abkd_data::Batch;
 use abkd_host::fault;
-use abkd_models::{Checkpoints, LanguageModel};
+use abkd_models::{Checkpoints, LanguageModel, seed_dropout};
 use burn::module::Module;
 use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::{Device, IndexingUpdateOp, Int, Tensor, TensorData};
@@ -62,7 +62,7 @@ pub struct Update {
     pub parallel_micro_batches: usize,
     /// Whether the student's layers are recomputed in the backward pass, see [`Checkpoints`].
     pub gradient_checkpointing: bool,
-    /// Seed of the device's random numbers (dropout).
+    /// Seed of dropout.
     pub seed: u64,
     /// Number of the update, counted from 0, for errors.
     pub step: usize,
@@ -170,7 +170,6 @@ pub fn update(
     mut phases: Phases,
 ) -> Result<(LanguageModel, StepReport), Error> {
     let parts = parts(terms, how);
-    student.device().seed(how.seed);
     let chunk_bytes = chunk_bytes(&student.device());
     let work = |student: &LanguageModel, part: &Part, phases: &mut Phases| {
         // The teacher runs where there is no cache, and for sequences that are not in it.
@@ -408,8 +407,9 @@ fn gradients(
         let tokens = embedding.val().inner();
         let ids = token_ids(batch, &tokens.device());
         let tokens = tokens.select(0, ids);
+        seed_dropout(part.seed);
         if checkpointing {
-            let pass = student.checkpointed(tokens, &batch.lengths, part.seed);
+            let pass = student.checkpointed(tokens, &batch.lengths);
             let rows = select_targets(pass.hidden(), batch);
             (rows, Forward::Checkpoints(pass))
         } else {

@@ -229,37 +229,12 @@ impl Spec {
     ///
     /// # Errors
     ///
-    /// `jobs` out of range; gradient checkpointing with parallel tasks.
+    /// `jobs` out of range.
     pub fn check_jobs(&self, place: &str) -> Result<()> {
         let jobs = self.profile.jobs;
         ensure!(
             (1..=MOST_JOBS).contains(&jobs),
             "{place}: jobs = {jobs}: it must lie between 1 and {MOST_JOBS}"
-        );
-        self.check_parallel(jobs, &format!("{place}: jobs = {jobs}"), "use jobs = 1")
-    }
-
-    /// Checks the number of cards that one process computes on: each runs a task.
-    ///
-    /// # Errors
-    ///
-    /// Gradient checkpointing with several cards.
-    pub fn check_cards(&self) -> Result<()> {
-        let remedy = "use one card, or --executor slurm, which runs each task in its own process";
-        self.check_parallel(self.jobs(), &format!("--device {}", self.cards), remedy)
-    }
-
-    /// Refuses gradient checkpointing in parallel tasks: it redraws dropout from a random state that all tasks of a process
-    /// share.
-    fn check_parallel(&self, jobs: usize, given: &str, remedy: &str) -> Result<()> {
-        let p = &self.profile;
-        let rows = self.experiment.rows.iter().map(|row| row.training(p));
-        let rows = rows.collect::<Result<Vec<_>>>()?;
-        let mut trainings = self.fine_tunings().map(|(_, s)| s).chain(&rows);
-        ensure!(
-            jobs == 1 || !trainings.any(|s| s.gradient_checkpointing),
-            "{given} with gradient_checkpointing: parallel tasks share one random state, which would mix up their \
-             dropout; {remedy}"
         );
         Ok(())
     }
@@ -296,39 +271,5 @@ fn name_of(keys: &[&str]) -> String {
     match keys {
         [sections @ .., key] if !sections.is_empty() => format!("[{}] {key}", sections.join(".")),
         _ => keys.concat(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::path::Path;
-
-    use super::super::Kind;
-    use super::*;
-
-    #[test]
-    fn gradient_checkpointing_refuses_parallel_tasks_of_one_process() {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-        let two = || "0,1".parse().unwrap();
-        let mut spec = Spec::load(&root, "table1", "paper-gpt2").unwrap();
-        spec.check_cards().unwrap();
-        spec.use_cards(two());
-        let error = spec.check_cards().unwrap_err().to_string();
-        assert!(
-            error.starts_with("--device 0,1 with gradient_checkpointing"),
-            "{error}"
-        );
-        // Updates are timed one task after the other.
-        spec.experiment.kind = Kind::Timing;
-        spec.check_cards().unwrap();
-        spec.profile.jobs = 2;
-        let error = spec.check_jobs("--jobs").unwrap_err().to_string();
-        assert!(
-            error.starts_with("--jobs: jobs = 2 with gradient_checkpointing"),
-            "{error}"
-        );
-        let mut spec = Spec::load(&root, "table1", "tiny").unwrap();
-        spec.use_cards(two());
-        spec.check_cards().unwrap();
     }
 }

@@ -16,10 +16,9 @@ use rayon::prelude::*;
 #[cfg(feature = "cube")]
 use super::cube::attention as card;
 use super::products::{Factor, gemm_f32};
-use super::{Operation, apply_1, apply_3, draw, softmax_of, softmax_slopes};
+use super::{Dropped, Operation, apply_1, apply_3, softmax_of, softmax_slopes};
 use crate::attention::{Rotary, score_scale};
 use crate::layers::Projected;
-use crate::params::mix;
 use crate::rope::Angles;
 use crate::span::Heads;
 
@@ -58,26 +57,10 @@ pub(crate) fn causal(
     shape: Heads,
     dropout: Option<&Dropout>,
 ) -> Tensor<2> {
-    let how = |x: &Tensor<2>| {
-        let drawn = dropout.and_then(|d| draw(d, x));
-        #[cfg(feature = "cube")]
-        let (drawn, dropout_on_card) = match drawn {
-            Some((draws, share)) if super::on_card(&x.device()) => {
-                let draws = draws
-                    .inner()
-                    .try_into_primitive::<burn_cubecl::CubeBackend>();
-                let draw = draws.unwrap_or_else(|_| unreachable!("just checked"));
-                (None, Some(card::Dropped { draw, share }))
-            }
-            drawn => (drawn, None),
-        };
-        Causal {
-            sequences: sequences.clone(),
-            shape,
-            dropout: drawn.map(|(draws, share)| Dropped::new(draws, share)),
-            #[cfg(feature = "cube")]
-            dropout_on_card,
-        }
+    let how = |x: &Tensor<2>| Causal {
+        sequences: sequences.clone(),
+        shape,
+        dropout: dropout.and_then(|how| Dropped::draw(how, &x.device())),
     };
     match qkv {
         Projected::Apart([q, k, v]) => apply_3(how(&q), q, k, v),
@@ -90,25 +73,8 @@ pub(crate) fn causal(
 struct Causal {
     sequences: Arc<Sequences>,
     shape: Heads,
+    /// Dropout of attention weights.
     dropout: Option<Dropped>,
-    #[cfg(feature = "cube")]
-    dropout_on_card: Option<card::Dropped>,
-}
-
-/// Attention weights that dropout sets to 0, as a function of their place, so that the backward pass drops the same ones.
-#[derive(Clone, Copy, Debug)]
-struct Dropped {
-    seed: u64,
-    share: f64,
-}
-
-impl Dropped {
-    fn new(draws: Tensor<1>, share: f64) -> Self {
-        let seed = draws.into_data_as::<f32>();
-        let seed = seed.as_slice::<f32>().expect("converted to f32 above");
-        let seed = seed.iter().fold(0, |h, x| mix(h ^ u64::from(x.to_bits())));
-        Self { seed, share }
-    }
 }
 
 impl Operation<3> for Causal {
@@ -244,7 +210,7 @@ impl Causal {
             places: on_card.get_or_init(|| card::Places::new(lengths, rotary.as_ref(), dh, beside)),
             shape: self.shape,
             scale: score_scale(dh),
-            dropout: self.dropout_on_card.as_ref(),
+            dropout: self.dropout,
         }
     }
 
@@ -482,7 +448,7 @@ impl Scratch {
         for block in how.blocks(task) {
             self.weigh(how, &block, q);
             if let Some(dropped) = how.dropout {
-                dropped.drop(&block, &mut [&mut self.weights]);
+                drop_block(dropped, &block, &mut [&mut self.weights]);
             }
             room(&mut self.out, block.queries() * dh);
             let weights = Matrix::dense(&self.weights, block.keys());
@@ -526,7 +492,7 @@ impl Scratch {
             let mut left = &self.weights;
             if let Some(dropped) = how.dropout {
                 self.left.clone_from(&self.weights);
-                dropped.drop(&block, &mut [&mut self.left, &mut self.d_weights]);
+                drop_block(dropped, &block, &mut [&mut self.left, &mut self.d_weights]);
                 left = &self.left;
             }
             let left = Matrix::dense(left, keys);
@@ -617,7 +583,6 @@ dispatch!(copy_turned => copy_and_turn(
 dispatch!(turn_back => turn_gradient(g: &mut [f32], rotary: Option<&Rotary>, position: usize, scale: f32));
 dispatch!(softmax_block => softmax_rows(scores: &mut [f32], keys: usize, first: usize, size: usize));
 dispatch!(softmax_block_gradient => softmax_rows_gradient(g: &mut [f32], y: &[f32], keys: usize));
-dispatch!(drop_row => drop_values(x: &mut [f32], key: u32, limit: u32, kept: f32));
 
 #[inline(always)]
 fn copy_and_turn(
@@ -662,33 +627,12 @@ fn softmax_rows_gradient(g: &mut [f32], y: &[f32], keys: usize) {
     }
 }
 
-impl Dropped {
-    /// Applies dropout to a block's weights and to their gradients.
-    fn drop(self, block: &Block, matrices: &mut [&mut Vec<f32>]) {
-        let limit = (self.share * 2f64.powi(32)) as u32;
-        let kept = (1.0 / (1.0 - self.share)) as f32;
-        for (i, (row, head, _)) in block.places().enumerate() {
-            let key = mix(mix(self.seed ^ row as u64) ^ head as u64) as u32;
-            for x in matrices.iter_mut() {
-                let row = &mut x[i * block.keys()..(i + 1) * block.keys()];
-                drop_row(row, key, limit, kept);
-            }
+/// Applies dropout to a block's weights and to their gradients.
+fn drop_block(dropped: Dropped, block: &Block, matrices: &mut [&mut Vec<f32>]) {
+    for (i, (token, head, _)) in block.places().enumerate() {
+        for x in matrices.iter_mut() {
+            let row = &mut x[i * block.keys()..(i + 1) * block.keys()];
+            dropped.drop_row(token, head, 0, row);
         }
     }
-}
-
-#[inline(always)]
-fn drop_values(x: &mut [f32], key: u32, limit: u32, kept: f32) {
-    for (i, x) in x.iter_mut().enumerate() {
-        let drawn = scatter((i as u32).wrapping_mul(0x9E37_79B9).wrapping_add(key));
-        *x *= if drawn < limit { 0.0 } else { kept };
-    }
-}
-
-/// A bijection under which consecutive arguments give unrelated results.
-#[inline(always)]
-fn scatter(x: u32) -> u32 {
-    let x = (x ^ (x >> 16)).wrapping_mul(0x7feb_352d);
-    let x = (x ^ (x >> 15)).wrapping_mul(0x846c_a68b);
-    x ^ (x >> 16)
 }

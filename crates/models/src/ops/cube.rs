@@ -11,7 +11,7 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 use cubecl::{CubeDim, calculate_cube_count_elemwise};
 
-use super::{CUBE, LINE, Operation, Walk};
+use super::{CUBE, Dropped, LINE, Operation, Walk};
 
 /// Units per cube; no more than WebGPU grants everywhere.
 const UNITS: u32 = 256;
@@ -200,52 +200,19 @@ pub(super) fn gated_gradient(
     made
 }
 
-/// Dropout of a matrix, whose second input are the draws.
-#[derive(Debug)]
-pub(super) struct Dropping {
-    pub share: f64,
-}
-
-impl Operation<2> for Dropping {
-    fn shape(&self, [x, _]: [Shape; 2]) -> Shape {
-        x
-    }
-
-    fn forward(&self, _: [&[f32]; 2], _: &mut [f32]) {
-        unreachable!("this operation runs only on a card")
-    }
-
-    fn backward(&self, _: [&[f32]; 2], _: &[f32], _: [&mut [f32]; 2]) {
-        unreachable!("this operation runs only on a card")
-    }
-
-    fn forward_on_card(&self, [x, draws]: &[CubeTensor; 2]) -> CubeTensor {
-        dropout(x, draws, self.share)
-    }
-
-    fn backward_on_card(&self, [_, draws]: &[CubeTensor; 2], g: &CubeTensor) -> [CubeTensor; 2] {
-        // Nothing asks for a gradient in the draws.
-        [dropout(g, draws, self.share), draws.clone()]
-    }
-}
-
-/// Numbers whose draws are below the first are dropped; the second is the factor of all others.
-fn limit(share: f64) -> (u32, f32) {
-    ((share * 2f64.powi(32)) as u32, (1.0 / (1.0 - share)) as f32)
-}
-
 /// `x`, or its gradient, where dropout leaves it.
-fn dropout(x: &CubeTensor, draw: &CubeTensor, share: f64) -> CubeTensor {
+pub(super) fn dropout(x: &CubeTensor, dropped: Dropped) -> CubeTensor {
     let out = like(x);
     let (count, dim) = each_number(x);
-    let (limit, kept) = limit(share);
+    let ([low, high], (limit, kept)) = (dropped.halves(), dropped.limit());
     dropout_kernel::launch(
         &x.client,
         count,
         dim,
         x.clone().into_tensor_arg(),
-        draw.clone().into_tensor_arg(),
         out.clone().into_tensor_arg(),
+        low,
+        high,
         limit,
         kept,
     );
@@ -260,10 +227,10 @@ fn scatter(x: u32) -> u32 {
     x ^ (x >> 16u32)
 }
 
-/// What a row's draws start from.
+/// Key of a row of a head, as on the host.
 #[cube]
-fn key(draw: &Tensor<f32>, row: usize) -> u32 {
-    scatter(scatter(row as u32 ^ u32::reinterpret(draw[0])) ^ u32::reinterpret(draw[1]))
+fn row_key(low: u32, high: u32, row: usize, head: usize) -> u32 {
+    scatter(scatter(scatter(row as u32 ^ low) ^ high) ^ head as u32)
 }
 
 /// Factor that dropout gives a weight.
@@ -280,8 +247,9 @@ fn left(key: u32, j: usize, limit: u32, kept: f32) -> f32 {
 #[cube(launch)]
 fn dropout_kernel(
     x: &Tensor<f32>,
-    draw: &Tensor<f32>,
     out: &mut Tensor<f32>,
+    low: u32,
+    high: u32,
     limit: u32,
     kept: f32,
 ) {
@@ -289,7 +257,7 @@ fn dropout_kernel(
     if i >= out.len() {
         terminate!();
     }
-    out[i] = x[i] * left(key(draw, 0), i, limit, kept);
+    out[i] = x[i] * left(row_key(low, high, 0, 0), i, limit, kept);
 }
 
 #[cube]

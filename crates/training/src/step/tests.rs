@@ -172,3 +172,39 @@ fn an_error_names_the_term_the_example_and_the_row() {
         "validation, example 345: student logits, row 6: a logit is NaN or +inf"
     );
 }
+
+#[test]
+fn micro_batches_side_by_side_and_recomputed_layers_drop_the_same_numbers() {
+    let mut config = gpt2();
+    for key in ["embd_pdrop", "attn_pdrop", "resid_pdrop"] {
+        config[key] = 0.4.into();
+    }
+    config["n_layer"] = 3.into();
+    let weights = |seed, parallel_micro_batches, gradient_checkpointing| {
+        let student = model(config.clone(), 1).train();
+        let mut optimizer = optim::adamw(&student, 0.01, 0.999);
+        let term = Term {
+            batch: data(),
+            objective: Objective::CrossEntropy,
+            weight: 1.0,
+            from_data: true,
+        };
+        let how = Update {
+            learning_rate: 1e-3,
+            max_grad_norm: 1e9,
+            micro_batch_size: Some(1),
+            parallel_micro_batches,
+            gradient_checkpointing,
+            seed,
+            step: 0,
+        };
+        let phases = Phases::default();
+        let (student, _) = update(student, &mut optimizer, None, &[term], &how, phases).unwrap();
+        params::values(&student.valid())
+    };
+    let one_by_one = weights(0, 1, false);
+    assert!(one_by_one != weights(9, 1, false));
+    for (parallel, checkpointing) in [(3, false), (1, true), (3, true)] {
+        assert!(one_by_one == weights(0, parallel, checkpointing));
+    }
+}

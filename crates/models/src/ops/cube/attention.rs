@@ -9,7 +9,7 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::CubeDim;
 use cubecl::prelude::*;
 
-use super::{cubes, each_number, empty, key, left, like, limit, total, units};
+use super::{Dropped, cubes, each_number, empty, left, like, row_key, total, units};
 use crate::attention::Rotary;
 use crate::span::Heads;
 
@@ -48,14 +48,6 @@ impl Places {
     }
 }
 
-/// Dropout of attention weights.
-#[derive(Clone, Debug)]
-pub(crate) struct Dropped {
-    /// Two uniform numbers, from which all draws follow.
-    pub draw: CubeTensor,
-    pub share: f64,
-}
-
 /// The attention, but for its inputs.
 #[derive(Clone, Copy)]
 pub(crate) struct Attention<'a> {
@@ -63,7 +55,8 @@ pub(crate) struct Attention<'a> {
     pub shape: Heads,
     /// Factor of the scores.
     pub scale: f32,
-    pub dropout: Option<&'a Dropped>,
+    /// Dropout of attention weights.
+    pub dropout: Option<Dropped>,
 }
 
 /// Some columns of a matrix.
@@ -189,19 +182,21 @@ impl Attention<'_> {
         let weights = like(&scores);
         let dropped = self.dropout.map(|_| like(&scores));
         let units = units(&scores);
-        let draw = self.draw(&scores);
         // WebGPU forbids a tensor twice and empty ones
         let spare = || empty(&scores, Shape::new([1]));
-        let (limit, kept) = self.limit();
+        let ([low, high], (limit, kept)) = self.drops();
         weights_kernel::launch(
             &scores.client,
             cubes(scores.meta.num_elements() / self.places.width),
             CubeDim::new_1d(units),
             scores.clone().into_tensor_arg(),
-            draw.into_tensor_arg(),
+            self.places.sequences.clone().into_tensor_arg(),
             weights.clone().into_tensor_arg(),
             dropped.clone().unwrap_or_else(spare).into_tensor_arg(),
             self.places.width,
+            self.shape.heads,
+            low,
+            high,
             limit,
             kept,
             dropped.is_some(),
@@ -213,16 +208,19 @@ impl Attention<'_> {
     fn scores_gradient(self, weights: &CubeTensor, g: &CubeTensor) -> CubeTensor {
         let out = like(weights);
         let units = units(weights);
-        let (limit, kept) = self.limit();
+        let ([low, high], (limit, kept)) = self.drops();
         scores_gradient_kernel::launch(
             &weights.client,
             cubes(weights.meta.num_elements() / self.places.width),
             CubeDim::new_1d(units),
             weights.clone().into_tensor_arg(),
             g.clone().into_tensor_arg(),
-            self.draw(weights).into_tensor_arg(),
+            self.places.sequences.clone().into_tensor_arg(),
             out.clone().into_tensor_arg(),
             self.places.width,
+            self.shape.heads,
+            low,
+            high,
             limit,
             kept,
             self.dropout.is_some(),
@@ -231,15 +229,10 @@ impl Attention<'_> {
         out
     }
 
-    fn draw(self, beside: &CubeTensor) -> CubeTensor {
-        match self.dropout {
-            Some(dropped) => dropped.draw.clone(),
-            None => empty(beside, Shape::new([2])),
-        }
-    }
-
-    fn limit(self) -> (u32, f32) {
-        limit(self.dropout.map_or(0.0, |d| d.share))
+    /// Halves of the key, and the limit, of dropout.
+    fn drops(self) -> ([u32; 2], (u32, f32)) {
+        let none = ([0; 2], (0, 1.0));
+        self.dropout.map_or(none, |d| (d.halves(), d.limit()))
     }
 }
 
@@ -359,10 +352,13 @@ fn largest(x: f32, #[comptime] units: usize) -> f32 {
 #[cube(launch)]
 fn weights_kernel(
     scores: &Tensor<f32>,
-    draw: &Tensor<f32>,
+    sequences: &Tensor<i32>,
     weights: &mut Tensor<f32>,
     dropped: &mut Tensor<f32>,
     width: usize,
+    heads: usize,
+    low: u32,
+    high: u32,
     limit: u32,
     kept: f32,
     #[comptime] drops: bool,
@@ -375,6 +371,9 @@ fn weights_kernel(
     }
     let unit = UNIT_POS as usize;
     let query = row % width;
+    let head = row / width % heads;
+    let token = sequences[2 * (row / width / heads)] as usize + query;
+    let key = row_key(low, high, token, head);
     // Where a unit sees no key: a score that every query has.
     let mut most = scores[start];
     let mut j = unit;
@@ -398,7 +397,7 @@ fn weights_kernel(
         }
         weights[start + j] = weight;
         if drops {
-            dropped[start + j] = weight * left(key(draw, row), j, limit, kept);
+            dropped[start + j] = weight * left(key, j, limit, kept);
         }
         j += units;
     }
@@ -409,9 +408,12 @@ fn weights_kernel(
 fn scores_gradient_kernel(
     weights: &Tensor<f32>,
     g: &Tensor<f32>,
-    draw: &Tensor<f32>,
+    sequences: &Tensor<i32>,
     out: &mut Tensor<f32>,
     width: usize,
+    heads: usize,
+    low: u32,
+    high: u32,
     limit: u32,
     kept: f32,
     #[comptime] drops: bool,
@@ -424,12 +426,15 @@ fn scores_gradient_kernel(
     }
     let unit = UNIT_POS as usize;
     let query = row % width;
+    let head = row / width % heads;
+    let token = sequences[2 * (row / width / heads)] as usize + query;
+    let key = row_key(low, high, token, head);
     let mut sum = 0.0f32;
     let mut j = unit;
     while j <= query {
         let mut slope = g[start + j];
         if drops {
-            slope *= left(key(draw, row), j, limit, kept);
+            slope *= left(key, j, limit, kept);
         }
         sum += weights[start + j] * slope;
         j += units;
@@ -441,7 +446,7 @@ fn scores_gradient_kernel(
         if j <= query {
             slope = g[start + j];
             if drops {
-                slope *= left(key(draw, row), j, limit, kept);
+                slope *= left(key, j, limit, kept);
             }
             slope = weights[start + j] * (slope - mean);
         }
