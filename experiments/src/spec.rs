@@ -314,10 +314,8 @@ fn parse_profile(files: &Files, pair: Option<&str>) -> Result<(Profile, Option<S
     let table: toml::Table = file.parse()?;
     let merge =
         |changes: &toml::Table| merged(&table, changes).map_err(|error| error.message().to_owned());
-    let profile = merge(changes).map_err(|message| {
-        let key = blame::culprit(changes, &message, |c| merge(c).err()).unwrap_or_default();
-        let message = with_nearest_key(&message);
-        anyhow::anyhow!("{}: [pairs.{name}]: {message}", place(&key))
+    let profile = with_changes(changes, merge, |key, message| {
+        format!("{}: [pairs.{name}]: {message}", place(key))
     })?;
     Ok((profile, Some(name.to_owned())))
 }
@@ -330,10 +328,21 @@ fn decoding(file: &TomlFile, profile: &Profile, changes: &toml::Table) -> Result
         let merged = table.try_into::<DecodingSpec>();
         merged.map_err(|error| error.message().to_owned())
     };
+    with_changes(changes, merge, |key, message| {
+        let place = file.place(&[Key("evaluation"), Key(key)]);
+        format!("{place}: [evaluation]: {message}")
+    })
+}
+
+/// What `merge` makes of a table's changes. `said` makes its error's text, from the key that it is about.
+fn with_changes<T>(
+    changes: &toml::Table,
+    merge: impl Fn(&toml::Table) -> Result<T, String>,
+    said: impl FnOnce(&str, &str) -> String,
+) -> Result<T> {
     merge(changes).map_err(|message| {
         let key = blame::culprit(changes, &message, |c| merge(c).err()).unwrap_or_default();
-        let place = file.place(&[Key("evaluation"), Key(&key)]);
-        anyhow::anyhow!("{place}: [evaluation]: {}", with_nearest_key(&message))
+        anyhow::anyhow!(said(&key, &with_nearest_key(&message)))
     })
 }
 

@@ -4,12 +4,10 @@
 mod cube;
 mod fused;
 
-use std::path::PathBuf;
-
 use abkd_host::fault;
 use abkd_models::{LanguageModel, params};
 use burn::module::{Module, ModuleVisitor, Param, ParamGroup};
-use burn::optim::{AdamWConfig, GradientsParams, ModuleOptimizer};
+use burn::optim::{AdamWConfig, GradientsParams, ModuleOptimizer, OptimizerRecord};
 use burn::store::RecordError;
 use burn::tensor::{Bytes, Tensor};
 
@@ -35,12 +33,12 @@ impl AdamW {
         self.optimizer.step(learning_rate, model, grads)
     }
 
-    /// Writes the moments.
-    pub(crate) fn save(&self, path: PathBuf) -> Result<(), RecordError> {
-        self.optimizer.save(path)
+    /// The moments, in host memory.
+    pub(crate) fn to_record(&self) -> OptimizerRecord {
+        self.optimizer.to_record()
     }
 
-    /// The same with the moments that [`save`](Self::save) wrote.
+    /// The same with the moments of a saved record.
     pub(crate) fn with_state(self, bytes: Bytes) -> Result<Self, RecordError> {
         let optimizer = self.optimizer.from_bytes(bytes)?;
         Ok(Self { optimizer, ..self })

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use abkd_data::indexed::IndexedTokens;
 use abkd_data::{Batch, Example, Sequence, Tokenizer, collate};
@@ -20,7 +20,7 @@ pub use crate::kept::{student_dir, student_seal};
 use crate::log::StepLog;
 use crate::methods::Moment;
 use crate::optim::AdamW;
-use crate::state::{self, State};
+use crate::state::{self, Saver, Snapshot, State};
 use crate::step::{Teacher, Term, Update};
 use crate::timing::{Phase, Phases};
 use crate::{Error, KeepBest, Method, Settings, ahead, evaluate, kept, optim, step};
@@ -98,9 +98,6 @@ pub struct TrainRun<'a> {
     /// Set from outside to stop after the current step.
     pub stop: &'a AtomicBool,
 }
-
-/// Minimum time between checkpoints as a multiple of the time to save one, so that saving takes at most 5% of a training.
-const SAVES: u32 = 20;
 
 /// Progress report of a running training.
 #[derive(Clone, Debug)]
@@ -188,9 +185,12 @@ pub fn train(run: TrainRun, observe: &mut dyn FnMut(Event)) -> Result<Outcome, E
         cache: run.cache,
     });
     let mut memory = KeptMemory::begin();
-    let (mut saved, mut interval) = ((state.step, Instant::now()), run.checkpoint_every);
+    let mut saved = state.step;
     std::thread::scope(|scope| {
         let (prepared, thread) = ahead::prepare(scope, &run, state.step..steps);
+        // On a processor, writing would take the training's cores and memory.
+        let beside = !abkd_host::serves(&student.device().without_autodiff());
+        let mut saver = Saver::new(scope, run.checkpoint_every, beside);
         while state.step < steps {
             let mut phases = Phases::default();
             let Ok(mut data) = phases.time(Phase::Data, || prepared.recv()) else {
@@ -256,21 +256,23 @@ pub fn train(run: TrainRun, observe: &mut dyn FnMut(Event)) -> Result<Outcome, E
                 }
             }
             let stop = run.stop.load(Ordering::Relaxed);
-            let due = stop || validates || saved.1.elapsed() > interval;
-            if due && saved.0 != state.step {
-                let begun = Instant::now();
-                state.method = driver.state();
-                state.log = log.mark()?;
-                // Removed with this save, not earlier: until then the run may resume from the previous checkpoint.
-                let surpassed = kept::surpassed(run.dir, &state.curve, settings.keep_best)?;
-                state::save(run.dir, &state, &student, &optimizer, surpassed)?;
-                interval = run.checkpoint_every.max(SAVES * begun.elapsed());
-                saved = (state.step, Instant::now());
+            if (stop || validates || saver.due()) && saved != state.step {
+                saver.save(|| {
+                    state.method = driver.state();
+                    state.log = log.mark()?;
+                    // Removed with this save, not earlier: until then the run may resume from the previous checkpoint.
+                    let surpassed = kept::surpassed(run.dir, &state.curve, settings.keep_best)?;
+                    let (dir, optimizer) = (run.dir, &optimizer);
+                    Ok(Snapshot::take(dir, &state, &student, optimizer, surpassed))
+                })?;
+                saved = state.step;
             }
             if stop && state.step < steps {
+                saver.wait()?;
                 return Ok(Outcome::Interrupted);
             }
         }
+        saver.wait()?;
         kept::finish(run.dir, &state, settings.keep_best)?;
         Ok(Outcome::Finished {
             curve: state.curve,

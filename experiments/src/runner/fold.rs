@@ -1,9 +1,10 @@
 //! Finished tasks as the CSV files of an experiment.
 
+use std::fs;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use super::{Evaluated, OneOff, Places, Trained, proof};
 use crate::plan::{Plan, Who, row_label};
@@ -100,6 +101,16 @@ pub fn write_results(places: &Places, spec: &Spec, plan: &Plan) -> Result<()> {
         }
     }
     let file = |end: &str| places.partial(spec, &format!("{name}{end}"));
+    for (end, none) in [
+        ("_curves.csv", curves.is_empty()),
+        ("_masses.csv", masses.is_empty()),
+    ] {
+        // An interrupted run may have measured what this one does not.
+        let stale = file(end);
+        if none && stale.exists() {
+            fs::remove_file(&stale).with_context(|| stale.display().to_string())?;
+        }
+    }
     if !masses.is_empty() {
         results::write_masses(&file("_masses.csv"), &in_order(masses))?;
     }
