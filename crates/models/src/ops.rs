@@ -63,7 +63,7 @@ pub(crate) fn card() -> Option<Device> {
     None
 }
 
-/// A function of `I` dense tensors, and its gradient. The inputs are kept for the backward pass, and nothing else.
+/// A function of `I` dense tensors, and its gradient. Nothing but the inputs is kept for the backward pass.
 trait Operation<const I: usize>: Debug + Send + Sync {
     /// Whether the gradient depends on the inputs; they are kept only then. Else they have the output's shape, and any tensors of
     /// that shape take their place.

@@ -33,7 +33,7 @@ impl AdamW {
         self.optimizer.step(learning_rate, model, grads)
     }
 
-    /// The moments, in host memory.
+    /// The moments. On a card they are read when the record is used.
     pub(crate) fn to_record(&self) -> OptimizerRecord {
         self.optimizer.to_record()
     }

@@ -13,7 +13,6 @@ use abkd_host::files;
 use abkd_host::seal::{self, Seal};
 use abkd_models::LanguageModel;
 use burn::module::{Module, ModuleVisitor, Param, ParamGroup, ParamId};
-use burn::optim::OptimizerRecord;
 use burn::store::ModuleRecord;
 use burn::tensor::{Bytes, Tensor};
 use serde::{Deserialize, Serialize};
@@ -50,70 +49,12 @@ const STUDENT: &str = "student.bpk";
 const OPTIMIZER: &str = "optimizer.bpk";
 const STATE: &str = "state.json";
 
-/// A checkpoint in host memory.
-pub struct Snapshot {
-    target: PathBuf,
-    state: State,
-    student: ModuleRecord,
-    optimizer: OptimizerRecord,
-    replaced: Vec<PathBuf>,
-}
-
-impl Snapshot {
-    /// Reads student and optimizer from their device. `replaced` is removed once the checkpoint is complete.
-    pub fn take(
-        run: &Path,
-        state: &State,
-        student: &LanguageModel,
-        optimizer: &AdamW,
-        replaced: Vec<PathBuf>,
-    ) -> Self {
-        let trained = ParamGroup::from_ids(trained(student));
-        Self {
-            target: run.join(format!("{PREFIX}{:09}", state.step)),
-            state: state.clone(),
-            student: student.valid().into_record_group(trained),
-            optimizer: optimizer.to_record(),
-            replaced,
-        }
-    }
-
-    /// Writes the checkpoint, then removes older ones and what it replaces.
-    ///
-    /// # Errors
-    ///
-    /// When the folder cannot be written; the previous checkpoint is then still there.
-    pub fn write(self) -> Result<(), Error> {
-        let (target, state) = (self.target, self.state);
-        let partial = files::temporary(&target).map_err(Error::io(&target))?;
-        // Left by a failed attempt.
-        files::remove_folder(&partial).map_err(Error::io(&partial))?;
-        files::create_folder(&partial).map_err(Error::io(&partial))?;
-        let fail = |e: burn::store::RecordError| Error::checkpoint(&target, e);
-        self.student.save(partial.join(STUDENT)).map_err(fail)?;
-        self.optimizer.save(partial.join(OPTIMIZER)).map_err(fail)?;
-        let json = serde_json::to_vec_pretty(&state).map_err(|e| Error::checkpoint(&target, e))?;
-        let path = partial.join(STATE);
-        fs::write(&path, json).map_err(Error::io(&path))?;
-        let mut replaces = checkpoints(&files::folder_of(&target))?;
-        replaces.retain(|old| *old != target);
-        replaces.extend(self.replaced);
-        Ok(Seal::publish(
-            &partial,
-            &target,
-            &state.fingerprint,
-            &replaces,
-        )?)
-    }
-}
-
-/// Minimum time between checkpoints as a multiple of the time to save one, so that saving takes at most 5% of a training.
+/// Minimum time between checkpoints that nothing else asks for, as a multiple of the time to save one.
 const SAVES: u32 = 20;
 
-/// Saves the checkpoints of a run, one after the other, each on a thread of its own.
+/// Saves the checkpoints of a run, one after the other. Beside a training on a card, another thread writes them.
 pub struct Saver<'scope, 'env> {
     scope: &'scope Scope<'scope, 'env>,
-    /// Whether the training goes on while a checkpoint is written.
     beside: bool,
     /// Minimum time between checkpoints that nothing else asks for.
     least: Duration,
@@ -125,7 +66,7 @@ pub struct Saver<'scope, 'env> {
 }
 
 impl<'scope, 'env> Saver<'scope, 'env> {
-    /// A saver whose threads end before `scope`.
+    /// A saver whose threads end before `scope`; `beside`: the training goes on while a checkpoint is written.
     pub fn new(scope: &'scope Scope<'scope, 'env>, least: Duration, beside: bool) -> Self {
         Self {
             scope,
@@ -137,24 +78,62 @@ impl<'scope, 'env> Saver<'scope, 'env> {
         }
     }
 
-    /// Whether the last checkpoint is old.
-    pub fn due(&self) -> bool {
-        self.last.elapsed() > self.interval
-    }
-
-    /// Saves a checkpoint, after the last one is written.
+    /// Whether the last checkpoint is written and old.
     ///
     /// # Errors
     ///
-    /// When it cannot be taken, or the last one could not be written. The newest complete checkpoint is then still there.
-    pub fn save(&mut self, take: impl FnOnce() -> Result<Snapshot, Error>) -> Result<(), Error> {
-        self.wait()?;
-        let begun = Instant::now();
-        let snapshot = take()?;
-        let write = move || snapshot.write().map(|()| begun.elapsed());
-        self.writes = Some(self.scope.spawn(write));
-        if !self.beside {
+    /// When it could not be written, as soon as that is known.
+    pub fn due(&mut self) -> Result<bool, Error> {
+        if self.writes.as_ref().is_some_and(|t| t.is_finished()) {
             self.wait()?;
+        }
+        Ok(self.writes.is_none() && self.last.elapsed() > self.interval)
+    }
+
+    /// Saves a checkpoint. When it is complete, older ones and `replaced` are removed. No other may be on its way.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be written, unless another thread writes it; the previous checkpoint is then still there.
+    pub fn save(
+        &mut self,
+        run: &Path,
+        state: &State,
+        student: &LanguageModel,
+        optimizer: &AdamW,
+        replaced: Vec<PathBuf>,
+    ) -> Result<(), Error> {
+        assert!(self.writes.is_none(), "the last one was waited for");
+        let begun = Instant::now();
+        let checkpoint = Checkpoint {
+            target: run.join(format!("{PREFIX}{:09}", state.step)),
+            state: state.clone(),
+            replaced,
+        };
+        let fail = |e: burn::store::RecordError| Error::checkpoint(&checkpoint.target, e);
+        let trained = ParamGroup::from_ids(trained(student));
+        let student = student.valid().into_record_group(trained);
+        if self.beside {
+            // A record of a card's tensors is read when it is used, and the next update writes over them.
+            let student = student.into_bytes().map_err(fail)?;
+            let optimizer = optimizer.to_record().into_bytes().map_err(fail)?;
+            self.writes = Some(self.scope.spawn(move || {
+                checkpoint.write(|partial| {
+                    for (name, bytes) in [(STUDENT, student), (OPTIMIZER, optimizer)] {
+                        let path = partial.join(name);
+                        fs::write(&path, &*bytes).map_err(Error::io(&path))?;
+                    }
+                    Ok(())
+                })?;
+                Ok(begun.elapsed())
+            }));
+        } else {
+            checkpoint.write(|partial| {
+                student.save(partial.join(STUDENT)).map_err(fail)?;
+                let optimizer = optimizer.to_record();
+                optimizer.save(partial.join(OPTIMIZER)).map_err(fail)
+            })?;
+            self.interval = self.least.max(SAVES * begun.elapsed());
         }
         self.last = Instant::now();
         Ok(())
@@ -164,7 +143,7 @@ impl<'scope, 'env> Saver<'scope, 'env> {
     ///
     /// # Errors
     ///
-    /// When it could not be written. The newest complete checkpoint is then still there.
+    /// When it could not be written; the previous checkpoint is then still there.
     pub fn wait(&mut self) -> Result<(), Error> {
         if let Some(thread) = self.writes.take() {
             let written = thread.join();
@@ -172,6 +151,34 @@ impl<'scope, 'env> Saver<'scope, 'env> {
             self.interval = self.least.max(SAVES * took);
         }
         Ok(())
+    }
+}
+
+/// A checkpoint without its tensors.
+struct Checkpoint {
+    target: PathBuf,
+    state: State,
+    replaced: Vec<PathBuf>,
+}
+
+impl Checkpoint {
+    /// Writes the checkpoint's folder, then removes older ones and what it replaces; `tensors` writes student and optimizer.
+    fn write(&self, tensors: impl FnOnce(&Path) -> Result<(), Error>) -> Result<(), Error> {
+        let target = &self.target;
+        let partial = files::temporary(target).map_err(Error::io(target))?;
+        // Left by a failed attempt.
+        files::remove_folder(&partial).map_err(Error::io(&partial))?;
+        files::create_folder(&partial).map_err(Error::io(&partial))?;
+        tensors(&partial)?;
+        let json = serde_json::to_vec_pretty(&self.state);
+        let json = json.map_err(|e| Error::checkpoint(target, e))?;
+        let path = partial.join(STATE);
+        fs::write(&path, json).map_err(Error::io(&path))?;
+        let mut replaces = checkpoints(&files::folder_of(target))?;
+        replaces.retain(|old| old != target);
+        replaces.extend_from_slice(&self.replaced);
+        let fingerprint = &self.state.fingerprint;
+        Ok(Seal::publish(&partial, target, fingerprint, &replaces)?)
     }
 }
 
@@ -289,33 +296,111 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("file");
         fs::write(&file, "no folder").unwrap();
-        let take = |run: &Path, step| {
-            let state = State {
-                fingerprint: "a".into(),
-                step,
-                ..State::default()
-            };
-            Ok(Snapshot::take(
-                run,
-                &state,
-                &student,
-                &optimizer,
-                Vec::new(),
-            ))
-        };
         for beside in [true, false] {
             std::thread::scope(|scope| {
-                let mut saver = Saver::new(scope, Duration::from_secs(1000), beside);
-                saver.save(|| take(dir.path(), 1)).unwrap();
-                saver.save(|| take(dir.path(), 2)).unwrap();
-                let begun = saver.save(|| take(&file, 3));
-                assert_eq!(begun.is_ok(), beside);
-                let error = begun.and_then(|()| saver.wait()).unwrap_err().to_string();
+                let mut saver = Saver::new(scope, Duration::ZERO, beside);
+                let save = |saver: &mut Saver, run: &Path, step| {
+                    let state = State {
+                        fingerprint: "a".into(),
+                        step,
+                        ..State::default()
+                    };
+                    saver.save(run, &state, &student, &optimizer, Vec::new())
+                };
+                for step in [1, 2] {
+                    save(&mut saver, dir.path(), step).unwrap();
+                    saver.wait().unwrap();
+                }
+                let mut end = save(&mut saver, &file, 3);
+                assert_eq!(end.is_ok(), beside);
+                // Known without another save.
+                while end.is_ok() {
+                    end = saver.due().map(drop);
+                }
+                let error = end.unwrap_err().to_string();
                 assert!(error.contains(&file.display().to_string()), "{error}");
-                saver.wait().unwrap();
             });
             let (state, _) = find(dir.path(), "a").unwrap().unwrap();
             assert_eq!((state.step, checkpoints(dir.path()).unwrap().len()), (2, 1));
         }
+    }
+
+    /// A checkpoint holds what was saved, whatever the updates write while it is on its way.
+    #[cfg(feature = "wgpu")]
+    #[test]
+    fn updates_do_not_reach_a_checkpoint_that_another_thread_writes() {
+        use abkd_data::{Sequence, collate};
+        use abkd_models::params;
+
+        use crate::head::Objective;
+        use crate::step::{Term, Update, update};
+        use crate::timing::Phases;
+
+        // 16 MB of embeddings: a file is written in windows of 8 MB.
+        let config: ModelConfig = serde_json::from_value(json!({
+            "model_type": "gpt2", "vocab_size": 32_768, "n_positions": 4, "n_embd": 128, "n_layer": 1, "n_head": 1,
+        }))
+        .unwrap();
+        let device = Device::wgpu(burn::tensor::DeviceKind::DefaultDevice);
+        let first = config.init(1, &device).train();
+        let mut optimizer = optim::adamw(&first, 0.01, 0.999);
+        let tokens = vec![1, 2, 3, 0];
+        let sequence = Sequence {
+            example: 0,
+            tokens,
+            prompt_len: 1,
+        };
+        let updated = |student: LanguageModel, optimizer: &mut AdamW, step| {
+            let term = Term {
+                batch: collate(&[&sequence]),
+                objective: Objective::CrossEntropy,
+                weight: 1.0,
+                from_data: true,
+            };
+            let how = Update {
+                learning_rate: 1e-2,
+                max_grad_norm: 1.0,
+                micro_batch_size: None,
+                parallel_micro_batches: 1,
+                gradient_checkpointing: false,
+                seed: 0,
+                step,
+            };
+            let phases = Phases::default();
+            update(student, optimizer, None, &[term], &how, phases)
+                .unwrap()
+                .0
+        };
+        let weights = |student: &LanguageModel| params::values(&student.valid());
+        let student = updated(first.clone(), &mut optimizer, 0);
+        let saved = weights(&student);
+        let dir = tempfile::tempdir().unwrap();
+        let second = std::thread::scope(|scope| {
+            let mut student = student;
+            let mut saver = Saver::new(scope, Duration::ZERO, true);
+            let state = State {
+                fingerprint: "a".into(),
+                step: 1,
+                ..State::default()
+            };
+            let run = dir.path();
+            let begun = saver.save(run, &state, &student, &optimizer, Vec::new());
+            begun.unwrap();
+            // Not a copy, so that weights and moments are updated in place.
+            student = updated(student, &mut optimizer, 1);
+            let second = weights(&student);
+            for step in 2..4 {
+                student = updated(student, &mut optimizer, step);
+            }
+            saver.wait().unwrap();
+            second
+        });
+        let (_, seal) = find(dir.path(), "a").unwrap().unwrap();
+        let loaded = load(&seal, first, |student| optim::adamw(student, 0.01, 0.999)).unwrap();
+        let (student, mut optimizer) = loaded;
+        assert!(weights(&student) == saved);
+        // Follows from the moments, too.
+        let student = updated(student, &mut optimizer, 1);
+        assert!(saved != second && weights(&student) == second);
     }
 }

@@ -266,7 +266,8 @@ fn parts<'a>(terms: &'a [Term], how: &Update) -> Vec<Part<'a>> {
                 first_row,
                 scale: fault!("mean of each micro-batch", scale, of_part),
                 from_data: term.from_data,
-                seed: how.seed.wrapping_add(parts.len() as u64),
+                // Seeds of other trainings differ in low bits.
+                seed: how.seed ^ (parts.len() as u64) << 32,
             });
         };
         let all = term.batch.lengths.len();

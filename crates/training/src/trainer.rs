@@ -20,7 +20,7 @@ pub use crate::kept::{student_dir, student_seal};
 use crate::log::StepLog;
 use crate::methods::Moment;
 use crate::optim::AdamW;
-use crate::state::{self, Saver, Snapshot, State};
+use crate::state::{self, Saver, State};
 use crate::step::{Teacher, Term, Update};
 use crate::timing::{Phase, Phases};
 use crate::{Error, KeepBest, Method, Settings, ahead, evaluate, kept, optim, step};
@@ -256,15 +256,14 @@ pub fn train(run: TrainRun, observe: &mut dyn FnMut(Event)) -> Result<Outcome, E
                 }
             }
             let stop = run.stop.load(Ordering::Relaxed);
-            if (stop || validates || saver.due()) && saved != state.step {
-                saver.save(|| {
-                    state.method = driver.state();
-                    state.log = log.mark()?;
-                    // Removed with this save, not earlier: until then the run may resume from the previous checkpoint.
-                    let surpassed = kept::surpassed(run.dir, &state.curve, settings.keep_best)?;
-                    let (dir, optimizer) = (run.dir, &optimizer);
-                    Ok(Snapshot::take(dir, &state, &student, optimizer, surpassed))
-                })?;
+            let due = saver.due()?;
+            if (due || stop || validates) && saved != state.step {
+                saver.wait()?;
+                state.method = driver.state();
+                state.log = log.mark()?;
+                // Removed with this save, not earlier: until then the run may resume from the previous checkpoint.
+                let surpassed = kept::surpassed(run.dir, &state.curve, settings.keep_best)?;
+                saver.save(run.dir, &state, &student, &optimizer, surpassed)?;
                 saved = state.step;
             }
             if stop && state.step < steps {

@@ -18,7 +18,6 @@ use serde_json::json;
 
 /// Two epochs of ten updates; stopped after `stop_after` updates.
 fn run(dir: &Path, fingerprint: &str, stop_after: Option<usize>) -> Result<Outcome, Error> {
-    // Without dropout: its random numbers are shared with other tests of the process.
     let config: ModelConfig = serde_json::from_value(json!({
         "model_type": "llama", "vocab_size": Tokenizer::embedded().vocab_size(), "hidden_size": 8,
         "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 8,

@@ -247,7 +247,7 @@ fn scores_on_wgpu_are_the_processors() {
 }
 
 /// On a driver without a card (`make test-cuda`), which computes nothing: all that a table does on a card goes through, in
-/// bf16, and resumes.
+/// bf16, on one card and on two.
 #[cfg(feature = "cuda")]
 #[test]
 fn a_table_goes_through_on_a_driver_without_a_card() {
@@ -261,6 +261,11 @@ fn a_table_goes_through_on_a_driver_without_a_card() {
         "micro.toml",
         "description",
         "precision = \"bf16\"\ndescription",
+    );
+    project.edit(
+        "micro.toml",
+        "epochs = 3",
+        "epochs = 3\ngradient_checkpointing = true",
     );
     let libraries =
         [cuda.join("stub"), cuda.join("lib")].map(|folder| folder.display().to_string());

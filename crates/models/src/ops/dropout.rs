@@ -1,6 +1,7 @@
-//! Dropout. Whether a number is dropped is a function of a key and of its place, the same function on every device, so
-//! neither a mask nor random numbers are kept: the backward pass asks again. The keys are a sequence that each thread has of
-//! its own. Burn's random state is one a process: tasks that run side by side would take each other's numbers.
+//! Dropout. Whether a number is dropped is a function of a key and of its place, so neither a mask nor random numbers are
+//! kept: the backward pass asks again. The function is the same on processors and on the cards that CubeCL serves;
+//! libtorch on a card draws with its own generator, seeded from the key. The keys are a sequence that each thread has of its
+//! own: Burn's random state is one a process, and tasks that run side by side would take each other's numbers.
 
 use std::cell::Cell;
 use std::sync::Mutex;
