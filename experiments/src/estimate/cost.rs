@@ -64,10 +64,10 @@ impl Memory {
 
 /// Kernels of a layer on a card, as counted (docs/gpu.md): forward, backward, computed again for the backward pass, of the
 /// adapters of two projections in all three, and of a decoding step.
-const FORWARD: f64 = 35.0;
+const FORWARD: f64 = 31.0;
 const BACKWARD: f64 = 54.0;
-const AGAIN: f64 = 50.0;
-const ADAPTED: f64 = 26.0;
+const AGAIN: f64 = 48.0;
+const ADAPTED: f64 = 24.0;
 const STEP: f64 = 45.0;
 /// Tensors of a layer: of GPT-2, whose biases are trained, and the factors of an adapter of two projections.
 const TENSORS: f64 = 12.0;
