@@ -71,8 +71,12 @@ fn panel(
             .iter()
             .any(|dataset| table.cell(&look.row, dataset).is_none())
     });
-    let over = match table.cells.iter().filter_map(|c| c.training_seeds).max() {
-        Some(n) if n > 1 => format!("{n} trainings"),
+    let trainings = || table.cells.iter().filter_map(|c| c.training_seeds);
+    let over = match (trainings().min(), trainings().max()) {
+        (Some(1), Some(n)) if n > 1 => {
+            format!("{n} trainings, or over the sampling seeds where a row has one")
+        }
+        (_, Some(n)) if n > 1 => format!("{n} trainings"),
         _ => "the sampling seeds of one training".into(),
     };
     let mut legend = format!(" – whiskers: standard deviation over {over}");
