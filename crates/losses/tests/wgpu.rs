@@ -205,26 +205,13 @@ fn the_head_of_equal_tokens_begins_with_the_first() {
 fn what_the_kernel_does_not_serve_is_the_reference_implementations() {
     let (n, vocab) = (3, 200);
     let (z, t) = logits(n, vocab);
-    let both = || (tensor(&z, vocab, &device()), tensor(&t, vocab, &device()));
+    let both = || Logits {
+        student: tensor(&z, vocab, &device()),
+        teacher: tensor(&t, vocab, &device()),
+    };
     let d = Divergence::alpha_beta(0.02, 0.01);
-    let rows = value_and_grad(
-        &d,
-        Fidelity::Paper,
-        Logits {
-            student: both().0,
-            teacher: both().1,
-        },
-    )
-    .unwrap();
-    let other = reference::value_and_grad(
-        &d,
-        Fidelity::Paper,
-        Logits {
-            student: both().0,
-            teacher: both().1,
-        },
-    )
-    .unwrap();
+    let rows = value_and_grad(&d, Fidelity::Paper, both()).unwrap();
+    let other = reference::value_and_grad(&d, Fidelity::Paper, both()).unwrap();
     let (value, grad) = (floats(other.value), floats(other.grad));
     assert_close(&format!("{d:?}"), rows, &z, (&value, &grad));
 }

@@ -3,7 +3,6 @@
 //! `<run>/validation-<n>/` holds the weights of the best validation so far, `<run>/student/` the best of the finished run.
 //! The seals of both name the run and the validation.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use abkd_host::files;
@@ -11,7 +10,7 @@ use abkd_host::seal::Seal;
 
 use crate::state::State;
 use crate::trainer::{ValidationRecord, best_validation};
-use crate::{Error, KeepBest};
+use crate::{Error, KeepBest, folders};
 
 const PREFIX: &str = "validation-";
 
@@ -43,16 +42,7 @@ pub(crate) fn publish(
     write: impl FnOnce(&Path) -> Result<(), Error>,
 ) -> Result<(), Error> {
     let target = validation_dir(run, number);
-    let partial = files::temporary(&target).map_err(Error::io(&target))?;
-    // Left by a failed attempt.
-    files::remove_folder(&partial).map_err(Error::io(&partial))?;
-    write(&partial)?;
-    Ok(Seal::publish(
-        &partial,
-        &target,
-        &task(fingerprint, number),
-        &[],
-    )?)
+    folders::publish(&target, &task(fingerprint, number), &[], write)
 }
 
 /// Removes weights that a run starting or resuming at `state` must not find: those of later or surpassed validations.
@@ -102,7 +92,7 @@ pub(crate) fn surpassed(
     keep: KeepBest,
 ) -> Result<Vec<PathBuf>, Error> {
     let best = validation_dir(run, best_validation(curve, keep));
-    let mut found = entries(run, PREFIX)?;
+    let mut found = folders::entries(run, PREFIX)?;
     found.retain(|dir| *dir != best);
     Ok(found)
 }
@@ -123,20 +113,4 @@ fn task(fingerprint: &str, number: usize) -> String {
 
 fn validation_dir(run: &Path, number: usize) -> PathBuf {
     run.join(format!("{PREFIX}{number}"))
-}
-
-/// Entries of a run's folder whose names start with `prefix`, sorted; none without a folder.
-pub(crate) fn entries(run: &Path, prefix: &str) -> Result<Vec<PathBuf>, Error> {
-    if !run.exists() {
-        return Ok(Vec::new());
-    }
-    let mut found = Vec::new();
-    for entry in fs::read_dir(run).map_err(Error::io(run))? {
-        let entry = entry.map_err(Error::io(run))?;
-        if entry.file_name().to_string_lossy().starts_with(prefix) {
-            found.push(entry.path());
-        }
-    }
-    found.sort();
-    Ok(found)
 }

@@ -10,6 +10,7 @@ mod ahead;
 pub mod cache;
 mod error;
 pub mod evaluate;
+mod folders;
 pub mod head;
 mod kept;
 mod log;

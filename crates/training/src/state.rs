@@ -17,10 +17,10 @@ use burn::store::ModuleRecord;
 use burn::tensor::{Bytes, Tensor};
 use serde::{Deserialize, Serialize};
 
-use crate::Error;
 use crate::log::Mark;
 use crate::optim::AdamW;
 use crate::trainer::ValidationRecord;
+use crate::{Error, folders};
 
 /// Progress of a run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -165,20 +165,16 @@ impl Checkpoint {
     /// Writes the checkpoint's folder, then removes older ones and what it replaces; `tensors` writes student and optimizer.
     fn write(&self, tensors: impl FnOnce(&Path) -> Result<(), Error>) -> Result<(), Error> {
         let target = &self.target;
-        let partial = files::temporary(target).map_err(Error::io(target))?;
-        // Left by a failed attempt.
-        files::remove_folder(&partial).map_err(Error::io(&partial))?;
-        files::create_folder(&partial).map_err(Error::io(&partial))?;
-        tensors(&partial)?;
         let json = serde_json::to_vec_pretty(&self.state);
         let json = json.map_err(|e| Error::checkpoint(target, e))?;
-        let path = partial.join(STATE);
-        fs::write(&path, json).map_err(Error::io(&path))?;
         let mut replaces = checkpoints(&files::folder_of(target))?;
         replaces.retain(|old| old != target);
         replaces.extend_from_slice(&self.replaced);
-        let fingerprint = &self.state.fingerprint;
-        Ok(Seal::publish(&partial, target, fingerprint, &replaces)?)
+        folders::publish(target, &self.state.fingerprint, &replaces, |partial| {
+            tensors(partial)?;
+            let path = partial.join(STATE);
+            fs::write(&path, json).map_err(Error::io(&path))
+        })
     }
 }
 
@@ -273,7 +269,7 @@ fn anew(dir: &Path) -> String {
 ///
 /// When the folder of the run cannot be read.
 pub fn checkpoints(run: &Path) -> Result<Vec<PathBuf>, Error> {
-    crate::kept::entries(run, PREFIX)
+    folders::entries(run, PREFIX)
 }
 
 #[cfg(test)]

@@ -84,6 +84,15 @@ impl Dropped {
         let (limit, kept) = self.limit();
         drop_numbers(x, self.row_key(row, head), first as u32, limit, kept);
     }
+
+    /// All numbers are one row.
+    fn drop_all(self, x: &[f32], out: &mut [f32]) {
+        let parts = out.par_chunks_mut(PART).zip(x.par_chunks(PART));
+        parts.enumerate().for_each(|(i, (out, x))| {
+            out.copy_from_slice(x);
+            self.drop_row(0, 0, i * PART, out);
+        });
+    }
 }
 
 /// Dropout of a tensor, seeded by [`seed_dropout`].
@@ -103,17 +112,6 @@ pub(crate) fn apply<const D: usize>(x: Tensor<D>, how: &Dropout) -> Tensor<D> {
         .unwrap_or_else(std::sync::PoisonError::into_inner);
     device.seed(dropped.key);
     how.forward(x)
-}
-
-impl Dropped {
-    /// All numbers are one row.
-    fn drop_all(self, x: &[f32], out: &mut [f32]) {
-        let parts = out.par_chunks_mut(PART).zip(x.par_chunks(PART));
-        parts.enumerate().for_each(|(i, (out, x))| {
-            out.copy_from_slice(x);
-            self.drop_row(0, 0, i * PART, out);
-        });
-    }
 }
 
 impl Operation<1> for Dropped {
